@@ -1,0 +1,84 @@
+"""Every error that walloc_data raises on purpose.
+
+    WallocDataError
+    ├── FormatError            (ValueError)    a manifest, record, index or key that breaks the contract on disk
+    │   └── CorruptShardError                  a shard whose bytes are not what its record promised
+    ├── CodecError             (ValueError)    a codec that cannot be loaded, or does not fit the latents
+    ├── SourceError            (ValueError)    a source of pictures that cannot be read as asked
+    ├── SettingsMismatchError  (ValueError)    resuming or extending with other settings than were used before
+    ├── StateError             (ValueError)    a loader state of another data set, batch size or format
+    ├── ModelError             (ValueError)    a timm model that cannot take latents, or a checkpoint of another codec
+    ├── StorageError           (OSError)       a store that refuses or fails, after the retries it deserves
+    ├── BusyError              (RuntimeError)  another process holds what this one needs
+    ├── ConversionError        (RuntimeError)  a conversion that stopped: too many failures, or one with on_error="stop"
+    └── MissingExtraError      (ImportError)   an optional package is absent; names the extra to install
+
+Each leaf is also the builtin that a caller would catch. A message says what was being processed, the value, the
+rule, and the remedy.
+"""
+
+__all__ = [
+    "BusyError",
+    "CodecError",
+    "ConversionError",
+    "CorruptShardError",
+    "FormatError",
+    "MissingExtraError",
+    "ModelError",
+    "SettingsMismatchError",
+    "SourceError",
+    "StateError",
+    "StorageError",
+    "WallocDataError",
+]
+
+
+class WallocDataError(Exception):
+    """The root of every error in this package."""
+
+
+class FormatError(WallocDataError, ValueError):
+    """Something on disk breaks the contract of `walloc_data.format`."""
+
+
+class CorruptShardError(FormatError):
+    """A shard's bytes are not what its record promised."""
+
+
+class CodecError(WallocDataError, ValueError):
+    """A codec cannot be loaded, or does not fit the latents it is given."""
+
+
+class SourceError(WallocDataError, ValueError):
+    """A source of pictures cannot be read as asked."""
+
+
+class SettingsMismatchError(WallocDataError, ValueError):
+    """A data set was begun with other settings; names every one that differs."""
+
+
+class StateError(WallocDataError, ValueError):
+    """A saved loader state does not belong to this loader."""
+
+
+class ModelError(WallocDataError, ValueError):
+    """A model cannot take these latents."""
+
+
+class StorageError(WallocDataError, OSError):
+    """A store refused, or failed after the retries that it deserved."""
+
+
+class BusyError(WallocDataError, RuntimeError):
+    """Another process holds the lock on what this one needs."""
+
+
+class ConversionError(WallocDataError, RuntimeError):
+    """A conversion stopped before its end; what was published stays and can be resumed."""
+
+
+class MissingExtraError(WallocDataError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package!r}: pip install 'walloc_data[{extra}]'")
