@@ -10,7 +10,7 @@
     ├── ModelError             (ValueError)    a timm model that cannot take latents, or a checkpoint of another codec
     ├── StorageError           (OSError)       a store that refuses or fails, after the retries it deserves
     ├── BusyError              (RuntimeError)  another process holds what this one needs
-    ├── ConversionError        (RuntimeError)  a conversion that stopped: too many failures, or one with on_error="stop"
+    ├── ConversionError        (RuntimeError)  a conversion that stopped before its end
     └── MissingExtraError      (ImportError)   an optional package is absent; names the extra to install
 
 Each leaf is also the builtin that a caller would catch. A message says what was being processed, the value, the

@@ -1,0 +1,462 @@
+"""The contract on disk: what an encoded data set is, in frozen dataclasses that round-trip through JSON.
+
+Standard library only, so that a data set can be inspected where nothing else is installed. Everything read from
+disk is untrusted: `from_dict` checks types, ranges and names, and says which field of which file is wrong.
+
+    my-latents/
+      walloc.json               Manifest
+      data/train-00000.tar      shards: {key}.webp [{key}.mirror.webp] [{key}.cls] {key}.json, adjacent
+      index/train.parquet       one row a sample, in shard order (INDEX_COLUMNS)
+      failures/train.jsonl      one line a picture that could not be encoded
+      codec/                    the codec that made the latents, so the folder explains itself
+      .walloc/                  the converter's plan, lock and per-shard records (the done marks)
+"""
+
+import hashlib
+import json
+import math
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import PurePosixPath
+from typing import Any, Literal, Self
+
+from walloc_data.errors import FormatError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "INDEX_COLUMNS",
+    "MANIFEST_NAME",
+    "ChannelStatistics",
+    "CodecSpec",
+    "EncodeSettings",
+    "Manifest",
+    "ShardRecord",
+    "SplitRecord",
+    "check_key",
+    "check_relative_path",
+    "dump_json",
+    "encoder_sha256",
+    "index_name",
+    "load_json",
+    "padding_for",
+    "sample_key",
+    "shard_name",
+]
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "walloc.json"
+MAX_JSON_BYTES = 64 * 2**20
+
+# (name, parquet type, meaning). `offset` and `length` locate the .webp payload inside the shard's file.
+INDEX_COLUMNS = (
+    ("key", "string", "the sample's key, unique in the split"),
+    ("shard", "int32", "position in the split's list of shards"),
+    ("offset", "int64", "first byte of the packed latent in the shard's file"),
+    ("length", "int32", "bytes of the packed latent"),
+    ("label", "int64", "class index, null where unlabelled"),
+    ("height", "int32", "pixels, before padding"),
+    ("width", "int32", "pixels, before padding"),
+    ("source_index", "int64", "position in the source"),
+)
+# Present as well where mirrored latents are stored.
+MIRROR_INDEX_COLUMNS = (
+    ("mirror_offset", "int64", "first byte of the packed latent of the mirrored picture"),
+    ("mirror_length", "int32", "its bytes"),
+)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+_NUMBERS = re.compile(r"\[[\s\d.,e+-]+\]")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def dump_json(value: Any) -> str:
+    """JSON with sorted keys and a final newline: equal values give equal bytes. NaN and infinity are refused."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    # Lists of numbers on one line: a histogram is 3072 of them.
+    return _NUMBERS.sub(lambda match: "[" + ", ".join(match[0][1:-1].replace(",", " ").split()) + "]", text) + "\n"
+
+
+def load_json(data: bytes | str, *, where: str) -> dict[str, Any]:
+    """Parse one JSON object of bounded size; `where` is named in every error."""
+    if len(data) > MAX_JSON_BYTES:
+        raise FormatError(f"{where}: {len(data)} bytes of JSON; at most {MAX_JSON_BYTES} are read")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def check_name(name: str, *, what: str, where: str) -> str:
+    """A split, codec or key: lower case, digits, '_' and '-', at most 100 characters (ustar and Hub rules)."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise FormatError(
+            f"{where}: {what} {name!r} must be lower-case letters, digits, '_' or '-', at most 100 characters, "
+            "starting with a letter or digit"
+        )
+    return name
+
+
+def check_key(key: str, *, where: str) -> str:
+    """A sample's key. Dots would end the key early for WebDataset readers, upper case breaks HF's."""
+    return check_name(key, what="key", where=where)
+
+
+def check_relative_path(path: str, *, where: str) -> str:
+    """A path inside a data set: relative, '/'-separated, without '..', so that nothing outside is ever touched."""
+    parts = PurePosixPath(path).parts if isinstance(path, str) else ()
+    if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or ":" in parts[0]:
+        raise FormatError(f"{where}: {path!r} is not a relative path inside the data set")
+    return path
+
+
+def sample_key(source_index: int) -> str:
+    """The key of the sample at a position in its source: nine digits or more."""
+    return f"{source_index:09d}"
+
+
+def shard_name(split: str, shard_index: int) -> str:
+    """Where a shard lies inside its data set, e.g. ``data/train-00000.tar``."""
+    return f"data/{split}-{shard_index:05d}.tar"
+
+
+def index_name(split: str) -> str:
+    """Where a split's index lies, e.g. ``index/train.parquet``."""
+    return f"index/{split}.parquet"
+
+
+def padding_for(height: int, width: int, *, multiple: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) pixels that make a picture's sides multiples of `multiple`.
+
+    Split evenly with the odd pixel at the right and bottom, as `walloc.compute_padding` does.
+    """
+    x, y = -width % multiple, -height % multiple
+    return (x // 2, y // 2, x - x // 2, y - y // 2)
+
+
+def encoder_sha256(spec: Mapping[str, Any], weight: Sequence[float], bias: Sequence[float]) -> str:
+    """The identity of a linear encoder: whatever changes a latent changes this, and nothing else does.
+
+    `spec` holds channels, J, latent_dim, latent_bits and wavelet; `weight` is the (latent_dim, channels * 4^J)
+    matrix in row-major order and `bias` (latent_dim,), both rounded to float32.
+    """
+    names = ("J", "channels", "latent_bits", "latent_dim", "wavelet")
+    digest = hashlib.sha256(json.dumps([spec[name] for name in names]).encode())
+    for values in (weight, bias):
+        digest.update(struct.pack(f"<{len(values)}f", *values))
+    return digest.hexdigest()
+
+
+class _Record:
+    """Shared JSON round trip of the frozen dataclasses below."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict of JSON values; `from_dict` is its inverse."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Self:
+        """Build and validate from a parsed JSON object; unknown and missing fields are errors that name them."""
+        if not isinstance(value, Mapping):
+            raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
+        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(value) - names):
+            raise FormatError(f"{where}: unknown fields {unknown}; written by a newer walloc_data?")
+        try:
+            return cls(**{name: _freeze(item) for name, item in value.items()})
+        except TypeError as error:
+            raise FormatError(f"{where}: {error}") from error
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}") from error
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
+
+
+def _check_int(name: str, value: Any, *, low: int, high: int = 2**63 - 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise FormatError(f"{name} must be an integer in [{low}, {high}], not {value!r}")
+
+
+def _check_sha256(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise FormatError(f"{name} must be 64 lower-case hexadecimal digits, not {value!r}")
+
+
+@dataclass(frozen=True)
+class CodecSpec(_Record):
+    """What a latent means: the codec's shape, and the hash of the weights that make latents from pictures."""
+
+    name: str
+    channels: int  # of the picture: 3
+    J: int  # wavelet-packet levels: one cell is 2^J pixels
+    latent_dim: int
+    latent_bits: int
+    wavelet: str
+    encoder_sha256: str
+
+    def __post_init__(self) -> None:
+        check_name(self.name, what="codec name", where="codec")
+        _check_int("channels", self.channels, low=1, high=4)
+        _check_int("J", self.J, low=1, high=8)
+        _check_int("latent_dim", self.latent_dim, low=1, high=4096)
+        _check_int("latent_bits", self.latent_bits, low=2, high=8)
+        if self.wavelet != "bior4.4":
+            raise FormatError(f"wavelet must be 'bior4.4', not {self.wavelet!r}")
+        _check_sha256("encoder_sha256", self.encoder_sha256)
+        if self.latent_dim % self.channels or math.isqrt(self.tiles) ** 2 != self.tiles:
+            raise FormatError(
+                f"latent_dim {self.latent_dim} does not pack: it must be channels ({self.channels}) times a square"
+            )
+
+    @property
+    def cell_px(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return 1 << self.J
+
+    @property
+    def tiles(self) -> int:
+        """Latent channels that share one colour plane of the packed picture."""
+        return self.latent_dim // self.channels
+
+    @property
+    def dimensionality_reduction(self) -> float:
+        """Picture values per latent value."""
+        return self.channels * 4**self.J / self.latent_dim
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(latent_dim, h, w) of a picture of `height` x `width` pixels, padding included."""
+        return self.latent_dim, -(-height // self.cell_px), -(-width // self.cell_px)
+
+
+@dataclass(frozen=True)
+class EncodeSettings(_Record):
+    """Everything besides source and codec that a shard's bytes depend on."""
+
+    size_px: int | None = None  # the shorter side is resized to this, then the centre is cropped; None: as it is
+    samples_per_shard: int = 2048
+    shuffle_seed: int | None = 0  # None keeps the source's order
+    webp_effort: Literal["default", "fast"] = "default"
+    background: tuple[int, int, int] = (255, 255, 255)  # RGB under transparent pixels
+    mirror: bool = False  # store the latent of the mirrored picture beside each one
+    max_pixels: int = 2**28  # larger pictures become failures: a bound on memory, and on decompression bombs
+
+    def __post_init__(self) -> None:
+        if self.size_px is not None:
+            _check_int("size_px", self.size_px, low=1, high=65536)
+        _check_int("samples_per_shard", self.samples_per_shard, low=1, high=10**7)
+        if self.shuffle_seed is not None:
+            _check_int("shuffle_seed", self.shuffle_seed, low=0)
+        if self.webp_effort not in ("default", "fast"):
+            raise FormatError(f"webp_effort must be 'default' or 'fast', not {self.webp_effort!r}")
+        if not isinstance(self.background, tuple) or len(self.background) != 3:
+            raise FormatError(f"background must be three values in [0, 255], not {self.background!r}")
+        for value in self.background:
+            _check_int("background", value, low=0, high=255)
+        if not isinstance(self.mirror, bool):
+            raise FormatError(f"mirror must be true or false, not {self.mirror!r}")
+        _check_int("max_pixels", self.max_pixels, low=1)
+
+
+@dataclass(frozen=True)
+class ChannelStatistics(_Record):
+    """How often each latent value occurs in each channel; everything else follows from these exact counts.
+
+    Counts add up over shards in any order, so the statistics of a split are the same however it was made.
+    """
+
+    counts: tuple[tuple[int, ...], ...]  # (latent_dim, 2^latent_bits); column i counts the value i - 2^(bits-1)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.counts, tuple) or not all(isinstance(row, tuple) for row in self.counts):
+            raise FormatError("counts must be a list of lists")
+        if len({len(row) for row in self.counts}) != 1 or not 1 <= len(self.counts) <= 4096:
+            raise FormatError("counts must be one row a channel, all of one length")
+        for row in self.counts:
+            for count in row:
+                _check_int("counts", count, low=0)
+
+    @classmethod
+    def zero(cls, spec: CodecSpec) -> Self:
+        """No latents seen yet."""
+        return cls(((0,) * 2**spec.latent_bits,) * spec.latent_dim)
+
+    def __add__(self, other: Self) -> Self:
+        pairs = zip(self.counts, other.counts, strict=True)
+        return type(self)(tuple(tuple(a + b for a, b in zip(*pair, strict=True)) for pair in pairs))
+
+    def _moment(self, row: tuple[int, ...], power: int) -> int:
+        offset = len(row) // 2
+        return sum(count * (i - offset) ** power for i, count in enumerate(row))
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """(latent_dim,) mean of the integers; 0 where nothing was counted."""
+        return tuple(self._moment(row, 1) / max(1, sum(row)) for row in self.counts)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """(latent_dim,) standard deviation of the integers."""
+        result = []
+        for row in self.counts:
+            n = max(1, sum(row))
+            first, second = self._moment(row, 1), self._moment(row, 2)
+            result.append(math.sqrt(n * second - first * first) / n)  # exact integers under the root
+        return tuple(result)
+
+    @property
+    def entropy_bits(self) -> tuple[float, ...]:
+        """(latent_dim,) zeroth-order entropy in bits per value."""
+        result = []
+        for row in self.counts:
+            n = max(1, sum(row))
+            result.append(-sum(count / n * math.log2(count / n) for count in row if count))
+        return tuple(result)
+
+    @property
+    def bounds(self) -> tuple[tuple[int, int], ...]:
+        """(latent_dim,) pairs of smallest and largest value seen; (0, 0) where nothing was counted."""
+        result = []
+        for row in self.counts:
+            seen = [i - len(row) // 2 for i, count in enumerate(row) if count]
+            result.append((seen[0], seen[-1]) if seen else (0, 0))
+        return tuple(result)
+
+
+@dataclass(frozen=True)
+class ShardRecord(_Record):
+    """One published shard."""
+
+    name: str  # relative to the data set's root
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_relative_path(self.name, where="shard name")
+        _check_int("num_samples", self.num_samples, low=1)
+        _check_int("num_bytes", self.num_bytes, low=1)
+        _check_sha256("sha256", self.sha256)
+
+
+@dataclass(frozen=True)
+class SplitRecord(_Record):
+    """One split: its shards in order, and what became of every picture of its source."""
+
+    source: Mapping[str, Any]  # what was encoded: kind, location, length
+    num_samples: int
+    num_failures: int
+    shards: tuple[ShardRecord, ...]
+    latent_shape: tuple[int, int, int] | None  # None where shapes vary: batches then need a transform or buckets
+    labelled: bool
+    statistics: ChannelStatistics
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, Mapping):
+            raise FormatError("source must be an object")
+        _check_int("num_samples", self.num_samples, low=0)
+        _check_int("num_failures", self.num_failures, low=0)
+        if not isinstance(self.labelled, bool):
+            raise FormatError(f"labelled must be true or false, not {self.labelled!r}")
+        if self.latent_shape is not None:
+            if not isinstance(self.latent_shape, tuple) or len(self.latent_shape) != 3:
+                raise FormatError(f"latent_shape must be three integers or null, not {self.latent_shape!r}")
+            for value in self.latent_shape:
+                _check_int("latent_shape", value, low=1, high=2**20)
+        if (counted := sum(shard.num_samples for shard in self.shards)) != self.num_samples:
+            raise FormatError(f"num_samples is {self.num_samples} but the shards hold {counted}")
+        names = [shard.name for shard in self.shards]
+        if len(set(names)) != len(names):
+            raise FormatError("a shard is listed twice")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Self:
+        if not isinstance(value, Mapping):
+            raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
+        shards, statistics = value.get("shards"), value.get("statistics")
+        if not isinstance(shards, list):
+            raise FormatError(f"{where}: shards must be a list")
+        parsed = dict(value)
+        parsed["shards"] = tuple(
+            ShardRecord.from_dict(shard, where=f"{where}: shard {i}") for i, shard in enumerate(shards)
+        )
+        parsed["statistics"] = ChannelStatistics.from_dict(
+            statistics if isinstance(statistics, Mapping) else {}, where=f"{where}: statistics"
+        )
+        return super().from_dict(parsed, where=where)
+
+
+@dataclass(frozen=True)
+class Manifest(_Record):
+    """`walloc.json`: what a reader must know before it opens a shard."""
+
+    codec: CodecSpec
+    settings: EncodeSettings
+    class_names: tuple[str, ...] | None
+    splits: Mapping[str, SplitRecord]
+    written_by: Mapping[str, str]  # versions of walloc_data and libwebp: bytes, not pixels, may depend on them
+
+    def __post_init__(self) -> None:
+        if self.class_names is not None and not (
+            isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
+        ):
+            raise FormatError("class_names must be a list of strings or null")
+        for split, record in self.splits.items():
+            check_name(split, what="split", where="manifest")
+            rows = record.statistics.counts
+            if len(rows) != self.codec.latent_dim or len(rows[0]) != 2**self.codec.latent_bits:
+                raise FormatError(
+                    f"split {split!r}: the statistics do not fit the codec's {self.codec.latent_dim} channels"
+                )
+
+    def split(self, name: str, *, where: str) -> SplitRecord:
+        """The named split, or an error that lists the ones there are."""
+        if name not in self.splits:
+            raise FormatError(f"{where}: no split {name!r}; it has {sorted(self.splits)}")
+        return self.splits[name]
+
+    def to_json(self) -> str:
+        """The bytes of `walloc.json`: the same for equal manifests."""
+        head: dict[str, Any] = {"format": "walloc_data", "format_version": FORMAT_VERSION}
+        value = head | self.to_dict()
+        for split, record in self.splits.items():
+            # Derived, but a reader without this package wants them spelled out.
+            value["splits"][split]["statistics"] |= {
+                "mean": record.statistics.mean,
+                "std": record.statistics.std,
+            }
+        return dump_json(value)
+
+    @classmethod
+    def from_json(cls, data: bytes | str, *, where: str) -> Self:
+        """Parse and check `walloc.json`. `where` is the path or URL that errors name."""
+        value = load_json(data, where=where)
+        if value.pop("format", None) != "walloc_data":
+            raise FormatError(f"{where}: not a walloc_data manifest")
+        if (version := value.pop("format_version", None)) != FORMAT_VERSION:
+            raise FormatError(
+                f"{where}: format version {version!r}; this walloc_data reads version {FORMAT_VERSION}: upgrade it"
+            )
+        splits = value.get("splits")
+        if not isinstance(splits, dict):
+            raise FormatError(f"{where}: splits must be an object")
+        for record in splits.values():
+            if isinstance(record, dict) and isinstance(record.get("statistics"), dict):
+                record["statistics"] = {"counts": record["statistics"].get("counts")}
+        value["codec"] = CodecSpec.from_dict(value.get("codec") or {}, where=f"{where}: codec")
+        value["settings"] = EncodeSettings.from_dict(value.get("settings") or {}, where=f"{where}: settings")
+        value["splits"] = {
+            name: SplitRecord.from_dict(record, where=f"{where}: split {name!r}")
+            for name, record in splits.items()
+        }
+        return super().from_dict(value, where=where)

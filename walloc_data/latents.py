@@ -1,0 +1,130 @@
+"""Latents as data: integers, their companding curve, and the lossless picture that carries them.
+
+Nothing here knows a codec or a wavelet. A latent is an integer tensor (N, C, h, w) in [-2^(bits-1), 2^(bits-1) - 1];
+at 8 bits it travels as int8. Packing lays n x n channels as tiles in each colour plane of one picture, so C = colours
+* n^2 (WaLLoC, arXiv 2412.09405, section 3).
+"""
+
+import io
+import math
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from walloc_data.errors import CodecError, CorruptShardError
+
+__all__ = ["compand", "decode_webp", "encode_webp", "expand", "expansion_table", "pack", "unpack"]
+
+MAX_PACKED_PIXELS = 2**28  # a packed latent of a 4-gigapixel picture: more than the converter ever writes
+
+# (method, quality) of libwebp's lossless mode; bytes and times are in benchmarks/results/encode_speed.json.
+_EFFORT: dict[str, tuple[int, int]] = {"default": (4, 0), "fast": (2, 0)}
+
+
+def _curve(latent_bits: int) -> tuple[float, float]:
+    """(m, s): half the range of the companded values, and the scale of the normal they follow."""
+    largest = 2 ** (latent_bits - 1) - 1
+    return largest + 0.5 - 1e-3, largest / 1.85
+
+
+def compand(v: Tensor, *, latent_bits: int) -> Tensor:
+    """Squeeze real values into the open interval (-m, m), m = 2^(bits-1) - 0.501: u = 2 m (Phi(v / s) - 1/2).
+
+    Any shape and float dtype. Its inverse is `expand`.
+    """
+    m, s = _curve(latent_bits)
+    return torch.erf(v / (s * math.sqrt(2))) * m
+
+
+def expand(u: Tensor, *, latent_bits: int) -> Tensor:
+    """Undo `compand`, for integers or real values: v = s Phi^-1(clip(u / 2m + 1/2, 1e-4, 1 - 1e-4)).
+
+    Any shape; integer tensors become float32. At 8 bits |v| stays below 256.
+    """
+    m, s = _curve(latent_bits)
+    p = (u if u.is_floating_point() else u.float()) / (2 * m) + 0.5
+    return torch.special.ndtri(p.clamp(1e-4, 1 - 1e-4)) * s
+
+
+def expansion_table(latent_bits: int) -> Tensor:
+    """`expand` of every integer, (2^bits,) float32: entry i belongs to the value i - 2^(bits-1)."""
+    half = 2 ** (latent_bits - 1)
+    return expand(torch.arange(-half, half, dtype=torch.float64), latent_bits=latent_bits).float()
+
+
+def _tiles(latent_dim: int, colours: int) -> int:
+    n = math.isqrt(latent_dim // colours)
+    if colours not in (1, 3) or n * n * colours != latent_dim:
+        raise CodecError(
+            f"{latent_dim} channels do not pack into {colours} colour planes: "
+            "the number must be colours * n^2, with 1 (L) or 3 (RGB) colours"
+        )
+    return n
+
+
+def pack(latent: Tensor, *, colours: int = 3) -> npt.NDArray[np.uint8]:
+    """Lay channels out as pictures.
+
+    Args:
+        latent: (N, C, h, w) int8, C = colours * n^2. Channel n*n*c + n*a + b becomes tile (a, b) of colour c.
+
+    Returns:
+        (N, n*h, n*w, colours) uint8, value + 128. `unpack` is its inverse.
+    """
+    if latent.dtype != torch.int8 or latent.ndim != 4:
+        raise CodecError(f"pack takes an int8 latent (N, C, h, w), not {latent.dtype} {tuple(latent.shape)}")
+    batch, dim, h, w = latent.shape
+    n = _tiles(dim, colours)
+    tiles = latent.cpu().numpy().reshape(batch, colours, n, n, h, w)
+    # Adding 128 to int8 and reading it as uint8 is flipping the top bit.
+    picture = tiles.transpose(0, 2, 4, 3, 5, 1).reshape(batch, n * h, n * w, colours)  # (a h) (b w) c
+    return picture.view(np.uint8) ^ np.uint8(128)
+
+
+def unpack(picture: npt.NDArray[np.uint8], *, latent_dim: int = 12) -> npt.NDArray[np.int8]:
+    """Undo `pack`: (N, n*h, n*w, colours) or (n*h, n*w, colours) uint8 to (N, C, h, w) or (C, h, w) int8."""
+    if picture.dtype != np.uint8 or picture.ndim not in (3, 4):
+        raise CodecError(f"unpack takes uint8 pictures (N, H, W, colours), not {picture.dtype} {picture.shape}")
+    *batch, height, width, colours = picture.shape
+    n = _tiles(latent_dim, colours)
+    if height % n or width % n:
+        raise CodecError(f"a packed picture of {height} x {width} does not split into {n} x {n} tiles")
+    h, w = height // n, width // n
+    tiles = picture.reshape(-1, n, h, n, w, colours).transpose(0, 5, 1, 3, 2, 4)
+    latent = (tiles.reshape(*batch, latent_dim, h, w) ^ np.uint8(128)).view(np.int8)
+    return np.ascontiguousarray(latent)
+
+
+def encode_webp(picture: npt.NDArray[np.uint8], *, effort: Literal["default", "fast"] = "default") -> bytes:
+    """Write one packed picture, (H, W, 3) or (H, W, 1) uint8, as lossless WebP without metadata.
+
+    The effort changes the bytes and the time, never the pixels.
+    """
+    from PIL import Image
+
+    method, quality = _EFFORT[effort]
+    image = Image.fromarray(picture if picture.shape[2] == 3 else np.repeat(picture, 3, axis=2))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", lossless=True, method=method, quality=quality)
+    return buffer.getvalue()
+
+
+def decode_webp(data: bytes | memoryview, *, where: str = "packed latent") -> npt.NDArray[np.uint8]:
+    """Read one packed picture: (H, W, 3) uint8. `where` is named if the bytes are not a lossless RGB WebP."""
+    from PIL import Image
+
+    try:
+        # A 12-byte header claims what it likes: check the size before the pixels are allocated.
+        with Image.open(io.BytesIO(data), formats=("WEBP",)) as image:
+            if image.width * image.height > MAX_PACKED_PIXELS:
+                raise CorruptShardError(f"{where}: claims {image.width} x {image.height} pixels; refused")
+            if image.mode != "RGB":
+                raise CorruptShardError(f"{where}: mode {image.mode}; a packed latent is RGB without alpha")
+            return np.asarray(image)
+    except CorruptShardError:
+        raise
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        raise CorruptShardError(f"{where}: not a readable WebP picture ({error})") from error
