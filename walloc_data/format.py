@@ -227,7 +227,7 @@ class CodecSpec(_Record):
     @property
     def dimensionality_reduction(self) -> float:
         """Picture values per latent value."""
-        return self.channels * 4**self.J / self.latent_dim
+        return self.channels * self.cell_px**2 / self.latent_dim
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(latent_dim, h, w) of a picture of `height` x `width` pixels, padding included."""
@@ -456,7 +456,6 @@ class Manifest(_Record):
         value["codec"] = CodecSpec.from_dict(value.get("codec") or {}, where=f"{where}: codec")
         value["settings"] = EncodeSettings.from_dict(value.get("settings") or {}, where=f"{where}: settings")
         value["splits"] = {
-            name: SplitRecord.from_dict(record, where=f"{where}: split {name!r}")
-            for name, record in splits.items()
+            name: SplitRecord.from_dict(record, where=f"{where}: split {name!r}") for name, record in splits.items()
         }
         return super().from_dict(value, where=where)

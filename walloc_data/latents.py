@@ -26,7 +26,7 @@ _EFFORT: dict[str, tuple[int, int]] = {"default": (4, 0), "fast": (2, 0)}
 
 def _curve(latent_bits: int) -> tuple[float, float]:
     """(m, s): half the range of the companded values, and the scale of the normal they follow."""
-    largest = 2 ** (latent_bits - 1) - 1
+    largest = (1 << (latent_bits - 1)) - 1
     return largest + 0.5 - 1e-3, largest / 1.85
 
 
@@ -36,7 +36,7 @@ def compand(v: Tensor, *, latent_bits: int) -> Tensor:
     Any shape and float dtype. Its inverse is `expand`.
     """
     m, s = _curve(latent_bits)
-    return torch.erf(v / (s * math.sqrt(2))) * m
+    return m * torch.erf(v / (s * math.sqrt(2)))
 
 
 def expand(u: Tensor, *, latent_bits: int) -> Tensor:
@@ -46,7 +46,7 @@ def expand(u: Tensor, *, latent_bits: int) -> Tensor:
     """
     m, s = _curve(latent_bits)
     p = (u if u.is_floating_point() else u.float()) / (2 * m) + 0.5
-    return torch.special.ndtri(p.clamp(1e-4, 1 - 1e-4)) * s
+    return s * torch.special.ndtri(p.clamp(1e-4, 1 - 1e-4))
 
 
 def expansion_table(latent_bits: int) -> Tensor:

@@ -1,0 +1,244 @@
+"""One data set's folder, on disk or in an object store: read, list, and publish whole files or nothing.
+
+Paths are '/'-separated and relative to the root; `format.check_relative_path` has refused anything else before it
+gets here, and `Store` refuses it again. Credentials and endpoints come from where the ecosystem keeps them
+(environment, ~/.aws, ...) or from `storage_options`; they never appear in `url`, messages or logs.
+"""
+
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from walloc_data.errors import MissingExtraError, StorageError
+from walloc_data.format import check_relative_path
+
+__all__ = ["Store"]
+
+Result = TypeVar("Result")
+
+_EXTRAS = {
+    "s3": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gs"),
+    "gcs": ("gcsfs", "gs"),
+    "az": ("adlfs", "az"),
+    "abfs": ("adlfs", "az"),
+}
+# Asking again cannot help with these.
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+
+
+class Store:
+    """A folder of files under one root.
+
+    Args:
+        url: a local path, or a URL that fsspec knows: ``s3://bucket/prefix``, ``gs://``, ``az://``,
+            ``hf://datasets/owner/name``, ``https://host/folder``.
+        storage_options: passed to the fsspec file system (``endpoint_url``, ``anon``, ...).
+        max_attempts: tries per operation on a remote store, with jittered exponential backoff between them.
+    """
+
+    def __init__(
+        self, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None, max_attempts: int = 6
+    ) -> None:
+        self.url = os.fspath(url).rstrip("/") or "/"
+        self.storage_options = dict(storage_options or {})
+        self.max_attempts = max_attempts
+        self.local_path: Path | None = None
+        protocol, separator, rest = self.url.partition("://")
+        if not separator or protocol == "file":
+            self.local_path = Path(rest if separator else self.url).expanduser()
+        elif "@" in rest.partition("/")[0]:
+            raise StorageError(
+                f"{protocol}://...: credentials do not belong in a URL; use the environment or storage_options"
+            )
+        self._protocol = protocol
+        self._remote: Any = None
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_remote": None}  # connections do not survive a fork or a pickle
+
+    def where(self, path: str) -> str:
+        """The full name of a file, for messages."""
+        return f"{self.url}/{path}"
+
+    @property
+    def _fs(self) -> Any:
+        if self._remote is None:
+            import fsspec
+
+            try:
+                self._remote = fsspec.filesystem(self._protocol, **self.storage_options)
+            except ImportError as error:
+                package, extra = _EXTRAS.get(self._protocol, (self._protocol, self._protocol))
+                raise MissingExtraError(package, extra=extra, purpose=f"{self._protocol}:// storage") from error
+            except ValueError as error:
+                raise StorageError(f"{self.url}: no store speaks {self._protocol}:// ({error})") from error
+        return self._remote
+
+    def _local(self, path: str) -> Path:
+        assert self.local_path is not None  # noqa: S101
+        return self.local_path / check_relative_path(path, where=self.url)
+
+    def _full(self, path: str) -> str:
+        return self.where(check_relative_path(path, where=self.url))
+
+    def _retry(self, action: Callable[[], Result], *, what: str) -> Result:
+        """Run a remote action until it succeeds, fails for good, or has had its tries."""
+        for attempt in range(1, self.max_attempts + 1):
+            try:
+                return action()
+            except _FINAL as error:
+                raise StorageError(f"{what}: {_reason(error)}") from error
+            except Exception as error:  # every client library has its own kinds
+                if attempt == self.max_attempts:
+                    raise StorageError(f"{what}: failed {attempt} times, last with {_reason(error)}") from error
+                # Jitter keeps a thousand workers from asking again in the same instant.
+                time.sleep(random.uniform(0.5, 1.0) * min(20.0, 0.25 * 2**attempt))
+        raise AssertionError("unreachable")
+
+    def exists(self, path: str) -> bool:
+        """Whether a file is there."""
+        if self.local_path is not None:
+            return self._local(path).is_file()
+        full = self._full(path)
+        return bool(self._retry(lambda: self._fs.exists(full), what=f"looking for {full}"))
+
+    def read_bytes(self, path: str, *, max_bytes: int) -> bytes:
+        """A whole file; one that is larger than `max_bytes` is refused before it is read."""
+        if (num_bytes := self.num_bytes(path)) > max_bytes:
+            raise StorageError(f"{self.where(path)}: {num_bytes} bytes; at most {max_bytes} are read here")
+        if self.local_path is not None:
+            return self._local(path).read_bytes()
+        full = self._full(path)
+        return bytes(self._retry(lambda: self._fs.cat_file(full), what=f"reading {full}"))
+
+    def num_bytes(self, path: str) -> int:
+        """A file's length."""
+        if self.local_path is not None:
+            try:
+                return self._local(path).stat().st_size
+            except OSError as error:
+                raise StorageError(f"{self.where(path)}: {_reason(error)}") from error
+        full = self._full(path)
+        # A listing that was cached before the file changed would lie.
+        return int(self._retry(lambda: self._fs.info(full, refresh=True)["size"], what=f"looking at {full}"))
+
+    def list(self, folder: str) -> list[str]:
+        """Sorted paths, relative to the root, of the files directly in a folder; empty where there is none."""
+        if self.local_path is not None:
+            path = self._local(folder)
+            names = [entry.name for entry in path.iterdir() if entry.is_file()] if path.is_dir() else []
+            return sorted(f"{folder}/{name}" for name in names)
+        full = self._full(folder)
+
+        def listing() -> list[str]:
+            try:
+                entries = self._fs.ls(full, detail=True, refresh=True)
+            except FileNotFoundError:
+                return []
+            return [entry["name"].rsplit("/", 1)[1] for entry in entries if entry["type"] == "file"]
+
+        return sorted(f"{folder}/{name}" for name in self._retry(listing, what=f"listing {full}"))
+
+    def download(self, path: str, target: Path) -> None:
+        """Fetch a file whole to a local path, which is replaced only once all of it is there."""
+        if self.local_path is not None:
+            with _partial(target) as partial:
+                shutil.copyfile(self._local(path), partial)
+            return
+        full = self._full(path)
+
+        def fetch() -> None:
+            with _partial(target) as partial:
+                self._fs.get_file(full, str(partial))
+
+        self._retry(fetch, what=f"fetching {full}")
+
+    def publish(self, source: Path, path: str) -> None:
+        """Put a finished local file in its place, whole or not at all. The local file is consumed on disk stores."""
+        num_bytes = source.stat().st_size
+        if self.local_path is not None:
+            target = self._local(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.replace(source, target)
+            except OSError:  # another file system: copy beside the target first
+                with _partial(target) as partial:
+                    shutil.copyfile(source, partial)
+                source.unlink()
+            _sync_folder(target.parent)
+            return
+        full = self._full(path)
+
+        def upload() -> None:
+            self._fs.put_file(str(source), full)
+            stored = self._fs.info(full, refresh=True)["size"]
+            if stored != num_bytes:
+                raise OSError(f"{stored} of {num_bytes} bytes arrived")
+
+        self._retry(upload, what=f"uploading {full}")
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Publish a small file from memory."""
+        if self.local_path is not None:
+            target = self._local(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _partial(target) as partial:
+                partial.write_bytes(data)
+            _sync_folder(target.parent)
+            return
+        full = self._full(path)
+        self._retry(lambda: self._fs.pipe_file(full, data), what=f"writing {full}")
+
+    def delete(self, path: str) -> None:
+        """Remove a file if it is there."""
+        if self.local_path is not None:
+            self._local(path).unlink(missing_ok=True)
+            return
+        full = self._full(path)
+
+        def remove() -> None:
+            if self._fs.exists(full):
+                self._fs.rm_file(full)
+
+        self._retry(remove, what=f"deleting {full}")
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+@contextmanager
+def _partial(target: Path) -> Iterator[Path]:
+    """A unique unfinished file beside the target, moved over it on success and removed on failure."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
