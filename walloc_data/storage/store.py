@@ -170,7 +170,7 @@ class Store:
             target = self._local(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.replace(source, target)
+                source.replace(target)
             except OSError:  # another file system: copy beside the target first
                 with _partial(target) as partial:
                     shutil.copyfile(source, partial)
@@ -230,7 +230,7 @@ def _partial(target: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         partial.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
-        os.replace(partial, target)
+        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 
