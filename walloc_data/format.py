@@ -147,7 +147,7 @@ def encoder_sha256(spec: Mapping[str, Any], weight: Sequence[float], bias: Seque
     names = ("J", "channels", "latent_bits", "latent_dim", "wavelet")
     digest = hashlib.sha256(json.dumps([spec[name] for name in names]).encode())
     for values in (weight, bias):
-        digest.update(struct.pack(f"<{len(values)}f", *values))
+        digest.update(struct.pack(f"<q{len(values)}f", len(values), *values))
     return digest.hexdigest()
 
 

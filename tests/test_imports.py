@@ -1,0 +1,97 @@
+"""The house's one rule: a room imports only from rooms to its left, and heavy packages stay in their room."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import walloc_data
+
+PACKAGE = Path(walloc_data.__file__).parent
+
+# Rooms of one row are siblings and do not know each other.
+ROWS = [
+    {"errors"},
+    {"format"},
+    {"storage", "latents"},
+    {"codec", "sources", "dataset", "transforms", "adapters"},
+    {"convert", "report", "interop", "serving"},
+    {"demo"},
+    {"cli", "__main__"},
+]
+# Packages that only one room may import.
+OWNERS = {
+    "datasets": {"sources"},
+    "diffusers": {"codec"},
+    "fsspec": {"storage"},
+    "pytorch_wavelets": {"codec"},
+    "timm": {"adapters"},
+}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            if node.module == "walloc_data":
+                names |= {f"walloc_data.{alias.name}" for alias in node.names}
+    return names
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_from_rooms_to_its_left(path: Path) -> None:
+    row = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
+    here = room_of(path)
+    assert here in row, f"{path.name} is in no room: give it one in ROWS, and in the README's map"
+    for name in imports_of(path):
+        head, _, rest = name.partition(".")
+        if head == "walloc_data" and rest:
+            there = rest.partition(".")[0]
+            if there == "__version__":
+                continue
+            assert there == here or row[there] < row[here], f"{here} imports {there}"
+        elif head in OWNERS:
+            assert here in OWNERS[head], f"{here} imports {head}, which belongs to {OWNERS[head]}"
+
+
+def test_public_names_are_sorted_and_resolve() -> None:
+    assert walloc_data.__all__ == sorted(walloc_data.__all__, key=lambda name: (name.startswith("_"), name))
+    for name in walloc_data.__all__:
+        assert getattr(walloc_data, name) is not None
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'LatentDatset'"):
+        _ = walloc_data.LatentDatset
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import walloc_data", {"torch", "numpy", "timm", "datasets", "PIL", "fsspec"}),
+        ("import walloc_data.cli", {"torch", "numpy", "timm", "datasets", "PIL", "fsspec"}),
+        (
+            "from walloc_data import LatentDataset",
+            {"timm", "datasets", "diffusers", "pytorch_wavelets", "walloc_data.codec"},
+        ),
+        ("from walloc_data import encode_dataset", {"timm", "diffusers", "pytorch_wavelets", "walloc_data.adapters"}),
+        ("from walloc_data import load_codec; load_codec()", {"timm", "datasets", "diffusers", "pytorch_wavelets"}),
+    ],
+)
+def test_importing_one_room_does_not_load_another(statement: str, absent: set[str]) -> None:
+    code = f"{statement}\nimport sys\nprint(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not absent & set(loaded)
