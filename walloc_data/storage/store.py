@@ -132,6 +132,18 @@ class Store:
         # A listing that was cached before the file changed would lie.
         return int(self._retry(lambda: self._fs.info(full, refresh=True)["size"], what=f"looking at {full}"))
 
+    def etag(self, path: str) -> str | None:
+        """What an object store says of a file's content, without quotes; None where nothing says anything.
+
+        On S3 it is the MD5 of an object that was sent whole. It must not be trusted for more than "unchanged".
+        """
+        if self.local_path is not None:
+            return None
+        full = self._full(path)
+        info = self._retry(lambda: self._fs.info(full, refresh=True), what=f"looking at {full}")
+        etag = info.get("ETag")
+        return etag.strip('"') if isinstance(etag, str) else None
+
     def list(self, folder: str) -> list[str]:
         """Sorted paths, relative to the root, of the files directly in a folder; empty where there is none."""
         if self.local_path is not None:
