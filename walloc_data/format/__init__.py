@@ -1,0 +1,63 @@
+"""The contract on disk: what an encoded data set is, in frozen dataclasses that round-trip through JSON.
+
+Standard library only, so that a data set can be inspected where nothing else is installed. Everything read from
+disk is untrusted: `from_dict` checks types, ranges and names, and says which field of which file is wrong.
+
+    my-latents/
+      walloc.json               Manifest
+      data/train-00000.tar      shards: {key}.webp [{key}.mirror.webp] [{key}.cls] {key}.json, adjacent
+      index/train.parquet       one row a sample, in shard order (INDEX_COLUMNS)
+      failures/train.jsonl      one line a picture that could not be encoded
+      codec/                    the codec that made the latents, so the folder explains itself
+      .walloc/                  the converter's plan, lock and per-shard records (the done marks)
+"""
+
+from walloc_data.format.names import (
+    FORMAT_VERSION,
+    INDEX_COLUMNS,
+    MANIFEST_NAME,
+    MAX_JSON_BYTES,
+    MIRROR_INDEX_COLUMNS,
+    check_key,
+    check_name,
+    check_relative_path,
+    dump_json,
+    encoder_sha256,
+    index_name,
+    load_json,
+    padding_for,
+    sample_key,
+    shard_name,
+)
+from walloc_data.format.records import (
+    ChannelStatistics,
+    CodecSpec,
+    EncodeSettings,
+    Manifest,
+    ShardRecord,
+    SplitRecord,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "INDEX_COLUMNS",
+    "MANIFEST_NAME",
+    "MAX_JSON_BYTES",
+    "MIRROR_INDEX_COLUMNS",
+    "ChannelStatistics",
+    "CodecSpec",
+    "EncodeSettings",
+    "Manifest",
+    "ShardRecord",
+    "SplitRecord",
+    "check_key",
+    "check_name",
+    "check_relative_path",
+    "dump_json",
+    "encoder_sha256",
+    "index_name",
+    "load_json",
+    "padding_for",
+    "sample_key",
+    "shard_name",
+]

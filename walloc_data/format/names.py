@@ -1,0 +1,116 @@
+"""Names, paths and JSON of the contract on disk, and the checks that everything read from disk goes through."""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from walloc_data.errors import FormatError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "walloc.json"
+MAX_JSON_BYTES = 64 * 2**20
+
+# (name, parquet type, meaning). `offset` and `length` locate the .webp payload inside the shard's file.
+INDEX_COLUMNS = (
+    ("key", "string", "the sample's key, unique in the split"),
+    ("shard", "int32", "position in the split's list of shards"),
+    ("offset", "int64", "first byte of the packed latent in the shard's file"),
+    ("length", "int32", "bytes of the packed latent"),
+    ("label", "int64", "class index, null where unlabelled"),
+    ("height", "int32", "pixels, before padding"),
+    ("width", "int32", "pixels, before padding"),
+    ("source_index", "int64", "position in the source"),
+)
+# Present as well where mirrored latents are stored.
+MIRROR_INDEX_COLUMNS = (
+    ("mirror_offset", "int64", "first byte of the packed latent of the mirrored picture"),
+    ("mirror_length", "int32", "its bytes"),
+)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+_NUMBERS = re.compile(r"\[[\s\d.,e+-]+\]")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def dump_json(value: Any) -> str:
+    """JSON with sorted keys and a final newline: equal values give equal bytes. NaN and infinity are refused."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    # Lists of numbers on one line: a histogram is 3072 of them.
+    return _NUMBERS.sub(lambda match: "[" + ", ".join(match[0][1:-1].replace(",", " ").split()) + "]", text) + "\n"
+
+
+def load_json(data: bytes | str, *, where: str) -> dict[str, Any]:
+    """Parse one JSON object of bounded size; `where` is named in every error."""
+    if len(data) > MAX_JSON_BYTES:
+        raise FormatError(f"{where}: {len(data)} bytes of JSON; at most {MAX_JSON_BYTES} are read")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def check_name(name: str, *, what: str, where: str) -> str:
+    """A split, codec or key: lower case, digits, '_' and '-', at most 100 characters (ustar and Hub rules)."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise FormatError(
+            f"{where}: {what} {name!r} must be lower-case letters, digits, '_' or '-', at most 100 characters, "
+            "starting with a letter or digit"
+        )
+    return name
+
+
+def check_key(key: str, *, where: str) -> str:
+    """A sample's key. Dots would end the key early for WebDataset readers, upper case breaks HF's."""
+    return check_name(key, what="key", where=where)
+
+
+def check_relative_path(path: str, *, where: str) -> str:
+    """A path inside a data set: relative, '/'-separated, without '..', so that nothing outside is ever touched."""
+    parts = PurePosixPath(path).parts if isinstance(path, str) else ()
+    if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or ":" in parts[0]:
+        raise FormatError(f"{where}: {path!r} is not a relative path inside the data set")
+    return path
+
+
+def sample_key(source_index: int) -> str:
+    """The key of the sample at a position in its source: nine digits or more."""
+    return f"{source_index:09d}"
+
+
+def shard_name(split: str, shard_index: int) -> str:
+    """Where a shard lies inside its data set, e.g. ``data/train-00000.tar``."""
+    return f"data/{split}-{shard_index:05d}.tar"
+
+
+def index_name(split: str) -> str:
+    """Where a split's index lies, e.g. ``index/train.parquet``."""
+    return f"index/{split}.parquet"
+
+
+def padding_for(height: int, width: int, *, multiple: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) pixels that make a picture's sides multiples of `multiple`.
+
+    Split evenly with the odd pixel at the right and bottom, as `walloc.compute_padding` does.
+    """
+    x, y = -width % multiple, -height % multiple
+    return (x // 2, y // 2, x - x // 2, y - y // 2)
+
+
+def encoder_sha256(spec: Mapping[str, Any], weight: Sequence[float], bias: Sequence[float]) -> str:
+    """The identity of a linear encoder: whatever changes a latent changes this, and nothing else does.
+
+    `spec` holds channels, J, latent_dim, latent_bits and wavelet; `weight` is the (latent_dim, channels * 4^J)
+    matrix in row-major order and `bias` (latent_dim,), both rounded to float32.
+    """
+    names = ("J", "channels", "latent_bits", "latent_dim", "wavelet")
+    digest = hashlib.sha256(json.dumps([spec[name] for name in names]).encode())
+    for values in (weight, bias):
+        digest.update(struct.pack(f"<q{len(values)}f", len(values), *values))
+    return digest.hexdigest()
