@@ -114,3 +114,9 @@ def encoder_sha256(spec: Mapping[str, Any], weight: Sequence[float], bias: Seque
     for values in (weight, bias):
         digest.update(struct.pack(f"<q{len(values)}f", len(values), *values))
     return digest.hexdigest()
+
+
+def check_sha256(name: str, value: Any) -> None:
+    """A digest as `hashlib` prints it; `name` is the field that holds it."""
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise FormatError(f"{name} must be 64 lower-case hexadecimal digits, not {value!r}")

@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 
 from walloc_data.errors import FormatError
 from walloc_data.format.names import (
-    _SHA256,
     FORMAT_VERSION,
     check_name,
     check_relative_path,
+    check_sha256,
     dump_json,
     load_json,
 )
@@ -49,11 +49,6 @@ def _check_int(name: str, value: Any, *, low: int, high: int = 2**63 - 1) -> Non
         raise FormatError(f"{name} must be an integer in [{low}, {high}], not {value!r}")
 
 
-def _check_sha256(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise FormatError(f"{name} must be 64 lower-case hexadecimal digits, not {value!r}")
-
-
 @dataclass(frozen=True)
 class CodecSpec(_Record):
     """What a latent means: the codec's shape, and the hash of the weights that make latents from pictures."""
@@ -74,7 +69,7 @@ class CodecSpec(_Record):
         _check_int("latent_bits", self.latent_bits, low=2, high=8)
         if self.wavelet != "bior4.4":
             raise FormatError(f"wavelet must be 'bior4.4', not {self.wavelet!r}")
-        _check_sha256("encoder_sha256", self.encoder_sha256)
+        check_sha256("encoder_sha256", self.encoder_sha256)
         if self.latent_dim % self.channels or math.isqrt(self.tiles) ** 2 != self.tiles:
             raise FormatError(
                 f"latent_dim {self.latent_dim} does not pack: it must be channels ({self.channels}) times a square"
@@ -207,7 +202,7 @@ class ShardRecord(_Record):
         check_relative_path(self.name, where="shard name")
         _check_int("num_samples", self.num_samples, low=1)
         _check_int("num_bytes", self.num_bytes, low=1)
-        _check_sha256("sha256", self.sha256)
+        check_sha256("sha256", self.sha256)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ gets here, and `Store` refuses it again. Credentials and endpoints come from whe
 (environment, ~/.aws, ...) or from `storage_options`; they never appear in `url`, messages or logs.
 """
 
+import errno
 import os
 import random
 import shutil
@@ -29,8 +30,24 @@ _EXTRAS = {
     "az": ("adlfs", "az"),
     "abfs": ("adlfs", "az"),
 }
-# Asking again cannot help with these.
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+# Asking again cannot help with these: the answer was clear, or the question was wrong.
+_FINAL = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FileExistsError,
+    ImportError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    NotImplementedError,
+)
+# botocore has no common base for these, and they reach us as they are.
+_FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
+_ASK_AGAIN_STATUS = {408, 425, 429}  # of the 4xx: too slow, too early, too many
 
 
 class Store:
@@ -44,7 +61,7 @@ class Store:
     """
 
     def __init__(
-        self, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None, max_attempts: int = 6
+        self, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None, max_attempts: int = 8
     ) -> None:
         self.url = os.fspath(url).rstrip("/") or "/"
         self.storage_options = dict(storage_options or {})
@@ -59,6 +76,7 @@ class Store:
             )
         self._protocol = protocol
         self._remote: Any = None
+        self._remote_pid = 0
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -72,11 +90,13 @@ class Store:
 
     @property
     def _fs(self) -> Any:
-        if self._remote is None:
+        # Connections and event loops belong to the process that made them.
+        if self._remote is None or self._remote_pid != os.getpid():
             import fsspec
 
             try:
-                self._remote = fsspec.filesystem(self._protocol, **self.storage_options)
+                self._remote = fsspec.filesystem(self._protocol, skip_instance_cache=True, **self.storage_options)
+                self._remote_pid = os.getpid()
             except ImportError as error:
                 package, extra = _EXTRAS.get(self._protocol, (self._protocol, self._protocol))
                 raise MissingExtraError(package, extra=extra, purpose=f"{self._protocol}:// storage") from error
@@ -96,9 +116,9 @@ class Store:
         for attempt in range(1, self.max_attempts + 1):
             try:
                 return action()
-            except _FINAL as error:
-                raise StorageError(f"{what}: {_reason(error)}") from error
             except Exception as error:  # every client library has its own kinds
+                if not _deserves_retry(error):
+                    raise StorageError(f"{what}: {_reason(error)}") from error
                 if attempt == self.max_attempts:
                     raise StorageError(f"{what}: failed {attempt} times, last with {_reason(error)}") from error
                 # Jitter keeps a thousand workers from asking again in the same instant.
@@ -163,17 +183,19 @@ class Store:
 
     def download(self, path: str, target: Path) -> None:
         """Fetch a file whole to a local path, which is replaced only once all of it is there."""
+        with _partial(target) as partial:
+            self.download_into(path, partial)
+
+    def download_into(self, path: str, target: Path) -> None:
+        """Fetch a file over `target`, which may be left incomplete by an error: for callers with a protocol of their own."""
         if self.local_path is not None:
-            with _partial(target) as partial:
-                shutil.copyfile(self._local(path), partial)
+            try:
+                shutil.copyfile(self._local(path), target)
+            except OSError as error:
+                raise StorageError(f"{self.where(path)}: {_reason(error)}") from error
             return
         full = self._full(path)
-
-        def fetch() -> None:
-            with _partial(target) as partial:
-                self._fs.get_file(full, str(partial))
-
-        self._retry(fetch, what=f"fetching {full}")
+        self._retry(lambda: self._fs.get_file(full, str(target)), what=f"fetching {full}")
 
     def publish(self, source: Path, path: str) -> None:
         """Put a finished local file in its place, whole or not at all. The local file is consumed on disk stores."""
@@ -223,6 +245,21 @@ class Store:
                 self._fs.rm_file(full)
 
         self._retry(remove, what=f"deleting {full}")
+
+
+def _deserves_retry(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later.
+
+    A refusal (401, 403, 404, a bucket that is not there, no credentials) will be the same refusal; a broken connection,
+    a time-out, a 5xx or a throttled request will not.
+    """
+    response = getattr(error, "response", None)
+    for status in (getattr(error, "status", None), getattr(response, "status_code", None)):
+        if isinstance(status, int) and 400 <= status < 500:
+            return status in _ASK_AGAIN_STATUS
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return False  # the local disk
+    return not isinstance(error, _FINAL) and type(error).__name__ not in _FINAL_NAMES
 
 
 def _reason(error: BaseException) -> str:
