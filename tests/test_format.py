@@ -51,6 +51,17 @@ def test_equal_values_give_equal_json_whatever_their_order() -> None:
     assert json.loads(dump_json({"b": [1, 2.5, -3e-7]})) == {"b": [1, 2.5, -3e-7]}
 
 
+JSON_VALUES = st.recursive(
+    st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("[]1, .\n", max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), JSON_VALUES, max_size=4))
+def test_json_is_written_without_loss(value: dict[str, object]) -> None:
+    assert json.loads(dump_json(value)) == value
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [

@@ -32,14 +32,14 @@ MIRROR_INDEX_COLUMNS = (
 )
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
-_NUMBERS = re.compile(r"\[[\s\d.,e+-]+\]")
+_NUMBERS = re.compile(r"\[\n[\s\d.,e+-]+\]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def dump_json(value: Any) -> str:
     """JSON with sorted keys and a final newline: equal values give equal bytes. NaN and infinity are refused."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    # Lists of numbers on one line: a histogram is 3072 of them.
+    # Lists of numbers on one line: a histogram is 3072 of them. A string holds no bare newline, so none is touched.
     return _NUMBERS.sub(lambda match: "[" + ", ".join(match[0][1:-1].replace(",", " ").split()) + "]", text) + "\n"
 
 
