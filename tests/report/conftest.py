@@ -1,0 +1,231 @@
+"""A data set to look at, and a stand-in of the Hub's HTTP API to upload to."""
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from walloc_data.format import (
+    ChannelStatistics,
+    CodecSpec,
+    EncodeSettings,
+    Manifest,
+    ShardRecord,
+    SplitRecord,
+    index_name,
+    shard_name,
+)
+
+SPEC = CodecSpec("test-16x", 3, 3, 12, 8, "bior4.4", "0" * 64)
+
+
+def _write_opaque_dataset(root: Path, *, num_shards: int = 3, seed: int = 0, spec: CodecSpec = SPEC) -> Manifest:
+    """A folder whose shards are noise: enough for what moves files without reading samples."""
+    records = []
+    for i in range(num_shards):
+        data = hashlib.shake_256(f"{seed}/{i}".encode()).digest(3000 + i)
+        path = root / shard_name("train", i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        records.append(ShardRecord(shard_name("train", i), 10, len(data), hashlib.sha256(data).hexdigest()))
+    files = {
+        index_name("train"): b"PAR1 not read here",
+        "codec/codec.json": b"{}",
+        "codec/model.safetensors": bytes(100),
+        "_info.json": b"{}",
+        "README.md": b"---\nlicense: other\n---\n# A data set\n",
+        ".walloc/lock": b"",
+        ".walloc/train/00000.json": b"{}",
+    }
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    split = SplitRecord(
+        {"kind": "folder"}, 10 * num_shards, 0, tuple(records), None, False, ChannelStatistics.zero(spec)
+    )
+    manifest = Manifest(spec, EncodeSettings(samples_per_shard=10), None, {"train": split}, {"walloc_data": "0"})
+    (root / "walloc.json").write_text(manifest.to_json())
+    return manifest
+
+
+@pytest.fixture(scope="session")
+def write_opaque_dataset() -> Callable[..., Manifest]:
+    return _write_opaque_dataset
+
+
+@dataclass
+class HubStandIn:
+    """The part of the Hub's HTTP API that an upload uses, on loopback, with everything in memory.
+
+    It speaks the large-file protocol of Git LFS; the Hub's newer one (Xet) is switched off in the tests.
+    """
+
+    url: str = ""
+    repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    commits: list[dict[str, Any]] = field(default_factory=list)  # {"repo", "summary", "added", "deleted"}
+    large: dict[str, bytes] = field(default_factory=dict)  # by sha256
+    puts: int = 0
+    refuse_puts_after: int | None = None
+    status: int | None = None  # answer everything with this
+
+    def is_large(self, path: str) -> bool:
+        return path.endswith((".tar", ".parquet", ".safetensors", ".png"))
+
+    def entry(self, path: str, data: bytes) -> dict[str, Any]:
+        blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": blob}
+        if self.is_large(path):
+            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+        return entry
+
+
+def _handler(hub: HubStandIn) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def reply(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+            data = value if isinstance(value, bytes) else json.dumps(value).encode()
+            self.send_response(status)
+            for name, text in {"Content-Length": str(len(data)), **(headers or {})}.items():
+                self.send_header(name, text)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+        def do(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(length) if length else self._chunked()
+            parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+            if hub.status is not None:
+                self.reply({"error": "refused"}, hub.status)
+                return
+            answer = self.route(parts, body)
+            self.reply(*answer) if answer is not None else self.reply(
+                {"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"}
+            )
+
+        do_GET = do_POST = do_PUT = do_HEAD = do  # noqa: N815
+
+        def _chunked(self) -> bytes:
+            data = b""
+            while "chunked" in self.headers.get("Transfer-Encoding", ""):
+                size = int(self.rfile.readline(), 16)
+                data += self.rfile.read(size)
+                self.rfile.readline()
+                if not size:
+                    break
+            return data
+
+        def route(self, parts: list[str], body: bytes) -> tuple[Any, ...] | None:
+            match parts:
+                case ["api", "repos", "create"]:
+                    value = json.loads(body)
+                    name = f"{value['organization'] or 'me'}/{value['name']}"
+                    if name in hub.repos:
+                        return {"error": "exists"}, 409
+                    hub.repos[name] = {}
+                    return ({"url": f"{hub.url}/datasets/{name}", "name": name},)
+                case ["api", "validate-yaml"]:
+                    return ({"errors": [], "warnings": []},)
+                case ["lfs", oid]:
+                    if hub.refuse_puts_after is not None and hub.puts >= hub.refuse_puts_after:
+                        return b"full", 400
+                    if hashlib.sha256(body).hexdigest() != oid:
+                        return b"not what was promised", 400
+                    hub.puts += 1
+                    hub.large[oid] = body
+                    return (b"",)
+                case ["datasets", owner, name, "info", "lfs", "objects", "batch"]:
+                    objects = []
+                    for item in json.loads(body)["objects"]:
+                        if item["oid"] not in hub.large:
+                            item["actions"] = {"upload": {"href": f"{hub.url}/lfs/{item['oid']}"}}
+                        objects.append(item)
+                    return ({"transfer": "basic", "objects": objects},)
+                case ["api", "datasets", owner, name, *rest]:
+                    files = hub.repos.get(f"{owner}/{name}")
+                    return None if files is None else self.repository(f"{owner}/{name}", files, rest, body)
+                case ["datasets", owner, name, "resolve", _, *path]:
+                    data = hub.repos.get(f"{owner}/{name}", {}).get("/".join(path))
+                    if data is None:
+                        return {"error": "no such file"}, 404, {"X-Error-Code": "EntryNotFound"}
+                    etag = hashlib.sha1(data).hexdigest()
+                    return data, 200, {"ETag": f'"{etag}"', "X-Repo-Commit": "a" * 40}
+            return {"error": f"not spoken here: {parts}"}, 501
+
+        def repository(self, repo: str, files: dict[str, bytes], rest: list[str], body: bytes) -> tuple[Any, ...]:
+            match rest:
+                case [] | ["revision", _]:
+                    return ({"id": repo, "sha": "a" * 40, "private": False, "siblings": []},)
+                case ["tree", _]:
+                    assert parse_qs(urlsplit(self.path).query)["recursive"] == ["True"] or "true" in self.path
+                    return ([hub.entry(path, data) for path, data in sorted(files.items())],)
+                case ["preupload", _]:
+                    asked = json.loads(body)["files"]
+                    return (
+                        {
+                            "files": [
+                                {
+                                    "path": item["path"],
+                                    "uploadMode": "lfs" if hub.is_large(item["path"]) else "regular",
+                                    "shouldIgnore": False,
+                                }
+                                for item in asked
+                            ]
+                        },
+                    )
+                case ["commit", _]:
+                    return self.commit(repo, files, body)
+            return {"error": f"not spoken here: {rest}"}, 501
+
+        def commit(self, repo: str, files: dict[str, bytes], body: bytes) -> tuple[Any, ...]:
+            done: dict[str, Any] = {"repo": repo, "added": [], "deleted": []}
+            for line in body.splitlines():
+                item = json.loads(line)
+                value = item["value"]
+                if item["key"] == "header":
+                    done["summary"] = value["summary"]
+                elif item["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                    done["added"].append(value["path"])
+                elif item["key"] == "lfsFile":
+                    files[value["path"]] = hub.large[value["oid"]]
+                    done["added"].append(value["path"])
+                else:
+                    del files[value["path"]]
+                    done["deleted"].append(value["path"])
+            hub.commits.append(done)
+            return ({"commitUrl": f"{hub.url}/datasets/{repo}/commit/{'b' * 40}", "commitOid": "b" * 40},)
+
+    return Handler
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    """A Hub on loopback; pass `storage_options={"endpoint": hub.url, "token": "hf_test"}`."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    stand_in = HubStandIn()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(stand_in))
+    stand_in.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    disable_progress_bars()
+    yield stand_in
+    enable_progress_bars()
+    server.shutdown()
+    server.server_close()
+    thread.join()

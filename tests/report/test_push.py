@@ -1,0 +1,196 @@
+"""Uploads: what goes, in which order, what is refused, and what a second run sends."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from walloc_data.errors import CorruptShardError, FormatError, SettingsMismatchError, StorageError
+from walloc_data.format import Manifest
+from walloc_data.push import PushResult, push
+
+# huggingface_hub's own way of sending a file, under the HTTP library that it uses.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+Write = Callable[..., Manifest]
+REPO = "me/latents"
+ALL = [
+    "data/train-00000.tar",
+    "data/train-00001.tar",
+    "data/train-00002.tar",
+    "codec/codec.json",
+    "codec/model.safetensors",
+    "index/train.parquet",
+    "_info.json",
+    "README.md",
+    "walloc.json",
+]
+
+
+def push_to(hub: Any, root: Path, **arguments: Any) -> PushResult:
+    options = {"endpoint": hub.url, "token": "hf_test"}
+    return push(root, f"hf://datasets/{REPO}", storage_options=options, **arguments)
+
+
+def test_a_push_to_the_hub_sends_everything_and_the_manifest_last(
+    hub: Any, tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    write_opaque_dataset(tmp_path)
+    seen: list[tuple[str, int, int]] = []
+    result = push_to(hub, tmp_path, progress=lambda *step: seen.append(step))
+    assert list(result.uploaded) == ALL
+    assert hub.repos[REPO] == {name: (tmp_path / name).read_bytes() for name in ALL}
+    assert "walloc.json" in hub.commits[-1]["added"]
+    assert all("walloc.json" not in commit["added"] for commit in hub.commits[:-1])
+    assert [path for path, _, _ in seen] == ALL
+    assert seen[-1][1] == seen[-1][2] == result.num_bytes == sum((tmp_path / name).stat().st_size for name in ALL)
+
+
+def test_work_files_and_what_the_manifest_does_not_name_stay_at_home(
+    hub: Any, tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    write_opaque_dataset(tmp_path)
+    (tmp_path / "data" / "train-00007.tar").write_bytes(b"of another run")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "codec" / "passwd").symlink_to("/etc/passwd")
+    result = push_to(hub, tmp_path)
+    assert result.left_out == ("codec/passwd", "data/train-00007.tar", "notes.txt")
+    assert sorted(hub.repos[REPO]) == sorted(ALL)
+
+
+def test_a_dry_run_sends_nothing_and_says_what_would_go(hub: Any, tmp_path: Path, write_opaque_dataset: Write) -> None:
+    write_opaque_dataset(tmp_path)
+    result = push_to(hub, tmp_path, dry_run=True)
+    assert result.dry_run
+    assert list(result.uploaded) == ALL
+    assert not hub.repos
+    assert hub.puts == 0
+
+
+def test_an_interrupted_push_is_unreadable_and_the_next_one_goes_on(
+    hub: Any, tmp_path: Path, write_opaque_dataset: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("walloc_data.push._FILES_PER_COMMIT", 1)
+    write_opaque_dataset(tmp_path)
+    hub.refuse_puts_after = 2
+    with pytest.raises(StorageError, match="run the same command again to go on"):
+        push_to(hub, tmp_path)
+    assert sorted(hub.repos[REPO]) == ALL[:2]  # no manifest: nobody takes it for a data set
+    hub.refuse_puts_after = None
+    result = push_to(hub, tmp_path)
+    assert result.unchanged == ("data/train-00000.tar", "data/train-00001.tar")
+    assert sorted(hub.repos[REPO]) == sorted(ALL)
+    assert hub.puts == 5  # three shards, the index and the codec's weights: each once
+
+
+def test_a_second_push_of_the_same_data_set_sends_nothing(
+    hub: Any, tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    write_opaque_dataset(tmp_path)
+    push_to(hub, tmp_path)
+    commits = len(hub.commits)
+    result = push_to(hub, tmp_path)
+    assert result.uploaded == ()
+    assert list(result.unchanged) == ALL
+    assert len(hub.commits) == commits
+
+
+def test_a_data_set_that_grew_sends_only_what_is_new(hub: Any, tmp_path: Path, write_opaque_dataset: Write) -> None:
+    write_opaque_dataset(tmp_path, num_shards=2)
+    push_to(hub, tmp_path)
+    write_opaque_dataset(tmp_path, num_shards=3)
+    assert push_to(hub, tmp_path).uploaded == ("data/train-00002.tar", "walloc.json")
+
+
+def test_another_data_set_at_the_destination_is_refused_and_replaced_only_when_asked(
+    hub: Any, tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    write_opaque_dataset(tmp_path / "one")
+    write_opaque_dataset(tmp_path / "two", seed=1, num_shards=2)
+    push_to(hub, tmp_path / "one")
+    with pytest.raises(SettingsMismatchError, match=r"train-00000.tar is not the same shard.*--replace"):
+        push_to(hub, tmp_path / "two")
+    push_to(hub, tmp_path / "two", replace=True)
+    assert hub.commits[-3]["deleted"] == ["walloc.json", "data/train-00002.tar"]
+    manifest = Manifest.from_json(hub.repos[REPO]["walloc.json"], where="hub")
+    assert [shard.name for shard in manifest.splits["train"].shards] == ALL[:2]
+    assert "data/train-00002.tar" not in hub.repos[REPO]
+
+
+def test_a_data_set_of_another_codec_is_refused_by_name(hub: Any, tmp_path: Path, write_opaque_dataset: Write) -> None:
+    manifest = write_opaque_dataset(tmp_path / "one")
+    push_to(hub, tmp_path / "one")
+    other = dataclasses.replace(manifest.codec, name="other-16x", encoder_sha256="1" * 64)
+    write_opaque_dataset(tmp_path / "two", spec=other)
+    with pytest.raises(SettingsMismatchError, match="its codec is test-16x 000000000000"):
+        push_to(hub, tmp_path / "two")
+
+
+def test_something_that_is_no_manifest_of_ours_is_not_overwritten(
+    hub: Any, tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    write_opaque_dataset(tmp_path)
+    hub.repos[REPO] = {"walloc.json": b"[1, 2]"}
+    with pytest.raises(SettingsMismatchError, match="expected a JSON object"):
+        push_to(hub, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
+def test_a_damaged_shard_stops_the_push_before_anything_is_sent(
+    hub: Any, tmp_path: Path, write_opaque_dataset: Write, damage: str
+) -> None:
+    write_opaque_dataset(tmp_path)
+    shard = tmp_path / "data" / "train-00001.tar"
+    data = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(data[:-1] if damage == "short" else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CorruptShardError, match=r"train-00001\.tar: (the shard is missing|3000 bytes|sha256)"):
+        push_to(hub, tmp_path)
+    assert not hub.repos
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_token_names_the_remedy(hub: Any, tmp_path: Path, write_opaque_dataset: Write, status: int) -> None:
+    write_opaque_dataset(tmp_path)
+    hub.status = status
+    with pytest.raises(StorageError, match=f"the Hub says {status}; log in with `hf auth login`"):
+        push_to(hub, tmp_path)
+
+
+def test_no_network_is_one_clear_error_without_the_token(
+    tmp_path: Path, write_opaque_dataset: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_opaque_dataset(tmp_path)
+    options = {"endpoint": "http://127.0.0.1:9", "token": "hf_secret"}
+    with pytest.raises(StorageError, match="hf://datasets/me/latents: looking for it: ConnectError") as caught:
+        push(tmp_path, f"hf://datasets/{REPO}", storage_options=options)
+    assert "hf_secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("destination", "message"),
+    [
+        ("hf://me/latents", "is named hf://datasets/OWNER/NAME"),
+        ("hf://datasets/me/latents/sub", "is named hf://datasets/OWNER/NAME"),
+        ("/tmp/elsewhere", "a folder on this machine can be copied as it is"),
+    ],
+)
+def test_a_destination_that_is_none_is_explained(
+    tmp_path: Path, write_opaque_dataset: Write, destination: str, message: str
+) -> None:
+    write_opaque_dataset(tmp_path)
+    with pytest.raises(StorageError, match=message):
+        push(tmp_path, destination)
+
+
+def test_a_folder_without_a_manifest_or_an_index_is_not_pushed(tmp_path: Path, write_opaque_dataset: Write) -> None:
+    with pytest.raises(FormatError, match=r"no walloc\.json here; push takes the local folder"):
+        push(tmp_path, "s3://bucket/latents")
+    write_opaque_dataset(tmp_path)
+    (tmp_path / "index" / "train.parquet").unlink()
+    with pytest.raises(FormatError, match="finish the conversion first"):
+        push(tmp_path, "s3://bucket/latents")
