@@ -1,4 +1,4 @@
-"""How every benchmark here reports: a JSON file under benchmarks/results/ with the command and the machine it ran on."""
+"""How every benchmark reports: JSON under benchmarks/results/ with the command and the machine it ran on."""
 
 import json
 import os
@@ -17,8 +17,8 @@ def machine_facts() -> dict[str, Any]:
     """What a reader needs to judge a timing: processor, cores, versions."""
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = lines[0].partition(":")[2].strip() if lines else cpu
     packages = ("torch", "numpy", "pillow", "timm", "datasets", "webdataset")
     versions = {name: metadata.version(name) for name in packages}
     return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "packages": versions}
