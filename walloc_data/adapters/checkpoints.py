@@ -1,0 +1,118 @@
+"""Latent models on disk: a folder of `model.safetensors` and `config.json`, loaded by name without a pickle."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from walloc_data.adapters.models import HasManifest, LatentModelConfig, build, latent_config, unwrap
+from walloc_data.errors import ModelError, StorageError
+from walloc_data.format import CodecSpec, Manifest, dump_json, load_json
+
+__all__ = ["check_codec", "load_latent_model", "model_from_config", "save_latent_model"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+MAX_CONFIG_BYTES = 2**20
+
+
+def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+    """Write a latent model: each file under another name first, the config last.
+
+    Args:
+        model: made by `create_latent_model`; DDP and compiled modules are unwrapped.
+        folder: made where it does not exist.
+    """
+    from safetensors.torch import save_file
+
+    config = latent_config(model)
+    inner = unwrap(model)
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in inner.state_dict().items()}
+    partial = target / f".{WEIGHTS}.{os.getpid()}"
+    save_file(weights, partial, metadata={"format": "walloc_data-model"})
+    partial.replace(target / WEIGHTS)
+    partial = target / f".{CONFIG}.{os.getpid()}"
+    partial.write_text(dump_json({"format": "walloc_data-model", "format_version": 1} | config.to_dict()))
+    partial.replace(target / CONFIG)
+    return target
+
+
+def load_latent_model(
+    folder: str | os.PathLike[str], *, dataset: HasManifest | Manifest | CodecSpec | None = None, device: str = "cpu"
+) -> Any:
+    """Rebuild a saved latent model, in eval mode.
+
+    Args:
+        folder: what `save_latent_model` wrote.
+        dataset: refuse unless its latents come from the codec that the model was trained on.
+        device: where to.
+
+    Raises:
+        ModelError: for a folder that is not a model, weights that do not fit, or latents of another codec.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    source = Path(folder)
+    try:
+        if (source / CONFIG).stat().st_size > MAX_CONFIG_BYTES:
+            raise ModelError(f"{source / CONFIG}: larger than {MAX_CONFIG_BYTES} bytes: not a model's config")
+        value = load_json((source / CONFIG).read_bytes(), where=str(source / CONFIG))
+    except OSError as error:
+        raise StorageError(f"{source}: no saved latent model there ({error.strerror})") from error
+    if value.pop("format", None) != "walloc_data-model" or value.pop("format_version", None) != 1:
+        raise ModelError(f"{source / CONFIG}: not a model of this walloc_data; save_latent_model writes them")
+    config = LatentModelConfig.from_dict(value, where=str(source / CONFIG))
+    try:
+        weights = load_file(source / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{source / WEIGHTS}: cannot be read ({error})") from error
+    model = model_from_config(config, weights=weights, where=str(source / WEIGHTS))
+    if dataset is not None:
+        check_codec(model, dataset)
+    return model.to(device).eval()
+
+
+def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], where: str) -> Any:
+    """Build a config's module and load a state dict into it; for training checkpoints of one's own.
+
+    Args:
+        config: e.g. `LatentModelConfig.from_dict(checkpoint["config"], where=path)`.
+        weights: the model's `state_dict()`.
+        where: named in errors.
+    """
+    channels = config.codec.latent_dim
+    if config.normalization == "standard":
+        buffers = {"latent_mean": torch.zeros(channels), "latent_std": torch.ones(channels)}
+    else:
+        buffers = {"latent_table": torch.zeros(channels, 2**config.codec.latent_bits)}
+    model = build(config, buffers=buffers)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{where}: the weights do not fit {config.name} as its config describes it: {error}"
+        ) from error
+    return model
+
+
+def check_codec(model: nn.Module, dataset: HasManifest | Manifest | CodecSpec) -> None:
+    """Refuse latents of another codec than the model was made for.
+
+    Raises:
+        ModelError: names both codecs. Latents of two encoders look alike and mean different things.
+    """
+    own = latent_config(model).codec
+    other = (
+        dataset
+        if isinstance(dataset, CodecSpec)
+        else (dataset if isinstance(dataset, Manifest) else dataset.manifest).codec
+    )
+    if own.encoder_sha256 != other.encoder_sha256:
+        raise ModelError(
+            f"the model was made for latents of codec {own.name!r} ({own.encoder_sha256[:12]}), these are of "
+            f"{other.name!r} ({other.encoder_sha256[:12]}): encode the pictures with the model's codec, or train anew"
+        )

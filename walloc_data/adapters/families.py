@@ -1,0 +1,353 @@
+"""Which timm families take latents, and the surgery each one needs.
+
+A latent cell is 8 x 8 pixels, so a latent picture stands where a pixel model has its stride-8 features: stage 1 of the
+usual 4/8/16/32 pyramid. Three geometries follow (for 224-pixel pictures, 28 x 28 cells):
+
+    skip_early   the stem feeds the stage at stride 8; earlier stages become Identity. The token grid is the pixel
+                 model's, the early compute is saved.
+    all_stages   the stem feeds the stage at stride 4: every stage is kept, and pictures of twice the resolution
+                 (448 pixels, 56 x 56 cells) cost what the pixel model costs at 224.
+    pixel_grid   one convolution and a PixelShuffle give every stage the pixel model's own grid: nothing is saved in
+                 the model but decoding; made for folding pixel-pretrained weights. For patch models the same as
+                 skip_early.
+
+Every hierarchical model is built by timm at the pixel size that its later stages will see, so that windows, position
+biases and embeddings come out right; then its stem is replaced and the first strides are taken out.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from walloc_data.errors import ModelError
+
+__all__ = ["FAMILIES", "Family", "Geometry", "StemSite", "find_family"]
+
+Geometry = Literal["skip_early", "all_stages", "pixel_grid"]
+Create = Callable[..., Any]
+CELL_PX = 8
+
+
+@dataclass(frozen=True)
+class StemSite:
+    """Where a model's first convolution goes, and its shape."""
+
+    path: str  # of the module to replace, e.g. "patch_embed.proj"
+    out_channels: int
+    kernel_cells: int
+    stride_cells: int = 1
+    shuffle: int = 1
+    bias: bool = True
+    fresh: tuple[str, ...] = ()  # other modules whose weights do not come from a pixel model
+    skipped: tuple[str, ...] = ()  # modules that became Identity
+
+
+@dataclass(frozen=True)
+class Family:
+    """timm modules that share one surgery."""
+
+    name: str
+    modules: tuple[str, ...]  # in timm.models
+    geometries: tuple[Geometry, ...]  # the first is the default
+    examples: str
+    build: Callable[[Create, Geometry, tuple[int, int], Mapping[str, Any]], tuple[Any, StemSite]]
+
+
+def _resize_norm(norm: nn.Module, channels: int) -> None:
+    """Give a batch or layer norm another width, freshly initialised; its activation and eps stay."""
+    widths = {"num_features": channels, "num_channels": channels, "normalized_shape": (channels,)}
+    for attribute, value in widths.items():
+        if hasattr(norm, attribute):
+            setattr(norm, attribute, value)
+    for name, fill in (("weight", 1.0), ("bias", 0.0)):
+        if getattr(norm, name, None) is not None:
+            setattr(norm, name, nn.Parameter(torch.full((channels,), fill)))
+    for name, fill in (("running_mean", 0.0), ("running_var", 1.0)):
+        if getattr(norm, name, None) is not None:
+            setattr(norm, name, torch.full((channels,), fill))
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def _is_strided(module: nn.Module) -> bool:
+    stride = getattr(module, "stride", 1)
+    return stride is not None and max(_pair(stride)) > 1
+
+
+def _is_pool(module: nn.Module) -> bool:
+    kinds = (nn.AvgPool2d, nn.MaxPool2d)
+    return isinstance(module, kinds) or (type(module).__name__ == "BlurPool2d" and _is_strided(module))
+
+
+def _unstride(stage: nn.Module, *, what: str) -> None:
+    """Take the stride out of a stage: convolutions move by one cell, pools become Identity."""
+    for name, module in list(stage.named_modules()):
+        if isinstance(module, nn.Conv2d) and _is_strided(module):
+            if any(side % 2 == 0 for side in module.kernel_size):
+                raise ModelError(
+                    f"{what}: {name} has an even kernel {module.kernel_size}: its stride cannot be taken out"
+                )
+            module.stride = (1, 1)
+        elif _is_pool(module) and _is_strided(module):
+            parent, _, leaf = name.rpartition(".")
+            setattr(stage.get_submodule(parent), leaf, nn.Identity())
+
+
+def _first_conv(module: nn.Module, *, what: str) -> nn.Conv2d:
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            return child
+    raise ModelError(f"{what}: no convolution was found")
+
+
+def _build_vit(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+    with torch.device("meta"):
+        embed = create().patch_embed
+    if not isinstance(getattr(embed, "proj", None), nn.Conv2d):
+        raise ModelError(f"its patch embedding is {type(embed).__name__}, not one convolution: nothing to replace")
+    cells = max(1, round(embed.patch_size[0] / CELL_PX)) * (2 if geometry == "all_stages" else 1)
+    cells = given.get("patch_size", cells)
+    if not given.get("dynamic_img_pad") and (size[0] % cells or size[1] % cells):
+        raise ModelError(
+            f"{size[0]} x {size[1]} cells do not split into patches of {cells}: pass patch_size= or another size"
+        )
+    model = create(img_size=size, patch_size=cells)
+    return model, StemSite("patch_embed.proj", embed.proj.out_channels, cells, cells, bias=embed.proj.bias is not None)
+
+
+def _grid(geometry: Geometry, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+    """The pixel size a pyramid is built for, and the stem's shuffle onto a stride-4 grid."""
+    scale = {"all_stages": 4, "skip_early": 8, "pixel_grid": 8}[geometry]
+    return (size[0] * scale, size[1] * scale), 2 if geometry == "pixel_grid" else 1
+
+
+def _build_swin(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+    img_size, shuffle = _grid(geometry, size)
+    kwargs: dict[str, Any] = {"img_size": img_size}
+    if "window_size" not in given:
+        with torch.device("meta"):
+            default = create().layers[0].blocks[0].window_size
+        if size[0] % default[0] or size[1] % default[1]:
+            # A window that does not divide is padded by timm: correct, but much of it is padding.
+            side = max((n for n in range(3, 13) if size[0] % n == 0 and size[1] % n == 0), default=None)
+            kwargs |= {"window_size": side} if side else {}
+    model = create(**kwargs)
+    embed = model.patch_embed
+    skipped: tuple[str, ...] = ()
+    channels = embed.proj.out_channels
+    if geometry == "skip_early":
+        channels = _first_block_width(model.layers[1])
+        if not isinstance(embed.norm, nn.Identity):
+            _resize_norm(embed.norm, channels)
+        model.layers[0], model.layers[1].downsample = nn.Identity(), nn.Identity()
+        skipped = ("layers.0", "layers.1.downsample")
+    embed.patch_size = (1, 1)  # cells
+    embed.img_size = size
+    if shuffle == 1:
+        embed.grid_size = size
+        embed.num_patches = size[0] * size[1]
+    site = StemSite(
+        "patch_embed.proj", channels, 3, shuffle=shuffle, fresh=("patch_embed.norm",) * bool(skipped), skipped=skipped
+    )
+    return model, site
+
+
+def _first_block_width(stage: Any) -> int:
+    return int(stage.blocks[0].norm1.normalized_shape[0])
+
+
+def _build_convnext(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+    model = create()
+    conv, norm = model.stem[0], model.stem[-1]
+    if len(model.stem) != 2:
+        # Overlapping stems: two strided convolutions. Keep the second, at stride 1.
+        conv = model.stem[-2]
+        model.stem = nn.Sequential(conv, norm)
+    channels, shuffle, skipped = conv.out_channels, _grid(geometry, size)[1], ()
+    if geometry == "skip_early":
+        channels = _convnext_width(model.stages[1])
+        _resize_norm(norm, channels)
+        model.stages[0], model.stages[1].downsample = nn.Identity(), nn.Identity()
+        skipped = ("stages.0", "stages.1.downsample")  # type: ignore[assignment]
+    site = StemSite(
+        "stem.0",
+        channels,
+        3,
+        shuffle=shuffle,
+        bias=conv.bias is not None,
+        fresh=("stem.1",) * bool(skipped),
+        skipped=skipped,
+    )
+    return model, site
+
+
+def _convnext_width(stage: Any) -> int:
+    return int(stage.blocks[0].conv_dw.in_channels)
+
+
+def _build_resnet(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+    model = create()
+    deep = isinstance(model.conv1, nn.Sequential)
+    first = _first_conv(model.conv1, what="conv1")
+    if geometry == "pixel_grid":
+        return model, StemSite("conv1.0" if deep else "conv1", first.out_channels, 5, shuffle=4, bias=False)
+    model.maxpool = nn.Identity()
+    if geometry == "all_stages":
+        return model, StemSite("conv1.0" if deep else "conv1", first.out_channels, 3, bias=False, skipped=("maxpool",))
+    channels = _first_conv(model.layer2[0], what="layer2").in_channels
+    model.conv1 = nn.Identity()  # a deep stem's other layers have the wrong width
+    _resize_norm(model.bn1, channels)
+    model.layer1 = nn.Identity()
+    _unstride(model.layer2[0], what="layer2")
+    return model, StemSite("conv1", channels, 3, bias=False, fresh=("bn1",), skipped=("layer1", "maxpool"))
+
+
+def _build_regnet(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+    model = create()
+    path = "stem" if isinstance(model.stem, nn.Conv2d) else "stem.conv"
+    stem = model.get_submodule(path)
+    if geometry == "pixel_grid":
+        return model, StemSite(path, stem.out_channels, 5, shuffle=4, bias=False)
+    if geometry == "all_stages":
+        _unstride(model.s1.b1, what="s1")
+        return model, StemSite(path, stem.out_channels, 3, bias=False)
+    channels = _first_conv(model.s2.b1, what="s2").in_channels
+    fresh: tuple[str, ...] = ()
+    if path == "stem.conv":
+        _resize_norm(model.stem.bn, channels)
+        fresh = ("stem.bn",)
+    model.s1 = nn.Identity()
+    _unstride(model.s2.b1, what="s2")
+    return model, StemSite(path, channels, 3, bias=False, fresh=fresh, skipped=("s1",))
+
+
+def _build_efficientnet(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+    model = create()
+    stem = model.conv_stem
+    if geometry == "pixel_grid":
+        return model, StemSite("conv_stem", stem.out_channels, 5, shuffle=4, bias=False)
+    strided = [i for i, stage in enumerate(model.blocks) if any(_is_strided(module) for module in stage.modules())]
+    if len(strided) < 3:
+        raise ModelError(f"only {len(strided)} of its stages have a stride: not a 4/8/16/32 pyramid")
+    if geometry == "all_stages":
+        _unstride(model.blocks[strided[0]], what=f"blocks.{strided[0]}")
+        return model, StemSite("conv_stem", stem.out_channels, 3, bias=False)
+    first = strided[1]
+    channels = _first_conv(model.blocks[first], what=f"blocks.{first}").in_channels
+    _resize_norm(model.bn1, channels)
+    for i in range(first):
+        model.blocks[i] = nn.Identity()
+    _unstride(model.blocks[first], what=f"blocks.{first}")
+    skipped = tuple(f"blocks.{i}" for i in range(first))
+    return model, StemSite("conv_stem", channels, 3, bias=False, fresh=("bn1",), skipped=skipped)
+
+
+def _build_maxvit(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+    img_size, shuffle = _grid(geometry, size)
+    multiple = 4 if geometry == "skip_early" else 8 // shuffle
+    if size[0] % multiple or size[1] % multiple:
+        raise ModelError(
+            f"{size[0]} x {size[1]} cells: {geometry!r} halves them until its windows are 1/{multiple} of the side, "
+            f"so both sides must be multiples of {multiple}"
+        )
+    model = create(img_size=img_size)
+    bias = model.stem.conv1.bias is not None
+    if geometry == "pixel_grid":
+        return model, StemSite("stem.conv1", model.stem.conv1.out_channels, 5, shuffle=4, bias=bias)
+    if geometry == "all_stages":
+        _unstride(model.stages[0], what="stages.0")
+        return model, StemSite("stem.conv1", model.stem.conv1.out_channels, 3, bias=bias)
+    # The stem keeps its two convolutions; the second gives the width that stage 1 expects.
+    channels = _stage_width(model.stages[1])
+    old = model.stem.conv2
+    model.stem.conv2 = type(old)(
+        old.in_channels, channels, old.kernel_size, padding=old.padding, bias=old.bias is not None
+    )
+    model.stages[0] = nn.Identity()
+    _unstride(model.stages[1], what="stages.1")
+    site = StemSite(
+        "stem.conv1",
+        model.stem.conv1.out_channels,
+        3,
+        bias=bias,
+        fresh=("stem.norm1", "stem.conv2"),
+        skipped=("stages.0",),
+    )
+    return model, site
+
+
+def _stage_width(stage: nn.Module) -> int:
+    """Channels that a MaxViT or CoAtNet stage expects: those of its first norm."""
+    for module in stage.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            return int(module.num_features)
+        if isinstance(module, nn.LayerNorm):
+            return int(module.normalized_shape[0])
+    raise ModelError("its stages have no norm to read a width from")
+
+
+def _build_hiera(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+    grid = 2 if geometry == "pixel_grid" else 1
+    if size[0] * grid % 8 or size[1] * grid % 8:
+        raise ModelError(
+            f"{size[0]} x {size[1]} cells: Hiera pools three times inside its mask units, so both sides must be "
+            f"multiples of {8 // grid}"
+        )
+    img_size = (size[0] * grid, size[1] * grid)
+    model = create(img_size=img_size, patch_kernel=(3, 3), patch_stride=(1, 1), patch_padding=(1, 1))
+    return model, StemSite("patch_embed.proj", model.patch_embed.proj.out_channels, 3, shuffle=grid)
+
+
+_ALL: tuple[Geometry, ...] = ("skip_early", "all_stages", "pixel_grid")
+
+FAMILIES = (
+    Family("ViT, DeiT, EVA", ("vision_transformer", "deit", "eva"), _ALL, "vit_tiny_patch16_224", _build_vit),
+    Family(
+        "Swin, SwinV2",
+        ("swin_transformer", "swin_transformer_v2"),
+        _ALL,
+        "swin_tiny_patch4_window7_224",
+        _build_swin,
+    ),
+    Family("ConvNeXt, ConvNeXt V2", ("convnext",), _ALL, "convnext_atto", _build_convnext),
+    Family("ResNet, ResNeXt, SE-ResNet", ("resnet",), _ALL, "resnet18, resnet50", _build_resnet),
+    Family("RegNet", ("regnet",), _ALL, "regnety_004", _build_regnet),
+    Family(
+        "EfficientNet, MobileNetV3, MobileNetV4",
+        ("efficientnet", "mobilenetv3"),
+        _ALL,
+        "efficientnet_b0, mobilenetv4_conv_small",
+        _build_efficientnet,
+    ),
+    Family("MaxViT, CoAtNet", ("maxxvit",), _ALL, "maxvit_tiny_rw_224, coatnet_0_rw_224", _build_maxvit),
+    Family("Hiera", ("hiera",), ("all_stages", "pixel_grid"), "hiera_tiny_224", _build_hiera),
+)
+
+
+def find_family(name: str) -> Family:
+    """The family of a timm model, by the module that defines it.
+
+    Raises:
+        ModelError: for a name that timm does not know, or a family without a worked-out stem; lists what works.
+    """
+    import timm
+
+    bare = name.partition(".")[0]
+    if not timm.is_model(bare):
+        close = timm.list_models(f"{bare.partition('_')[0]}*")[:5]
+        hint = f"; it has {', '.join(close)}, ..." if close else ""
+        raise ModelError(f"timm has no model {name!r}{hint}")
+    module = timm.model_entrypoint(bare).__module__.rpartition(".")[2]
+    for family in FAMILIES:
+        if module in family.modules:
+            return family
+    works = "; ".join(f"{family.name} ({family.examples})" for family in FAMILIES)
+    raise ModelError(
+        f"{name!r} (timm.models.{module}) has no latent stem: its first layers are built for three-channel pixels, and "
+        f"replacing them blindly would change what its stages see. What works: {works}"
+    )

@@ -1,0 +1,79 @@
+"""Optimizer groups and freezing for models whose stem is new and whose rest is not."""
+
+from typing import Any
+
+from torch import nn
+
+from walloc_data.adapters.models import stem_of, unwrap
+from walloc_data.errors import ModelError
+
+__all__ = ["freeze_except", "parameter_groups", "unfreeze"]
+
+
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float = 0.05, layer_decay: float | None = None, stem_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """timm's parameter groups, with the stem in groups of its own.
+
+    Layer decay gives the first layer the lowest rate, which suits a pretrained stem; a latent stem is new and needs
+    the highest. timm's schedulers multiply by each group's `lr_scale`; without one, multiply the rate yourself.
+
+    Args:
+        model: made by `create_latent_model`, after any freezing.
+        weight_decay: for matrices and kernels; biases, norms and what the model exempts get none.
+        layer_decay: factor from each layer to the one before it; None: all layers alike.
+        stem_lr_scale: the stem's rate relative to the head's.
+
+    Returns:
+        Groups for `timm.optim.create_optimizer_v2`; the stem's are the last ones and carry `name` "stem".
+    """
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+    inner = unwrap(model)
+    exempt = inner.no_weight_decay() if hasattr(inner, "no_weight_decay") else ()
+    groups: list[dict[str, Any]]
+    if layer_decay is None:
+        groups = param_groups_weight_decay(inner, weight_decay, exempt)
+    else:
+        groups = param_groups_layer_decay(inner, weight_decay, exempt, layer_decay=layer_decay)
+    stem = {id(parameter) for parameter in stem_of(model).parameters()}
+    result, stem_groups = [], []
+    for group in groups:
+        group = {"lr_scale": 1.0} | group
+        ours = [parameter for parameter in group["params"] if id(parameter) in stem]
+        others = [parameter for parameter in group["params"] if id(parameter) not in stem]
+        if others:
+            result.append(group | {"params": others, "name": "body"})
+        if ours:
+            stem_groups.append(group | {"params": ours, "name": "stem", "lr_scale": stem_lr_scale})
+    return result + stem_groups
+
+
+def freeze_except(model: nn.Module, *parts: str) -> list[str]:
+    """Stop training everything but some parts: "stem", "head", or prefixes of parameter names.
+
+    Frozen batch norms still update their running statistics in train mode, which a new stem needs them to.
+
+    Returns:
+        The names of the parameters that still train.
+    """
+    inner = unwrap(model)
+    head = str(inner.pretrained_cfg.get("classifier", "head"))
+    stem = {id(parameter) for parameter in stem_of(model).parameters()}
+    prefixes = tuple(head if part == "head" else part for part in parts if part != "stem")
+    training = []
+    for name, parameter in inner.named_parameters():
+        wanted = ("stem" in parts and id(parameter) in stem) or any(
+            name == prefix or name.startswith(prefix + ".") for prefix in prefixes
+        )
+        parameter.requires_grad_(wanted)
+        if wanted:
+            training.append(name)
+    if parts and not training:
+        raise ModelError(f"no parameter belongs to {parts}: use 'stem', 'head' or a prefix of a parameter's name")
+    return training
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Train everything again. Build the optimizer after this, or its groups will lack what was frozen."""
+    model.requires_grad_(True)

@@ -1,0 +1,237 @@
+"""From a pixel model to a latent model of the same architecture, without training.
+
+A latent window predicts the pixels under it linearly, x ~ D z + c, with D from running sums alone. A pixel stem
+e = W x + b is linear as well, so that W' = W D, b' = W c + b is the best linear prediction of e that the window allows.
+Where a nonlinear stage is skipped no such product exists: `fit_stem` regresses the stage's output itself.
+Both are initialisations, to be fine-tuned.
+"""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from walloc_data.adapters.models import latent_config, stem_of, unwrap
+from walloc_data.adapters.stem import LatentConv2d
+from walloc_data.errors import ModelError
+from walloc_data.latents import expand
+from walloc_data.regression import WindowMap, WindowRegression
+
+__all__ = ["PixelPrediction", "copy_pixel_weights", "fit_stem", "fold_stem"]
+
+
+class PixelPrediction:
+    """Running sums for the linear prediction of pixels from latent windows: one for all models of a patch size.
+
+    Args:
+        latent_dim: channels of the latents.
+        window_cells: side of the latent window.
+        patch_cells: side of the pixel patch, in cells; also the windows' stride.
+        margin_px: pixels around the patch that are predicted as well, for kernels that reach over it.
+        cell_px: pixels along one side of a cell.
+        expand_bits: the codec's latent_bits to predict from v = expand(z), for models that normalise by "expand".
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 12,
+        *,
+        window_cells: int,
+        patch_cells: int = 1,
+        margin_px: int = 0,
+        cell_px: int = 8,
+        expand_bits: int | None = None,
+    ) -> None:
+        self.patch_px, self.margin_px, self.stride_px = patch_cells * cell_px, margin_px, patch_cells * cell_px
+        self.expand_bits = expand_bits
+        side = self.patch_px + 2 * margin_px
+        self.regression = WindowRegression(
+            latent_dim,
+            num_targets=3 * side * side,
+            window_cells=(window_cells, window_cells),
+            stride_cells=patch_cells,
+            interior_only=True,
+        )
+
+    @classmethod
+    def for_model(cls, model: nn.Module, pixel_model: nn.Module) -> "PixelPrediction":
+        """Sums of the right window, patch and margin to fold `pixel_model`'s stem into `model`'s."""
+        config, stem = latent_config(model), stem_of(model)
+        conv = _pixel_stem(pixel_model, unwrap(model).stem_site.path)
+        before, after = _reach(stem, conv, cell_px=config.codec.cell_px)
+        return cls(
+            config.codec.latent_dim,
+            window_cells=stem.kernel_size[0],
+            patch_cells=stem.stride[0],
+            margin_px=max(before, after, 0),
+            cell_px=config.codec.cell_px,
+            expand_bits=config.codec.latent_bits if config.normalization == "expand" else None,
+        )
+
+    def update(self, latents: Tensor, pictures: Tensor) -> None:
+        """Add latents (N, C, h, w) int8 and the pictures (N, 3, 8h, 8w) uint8 that they were made from."""
+        z = latents.float()
+        if self.expand_bits is not None:
+            z = expand(z, latent_bits=self.expand_bits)
+        self.regression.update(z, self._patches(pictures))
+
+    def _patches(self, pictures: Tensor) -> Tensor:
+        n, _, height, width = pictures.shape
+        x = F.pad(pictures.float() / 255, (self.margin_px,) * 4)
+        grid = (height // self.stride_px, width // self.stride_px)
+        return F.unfold(x, self.patch_px + 2 * self.margin_px, stride=self.stride_px).reshape(n, -1, *grid)
+
+    def solve(self) -> WindowMap:
+        """Pixels in [0, 1], (3 * side * side) per window, from latents."""
+        return self.regression.solve()
+
+    def psnr_db(self, fitted: WindowMap) -> float:
+        """How well the map predicts the pixels seen here: 10 log10(1 / mean squared error)."""
+        squared = self.regression.relative_error(fitted) * self.regression.variance()
+        return float(-10 * squared.mean().log10())
+
+
+def _pixel_stem(pixel_model: nn.Module, path: str) -> nn.Conv2d:
+    module: nn.Module = pixel_model.get_submodule(path)
+    while isinstance(module, nn.Sequential):
+        module = module[0]
+    if not isinstance(module, nn.Conv2d) or module.groups != 1 or module.in_channels != 3:
+        raise ModelError(f"{type(pixel_model).__name__}.{path} is not a plain convolution of three-channel pixels")
+    return module
+
+
+def _reach(stem: LatentConv2d, conv: nn.Conv2d, *, cell_px: int) -> tuple[int, int]:
+    """Pixels that the pixel stem's outputs of one window reach before and after its patch."""
+    patch = stem.stride[0] * cell_px
+    stride, kernel = conv.stride[0], conv.kernel_size[0]
+    if stride * stem.shuffle != patch:
+        raise ModelError(
+            f"a pixel stem of stride {stride} gives {patch // stride} outputs a window, the latent stem "
+            f"{stem.shuffle}: only geometry 'pixel_grid', or a patch model of equal patch size, can be folded; "
+            "fit_stem does the others"
+        )
+    if isinstance(conv.padding, str):
+        raise ModelError("pixel stems with padding='same' as a string are not folded")
+    # TensorFlow's SAME padding (timm's Conv2dSame has padding 0) puts the odd pixel after.
+    before = (kernel - stride) // 2 if type(conv).__name__ == "Conv2dSame" else conv.padding[0]
+    return before, (stem.shuffle - 1) * stride + kernel - before - patch
+
+
+def fold_stem(
+    model: nn.Module,
+    pixel_model: nn.Module,
+    *,
+    prediction: WindowMap,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> None:
+    """Set a latent model's stem to the best linear prediction of a pixel model's stem.
+
+    Args:
+        model: made with the `pretrained=` pixel model's other weights and a stem with a bias; its window decides
+            what can be predicted (4 cells at stride 2, `stem_padding="circular"`, suit patches of 16 pixels).
+        pixel_model: the model whose stem is folded.
+        prediction: solved `PixelPrediction.for_model(model, pixel_model)`.
+        mean, std: the pixel model's normalisation; default: its `pretrained_cfg`.
+    """
+    config, stem = latent_config(model), stem_of(model)
+    conv = _pixel_stem(pixel_model, unwrap(model).stem_site.path)
+    before, after = _reach(stem, conv, cell_px=config.codec.cell_px)
+    margin = max(before, after, 0)
+    side = stem.stride[0] * config.codec.cell_px + 2 * margin
+    if prediction.weight.shape[0] != 3 * side * side:
+        raise ModelError(
+            f"the prediction has {prediction.weight.shape[0]} targets; this stem needs 3 x {side} x {side}: "
+            "make it by PixelPrediction.for_model(model, pixel_model)"
+        )
+    cfg: Any = getattr(pixel_model, "pretrained_cfg", {})
+    mu = torch.tensor(mean or cfg["mean"], dtype=torch.float64)[:, None, None]
+    sigma = torch.tensor(std or cfg["std"], dtype=torch.float64)[:, None, None]
+    kernel = conv.weight.detach().cpu().double() / sigma  # (C_out, 3, k, k), of pixels in [0, 1]
+    offset = -(kernel * mu).sum((1, 2, 3))
+    if conv.bias is not None:
+        offset = offset + conv.bias.detach().cpu().double()
+    size, stride, k = stem.shuffle, conv.stride[0], conv.kernel_size[0]
+    # One row of pixel weights for each output position in the window: the kernel, moved.
+    rows = torch.zeros(kernel.shape[0], size, size, 3, side, side, dtype=torch.float64)
+    for i in range(size):
+        for j in range(size):
+            top, left = margin - before + i * stride, margin - before + j * stride
+            rows[:, i, j, :, top : top + k, left : left + k] = kernel
+    flat = rows.reshape(kernel.shape[0] * size * size, -1)  # PixelShuffle's own order: channel, row, column
+    weight = (flat @ prediction.weight.double().flatten(1)).reshape(-1, *prediction.weight.shape[1:])
+    bias = flat @ prediction.bias.double() + offset.repeat_interleave(size * size)
+    stem.fold(weight, bias)
+
+
+def fit_stem(model: nn.Module, *, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Fit a stem to what it replaces by least squares, where skipped stages cannot be folded.
+
+    Args:
+        model: a latent model whose stem has a bias.
+        batches: (latents int8 (N, C, h, w), targets (N, C_out, h', w')): the pixel model's features that the stem
+            should give on the same pictures, before the norm that follows it.
+
+    Returns:
+        The error on the pictures seen, relative to the targets' variance.
+    """
+    config, stem = latent_config(model), stem_of(model)
+    kernel = (int(stem.kernel_size[0]), int(stem.kernel_size[1]))
+    sums = WindowRegression(
+        config.codec.latent_dim,
+        num_targets=stem.out_channels,
+        window_cells=kernel,
+        stride_cells=stem.stride[0],
+        interior_only=True,
+    )
+    for latents, targets in batches:
+        z = latents.float()
+        if config.normalization == "expand":
+            z = expand(z, latent_bits=config.codec.latent_bits)
+        sums.update(z, F.pixel_unshuffle(targets, stem.shuffle) if stem.shuffle > 1 else targets)
+    fitted = sums.solve()
+    stem.fold(fitted.weight.double(), fitted.bias.double())
+    return float((sums.relative_error(fitted) * sums.variance()).sum() / sums.variance().sum())
+
+
+def copy_pixel_weights(model: nn.Module, pixel_model: nn.Module) -> None:
+    """Copy every weight but the stem's from a pixel model of the same name.
+
+    Position embeddings and bias tables are resampled by timm's own checkpoint filter. Norms that changed width and
+    stages that became Identity are left out.
+
+    Raises:
+        ModelError: if anything else is missing, left over or of another shape.
+    """
+    config = latent_config(model)
+    inner = unwrap(model)
+    site = inner.stem_site
+    stem = site.path.partition(".")[0] if site.path.startswith(("conv1", "stem.0")) and site.skipped else site.path
+    left_out = (stem, *site.fresh, *site.skipped)
+    source = {
+        name: value
+        for name, value in pixel_model.state_dict().items()
+        if not any(name == part or name.startswith(part + ".") for part in left_out)
+    }
+    module: Any = sys.modules[type(inner).__module__]
+    if hasattr(module, "checkpoint_filter_fn"):
+        source = module.checkpoint_filter_fn(source, inner)
+    classifier = str(inner.pretrained_cfg.get("classifier", "fc"))
+    own = inner.state_dict()
+    if f"{classifier}.weight" in source and source[f"{classifier}.weight"].shape != own[f"{classifier}.weight"].shape:
+        raise ModelError(
+            f"{config.name}: the pixel model has {len(source[f'{classifier}.weight'])} classes, this one "
+            f"{config.num_classes}: reset its classifier first, or pass num_classes="
+        )
+    expected = {name for name in own if not any(name == part or name.startswith(part + ".") for part in left_out)}
+    wrong = sorted(name for name in expected & set(source) if own[name].shape != source[name].shape)
+    missing, unexpected = sorted(expected - set(source)), sorted(set(source) - expected)
+    if wrong or missing or unexpected:
+        raise ModelError(
+            f"{config.name}: the pixel model does not fit: missing {missing[:5]}, left over {unexpected[:5]}, "
+            f"of another shape {wrong[:5]}"
+        )
+    inner.load_state_dict(source, strict=False)

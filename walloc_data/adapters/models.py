@@ -1,0 +1,340 @@
+"""timm models over latents: int8 in, logits out, everything in between timm's own."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from walloc_data.adapters.families import Geometry, find_family
+from walloc_data.adapters.stem import LatentConv2d, Normalization, normalization_buffers
+from walloc_data.errors import FormatError, ModelError
+from walloc_data.format import MANIFEST_NAME, ChannelStatistics, CodecSpec, Manifest
+from walloc_data.storage import Store
+
+__all__ = ["LatentModelConfig", "LatentModelSummary", "create_latent_model", "latent_config", "stem_of", "summarize"]
+
+MAX_MANIFEST_BYTES = 64 * 2**20
+
+
+@runtime_checkable
+class HasManifest(Protocol):
+    """A `LatentDataset`, or anything else that knows its manifest."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+
+@dataclass(frozen=True)
+class LatentModelConfig:
+    """All that is needed to build the same module again, besides its weights."""
+
+    name: str  # timm's
+    geometry: Geometry
+    codec: CodecSpec
+    input_shape: tuple[int, int, int]  # (latent_dim, h, w) in cells
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+    normalization: Normalization = "standard"
+    stem_kernel_cells: int | None = None  # None: the family's own
+    stem_bias: bool | None = None
+    stem_padding: Literal["zeros", "circular"] = "zeros"
+    timm_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.input_shape) != 3 or min(self.input_shape) < 1:
+            raise ModelError(f"input_shape must be three positive integers, not {self.input_shape!r}")
+        if self.input_shape[0] != self.codec.latent_dim:
+            raise ModelError(
+                f"input_shape {self.input_shape}: the codec's latents have {self.codec.latent_dim} channels"
+            )
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ModelError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+        if self.num_classes < 0:
+            raise ModelError(f"num_classes must be 0 (features only) or more, not {self.num_classes}")
+        choices = {
+            "geometry": ("skip_early", "all_stages", "pixel_grid"),
+            "normalization": ("standard", "expand"),
+            "stem_padding": ("zeros", "circular"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ModelError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; `from_dict` is its inverse."""
+        value = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return value | {"codec": self.codec.to_dict(), "timm_kwargs": dict(self.timm_kwargs)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> "LatentModelConfig":
+        """Build and check from parsed JSON; `where` is named in errors."""
+        if unknown := sorted(set(value) - set(cls.__dataclass_fields__)):
+            raise ModelError(f"{where}: unknown fields {unknown}; written by a newer walloc_data?")
+        try:
+            fields = dict(value)
+            fields["codec"] = CodecSpec.from_dict(fields["codec"], where=where)
+            fields["input_shape"] = tuple(int(side) for side in fields["input_shape"])
+            if fields.get("class_names") is not None:
+                fields["class_names"] = tuple(str(name) for name in fields["class_names"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{where}: not the config of a latent model ({error})") from error
+
+
+@dataclass(frozen=True)
+class LatentModelSummary:
+    """What a model costs."""
+
+    name: str
+    geometry: Geometry
+    input_shape: tuple[int, int, int]  # (latent_dim, h, w)
+    picture_shape_px: tuple[int, int, int]  # (channels, height, width) that such a latent stands for
+    num_parameters: int
+    num_macs: int  # multiply-accumulates of convolutions and matrix products, per sample
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} ({self.geometry}): latents {self.input_shape} of {self.picture_shape_px[1]} x "
+            f"{self.picture_shape_px[2]} px pictures, {self.num_parameters / 1e6:.2f} M parameters, "
+            f"{self.num_macs / 1e9:.3f} GMAC"
+        )
+
+
+def create_latent_model(
+    name: str,
+    *,
+    dataset: HasManifest | Manifest | str | os.PathLike[str] | None = None,
+    split: str = "train",
+    num_classes: int | None = None,
+    geometry: Geometry | None = None,
+    pretrained: bool | nn.Module = False,
+    normalization: Normalization = "standard",
+    input_shape: tuple[int, int, int] | None = None,
+    stem_kernel_cells: int | None = None,
+    stem_bias: bool | None = None,
+    stem_padding: Literal["zeros", "circular"] = "zeros",
+    codec: CodecSpec | None = None,
+    statistics: ChannelStatistics | None = None,
+    **timm_kwargs: Any,
+) -> Any:
+    """Build a timm model that takes int8 latents (N, latent_dim, h, w) and gives logits (N, num_classes).
+
+    The stored integers are standardised inside, in the first layer, on the model's device. Floats in the same units
+    (after a mixup or a transform) are taken as well. Build optimizer and EMA after this call.
+
+    Args:
+        name: a timm model, e.g. "vit_tiny_patch16_224"; `walloc_data.adapters.FAMILIES` lists what works.
+        dataset: a `LatentDataset`, a `Manifest`, or the path or URL of an encoded data set. Gives the codec, the
+            statistics, the latents' shape and the number of classes.
+        split: whose statistics and shape are taken.
+        num_classes: default: the data set's.
+        geometry: "skip_early", "all_stages" or "pixel_grid" (see `walloc_data.adapters.families`); default: the
+            family's first.
+        pretrained: True loads timm's weights for pixels; a module is a pixel model of the same name, whose weights
+            are copied. The new stem, and norms that changed width, keep their fresh weights: `fold_stem` fits them.
+        normalization: "standard", or "expand" to undo the codec's companding by a table first.
+        input_shape: (latent_dim, h, w) where the data set's shapes vary or a transform crops.
+        stem_kernel_cells, stem_bias, stem_padding: the stem's window and bias, where the family's own do not suit.
+        codec, statistics: in place of `dataset`.
+        timm_kwargs: passed to `timm.create_model` (drop_path_rate, window_size, depth, ...).
+
+    Returns:
+        timm's module, with `latent_config` (LatentModelConfig) and a true `pretrained_cfg`.
+
+    Raises:
+        ModelError: for a family without a latent stem, a size that the model cannot take, or missing facts.
+    """
+    if dataset is not None:
+        manifest = _manifest(dataset)
+        record = manifest.split(
+            split, where=str(getattr(dataset, "url", dataset if isinstance(dataset, str) else name))
+        )
+        codec, statistics = codec or manifest.codec, statistics or record.statistics
+        input_shape = input_shape or record.latent_shape
+        class_names = manifest.class_names
+    else:
+        class_names = None
+    if codec is None or statistics is None:
+        raise ModelError(f"{name}: pass dataset=, or both codec= and statistics=")
+    if input_shape is None:
+        raise ModelError(f"{name}: latent shapes vary in this data set: pass input_shape=({codec.latent_dim}, h, w)")
+    if num_classes is None:
+        if class_names is None:
+            raise ModelError(f"{name}: the data set names no classes: pass num_classes=")
+        num_classes = len(class_names)
+    family = find_family(name)
+    config = LatentModelConfig(
+        name=name,
+        geometry=geometry or family.geometries[0],
+        codec=codec,
+        input_shape=(int(input_shape[0]), int(input_shape[1]), int(input_shape[2])),
+        num_classes=num_classes,
+        class_names=class_names if class_names is not None and len(class_names) == num_classes else None,
+        normalization=normalization,
+        stem_kernel_cells=stem_kernel_cells,
+        stem_bias=stem_bias,
+        stem_padding=stem_padding,
+        timm_kwargs=timm_kwargs,
+    )
+    model = build(config, buffers=normalization_buffers(statistics, kind=normalization))
+    if pretrained is not False:
+        from walloc_data.adapters.folding import copy_pixel_weights
+
+        copy_pixel_weights(model, _pixel_model(config, pretrained))
+    return model
+
+
+def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
+    """The module that a config describes, with fresh weights and these normalisation buffers."""
+    import timm
+
+    family = find_family(config.name)
+    if config.geometry not in family.geometries:
+        raise ModelError(
+            f"{config.name}: {family.name} cannot be built as {config.geometry!r}, only as {family.geometries}"
+        )
+
+    def create(**kwargs: Any) -> Any:
+        given = {"in_chans": config.input_shape[0], "num_classes": config.num_classes}
+        return timm.create_model(config.name.partition(".")[0], **(given | kwargs | dict(config.timm_kwargs)))
+
+    try:
+        model, site = family.build(create, config.geometry, config.input_shape[1:], config.timm_kwargs)
+    except ModelError as error:
+        raise ModelError(f"{config.name}: {error}") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ModelError(
+            f"{config.name}: timm cannot build it for {config.geometry!r} at {config.input_shape}: {error}"
+        ) from error
+    stem = LatentConv2d(
+        config.input_shape[0],
+        out_channels=site.out_channels,
+        kernel_cells=config.stem_kernel_cells or site.kernel_cells,
+        stride_cells=site.stride_cells,
+        shuffle=site.shuffle,
+        bias=site.bias if config.stem_bias is None else config.stem_bias,
+        padding_mode=config.stem_padding,
+        buffers=dict(buffers),
+    )
+    parent, _, leaf = site.path.rpartition(".")
+    owner = model.get_submodule(parent)
+    if isinstance(owner, nn.Sequential):
+        owner[int(leaf)] = stem
+    else:
+        setattr(owner, leaf, stem)
+    model.in_chans = config.input_shape[0]
+    model.latent_config = config
+    model.stem_site = site
+    cfg = dict(model.pretrained_cfg)
+    # From here on this is a model of latents: no pixel file's address, no pixel statistics.
+    for stale in ("url", "file", "hf_hub_id", "hf_hub_filename", "test_input_size", "test_crop_pct", "notes"):
+        cfg.pop(stale, None)
+    channels = config.input_shape[0]
+    cfg |= {
+        "architecture": config.name.partition(".")[0],
+        "input_size": config.input_shape,
+        "mean": (0.0,) * channels,
+        "std": (1.0,) * channels,
+        "crop_pct": 1.0,
+        "num_classes": config.num_classes,
+        "first_conv": site.path,
+    }
+    model.pretrained_cfg = model.default_cfg = cfg
+    _count_macs(model, config)  # also the proof that such a latent goes through
+    return model
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The module that `create_latent_model` made, inside DDP, EMA or `torch.compile`."""
+    inner: Any = model
+    while not hasattr(inner, "latent_config"):
+        inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+        if inner is None:
+            raise ModelError(f"{type(model).__name__} was not made by create_latent_model")
+    return inner
+
+
+def latent_config(model: nn.Module) -> LatentModelConfig:
+    """A latent model's config, through DDP or `torch.compile`, and true to a classifier that was reset since."""
+    inner = unwrap(model)
+    config: LatentModelConfig = inner.latent_config
+    if inner.num_classes != config.num_classes:
+        return replace(config, num_classes=inner.num_classes, class_names=None)
+    return config
+
+
+def stem_of(model: nn.Module) -> LatentConv2d:
+    """A latent model's first layer."""
+    for module in model.modules():
+        if isinstance(module, LatentConv2d):
+            return module
+    raise ModelError(f"{type(model).__name__} was not made by create_latent_model")
+
+
+def summarize(model: nn.Module) -> LatentModelSummary:
+    """Input shape, parameters and MACs of a latent model."""
+    config = latent_config(model)
+    channels, h, w = config.input_shape
+    cell = config.codec.cell_px
+    return LatentModelSummary(
+        name=config.name,
+        geometry=config.geometry,
+        input_shape=(channels, h, w),
+        picture_shape_px=(config.codec.channels, h * cell, w * cell),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_macs=_count_macs(model, config),
+    )
+
+
+def _count_macs(model: nn.Module, config: LatentModelConfig) -> int:
+    """Run one latent through fake tensors, which cost neither memory nor time, and count."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = model.training
+    device = next(model.parameters()).device
+    counter = FlopCounterMode(display=False)
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback for every refusal
+    disabled = log.disabled
+    model.eval()
+    try:
+        log.disabled = True
+        # The fused attention kernels of the CPU are invisible to the counter; the plain one is two products.
+        with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model(torch.zeros((1, *config.input_shape), dtype=torch.int8, device=device))
+    except Exception as error:  # whatever timm's layers raise on a size that does not fit
+        raise ModelError(
+            f"{config.name}: built as {config.geometry!r} it cannot take latents of shape {config.input_shape}: {error}"
+        ) from error
+    finally:
+        log.disabled = disabled
+        model.train(training)
+    return int(counter.get_total_flops()) // 2
+
+
+def _manifest(dataset: HasManifest | Manifest | str | os.PathLike[str]) -> Manifest:
+    if isinstance(dataset, Manifest):
+        return dataset
+    if isinstance(dataset, (str, os.PathLike)):
+        store = Store(dataset)
+        return Manifest.from_json(
+            store.read_bytes(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES), where=store.where(MANIFEST_NAME)
+        )
+    if isinstance(dataset, HasManifest):
+        return dataset.manifest
+    raise FormatError(f"dataset must be a LatentDataset, a Manifest or a path, not {type(dataset).__name__}")
+
+
+def _pixel_model(config: LatentModelConfig, pretrained: bool | nn.Module) -> nn.Module:
+    if isinstance(pretrained, nn.Module):
+        return pretrained
+    import timm
+
+    kept = {key: value for key, value in config.timm_kwargs.items() if key not in ("img_size", "patch_size")}
+    model: nn.Module = timm.create_model(config.name, pretrained=True, num_classes=config.num_classes, **kept)
+    return model

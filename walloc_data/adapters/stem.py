@@ -1,0 +1,152 @@
+"""The first layer of a latent model: a convolution that takes the stored integers and standardises them itself.
+
+It subclasses `Conv2d`, so that it sits where the pixel model's first convolution sat and keeps its parameter names:
+timm's group matchers, layer decay and checkpoints go on working.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from walloc_data.errors import ModelError
+from walloc_data.format import ChannelStatistics
+from walloc_data.latents import expansion_table
+
+__all__ = ["LatentConv2d", "Normalization", "normalization_buffers"]
+
+# "standard": (z - mean) / std of the integers. "expand": the same for v = expand(z), by a table of 2^bits entries.
+Normalization = Literal["standard", "expand"]
+
+
+def normalization_buffers(statistics: ChannelStatistics, *, kind: Normalization) -> dict[str, Tensor]:
+    """What `LatentConv2d` needs to standardise latents that have these statistics.
+
+    Returns:
+        For "standard", `latent_mean` and `latent_std`, (C,) float32. For "expand", `latent_table`, (C, 2^bits)
+        float32: the standardised value of each integer of each channel. A channel that never varies gets std 1.
+    """
+    if kind == "standard":
+        scale = torch.tensor([value if value > 0 else 1.0 for value in statistics.std])
+        return {"latent_mean": torch.tensor(statistics.mean), "latent_std": scale}
+    counts = torch.tensor(statistics.counts, dtype=torch.float64)  # (C, 2^bits)
+    values = expansion_table((counts.shape[1] - 1).bit_length()).double()
+    total = counts.sum(1, keepdim=True).clamp_min(1)
+    mean = (counts * values).sum(1, keepdim=True) / total
+    std = ((counts * (values - mean).square()).sum(1, keepdim=True) / total).sqrt()
+    return {"latent_table": ((values - mean) / torch.where(std > 0, std, 1.0)).float()}
+
+
+class LatentConv2d(nn.Conv2d):
+    """Standardise, convolve, and where asked spread each cell over a finer grid.
+
+    Args:
+        in_channels: the codec's latent_dim.
+        out_channels: features after the shuffle.
+        kernel_cells: side of the window, in cells; of the stride's parity, so that windows stay centred.
+        stride_cells: cells between windows.
+        shuffle: positions along one side that each window yields (PixelShuffle); 1 is a plain convolution.
+        bias: whether the convolution has one.
+        padding_mode: "circular" is what the encoder itself does at a picture's border.
+        buffers: from `normalization_buffers`.
+
+    Input: (N, C, h, w), the stored integers as int8, or floats in the same units (after a mixup, say).
+    Output: (N, out_channels, shuffle * h / stride, shuffle * w / stride) in the weight's dtype.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+    latent_table: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        out_channels: int,
+        kernel_cells: int,
+        stride_cells: int = 1,
+        shuffle: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "circular"] = "zeros",
+        buffers: dict[str, Tensor],
+    ) -> None:
+        if kernel_cells < stride_cells or (kernel_cells - stride_cells) % 2:
+            raise ModelError(
+                f"a stem window of {kernel_cells} cells at stride {stride_cells}: it must be the stride plus an even "
+                f"number, e.g. {stride_cells} or {stride_cells + 2}"
+            )
+        super().__init__(
+            in_channels,
+            out_channels * shuffle**2,
+            kernel_cells,
+            stride=stride_cells,
+            padding=(kernel_cells - stride_cells) // 2,
+            bias=bias,
+            padding_mode=padding_mode,
+        )
+        self.shuffle = shuffle
+        for name, value in buffers.items():
+            self.register_buffer(name, value.clone())
+
+    def extra_repr(self) -> str:
+        kind = "expand" if "latent_table" in self._buffers else "standard"
+        inner: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{inner}, normalization={kind!r}" + f", shuffle={self.shuffle}" * (self.shuffle > 1)
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """(N, C, h, w) integers, or floats in their units, to standardised values in the weight's dtype."""
+        if "latent_table" not in self._buffers:
+            mean, std = self.latent_mean[:, None, None], self.latent_std[:, None, None]
+            return ((latents.to(mean.dtype) - mean) / std).to(self.weight.dtype)
+        offset = self.latent_table.shape[1] // 2
+        if not latents.is_floating_point():
+            return self._look_up(latents.long() + offset).to(self.weight.dtype)
+        # Between integers (mixup, brightness) the curve is followed by straight lines: off by 0.001 at most.
+        position = (latents.float() + offset).clamp(0, 2 * offset - 1)
+        below = position.floor().clamp(max=2 * offset - 2)
+        low = self._look_up(below.long())
+        high = self._look_up(below.long() + 1)
+        return (low + (high - low) * (position - below)).to(self.weight.dtype)
+
+    def _look_up(self, index: Tensor) -> Tensor:
+        size = self.latent_table.shape[1]
+        rows = torch.arange(self.latent_table.shape[0], device=index.device)[:, None, None] * size
+        return self.latent_table.flatten()[index + rows]
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = super().forward(self.normalize(input))
+        return F.pixel_shuffle(x, self.shuffle) if self.shuffle > 1 else x
+
+    def fold(self, weight: Tensor, bias: Tensor) -> None:
+        """Set the weights from a map of the integers: y = weight * z + bias.
+
+        Args:
+            weight: (out_channels * shuffle^2, C, kernel, kernel) acting on unstandardised input: the integers for
+                "standard", v = expand(z) for "expand".
+            bias: (out_channels * shuffle^2,).
+
+        Raises:
+            ModelError: if the stem was made without a bias, or the shapes differ.
+        """
+        if self.bias is None:
+            raise ModelError("this stem has no bias to fold a mean into: create the model with stem_bias=True")
+        if weight.shape != self.weight.shape or bias.shape != self.bias.shape:
+            raise ModelError(
+                f"the folded stem is {tuple(weight.shape)}, the model's is {tuple(self.weight.shape)}: "
+                "fit it for the same window and patch"
+            )
+        mean, std = self._moments(weight.dtype)
+        with torch.no_grad():
+            self.weight.copy_(weight * std[:, None, None])
+            self.bias.copy_(bias + (weight.sum((2, 3)) * mean).sum(1))
+
+    def _moments(self, dtype: torch.dtype) -> Sequence[Tensor]:
+        if "latent_table" not in self._buffers:
+            return self.latent_mean.to(dtype), self.latent_std.to(dtype)
+        # The table is (expand - mean) / std: two of its entries give both back.
+        table = self.latent_table.double()
+        values = expansion_table((table.shape[1] - 1).bit_length()).to(table)
+        std = (values[-1] - values[0]) / (table[:, -1] - table[:, 0])
+        return (values[0] - table[:, 0] * std).to(dtype), std.to(dtype)

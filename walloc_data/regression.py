@@ -1,0 +1,130 @@
+"""Closed-form maps from windows of latents to anything on their grid: least squares from running sums.
+
+A flip, a grey level, a linear decoder and a folded stem are all the same problem: given windows of k x k cells, predict
+a target per window. One pass over pictures gives the sums, in float64; solving them needs no pictures and no gradient.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from walloc_data.errors import CodecError
+
+__all__ = ["WindowMap", "WindowRegression"]
+
+
+def _windows(latents: Tensor, *, window_cells: tuple[int, int], stride_cells: int) -> Tensor:
+    """(N, C, h, w) to (N, C * kh * kw, h/s, w/s). Borders wrap around, as the codec's own filters do."""
+    (kh, kw), s = window_cells, stride_cells
+    top, left = (kh - s) // 2, (kw - s) // 2
+    x = F.pad(latents, (left, kw - s - left, top, kh - s - top), mode="circular") if max(kh, kw) > s else latents
+    n, _, h, w = latents.shape
+    return F.unfold(x, window_cells, stride=s).reshape(n, -1, h // s, w // s)
+
+
+@dataclass(frozen=True)
+class WindowMap:
+    """target = weight * window + bias."""
+
+    weight: Tensor  # (T, C, kh, kw) float32
+    bias: Tensor  # (T,) float32
+    stride_cells: int = 1
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """(N, C, h, w), integers or floats, to (N, T, h/stride, w/stride) float32."""
+        kh, kw = int(self.weight.shape[2]), int(self.weight.shape[3])
+        s, x = self.stride_cells, latents.float()
+        top, left = (kh - s) // 2, (kw - s) // 2
+        if max(kh, kw) > s:
+            x = F.pad(x, (left, kw - s - left, top, kh - s - top), mode="circular")
+        return F.conv2d(x, self.weight.to(x), self.bias.to(x), stride=s)
+
+
+class WindowRegression:
+    """Running sums of the best linear map from latent windows to targets.
+
+    Args:
+        latent_dim: channels of the latents.
+        num_targets: values to predict per window.
+        window_cells: (height, width) of a window; each at least the stride, and of its parity where the map becomes
+            a convolution with symmetric padding.
+        stride_cells: cells between windows.
+        interior_only: leave out windows that reach over a border: for targets that do not wrap around as latents do.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        num_targets: int,
+        window_cells: tuple[int, int],
+        stride_cells: int = 1,
+        interior_only: bool = False,
+    ) -> None:
+        if min(window_cells) < stride_cells or stride_cells < 1:
+            raise CodecError(f"windows of {window_cells} cells cannot move by {stride_cells}: they would leave gaps")
+        self.latent_dim, self.num_targets = latent_dim, num_targets
+        self.window_cells, self.stride_cells, self.interior_only = window_cells, stride_cells, interior_only
+        inputs = latent_dim * window_cells[0] * window_cells[1] + 1  # the last input is 1: the bias
+        self._vv = torch.zeros(inputs, inputs, dtype=torch.float64)
+        self._vt = torch.zeros(inputs, num_targets, dtype=torch.float64)
+        self._tt = torch.zeros(num_targets, dtype=torch.float64)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows seen so far."""
+        return int(self._vv[-1, -1])
+
+    def update(self, latents: Tensor, targets: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            latents: (N, C, h, w), integers or floats; h and w multiples of the stride.
+            targets: (N, T, h/stride, w/stride).
+        """
+        n, c, h, w = latents.shape
+        grid = (n, self.num_targets, h // self.stride_cells, w // self.stride_cells)
+        if c != self.latent_dim or targets.shape != grid:
+            raise CodecError(
+                f"latents {tuple(latents.shape)} with targets {tuple(targets.shape)}: expected "
+                f"{self.latent_dim} channels and targets {grid}"
+            )
+        v = _windows(latents.double(), window_cells=self.window_cells, stride_cells=self.stride_cells)
+        t = targets.double()
+        if self.interior_only:
+            margins = [-(-(side - self.stride_cells) // (2 * self.stride_cells)) for side in self.window_cells]
+            rows, columns = (slice(m, -m or None) for m in margins)
+            v, t = v[:, :, rows, columns], t[:, :, rows, columns]
+        v = v.permute(0, 2, 3, 1).reshape(-1, v.shape[1])
+        t = t.permute(0, 2, 3, 1).reshape(-1, t.shape[1])
+        v = torch.cat([v, torch.ones(len(v), 1, dtype=torch.float64)], 1)
+        self._vv += v.T @ v
+        self._vt += v.T @ t
+        self._tt += t.square().sum(0)
+
+    def solve(self, *, ridge: float = 1e-6) -> WindowMap:
+        """The least-squares map of everything seen; `ridge` is relative to the inputs' mean power."""
+        inputs = len(self._vv)
+        if self.num_windows < inputs:
+            raise CodecError(f"{self.num_windows} windows cannot determine {inputs} weights: show it more pictures")
+        penalty = torch.full((inputs,), ridge * float(self._vv.diagonal()[:-1].mean()), dtype=torch.float64)
+        penalty[-1] = 0
+        solution = torch.linalg.solve(self._vv + torch.diag(penalty), self._vt)  # (inputs, T)
+        weight = solution[:-1].T.reshape(self.num_targets, self.latent_dim, *self.window_cells)
+        return WindowMap(weight.float().contiguous(), solution[-1].float().contiguous(), self.stride_cells)
+
+    def relative_error(self, fitted: WindowMap) -> Tensor:
+        """(T,) squared error of a map on the windows seen here, relative to each target's variance.
+
+        For a held-out error, sum other pictures into a second object and ask it about the first one's map.
+        """
+        solution = torch.cat([fitted.weight.double().reshape(self.num_targets, -1), fitted.bias.double()[:, None]], 1).T
+        power = self._tt - 2 * (solution * self._vt).sum(0) + (solution * (self._vv @ solution)).sum(0)
+        return power / self.variance().clamp_min(1e-12) / max(1, self.num_windows)
+
+    def variance(self) -> Tensor:
+        """(T,) variance of each target."""
+        n = max(1, self.num_windows)
+        return self._tt / n - (self._vt[-1] / n).square()
