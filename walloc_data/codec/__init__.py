@@ -1,0 +1,62 @@
+"""The codec: wavelet packets, the linear encoder, decoders, checkpoints, training, and the bundled weights.
+
+Names load on first use: a program that only reads latents imports none of this, and one that encodes loads no decoder.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from walloc_data.codec.checkpoints import CodecInfo, bundled_codecs, load_codec, save_codec
+    from walloc_data.codec.encoding import LinearEncoder
+    from walloc_data.codec.model import WallocCodec
+    from walloc_data.codec.page import (
+        decode_from_blob,
+        encode_to_latent,
+        from_model_output,
+        latent_to_webp_bytes,
+        to_model_input,
+    )
+    from walloc_data.codec.wavelets import wavelet_analysis, wavelet_synthesis
+
+_FILES = {
+    "CodecInfo": "checkpoints",
+    "LinearEncoder": "encoding",
+    "WallocCodec": "model",
+    "bundled_codecs": "checkpoints",
+    "decode_from_blob": "page",
+    "encode_to_latent": "page",
+    "from_model_output": "page",
+    "latent_to_webp_bytes": "page",
+    "load_codec": "checkpoints",
+    "save_codec": "checkpoints",
+    "to_model_input": "page",
+    "wavelet_analysis": "wavelets",
+    "wavelet_synthesis": "wavelets",
+}
+
+__all__ = [
+    "CodecInfo",
+    "LinearEncoder",
+    "WallocCodec",
+    "bundled_codecs",
+    "decode_from_blob",
+    "encode_to_latent",
+    "from_model_output",
+    "latent_to_webp_bytes",
+    "load_codec",
+    "save_codec",
+    "to_model_input",
+    "wavelet_analysis",
+    "wavelet_synthesis",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_FILES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,278 @@
+"""Codecs on disk: our folders of safetensors and JSON, and where a codec's name leads.
+
+    codec.json           shape, wavelet, decoder, hash of the encoder, statistics of its latents
+    model.safetensors    encoder.weight (12,192), encoder.bias (12,) float32; linear_decoder.*; decoder.* if it has one
+    README.md            the model card
+
+Published WaLLoC checkpoints (.pth, a pickle) are read by `walloc_data.codec.published`.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from walloc_data.codec.model import WallocCodec, _NoDecoder
+from walloc_data.errors import CodecError, FormatError, WallocDataError
+from walloc_data.format import CodecSpec, dump_json, load_json
+
+__all__ = ["DEFAULT_CODEC", "CodecInfo", "bundled_codecs", "load_codec", "save_codec"]
+
+DEFAULT_CODEC = "klt-16x"
+BUNDLED = Path(__file__).parent / "bundled"
+MAX_CONFIG_BYTES = 2**20
+MAX_WEIGHTS_BYTES = 2**31
+_CODEC_JSON, _WEIGHTS = "codec.json", "model.safetensors"
+_FIELDS = {"name", "channels", "J", "latent_dim", "latent_bits", "wavelet", "encoder_sha256"}
+
+
+@dataclass(frozen=True)
+class CodecInfo:
+    """What a codec is: the spec that data sets record, and what its folder says besides.
+
+    `statistics` are (mean, std) per latent channel of the integers on the training pictures, None where unknown.
+    """
+
+    spec: CodecSpec
+    decoder: Literal["linear", "conv", "published", "none"]
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    input_range: Literal["centered"] = "centered"  # pictures as float lie in [-1/2, 1/2]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def channels(self) -> int:
+        return self.spec.channels
+
+    @property
+    def J(self) -> int:  # noqa: N802
+        return self.spec.J
+
+    @property
+    def latent_dim(self) -> int:
+        return self.spec.latent_dim
+
+    @property
+    def latent_bits(self) -> int:
+        return self.spec.latent_bits
+
+    @property
+    def encoder_sha256(self) -> str:
+        return self.spec.encoder_sha256
+
+    @property
+    def dimensionality_reduction(self) -> float:
+        return self.spec.dimensionality_reduction
+
+
+def bundled_codecs() -> list[str]:
+    """Names of the codecs inside the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{_CODEC_JSON}"))
+
+
+def load_codec(
+    source: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    torch_dtype: torch.dtype = torch.float32,
+    decoder: bool = True,
+) -> tuple[WallocCodec, CodecInfo]:
+    """Load a codec, ready for use, and what is known of it.
+
+    Args:
+        source: None for the bundled default; the name of a bundled codec; a codec folder; a published checkpoint
+            ``X.pth`` with ``X.json`` beside it; or ``hf://owner/repo[@revision]/X.pth``, one on the
+            Hugging Face Hub.
+        device, torch_dtype: of the module. Latents do not depend on them.
+        decoder: False leaves the decoder out: enough to encode, and nothing but torch is needed.
+
+    Returns:
+        The codec in evaluation mode, and its `CodecInfo`.
+
+    Raises:
+        CodecError: the source is no codec, is damaged, or is of a kind that this package does not run.
+    """
+    if not torch_dtype.is_floating_point:
+        raise CodecError(f"torch_dtype must be a float type, not {torch_dtype}")
+    codec, info = _load(DEFAULT_CODEC if source is None else source, decoder=decoder)
+    if torch_dtype != torch.float32 or torch.device(device).type != "cpu":
+        codec.linear_encoder()  # from the float32 weights, before a cast rounds them
+    return codec.to(device=device, dtype=torch_dtype).eval(), info
+
+
+def _load(source: str | Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo]:
+    if isinstance(source, str) and source.startswith("hf://"):
+        from walloc_data.codec.published import load_from_hub
+
+        return load_from_hub(source, decoder=decoder)
+    path = Path(source)
+    if path.suffix == ".pth":
+        from walloc_data.codec.published import load_published
+
+        return load_published(path, decoder=decoder)
+    if (path / _CODEC_JSON).is_file():
+        return _load_folder(path, decoder=decoder)
+    if isinstance(source, str) and source in bundled_codecs():
+        return _load_folder(BUNDLED / source, decoder=decoder)
+    raise CodecError(
+        f"no codec at {str(source)!r}: expected a bundled name ({', '.join(bundled_codecs())}), a folder with "
+        f"{_CODEC_JSON}, a .pth file, or hf://owner/repo/file.pth"
+    )
+
+
+def read_capped(path: Path, *, limit: int) -> bytes:
+    """The bytes of a small file; larger ones are refused before they are read."""
+    try:
+        if (size := path.stat().st_size) > limit:
+            raise CodecError(f"{path}: {size} bytes; at most {limit} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise CodecError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _load_folder(folder: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo]:
+    where = str(folder / _CODEC_JSON)
+    try:
+        config = load_json(read_capped(folder / _CODEC_JSON, limit=MAX_CONFIG_BYTES), where=where)
+        if config.get("format") != "walloc_data-codec" or config.get("format_version") != 1:
+            raise CodecError(
+                f"{where}: format {config.get('format')!r} version {config.get('format_version')!r}; "
+                "this walloc_data reads 'walloc_data-codec' version 1"
+            )
+        spec = CodecSpec.from_dict({name: config[name] for name in _FIELDS & set(config)}, where=where)
+        description = config.get("decoder")
+        kind = description.get("kind") if isinstance(description, Mapping) else None
+        if kind not in ("linear", "conv", "none"):
+            raise CodecError(f"{where}: decoder kind must be 'linear', 'conv' or 'none', not {kind!r}")
+        statistics = _read_statistics(config.get("statistics"), spec=spec, where=where)
+    except FormatError as error:
+        raise CodecError(str(error)) from error
+    weights = _read_weights(folder / _WEIGHTS)
+    bands = spec.channels * 4**spec.J
+    convolution = nn.Conv2d(spec.latent_dim, bands, 1) if decoder and "linear_decoder.weight" in weights else None
+    network: nn.Module | None = None
+    if kind == "none" or not decoder:
+        network = _NoDecoder()
+    elif kind == "conv":
+        from walloc_data.codec.decoders import build_decoder
+
+        network = build_decoder(description, latent_dim=spec.latent_dim, out_channels=bands)
+    elif convolution is None:
+        raise CodecError(f"{folder / _WEIGHTS}: decoder kind is 'linear' but linear_decoder.weight is absent")
+    codec = WallocCodec(
+        channels=spec.channels, J=spec.J, latent_dim=spec.latent_dim, latent_bits=spec.latent_bits,
+        decoder=convolution if network is None else network,
+        linear_decoder=None if network is None else convolution,
+    )  # fmt: skip
+    parts: dict[str, nn.Module] = {"encoder.": codec.encoder[0]}
+    if decoder:
+        parts |= {"linear_decoder.": convolution} if convolution is not None else {}
+        parts |= {"decoder.": network} if kind == "conv" and network is not None else {}
+    for prefix, module in parts.items():
+        _fill(module, weights, prefix=prefix, where=folder / _WEIGHTS)
+    if (found := codec.encoder_sha256) != spec.encoder_sha256:
+        raise CodecError(f"{folder}: the encoder's weights hash to {found}, codec.json says {spec.encoder_sha256}")
+    return codec, CodecInfo(spec=spec, decoder=kind if decoder else "none", statistics=statistics)
+
+
+def _read_statistics(value: Any, *, spec: CodecSpec, where: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if value is None:
+        return None
+    mean, std = (value.get(key) if isinstance(value, Mapping) else None for key in ("mean", "std"))
+    for row in (mean, std):
+        if not isinstance(row, list) or len(row) != spec.latent_dim or not all(isinstance(v, int | float) for v in row):
+            raise CodecError(f"{where}: statistics must be two lists, mean and std, of {spec.latent_dim} numbers")
+    return tuple(float(v) for v in mean), tuple(float(v) for v in std)  # type: ignore[union-attr]
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if (size := path.stat().st_size) > MAX_WEIGHTS_BYTES:
+            raise CodecError(f"{path}: {size} bytes; at most {MAX_WEIGHTS_BYTES} are read")
+        weights: dict[str, Tensor] = load_file(path)
+        return weights
+    except OSError as error:
+        raise CodecError(f"{path}: cannot be read ({error})") from error
+    except (SafetensorError, struct.error, ValueError) as error:
+        raise CodecError(f"{path}: not a safetensors file ({error})") from error
+
+
+def _fill(module: nn.Module, weights: Mapping[str, Tensor], *, prefix: str, where: Path) -> None:
+    """Load `prefix`-ed tensors into a module: all of them, of its shapes; trailing 1s of 1x1 kernels may be absent."""
+    wanted = module.state_dict()
+    given = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    if missing := sorted(set(wanted) - set(given)):
+        raise CodecError(f"{where}: {prefix}{missing[0]} is absent ({len(missing)} tensors are)")
+    if unknown := sorted(set(given) - set(wanted)):
+        raise CodecError(f"{where}: {prefix}{unknown[0]} belongs to no part of this codec")
+    for name, tensor in given.items():
+        expected = wanted[name].shape
+        if tensor.shape != expected and (*tensor.shape, 1, 1) != expected:
+            raise CodecError(f"{where}: {prefix}{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
+    module.load_state_dict({name: tensor.float().reshape(wanted[name].shape) for name, tensor in given.items()})
+
+
+def save_codec(
+    codec: WallocCodec,
+    folder: str | Path,
+    *,
+    name: str,
+    statistics: Mapping[str, list[float]] | None = None,
+    card: str = "",
+    decoder_dtype: torch.dtype = torch.float32,
+) -> CodecInfo:
+    """Write a codec as a folder that `load_codec` reads.
+
+    Args:
+        name: lower case; what data sets call it.
+        statistics: {"mean": [...], "std": [...]} of the latents' integers, one number a channel.
+        card: the README's text.
+        decoder_dtype: of a decoder network's tensors on disk; the linear maps stay float32.
+    """
+    folder = Path(folder)
+    encoder, network = codec.linear_encoder(), codec.decoder[1]
+    spec = CodecSpec(
+        name=name, channels=codec.channels, J=codec.J, latent_dim=codec.latent_dim, latent_bits=codec.latent_bits,
+        wavelet="bior4.4", encoder_sha256=codec.encoder_sha256,
+    )  # fmt: skip
+    tensors = {"encoder.weight": encoder.weight, "encoder.bias": encoder.bias}
+    linear = codec.linear_decoder
+    if linear is not None and linear.bias is not None:
+        tensors |= {"linear_decoder.weight": linear.weight.flatten(1), "linear_decoder.bias": linear.bias}
+    if network is linear:
+        description: dict[str, Any] = {"kind": "linear"}
+    elif isinstance(network, _NoDecoder):
+        description = {"kind": "none"}
+    else:
+        described = getattr(network, "config", None)
+        if not isinstance(described, Mapping) or described.get("kind") != "conv":
+            raise CodecError(
+                f"{type(network).__name__} cannot be saved in a codec folder: only the decoders of "
+                "walloc_data.codec.decoders and linear ones can"
+            )
+        description = dict(described)
+        tensors |= {f"decoder.{key}": tensor.to(decoder_dtype) for key, tensor in network.state_dict().items()}
+    value: dict[str, Any] = {
+        "format": "walloc_data-codec",
+        "format_version": 1,
+        "decoder": description,
+        **spec.to_dict(),
+    }
+    if statistics is not None:
+        value["statistics"] = {key: list(statistics[key]) for key in ("mean", "std")}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / _WEIGHTS)
+        (folder / "README.md").write_text(card)
+        (folder / _CODEC_JSON).write_text(dump_json(value))
+    except OSError as error:
+        raise WallocDataError(f"{folder}: the codec could not be written ({error})") from error
+    return _load_folder(folder, decoder=False)[1]

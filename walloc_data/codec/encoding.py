@@ -1,0 +1,321 @@
+"""From pixels to integers: the linear encoder, fused with the wavelet packets, and exact.
+
+The latent of a uint8 picture is DEFINED in integers, so it has one value: whatever the batch, the threads, the
+strips, the kernel the CPU or the GPU picks, the order of its sums. Two passes:
+
+1. A float32 filter for speed. Down the height, 2^J bands of stride 2^J; then along the width one convolution of
+   whole cells in which the projection, the bias and the scaling of pixels are folded. Then companding and rounding.
+2. Where the companded value lies within `margin` of a rounding boundary (some thirty cells of a 768 x 512
+   photograph), the cell is computed again, exactly: the whole encoder is one (2R+1) x (2R+1) x channels kernel; its
+   taps are rounded to a grid 2^-grid_bits on which every partial sum of taps times pixels is an integer below 2^53.
+   float64 holds such sums without rounding, in any order. Comparing with the boundaries, also on a grid, ends it.
+
+The grid moves a value by less than 1e-7 of a quantisation step, so the definition is the formula of the paper to
+any accuracy that a float64 evaluation of it has.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from walloc_data.codec.wavelets import filter_taps
+from walloc_data.errors import CodecError
+from walloc_data.latents import compand
+
+__all__ = ["MAX_ENCODE_LEVELS", "LinearEncoder"]
+
+MAX_ENCODE_LEVELS = 4  # the exact kernel has (8 * (2^J - 1) + 1)^2 taps a channel: 57^2 for J = 3, 121^2 for J = 4
+
+# Pixels that pass 1 takes at once. On a CPU its buffers then stay in the caches: larger strips were up to three times
+# slower (benchmarks/encode_speed.py measures the result).
+_STRIP_PIXELS = {"cpu": 2**17, "cuda": 2**24}
+_WINDOW_BYTES = 2**22  # float64 windows that pass 2 holds at once
+
+# Pass 1 errs by rounding only. |error of v| <= c * 2^-24 * gain, gain = the largest sum of |tap| * |pixel| through
+# both stages. The proven c grows as the number of terms (about 1600 for J = 3) and is far from what happens; roundings
+# that behave as independent give sqrt(1600) = 40 as a standard deviation's bound (Higham & Mary, SIAM J. Sci. Comput.
+# 41, 2019). Measured on photographs, noise and the worst pictures for the gain, c stays below 2
+# (tests/codec/test_encoding.py): the margin leaves a factor of 16.
+_ROUNDING = 32.0
+_HALO_CELLS = (4, 3)  # cells before and after that a kernel of radius R < 4 * 2^J reaches
+
+
+class LinearEncoder:
+    """The map from uint8 pictures to latents for one set of encoder weights.
+
+    Args:
+        weight: (latent_dim, channels * 4^J) float32, columns in the order of `wavelet_analysis`.
+        bias: (latent_dim,) float32.
+        channels, J, latent_bits: the codec's shape.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, channels: int, J: int, latent_bits: int) -> None:
+        if not 1 <= J <= MAX_ENCODE_LEVELS:
+            raise CodecError(f"encoding takes 1 to {MAX_ENCODE_LEVELS} wavelet levels, not J={J}")
+        self.channels, self.J, self.latent_bits = channels, J, latent_bits
+        self.cell_px = 2**J
+        self.radius = 4 * (2**J - 1)
+        self.latent_dim = weight.shape[0]
+        self.weight, self.bias = weight.detach().float().cpu().clone(), bias.detach().float().cpu().clone()
+        _keep_memory()
+        weight, bias = self.weight.double(), self.bias.double()
+        if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+            raise CodecError("the encoder's weights hold NaN or infinity")
+        taps = torch.tensor(filter_taps(J), dtype=torch.float64)  # (2^J, 2R+1)
+        by_band = _deinterleave(weight, channels=channels, J=J)  # (O, C, width band, height band)
+        self._build_filter(by_band, taps, bias)
+        self._build_exact(by_band, taps, bias)
+
+    def _build_filter(self, by_band: Tensor, taps: Tensor, bias: Tensor) -> None:
+        size, radius = self.cell_px, self.radius
+        # Rows of `stack` cells are filtered by one wider kernel: 16 outputs at a time fill the CPU's vectors.
+        self._stack = max(1, 16 // size)
+        row_kernel = torch.zeros(self._stack, size, (self._stack - 1) * size + 2 * radius + 1, dtype=torch.float64)
+        for i in range(self._stack):
+            row_kernel[i, :, i * size : i * size + 2 * radius + 1] = taps
+        self._row_kernel = row_kernel.flatten(0, 1)[:, None, :, None].float()  # (stack * 2^J, 1, taps, 1)
+        before, after = _HALO_CELLS
+        along_width = torch.einsum("ocab,at->obtc", by_band, taps)  # (O, height band, 2R+1, C)
+        padded = F.pad(along_width, (0, 0, before * size - radius, after * size + size - 1 - radius))
+        cells = padded.unflatten(2, (before + 1 + after, size))  # (O, height band, cells, 2^J pixels, C)
+        cell_kernel = cells.permute(0, 1, 3, 4, 2).flatten(1, 3)[:, :, None, :]  # (O, 4^J * C, 1, cells)
+        # The filter sees p - 127.5: x = p / 255 - 1/2 = (p - 127.5) / 255.
+        self._cell_kernel = (cell_kernel / 255).float()
+        self._bias = bias.float()
+        gain = (
+            torch.einsum("obtc,b->o", along_width.abs(), taps.abs().sum(1)).max().item() / 2 + bias.abs().max().item()
+        )
+        slope = math.sqrt(2 / math.pi) * 1.85  # of the companding curve at 0, its steepest: m / s is about 1.857
+        self.margin = _ROUNDING * 2.0**-24 * gain * slope
+        if self.margin > 0.05:
+            raise CodecError(f"the encoder's weights are too large: gain {gain:.3g}, float32 cannot filter for it")
+
+    def _build_exact(self, by_band: Tensor, taps: Tensor, bias: Tensor) -> None:
+        """Round the fused kernel and the boundaries to grids. Only elementwise float64 operations: one result."""
+        size = self.cell_px
+        outputs, width = self.latent_dim, 2 * self.radius + 1
+        rows = torch.zeros(outputs, self.channels, size, width, dtype=torch.float64)
+        for a in range(size):
+            rows += by_band[:, :, a, :, None] * taps[a]
+        kernel = torch.zeros(outputs, self.channels, width, width, dtype=torch.float64)  # (O, C, y, x)
+        for b in range(size):
+            kernel += rows[:, :, b, None, :] * taps[b][:, None]
+        largest = max(math.fsum(kernel[o].abs().flatten().tolist()) for o in range(outputs))
+        # Pixels enter as 2p - 255, at most 255 in size: taps of 53 - 8 - log2(sum of |taps|) bits keep sums exact.
+        # One bit less leaves room for the rounding of the taps themselves.
+        self.grid_bits = 53 - 8 - 1 - math.frexp(max(largest, 2.0**-20))[1]
+        integers = torch.round(kernel * 2.0**self.grid_bits)
+        self._exact_kernel = integers.permute(0, 2, 3, 1).flatten(1).t().contiguous()  # ((y, x, C), O)
+        unit = 2 * 255 * 2**self.grid_bits  # of a sum: v = sum / unit + bias
+        self._boundaries = torch.tensor(
+            [
+                # An integer at or above the boundary, or a bound that no sum reaches.
+                [float(max(-(2**53), min(2**53, math.ceil((edge - Fraction(shift)) * unit)))) for edge in self._edges()]
+                for shift in bias.tolist()
+            ],
+            dtype=torch.float64,
+        )  # (O, 2^bits - 2)
+
+    def _edges(self) -> list[Fraction]:
+        """Values of v at which the companded value is a whole number and a half, on a grid of 2^-32."""
+        largest = 2 ** (self.latent_bits - 1) - 1
+        normal = NormalDist(sigma=largest / 1.85)
+        m = largest + 0.5 - 1e-3
+        upper = [Fraction(round(normal.inv_cdf((k + 0.5) / (2 * m) + 0.5) * 2**32), 2**32) for k in range(largest)]
+        return [-edge for edge in reversed(upper)] + upper
+
+    @property
+    def device(self) -> torch.device:
+        """Where its constants lie, and the pictures it takes."""
+        return self._bias.device
+
+    def to(self, device: torch.device) -> "LinearEncoder":
+        """The same encoder with its constants on another device."""
+        moved = object.__new__(LinearEncoder)
+        moved.__dict__.update(
+            {name: item.to(device) if isinstance(item, Tensor) else item for name, item in self.__dict__.items()}
+        )
+        return moved
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of pictures.
+
+        Args:
+            images: (N, C, H, W) uint8, or float in [-1/2, 1/2]; sides multiples of 2^J. Any strides: pictures decoded
+                as (H, W, C) are fastest as a permuted view.
+
+        Returns:
+            (N, latent_dim, H / 2^J, W / 2^J) int8, contiguous. Exact for uint8; float pictures are rounded from the
+            float32 values of pass 1.
+        """
+        self._check(images)
+        batch, _, height, width = images.shape
+        h, w = height // self.cell_px, width // self.cell_px
+        latent = torch.empty(batch, h, w, self.latent_dim, dtype=torch.int8, device=images.device)
+        with torch.no_grad(), _plain_float32(images.device):
+            for block in self._filter(images):
+                n, tall = block.values.shape[:2]
+                u = compand(block.values, latent_bits=self.latent_bits)
+                z = torch.round(u)
+                rounded = z.to(torch.int8)
+                if images.dtype == torch.uint8:
+                    doubtful = (u - z).abs_().amax(3) > 0.5 - self.margin  # (n, tall, w)
+                    self._settle(rounded, block.rows, doubtful)
+                latent[block.first : block.first + n, block.top : block.top + tall] = rounded
+        return latent.permute(0, 3, 1, 2).contiguous()
+
+    def values(self, images: Tensor) -> Tensor:
+        """Pass 1 alone: the encoder's real output v, (N, latent_dim, h, w) float32, of pictures as `encode` takes."""
+        self._check(images)
+        batch, _, height, width = images.shape
+        shape = (batch, height // self.cell_px, width // self.cell_px, self.latent_dim)
+        values = torch.empty(shape, dtype=torch.float32, device=images.device)
+        with torch.no_grad(), _plain_float32(images.device):
+            for block in self._filter(images):
+                n, tall = block.values.shape[:2]
+                values[block.first : block.first + n, block.top : block.top + tall] = block.values
+        return values.permute(0, 3, 1, 2)
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise CodecError(f"encode takes pictures (N, {self.channels}, H, W), not {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise CodecError(f"encode takes uint8 pictures, or floats in [-0.5, 0.5], not {images.dtype}")
+        height, width = images.shape[2:]
+        if height % self.cell_px or width % self.cell_px or not height or not width:
+            raise CodecError(
+                f"encode takes sides that are multiples of {self.cell_px}, not {height} x {width}: pad the picture "
+                "first (walloc_data.format.padding_for says by how much)"
+            )
+
+    def _filter(self, images: Tensor) -> Iterator["_Block"]:
+        """Pass 1, block by block: several small pictures at once, or one picture in strips of cell rows."""
+        batch, channels, height, width = images.shape
+        size, stack = self.cell_px, self._stack
+        before, after = _HALO_CELLS
+        h, w, wide = height // size, width // size, before + width // size + after
+        pixels = images.permute(0, 2, 3, 1)  # (N, H, W, C)
+        budget_cells = max(1, _STRIP_PIXELS.get(images.device.type, 2**17) // size**2)
+        together = min(batch, max(1, budget_cells // (h * w)))
+        strips = max(1, min(math.ceil(h / stack), round(h * w / budget_cells)))
+        strip = math.ceil(h / strips / stack) * stack  # cell rows, about as many in every strip
+        halo_rows = 2 * self.radius + 1 - size
+        buffer = torch.empty(
+            (together, strip * size + halo_rows, wide * size, channels), dtype=torch.float32, device=images.device
+        )
+        for first in range(0, batch, together):
+            group = pixels[first : first + together]
+            n = len(group)
+            for top in range(0, h, strip):
+                tall = min(strip, math.ceil((h - top) / stack) * stack)
+                rows = buffer[:n, : tall * size + halo_rows]  # (n, rows, wide * 2^J, C)
+                _fill(rows, group, top=top * size - self.radius, left=before * size)
+                bands = F.conv2d(
+                    rows.reshape(n, 1, tall * size + halo_rows, wide * size * channels),
+                    self._row_kernel,
+                    stride=(stack * size, 1),
+                )  # (n, stack * 2^J, tall / stack, wide * 2^J * C)
+                bands = bands.view(n, stack, size, tall // stack, wide, size * channels).permute(0, 3, 1, 4, 2, 5)
+                # Every cell's bands, pixels and colours side by side: what one output of the next stage reads.
+                cells = bands.reshape(n, tall, wide, size * size * channels).permute(0, 3, 1, 2)
+                out = F.conv2d(cells, self._cell_kernel, self._bias)  # (n, O, tall, w)
+                yield _Block(first, top, rows, out.permute(0, 2, 3, 1)[:, : h - top])
+
+    def _settle(self, rounded: Tensor, rows: Tensor, doubtful: Tensor) -> None:
+        """Pass 2: compute the doubtful cells of a block exactly, and write them into `rounded`, (n, tall, w, O) int8."""
+        size, width = self.cell_px, 2 * self.radius + 1
+        n, tall, w, outputs = rounded.shape
+        channels = rows.shape[3]
+        # A window starts R pixels left of its cell; the buffer starts 4 cells left of the picture.
+        left = _HALO_CELLS[0] * size - self.radius
+        per_picture, per_row = rows.stride(0), rows.stride(1)
+        windows = rows.as_strided(
+            (n, tall, w, width, width * channels),
+            (per_picture, per_row * size, channels * size, per_row, 1),
+            rows.storage_offset() + left * channels,
+        )
+        chunk = max(1, _WINDOW_BYTES // (8 * width * width * channels))
+        flat = rounded.view(-1, outputs)
+        for cells in _where(doubtful.reshape(-1)).split(chunk):
+            window = _gather(windows, cells)  # (M, 2R+1, (2R+1) * C) of p - 127.5
+            sums = window.flatten(1).double().mul_(2) @ self._exact_kernel  # (M, O), every partial sum an exact integer
+            below = torch.searchsorted(self._boundaries, sums.t().contiguous(), right=True)  # (O, M)
+            flat[cells] = (below.t() - self._boundaries.shape[1] // 2).to(torch.int8)
+
+
+class _Block(NamedTuple):
+    """One step of pass 1: pictures from `first` on, cell rows from `top` on."""
+
+    first: int
+    top: int
+    rows: Tensor  # (n, pixel rows, pixels, C) float32: p - 127.5 or 255 * x, wrapped around; valid until the next block
+    values: Tensor  # (n, cell rows, w, O) float32
+
+
+def _deinterleave(weight: Tensor, *, channels: int, J: int) -> Tensor:
+    """(O, C * 4^J) in coefficient order to (O, C, width band, height band): width's bit comes first in each level."""
+    bits = weight.reshape(weight.shape[0], channels, *([2] * (2 * J)))
+    order = [2 + 2 * j for j in range(J)] + [3 + 2 * j for j in range(J)]
+    return bits.permute(0, 1, *order).reshape(weight.shape[0], channels, 2**J, 2**J)
+
+
+def _fill(rows: Tensor, pictures: Tensor, *, top: int, left: int) -> None:
+    """Copy pictures (n, H, W, C) into `rows` as p - 127.5 or 255 * x: from row `top` on, `left` pixels in, wrapping."""
+    height, width = pictures.shape[1:3]
+    filled, row = 0, top % height
+    while filled < rows.shape[1]:
+        count = min(height - row, rows.shape[1] - filled)
+        rows[:, filled : filled + count, left : left + width] = pictures[:, row : row + count]
+        filled, row = filled + count, 0
+    middle = rows[:, :, left : left + width]
+    if pictures.dtype == torch.uint8:
+        middle -= 127.5
+    else:
+        middle *= 255
+    # Both sides repeat the picture, as often as it takes.
+    for start in range(left - width, -width, -width):
+        rows[:, :, max(start, 0) : start + width] = middle[:, :, max(-start, 0) :]
+    for start in range(left + width, rows.shape[2], width):
+        rows[:, :, start : start + width] = middle[:, :, : rows.shape[2] - start]
+
+
+def _keep_memory() -> None:
+    """Let the C library reuse freed buffers: page faults cost more than the arithmetic otherwise.
+
+    glibc gives each block above 128 KiB back to the system when it is freed, until one larger has been: then it
+    keeps blocks up to that size, at most 32 MiB. One allocation that is never touched teaches it so.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def _where(mask: Tensor) -> Tensor:
+    """Positions of the true values of a 1-D mask. numpy finds them ten times faster than torch on a CPU."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(mask.numpy().nonzero()[0])
+    return mask.nonzero().flatten()
+
+
+def _gather(windows: Tensor, cells: Tensor) -> Tensor:
+    """Copies of windows (n, tall, w, ...) at positions of the flattened first three dimensions."""
+    _, tall, w = windows.shape[:3]
+    index = (cells // (tall * w), cells // w % tall, cells % w)
+    if windows.device.type == "cpu":  # numpy copies whole rows of a window where torch copies values
+        return torch.from_numpy(windows.numpy()[tuple(part.numpy() for part in index)])
+    return windows[index]
+
+
+@contextmanager
+def _plain_float32(device: torch.device) -> Iterator[None]:
+    """Full float32 products inside, whatever autocast, TF32 or bfloat16 shortcuts the program has switched on."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        yield

@@ -1,0 +1,208 @@
+"""The codec as a torch module, with the module structure and state-dict names of published WaLLoC checkpoints.
+
+    x (N,3,H,W) --analysis--> X (N,192,h,w) --encoder: 1x1 convolution, compand, round--> z (N,12,h,w)
+    z --decoder: expand, network--> X^ (N,192,h,w) --synthesis--> x^ (N,3,H,W)            h, w = H/8, W/8
+
+`forward` follows this by the book, for training and for comparison. `encode` is the fast and exact way to latents
+(`walloc_data.codec.encoding`), `decode` the way back.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from walloc_data.codec.encoding import LinearEncoder
+from walloc_data.codec.wavelets import DEC_HI, DEC_LO, REC_HI, REC_LO, wavelet_analysis, wavelet_synthesis
+from walloc_data.errors import CodecError
+from walloc_data.format import encoder_sha256
+from walloc_data.latents import compand, expand
+
+__all__ = ["Companding", "Expanding", "Round", "WallocCodec"]
+
+
+class Companding(nn.Module):
+    """`walloc_data.latents.compand` as a module."""
+
+    def __init__(self, latent_bits: int) -> None:
+        super().__init__()
+        self.latent_bits = latent_bits
+
+    def forward(self, v: Tensor) -> Tensor:
+        return compand(v, latent_bits=self.latent_bits)
+
+
+class Round(nn.Module):
+    """Round to integers; in training, add noise uniform in (-1/2, 1/2) instead, which has a gradient."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        return u + (torch.rand_like(u) - 0.5) if self.training else torch.round(u)
+
+
+class Expanding(nn.Module):
+    """`walloc_data.latents.expand` as a module."""
+
+    def __init__(self, latent_bits: int) -> None:
+        super().__init__()
+        self.latent_bits = latent_bits
+
+    def forward(self, u: Tensor) -> Tensor:
+        return expand(u, latent_bits=self.latent_bits)
+
+
+class _NoDecoder(nn.Module):
+    """Stands where a decoder would, in a codec loaded only to encode."""
+
+    def forward(self, v: Tensor) -> Tensor:
+        raise CodecError("this codec was loaded with decoder=False, or its folder holds none: it only encodes")
+
+
+class _Filters(nn.Module):
+    """The filters that published state dicts carry. They are checked on loading; `wavelets` holds the working copies."""
+
+    def __init__(self, low: str, high: str, *, taps: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
+        super().__init__()
+        for axis, shape in (("col", (1, 1, 10, 1)), ("row", (1, 1, 1, 10))):
+            for name, values in zip((low, high), taps, strict=True):
+                self.register_buffer(f"{name}_{axis}", torch.tensor(values).reshape(shape))
+
+
+class WallocCodec(nn.Module):
+    """WaLLoC for pictures, with a linear encoder (arXiv 2412.09405).
+
+    Args:
+        channels: of the picture.
+        J: wavelet-packet levels; a latent cell is 2^J pixels wide and high.
+        latent_dim, latent_bits: channels and bits of a latent.
+        decoder: maps expanded latents (N, latent_dim, h, w) to coefficients (N, channels * 4^J, h, w); None builds the
+            linear one, a 1x1 convolution.
+        linear_decoder: the linear map as well, where `decoder` is another; `decode(..., linear=True)` uses it.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        J: int = 3,
+        latent_dim: int = 12,
+        latent_bits: int = 8,
+        decoder: nn.Module | None = None,
+        linear_decoder: nn.Conv2d | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels, self.J, self.latent_dim, self.latent_bits = channels, J, latent_dim, latent_bits
+        bands = channels * 4**J
+        self.wt = _Filters("h0", "h1", taps=(DEC_LO[::-1], DEC_HI[::-1]))
+        self.iwt = _Filters("g0", "g1", taps=(REC_LO, REC_HI))
+        self.clamp = nn.Hardtanh(-0.5, 0.5)
+        self.encoder = nn.Sequential(nn.Conv2d(bands, latent_dim, 1), Companding(latent_bits), Round())
+        self.decoder = nn.Sequential(
+            Expanding(latent_bits), nn.Conv2d(latent_dim, bands, 1) if decoder is None else decoder
+        )
+        self._linear_decoder = linear_decoder
+        self._fused: tuple[tuple[int, ...], LinearEncoder] | None = None
+
+    @property
+    def linear_decoder(self) -> nn.Conv2d | None:
+        """The 1x1 convolution from expanded latents to coefficients, where the codec has one."""
+        main = self.decoder[1]
+        return main if isinstance(main, nn.Conv2d) and main.kernel_size == (1, 1) else self._linear_decoder
+
+    def wavelet_analysis(self, x: Tensor, J: int = 3) -> Tensor:
+        """Coefficients of pictures: (N, C, H, W) to (N, C * 4^J, H / 2^J, W / 2^J)."""
+        return wavelet_analysis(x, J)
+
+    def wavelet_synthesis(self, X: Tensor, J: int = 3) -> Tensor:
+        """Pictures from coefficients, the inverse of `wavelet_analysis`."""
+        return wavelet_synthesis(X, J)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Through the whole codec: the reconstruction clamped to [-1/2, 1/2], and the mean squared errors of the
+        pixels (before clamping) and of the coefficients.
+
+        Args:
+            x: (N, C, H, W) float in [-1/2, 1/2], sides multiples of 2^J.
+        """
+        X = self.wavelet_analysis(x, J=self.J)  # (N, C * 4^J, h, w)
+        X_hat = self.decoder(self.encoder(X))
+        x_hat = self.wavelet_synthesis(X_hat, J=self.J)
+        return self.clamp(x_hat), F.mse_loss(x, x_hat), F.mse_loss(X, X_hat)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of pictures, fast and exact.
+
+        Args:
+            images: (N, C, H, W) uint8, or float in [-1/2, 1/2]; sides multiples of 2^J. uint8 pictures have one
+                latent, whatever the batch, the device and the number of threads.
+
+        Returns:
+            (N, latent_dim, H / 2^J, W / 2^J) int8, on the pictures' device.
+        """
+        return self.linear_encoder(images.device).encode(images)
+
+    def decode(self, latents: Tensor, *, linear: bool = False) -> Tensor:
+        """Pictures from latents.
+
+        Args:
+            latents: (N, latent_dim, h, w), int8 or whole floats.
+            linear: use the linear decoder: much faster, about 1 dB worse.
+
+        Returns:
+            (N, C, 2^J * h, 2^J * w) float32, clamped to [-1/2, 1/2].
+        """
+        if latents.ndim != 4 or latents.shape[1] != self.latent_dim:
+            raise CodecError(f"decode takes latents (N, {self.latent_dim}, h, w), not {tuple(latents.shape)}")
+        network = self.linear_decoder if linear else self.decoder[1]
+        if network is None:
+            raise CodecError("this codec has no linear decoder: decode with linear=False")
+        parameter = next(network.parameters(), None)
+        with torch.no_grad():
+            v = expand(latents.float(), latent_bits=self.latent_bits)
+            if parameter is not None:
+                v = v.to(device=parameter.device, dtype=parameter.dtype)
+            return self.clamp(self.wavelet_synthesis(network(v).float(), J=self.J))
+
+    @property
+    def encoder_sha256(self) -> str:
+        """`walloc_data.format.encoder_sha256` of the present weights."""
+        spec = {
+            "channels": self.channels, "J": self.J, "latent_dim": self.latent_dim, "latent_bits": self.latent_bits,
+            "wavelet": "bior4.4",
+        }  # fmt: skip
+        encoder = self.linear_encoder()
+        return encoder_sha256(spec, encoder.weight.flatten().tolist(), encoder.bias.tolist())
+
+    def linear_encoder(self, device: torch.device | str = "cpu") -> LinearEncoder:
+        """The fused encoder for the present weights, kept until they change."""
+        weight, bias = self._encoder_weights()
+        key = self._weights_key()
+        if self._fused is None or self._fused[0] != key:
+            if weight.dtype not in (torch.float32, torch.float64):
+                raise CodecError(f"encode takes float32 encoder weights, not {weight.dtype}: load the codec anew")
+            fused = LinearEncoder(
+                weight.flatten(1), bias, channels=self.channels, J=self.J, latent_bits=self.latent_bits
+            )
+            self._fused = (key, fused)
+        device = torch.device(device)
+        if self._fused[1].device.type != device.type or device.index not in (None, self._fused[1].device.index):
+            self._fused = (key, self._fused[1].to(device))
+        return self._fused[1]
+
+    def _encoder_weights(self) -> tuple[Tensor, Tensor]:
+        convolution = self.encoder[0]
+        if not isinstance(convolution, nn.Conv2d) or convolution.bias is None:
+            raise CodecError("the encoder must be a 1x1 convolution with a bias")
+        return convolution.weight, convolution.bias
+
+    def _weights_key(self) -> tuple[int, ...]:
+        weight, bias = self._encoder_weights()
+        return (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WallocCodec":
+        # Moving or casting the module does not change which codec it is: a codec in bfloat16 still encodes with the
+        # float32 weights that it was loaded with.
+        fused = self._fused if self._fused is not None and self._fused[0] == self._weights_key() else None
+        super()._apply(fn, recurse)
+        self._fused = None if fused is None else (self._weights_key(), fused[1])
+        return self

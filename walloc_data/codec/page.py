@@ -1,0 +1,68 @@
+"""The names of WaLLoC's founding page (danjacobellis.net/compressors/WaLLoC.html), so that its code runs on ours.
+
+    x = to_model_input(picture_in_0_1)                          [0, 1] to [-1/2, 1/2]
+    z_hat = encode_to_latent(codec, x)                          whole floats (N, 12, H/8, W/8)
+    blob = latent_to_webp_bytes(z_hat, info.latent_bits)        one picture's bytes
+    x_hat = decode_from_blob(codec, blob, info.latent_dim, info.latent_bits, device, torch_dtype)
+    picture = from_model_output(x_hat)                          [-1/2, 1/2] to [0, 1]
+
+Their arguments are positional, as they are there.
+"""
+
+import torch
+from torch import Tensor
+
+from walloc_data.codec.model import WallocCodec
+from walloc_data.errors import CodecError
+from walloc_data.latents import decode_webp, encode_webp, pack, unpack
+
+__all__ = ["decode_from_blob", "encode_to_latent", "from_model_output", "latent_to_webp_bytes", "to_model_input"]
+
+
+def to_model_input(x: Tensor) -> Tensor:
+    """Pictures in [0, 1], float, to the codec's [-1/2, 1/2]."""
+    return x - 0.5
+
+
+def from_model_output(x_hat: Tensor) -> Tensor:
+    """Pictures in [-1/2, 1/2] to [0, 1]."""
+    return x_hat + 0.5
+
+
+@torch.no_grad()
+def encode_to_latent(codec: WallocCodec, x: Tensor) -> Tensor:
+    """Latents of float pictures (N, C, H, W) in [-1/2, 1/2]: whole numbers in x's dtype, (N, latent_dim, h, w).
+
+    Pictures that come from 8-bit pixels get the latent that `WallocCodec.encode` gives those pixels.
+    """
+    pixels = ((x.float() + 0.5) * 255).round()
+    from_bytes = bool(((pixels / 255 - 0.5 - x).abs() < 1e-6).all() and pixels.min() >= 0 and pixels.max() <= 255)
+    return codec.encode(pixels.to(torch.uint8) if from_bytes else x).to(x.dtype)
+
+
+def latent_to_webp_bytes(z_hat: Tensor, latent_bits: int = 8) -> bytes:
+    """One latent (1, C, h, w) of whole numbers, any dtype, as the bytes of a lossless WebP picture."""
+    half = 2 ** (latent_bits - 1)
+    if z_hat.ndim != 4 or z_hat.shape[0] != 1:
+        raise CodecError(f"latent_to_webp_bytes takes one latent (1, C, h, w), not {tuple(z_hat.shape)}")
+    if z_hat.min() < -half or z_hat.max() >= half:
+        raise CodecError(f"a latent of {latent_bits} bits lies in [{-half}, {half - 1}]")
+    return encode_webp(pack(z_hat.to(torch.int8))[0])
+
+
+def decode_from_blob(
+    codec: WallocCodec,
+    blob: bytes,
+    latent_dim: int = 12,
+    latent_bits: int = 8,
+    device: str | torch.device = "cpu",
+    torch_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The picture behind a blob of `latent_to_webp_bytes`: (1, C, H, W) in [-1/2, 1/2]."""
+    if latent_bits != codec.latent_bits or latent_dim != codec.latent_dim:
+        raise CodecError(
+            f"the codec has {codec.latent_dim} channels of {codec.latent_bits} bits, "
+            f"the blob is said to have {latent_dim} of {latent_bits}"
+        )
+    latent = torch.from_numpy(unpack(decode_webp(blob), latent_dim=latent_dim))[None]
+    return codec.decode(latent.to(device)).to(torch_dtype)
