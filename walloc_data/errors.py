@@ -6,6 +6,7 @@
     ├── CodecError             (ValueError)    a codec that cannot be loaded, or does not fit the latents
     ├── SourceError            (ValueError)    a source of pictures that cannot be read as asked
     ├── SettingsMismatchError  (ValueError)    resuming or extending with other settings than were used before
+    ├── LoaderError            (ValueError)    batches that cannot be made as asked from these samples
     ├── StateError             (ValueError)    a loader state of another data set, batch size or format
     ├── ModelError             (ValueError)    a timm model that cannot take latents, or a checkpoint of another codec
     ├── StorageError           (OSError)       a store that refuses or fails, after the retries it deserves
@@ -23,6 +24,7 @@ __all__ = [
     "ConversionError",
     "CorruptShardError",
     "FormatError",
+    "LoaderError",
     "MissingExtraError",
     "ModelError",
     "SettingsMismatchError",
@@ -55,6 +57,10 @@ class SourceError(WallocDataError, ValueError):
 
 class SettingsMismatchError(WallocDataError, ValueError):
     """A data set was begun with other settings; names every one that differs."""
+
+
+class LoaderError(WallocDataError, ValueError):
+    """Batches cannot be made as asked from these samples."""
 
 
 class StateError(WallocDataError, ValueError):

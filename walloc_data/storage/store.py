@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from walloc_data.errors import MissingExtraError, StorageError
+from walloc_data.errors import MissingExtraError, StorageError, WallocDataError
 from walloc_data.format import check_relative_path
 
 __all__ = ["Store"]
@@ -116,6 +116,8 @@ class Store:
         for attempt in range(1, self.max_attempts + 1):
             try:
                 return action()
+            except WallocDataError:
+                raise
             except Exception as error:  # every client library has its own kinds
                 if not _deserves_retry(error):
                     raise StorageError(f"{what}: {_reason(error)}") from error
@@ -187,7 +189,7 @@ class Store:
             self.download_into(path, partial)
 
     def download_into(self, path: str, target: Path) -> None:
-        """Fetch a file over `target`, which may be left incomplete by an error: for callers with a protocol of their own."""
+        """Fetch a file over `target`, which an error may leave incomplete: for callers with a protocol of their own."""
         if self.local_path is not None:
             try:
                 shutil.copyfile(self._local(path), target)
