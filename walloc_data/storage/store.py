@@ -183,6 +183,22 @@ class Store:
 
         return sorted(f"{folder}/{name}" for name in self._retry(listing, what=f"listing {full}"))
 
+    def list_folders(self, folder: str) -> list[str]:
+        """Sorted names of the folders directly in a folder; empty where there is none."""
+        if self.local_path is not None:
+            path = self._local(folder)
+            return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+        full = self._full(folder)
+
+        def listing() -> list[str]:
+            try:
+                entries = self._fs.ls(full, detail=True, refresh=True)
+            except FileNotFoundError:
+                return []
+            return [entry["name"].rstrip("/").rsplit("/", 1)[1] for entry in entries if entry["type"] == "directory"]
+
+        return sorted(self._retry(listing, what=f"listing {full}"))
+
     def download(self, path: str, target: Path) -> None:
         """Fetch a file whole to a local path, which is replaced only once all of it is there."""
         with _partial(target) as partial:
