@@ -8,8 +8,8 @@ Published WaLLoC checkpoints (.pth, a pickle) are read by `walloc_data.codec.pub
 """
 
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ DEFAULT_CODEC = "klt-16x"
 BUNDLED = Path(__file__).parent / "bundled"
 MAX_CONFIG_BYTES = 2**20
 MAX_WEIGHTS_BYTES = 2**31
-_CODEC_JSON, _WEIGHTS = "codec.json", "model.safetensors"
+_CODEC_JSON, _WEIGHTS, _CARD = "codec.json", "model.safetensors", "README.md"
 _FIELDS = {"name", "channels", "J", "latent_dim", "latent_bits", "wavelet", "encoder_sha256"}
 
 
@@ -178,6 +178,9 @@ def _load_folder(folder: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
         parts |= {"decoder.": network} if kind == "conv" and network is not None else {}
     for prefix, module in parts.items():
         _fill(module, weights, prefix=prefix, where=folder / _WEIGHTS)
+    codec.name, codec.statistics = spec.name, statistics
+    if (folder / _CARD).is_file():
+        codec.card = read_capped(folder / _CARD, limit=MAX_CONFIG_BYTES).decode(errors="replace")
     if (found := codec.encoder_sha256) != spec.encoder_sha256:
         raise CodecError(f"{folder}: the encoder's weights hash to {found}, codec.json says {spec.encoder_sha256}")
     return codec, CodecInfo(spec=spec, decoder=kind if decoder else "none", statistics=statistics)
@@ -224,40 +227,31 @@ def save_codec(
     codec: WallocCodec,
     folder: str | Path,
     *,
-    name: str,
-    statistics: Mapping[str, list[float]] | None = None,
-    card: str = "",
+    name: str | None = None,
+    statistics: Mapping[str, Sequence[float]] | None = None,
+    card: str | None = None,
     decoder_dtype: torch.dtype = torch.float32,
 ) -> CodecInfo:
     """Write a codec as a folder that `load_codec` reads.
 
+    A decoder that such a folder cannot describe (a published checkpoint's) is left out: the folder then encodes, and
+    decodes where the codec has a linear decoder.
+
     Args:
-        name: lower case; what data sets call it.
-        statistics: {"mean": [...], "std": [...]} of the latents' integers, one number a channel.
-        card: the README's text.
+        name, statistics, card: the codec's own unless given. `name` is lower case; `statistics` is {"mean": [...],
+            "std": [...]} of the latents' integers, one number a channel; `card` is the README's text.
         decoder_dtype: of a decoder network's tensors on disk; the linear maps stay float32.
     """
     folder = Path(folder)
     encoder, network = codec.linear_encoder(), codec.decoder[1]
-    spec = CodecSpec(
-        name=name, channels=codec.channels, J=codec.J, latent_dim=codec.latent_dim, latent_bits=codec.latent_bits,
-        wavelet="bior4.4", encoder_sha256=codec.encoder_sha256,
-    )  # fmt: skip
+    spec = codec.spec if name is None else replace(codec.spec, name=name)
     tensors = {"encoder.weight": encoder.weight, "encoder.bias": encoder.bias}
     linear = codec.linear_decoder
     if linear is not None and linear.bias is not None:
         tensors |= {"linear_decoder.weight": linear.weight.flatten(1), "linear_decoder.bias": linear.bias}
-    if network is linear:
-        description: dict[str, Any] = {"kind": "linear"}
-    elif isinstance(network, _NoDecoder):
-        description = {"kind": "none"}
-    else:
-        described = getattr(network, "config", None)
-        if not isinstance(described, Mapping) or described.get("kind") != "conv":
-            raise CodecError(
-                f"{type(network).__name__} cannot be saved in a codec folder: only the decoders of "
-                "walloc_data.codec.decoders and linear ones can"
-            )
+    description: dict[str, Any] = {"kind": "linear" if network is linear else "none"}
+    described = getattr(network, "config", None)
+    if isinstance(described, Mapping) and described.get("kind") == "conv":
         description = dict(described)
         tensors |= {f"decoder.{key}": tensor.to(decoder_dtype) for key, tensor in network.state_dict().items()}
     value: dict[str, Any] = {
@@ -266,12 +260,14 @@ def save_codec(
         "decoder": description,
         **spec.to_dict(),
     }
+    if statistics is None and codec.statistics is not None:
+        statistics = dict(zip(("mean", "std"), codec.statistics, strict=True))
     if statistics is not None:
         value["statistics"] = {key: list(statistics[key]) for key in ("mean", "std")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / _WEIGHTS)
-        (folder / "README.md").write_text(card)
+        (folder / _CARD).write_text(codec.card if card is None else card)
         (folder / _CODEC_JSON).write_text(dump_json(value))
     except OSError as error:
         raise WallocDataError(f"{folder}: the codec could not be written ({error})") from error

@@ -84,18 +84,20 @@ class LinearEncoder:
         before, after = _HALO_CELLS
         along_width = torch.einsum("ocab,at->obtc", by_band, taps)  # (O, height band, 2R+1, C)
         padded = F.pad(along_width, (0, 0, before * size - radius, after * size + size - 1 - radius))
-        cells = padded.unflatten(2, (before + 1 + after, size))  # (O, height band, cells, 2^J pixels, C)
+        cells = padded.reshape(
+            self.latent_dim, size, before + 1 + after, size, self.channels
+        )  # (O, height band, cells, 2^J pixels, C)
         cell_kernel = cells.permute(0, 1, 3, 4, 2).flatten(1, 3)[:, :, None, :]  # (O, 4^J * C, 1, cells)
         # The filter sees p - 127.5: x = p / 255 - 1/2 = (p - 127.5) / 255.
         self._cell_kernel = (cell_kernel / 255).float()
         self._bias = bias.float()
-        gain = (
-            torch.einsum("obtc,b->o", along_width.abs(), taps.abs().sum(1)).max().item() / 2 + bias.abs().max().item()
-        )
+        gains = torch.einsum("obtc,b->o", along_width.abs(), taps.abs().sum(1)) / 2 + bias.abs()
         slope = math.sqrt(2 / math.pi) * 1.85  # of the companding curve at 0, its steepest: m / s is about 1.857
-        self.margin = _ROUNDING * 2.0**-24 * gain * slope
+        self.margin = _ROUNDING * 2.0**-24 * gains.max().item() * slope
         if self.margin > 0.05:
-            raise CodecError(f"the encoder's weights are too large: gain {gain:.3g}, float32 cannot filter for it")
+            raise CodecError(
+                f"the encoder's weights are too large: gain {gains.max().item():.3g}, float32 cannot filter for it"
+            )
 
     def _build_exact(self, by_band: Tensor, taps: Tensor, bias: Tensor) -> None:
         """Round the fused kernel and the boundaries to grids. Only elementwise float64 operations: one result."""
@@ -229,7 +231,7 @@ class LinearEncoder:
                 yield _Block(first, top, rows, out.permute(0, 2, 3, 1)[:, : h - top])
 
     def _settle(self, rounded: Tensor, rows: Tensor, doubtful: Tensor) -> None:
-        """Pass 2: compute the doubtful cells of a block exactly, and write them into `rounded`, (n, tall, w, O) int8."""
+        """Pass 2: compute a block's doubtful cells exactly, and write them into `rounded`, (n, tall, w, O) int8."""
         size, width = self.cell_px, 2 * self.radius + 1
         n, tall, w, outputs = rounded.shape
         channels = rows.shape[3]
@@ -243,7 +245,7 @@ class LinearEncoder:
         )
         chunk = max(1, _WINDOW_BYTES // (8 * width * width * channels))
         flat = rounded.view(-1, outputs)
-        for cells in _where(doubtful.reshape(-1)).split(chunk):
+        for cells in torch.split(_where(doubtful.reshape(-1)), chunk):
             window = _gather(windows, cells)  # (M, 2R+1, (2R+1) * C) of p - 127.5
             sums = window.flatten(1).double().mul_(2) @ self._exact_kernel  # (M, O), every partial sum an exact integer
             below = torch.searchsorted(self._boundaries, sums.t().contiguous(), right=True)  # (O, M)

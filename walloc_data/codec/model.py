@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from walloc_data.codec.encoding import LinearEncoder
 from walloc_data.codec.wavelets import DEC_HI, DEC_LO, REC_HI, REC_LO, wavelet_analysis, wavelet_synthesis
 from walloc_data.errors import CodecError
-from walloc_data.format import encoder_sha256
+from walloc_data.format import CodecSpec, encoder_sha256
 from walloc_data.latents import compand, expand
 
 __all__ = ["Companding", "Expanding", "Round", "WallocCodec"]
@@ -59,7 +59,7 @@ class _NoDecoder(nn.Module):
 
 
 class _Filters(nn.Module):
-    """The filters that published state dicts carry. They are checked on loading; `wavelets` holds the working copies."""
+    """The filters that published state dicts carry: checked on loading. `wavelets` holds the working copies."""
 
     def __init__(self, low: str, high: str, *, taps: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
         super().__init__()
@@ -78,7 +78,15 @@ class WallocCodec(nn.Module):
         decoder: maps expanded latents (N, latent_dim, h, w) to coefficients (N, channels * 4^J, h, w); None builds the
             linear one, a 1x1 convolution.
         linear_decoder: the linear map as well, where `decoder` is another; `decode(..., linear=True)` uses it.
+
+    Attributes:
+        name, statistics, card: what its folder says: what data sets call it, (mean, std) per channel of the latents'
+            integers on the training pictures, the model card.
     """
+
+    name: str = "unnamed"
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    card: str = ""
 
     def __init__(
         self,
@@ -161,7 +169,16 @@ class WallocCodec(nn.Module):
             v = expand(latents.float(), latent_bits=self.latent_bits)
             if parameter is not None:
                 v = v.to(device=parameter.device, dtype=parameter.dtype)
-            return self.clamp(self.wavelet_synthesis(network(v).float(), J=self.J))
+            pictures: Tensor = self.clamp(self.wavelet_synthesis(network(v).float(), J=self.J))
+            return pictures
+
+    @property
+    def spec(self) -> CodecSpec:
+        """What data sets record of this codec."""
+        return CodecSpec(
+            name=self.name, channels=self.channels, J=self.J, latent_dim=self.latent_dim,
+            latent_bits=self.latent_bits, wavelet="bior4.4", encoder_sha256=self.encoder_sha256,
+        )  # fmt: skip
 
     @property
     def encoder_sha256(self) -> str:
@@ -203,6 +220,6 @@ class WallocCodec(nn.Module):
         # Moving or casting the module does not change which codec it is: a codec in bfloat16 still encodes with the
         # float32 weights that it was loaded with.
         fused = self._fused if self._fused is not None and self._fused[0] == self._weights_key() else None
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._fused = None if fused is None else (self._weights_key(), fused[1])
         return self

@@ -5,6 +5,7 @@ allowed, both inert: types.SimpleNamespace, and a class `Config` of `__main__`, 
 Anything else that a pickle asks for is refused before it runs.
 """
 
+import contextlib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from walloc_data.codec.checkpoints import MAX_CONFIG_BYTES, CodecInfo, read_capped
 from walloc_data.codec.model import WallocCodec, _NoDecoder
 from walloc_data.errors import CodecError, FormatError, MissingExtraError
-from walloc_data.format import CodecSpec, load_json
+from walloc_data.format import load_json
 
 __all__ = ["load_from_hub", "load_published"]
 
@@ -34,7 +35,7 @@ _Config.__module__, _Config.__name__, _Config.__qualname__ = "__main__", "Config
 
 
 def load_from_hub(url: str, *, decoder: bool) -> tuple[WallocCodec, CodecInfo]:
-    """``hf://owner/repo[@revision]/path.pth``: download into the Hub's cache (or find it there), then `load_published`."""
+    """``hf://owner/repo[@revision]/path.pth``: fetch it into the Hub's cache unless it is there, and load it."""
     if not (match := _HUB.fullmatch(url)):
         raise CodecError(f"{url!r} is not of the form hf://owner/repo[@revision]/path.pth")
     from huggingface_hub import hf_hub_download
@@ -43,10 +44,8 @@ def load_from_hub(url: str, *, decoder: bool) -> tuple[WallocCodec, CodecInfo]:
     repo, revision, name = match.groups()
     try:
         path = Path(hf_hub_download(repo, name, revision=revision))
-        try:
+        with contextlib.suppress(EntryNotFoundError):  # absent: the checkpoint then carries its settings itself
             hf_hub_download(repo, str(Path(name).with_suffix(".json")), revision=revision)
-        except EntryNotFoundError:
-            pass  # the checkpoint then carries its settings itself
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CodecError(f"{url}: could not be had from the Hugging Face Hub ({error})") from error
     return load_published(path, decoder=decoder)
@@ -65,7 +64,10 @@ def load_published(path: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
     if weight is None or weight.ndim != 4 or settings.get("lightweight_encode") is False:
         raise CodecError(f"{path}: its encoder is not a 1x1 convolution (lightweight_encode); only such run here")
     shape = {name: _whole(settings, name, where=path) for name in ("channels", "J", "latent_dim", "latent_bits")}
-    codec = WallocCodec(**shape, decoder=_NoDecoder())
+    codec = WallocCodec(
+        channels=shape["channels"], J=shape["J"], latent_dim=shape["latent_dim"], latent_bits=shape["latent_bits"],
+        decoder=_NoDecoder(),
+    )  # fmt: skip
     if decoder:
         codec.decoder[1] = _build_decoder(
             latent_dim=shape["latent_dim"],
@@ -75,13 +77,9 @@ def load_published(path: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
     else:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("decoder.")}
     _load_state(codec, state, where=path)
+    codec.name = re.sub(r"[^a-z0-9_-]", "-", path.stem.lower())
     try:
-        spec = CodecSpec(
-            name=re.sub(r"[^a-z0-9_-]", "-", path.stem.lower()),
-            wavelet="bior4.4",
-            encoder_sha256=codec.encoder_sha256,
-            **shape,
-        )
+        spec = codec.spec
     except FormatError as error:
         raise CodecError(f"{path}: {error}") from error
     return codec, CodecInfo(spec=spec, decoder="published" if decoder else "none")
@@ -129,11 +127,10 @@ def _read_settings(path: Path, checkpoint: Mapping[str, Any]) -> Mapping[str, An
 
 def _whole(settings: Mapping[str, Any], name: str, *, where: Path) -> int:
     value = settings.get(name)
+    low, high = {"J": (1, 4), "latent_bits": (2, 8), "channels": (1, 4)}.get(name, (1, 4096))
     # Bounded before anything is built from it: Nd is the decoder's width, 768 in the published RGB_16x.
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 4096:
-        raise CodecError(f"{where}: the setting {name} must be an integer in [1, 4096], not {value!r}")
-    if name == "J" and value > 4 or name == "latent_bits" and not 2 <= value <= 8 or name == "channels" and value > 4:
-        raise CodecError(f"{where}: {name}={value} is beyond what walloc_data runs (J <= 4, 2-8 bits, 1-4 channels)")
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise CodecError(f"{where}: the setting {name} must be an integer in [{low}, {high}], not {value!r}")
     return value
 
 
@@ -141,9 +138,8 @@ def _build_decoder(*, latent_dim: int, out_channels: int, width: int) -> nn.Modu
     try:
         from diffusers.models.autoencoders.autoencoder_kl import Decoder
     except ImportError as error:
-        raise MissingExtraError(
-            "diffusers", extra="published", purpose="decoding with a published checkpoint"
-        ) from error
+        purpose = "decoding with a published checkpoint"
+        raise MissingExtraError("diffusers", extra="published", purpose=purpose) from error
     if width % 32:
         raise CodecError(f"the decoder's width Nd={width} must be a multiple of 32, the groups of its normalisation")
     with torch.device("meta"):  # shapes only: 57 million numbers need no random start

@@ -47,7 +47,7 @@ DEC_HI = (
     0.0,
     0.0,
 )
-# The synthesis filters are the other's analysis filter with alternating signs: that is what makes the pair biorthogonal.
+# A synthesis filter is the other analysis filter with alternating signs: that makes the pair biorthogonal.
 REC_LO = tuple((-1.0) ** (i % 2 == 0) * tap for i, tap in enumerate(DEC_HI))
 REC_HI = tuple((-1.0) ** (i % 2 == 1) * tap for i, tap in enumerate(DEC_LO))
 
