@@ -166,6 +166,22 @@ class Store:
         etag = info.get("ETag")
         return etag.strip('"') if isinstance(etag, str) else None
 
+    def list_folders(self, folder: str) -> list[str]:
+        """Sorted names of the folders directly in a folder; empty where there is none."""
+        if self.local_path is not None:
+            path = self._local(folder)
+            return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+        full = self._full(folder)
+
+        def listing() -> list[str]:
+            try:
+                entries = self._fs.ls(full, detail=True, refresh=True)
+            except FileNotFoundError:
+                return []
+            return [entry["name"].rstrip("/").rsplit("/", 1)[1] for entry in entries if entry["type"] == "directory"]
+
+        return sorted(self._retry(listing, what=f"listing {full}"))
+
     def list(self, folder: str) -> list[str]:
         """Sorted paths, relative to the root, of the files directly in a folder; empty where there is none."""
         if self.local_path is not None:
@@ -182,22 +198,6 @@ class Store:
             return [entry["name"].rsplit("/", 1)[1] for entry in entries if entry["type"] == "file"]
 
         return sorted(f"{folder}/{name}" for name in self._retry(listing, what=f"listing {full}"))
-
-    def list_folders(self, folder: str) -> list[str]:
-        """Sorted names of the folders directly in a folder; empty where there is none."""
-        if self.local_path is not None:
-            path = self._local(folder)
-            return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
-        full = self._full(folder)
-
-        def listing() -> list[str]:
-            try:
-                entries = self._fs.ls(full, detail=True, refresh=True)
-            except FileNotFoundError:
-                return []
-            return [entry["name"].rstrip("/").rsplit("/", 1)[1] for entry in entries if entry["type"] == "directory"]
-
-        return sorted(self._retry(listing, what=f"listing {full}"))
 
     def download(self, path: str, target: Path) -> None:
         """Fetch a file whole to a local path, which is replaced only once all of it is there."""
