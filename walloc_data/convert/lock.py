@@ -1,0 +1,79 @@
+"""One conversion at a time in one folder; parts of one conversion side by side.
+
+`flock`: the kernel frees a lock when its last holder ends, however it ends, so a killed conversion blocks nobody.
+Worker processes inherit the descriptor, so a folder stays locked for as long as an orphaned worker could still write.
+For a data set in an object store the lock is a file of this machine, named after the URL: it stops two conversions
+here. Two machines are not stopped; they publish the same bytes, and other settings are refused by the plan.
+"""
+
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from walloc_data.errors import BusyError, StorageError
+from walloc_data.storage import Store
+
+__all__ = ["conversion_lock", "lock_folder"]
+
+# A worker whose parent was killed notices between two windows of pictures.
+PATIENCE_S = 5.0
+
+
+def lock_folder(store: Store) -> Path:
+    """Where a data set's lock files lie."""
+    if store.local_path is not None:
+        folder = store.local_path / ".walloc"
+    else:
+        digest = hashlib.sha256(store.url.encode()).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / f"walloc_data-{os.getuid()}" / digest
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755 if store.local_path is not None else 0o700)
+    except OSError as error:
+        raise StorageError(f"{store.url}: cannot be written ({error.strerror}: {error.filename})") from error
+    return folder
+
+
+@contextmanager
+def conversion_lock(store: Store, *, part: str | None = None) -> Iterator[tuple[int, ...]]:
+    """Hold a data set for writing; yields the descriptors that workers must inherit.
+
+    A whole conversion excludes everything else; parts exclude only themselves.
+
+    Raises:
+        BusyError: another conversion holds it.
+    """
+    folder = lock_folder(store)
+    with ExitStack() as stack:
+        held = [stack.enter_context(_flock(folder / "lock", store=store, shared=part is not None))]
+        if part is not None:
+            held.append(stack.enter_context(_flock(folder / f"lock-{part}", store=store, shared=False)))
+        yield tuple(held)
+
+
+@contextmanager
+def _flock(path: Path, *, store: Store, shared: bool) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise StorageError(f"{store.url}: cannot be written ({error.strerror}: {error.filename})") from error
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise BusyError(
+                        f"{store.url}: another conversion is writing there (it holds {path}); wait until it has ended, "
+                        "or write to another folder"
+                    ) from error
+                time.sleep(0.05)
+        yield descriptor
+    finally:
+        os.close(descriptor)

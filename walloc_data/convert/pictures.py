@@ -1,0 +1,120 @@
+"""From a picture file's bytes to RGB pixels, by rules that are written down and never depend on the machine's mood.
+
+    EXIF orientation     applied, where it can be read
+    alpha, transparency  composited over the settings' background
+    palette, 1-bit, grey converted to RGB
+    CMYK, YCbCr, HSV     converted to RGB by Pillow's formulas; embedded colour profiles are not applied
+    16 bits, one channel value / 257, rounded (Pillow itself reads 16-bit RGB as its high bytes)
+    animations           the first frame, as Pillow opens it
+    floats, LAB          refused: they have no one RGB meaning
+
+Everything else that Pillow cannot read whole (truncated, empty, text, larger than the limit) raises `PictureError`.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from walloc_data.errors import WallocDataError
+from walloc_data.format import EncodeSettings
+
+__all__ = ["PictureError", "decode_picture", "pillow_limits", "resize_and_crop"]
+
+# Never the formats that run an interpreter (EPS, PDF), nor those that are lists of other files.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ADDRESS = re.compile(r"<?[\w.]* ?object at 0x[0-9a-f]+>?")
+
+
+class PictureError(WallocDataError, ValueError):
+    """A picture that cannot be encoded; its message becomes the reason in the failures file."""
+
+
+@contextmanager
+def pillow_limits() -> Iterator[None]:
+    """Pillow's own limits off, as `max_pixels` is checked instead; truncated files refused; both put back after."""
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def decode_picture(data: bytes, *, settings: EncodeSettings) -> Image.Image:
+    """One picture file as an RGB image, upright, without alpha. Call it under `pillow_limits`."""
+    if not data:
+        raise PictureError("0 bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata and the like: the pixels decide
+            return _decode(data, settings=settings)
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError("not a picture in a format that is read") from error
+    except Exception as error:  # Pillow's plugins raise many kinds on damaged files
+        reason = _ADDRESS.sub("", str(error)).strip()
+        raise PictureError(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error
+
+
+def _decode(data: bytes, *, settings: EncodeSettings) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > settings.max_pixels:
+            raise PictureError(f"{image.width} x {image.height} pixels; at most {settings.max_pixels} are read")
+        image.load()
+        if image.width * image.height == 0:
+            raise PictureError(f"{image.width} x {image.height} pixels")
+        turn = _TURNS.get(_orientation(image))
+        rgb = _to_rgb(image, background=settings.background)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged metadata does not spoil the pixels
+        return 1
+
+
+def _to_rgb(image: Image.Image, *, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode.startswith("I"):  # "I;16" and its byte orders; 16-bit PGM comes as "I"
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise PictureError("32-bit integer pixels beyond 16 bits have no stated range")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("F", "LAB"):
+        raise PictureError(f"pixels of mode {image.mode} have no one RGB meaning")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def resize_and_crop(image: Image.Image, *, size_px: int | None) -> npt.NDArray[np.uint8]:
+    """The centre square scaled to size_px x size_px, or the picture as it is: (H, W, 3) uint8.
+
+    Bicubic with antialiasing, Pillow's. Cropping before scaling gives what scaling the shorter side to `size_px` and
+    cropping gives, at one scale for both axes and without scaling what is cut away: the filter still sees the pixels
+    beyond the square.
+    """
+    if size_px is not None and image.size != (size_px, size_px):
+        short = min(image.size)
+        left, top = (image.width - short) // 2, (image.height - short) // 2
+        image = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+    return np.asarray(image)

@@ -1,0 +1,181 @@
+"""The plan: which pictures of a source go into which shard, in which order. It computes; it reads and writes nothing.
+
+A shard is a pure function of (source, plan, shard number): the same bytes whoever makes it, and whenever.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from walloc_data.errors import FormatError
+from walloc_data.format import CodecSpec, EncodeSettings, check_name
+
+__all__ = ["Plan", "differences", "parse_part", "permute"]
+
+_ROUNDS = 8
+_Index = npt.NDArray[np.int64]
+
+
+def permute(positions: npt.ArrayLike, *, num_items: int, seed: int) -> _Index:
+    """Where a seeded permutation of range(num_items) sends some positions, in memory that does not grow with it.
+
+    A Feistel network over the next power of four, walked along its cycle until it lands inside (Black & Rogaway,
+    "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Integers only: the same on every machine and version.
+
+    Returns:
+        int64, the shape of `positions`; distinct for distinct positions.
+    """
+    values = np.array(positions, dtype=np.int64)
+    if values.size and (int(values.min()) < 0 or int(values.max()) >= num_items):
+        raise FormatError(f"positions must be in [0, {num_items})")
+    half_bits = max(1, ((num_items - 1).bit_length() + 1) // 2)
+    keys = [
+        np.uint64(int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "little"))
+        for number in range(_ROUNDS)
+    ]
+    current = values.astype(np.uint64)
+    outside = np.ones(values.shape, dtype=bool)
+    while outside.any():
+        current[outside] = _feistel(current[outside], half_bits=np.uint64(half_bits), keys=keys)
+        outside = current >= np.uint64(num_items)
+    return current.astype(np.int64)
+
+
+def _feistel(
+    values: npt.NDArray[np.uint64], *, half_bits: np.uint64, keys: Iterable[np.uint64]
+) -> npt.NDArray[np.uint64]:
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    left, right = values >> half_bits, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << half_bits) | right
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele, Lea & Flood, OOPSLA 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a shard's bytes depend on, besides the pictures.
+
+    `source` is `Source.describe()` and `shuffled`: streams keep their order, as what comes last is not known when the
+    first shard is written.
+    """
+
+    split: str
+    source: Mapping[str, Any]
+    settings: EncodeSettings
+    codec: CodecSpec
+    class_names: tuple[str, ...] | None
+    written_by: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        check_name(self.split, what="split", where="plan")
+        for name, kind in (("shuffled", bool), ("labelled", bool), ("columns", list)):
+            if not isinstance(self.source, Mapping) or not isinstance(self.source.get(name), kind):
+                raise FormatError(f"source.{name} must be a {kind.__name__}")
+        if self.num_items is not None and (type(self.num_items) is not int or self.num_items < 1):
+            raise FormatError("source.num_items must be a positive integer or null")
+
+    @property
+    def num_items(self) -> int | None:
+        """Pictures in the source; None for a stream until its end has been seen."""
+        number: int | None = self.source.get("num_items")
+        return number
+
+    @property
+    def num_shards(self) -> int | None:
+        """How many shards there are, those included whose pictures all turn out to be broken."""
+        return None if self.num_items is None else -(-self.num_items // self.settings.samples_per_shard)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample has a label."""
+        return bool(self.source["labelled"])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The source's other columns, which every sample's JSON has."""
+        return tuple(self.source["columns"])
+
+    def with_num_items(self, num_items: int) -> Self:
+        """The plan of a stream whose end has been seen."""
+        return replace(self, source={**self.source, "num_items": num_items})
+
+    def source_indices(self, shard: int) -> _Index:
+        """Positions in the source of a shard's pictures, in the shard's order."""
+        if self.num_items is None:
+            raise FormatError("a stream's positions are known once it has ended")
+        first = shard * self.settings.samples_per_shard
+        last = min(self.num_items, first + self.settings.samples_per_shard)
+        if not 0 <= first < last:
+            raise FormatError(f"no shard {shard}: there are {self.num_shards}")
+        positions = np.arange(first, last, dtype=np.int64)
+        if not self.source["shuffled"] or self.settings.shuffle_seed is None:
+            return positions
+        return permute(positions, num_items=self.num_items, seed=self.settings.shuffle_seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; `from_dict` is its inverse."""
+        return {
+            "split": self.split,
+            "source": dict(self.source),
+            "settings": self.settings.to_dict(),
+            "codec": self.codec.to_dict(),
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "written_by": dict(self.written_by),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Self:
+        """Check and build; `where` is named in errors."""
+        try:
+            names = value["class_names"]
+            return cls(
+                split=value["split"],
+                source=value["source"],
+                settings=EncodeSettings.from_dict(value["settings"], where="settings"),
+                codec=CodecSpec.from_dict(value["codec"], where="codec"),
+                class_names=None if names is None else tuple(str(name) for name in names),
+                written_by=value["written_by"],
+            )
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}") from error
+        except (KeyError, TypeError) as error:
+            raise FormatError(f"{where}: not a plan ({error!r})") from error
+
+
+def differences(before: Plan, now: Plan) -> list[str]:
+    """Every field by which a resumed conversion would differ, as ``name: before -> now``; empty if none."""
+    found = []
+    for group in ("codec", "settings", "source"):
+        old, new = before.to_dict()[group], now.to_dict()[group]
+        if group == "source":  # a source may be mounted elsewhere, its content decides; notes are for people
+            old, new = ({k: v for k, v in side.items() if k not in ("location", "notes")} for side in (old, new))
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                found.append(f"{group}.{name}: {old.get(name)!r} -> {new.get(name)!r}")
+    if before.class_names != now.class_names:
+        found.append(f"class_names: {_short(before.class_names)} -> {_short(now.class_names)}")
+    return found
+
+
+def _short(names: tuple[str, ...] | None) -> str:
+    return repr(names) if names is None or len(names) <= 4 else f"{len(names)} names from {names[0]!r} to {names[-1]!r}"
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """``"I/N"``, I from 1 to N, as (I - 1, N): part I does the shards whose number is I - 1 modulo N."""
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+        raise FormatError(f"part {text!r} must be I/N with I from 1 to N, e.g. 1/8")
+    return int(first) - 1, int(second)

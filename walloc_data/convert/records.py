@@ -1,0 +1,109 @@
+"""What a finished shard leaves beside it: its done mark, with everything the manifest needs to know of it.
+
+.walloc/{split}/plan.json         the plan
+.walloc/{split}/00000.parquet     the shard's rows of the index
+.walloc/{split}/00000.json        ShardDone: written last, so it means that all the rest is there
+.walloc/{split}/end.json          how many pictures a stream turned out to have
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from walloc_data.errors import FormatError
+from walloc_data.format import ChannelStatistics, ShardRecord, dump_json, load_json
+
+__all__ = ["Failure", "ShardDone", "done_name", "end_name", "plan_name", "rows_name", "work_folder"]
+
+
+def work_folder(split: str) -> str:
+    """Where a split's plan and done marks lie."""
+    return f".walloc/{split}"
+
+
+def plan_name(split: str) -> str:
+    """The plan's path inside the data set."""
+    return f"{work_folder(split)}/plan.json"
+
+
+def end_name(split: str) -> str:
+    """The path of a stream's length inside the data set."""
+    return f"{work_folder(split)}/end.json"
+
+
+def done_name(split: str, shard: int) -> str:
+    """A done mark's path inside the data set."""
+    return f"{work_folder(split)}/{shard:05d}.json"
+
+
+def rows_name(split: str, shard: int) -> str:
+    """The path of a shard's index rows inside the data set."""
+    return f"{work_folder(split)}/{shard:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One picture that could not be encoded; one line of ``failures/{split}.jsonl``."""
+
+    key: str
+    name: str  # in the source
+    source_index: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (source index {self.source_index}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """One shard's done mark."""
+
+    shard: ShardRecord | None  # None: every picture of its range was broken, so there is no file
+    md5: str | None
+    first: int  # positions [first, last) of the plan's order
+    last: int
+    failures: tuple[Failure, ...]
+    latent_shape: tuple[int, ...] | None  # None where shapes vary
+    statistics: ChannelStatistics
+    num_pixels: int  # encoded, before padding
+    source_bytes: int  # of all picture files, broken ones included
+    webp_bytes: int  # of packed latents, mirrored ones not counted
+
+    @property
+    def num_samples(self) -> int:
+        """Pictures encoded."""
+        return self.shard.num_samples if self.shard else 0
+
+    def to_json(self) -> bytes:
+        """The bytes of the done mark."""
+        return dump_json(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, *, where: str) -> Self:
+        """Parse and check; `where` is named in errors."""
+        value: dict[str, Any] = load_json(data, where=where)
+        try:
+            shard = value["shard"]
+            value["shard"] = None if shard is None else ShardRecord.from_dict(shard, where=where)
+            value["statistics"] = ChannelStatistics.from_dict(value["statistics"], where=where)
+            value["failures"] = tuple(_failure(item) for item in value["failures"])
+            shape = value["latent_shape"]
+            value["latent_shape"] = None if shape is None else tuple(int(side) for side in shape)
+            done = cls(**value)
+            for name in ("first", "last", "num_pixels", "source_bytes", "webp_bytes"):
+                if type(getattr(done, name)) is not int or getattr(done, name) < 0:
+                    raise FormatError(f"{where}: {name} must be a non-negative integer")
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, FormatError):
+                raise
+            raise FormatError(f"{where}: not a done mark ({error!r})") from error
+        if done.num_samples + len(done.failures) != done.last - done.first:
+            raise FormatError(
+                f"{where}: {done.num_samples} samples and {len(done.failures)} failures are not the "
+                f"{done.last - done.first} pictures of [{done.first}, {done.last})"
+            )
+        return done
+
+
+def _failure(value: Mapping[str, Any]) -> Failure:
+    return Failure(str(value["key"]), str(value["name"]), int(value["source_index"]), str(value["reason"]))

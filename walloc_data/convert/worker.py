@@ -1,0 +1,323 @@
+"""One shard: read, decode, encode, pack, write. A pure function of its inputs, whoever runs it.
+
+Memory is bounded by a window of pictures, never by the shard's length: pictures are encoded in windows, those of one
+shape together. How pictures are grouped does not touch a latent: `codec.encode` is exact.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from walloc_data.convert.pictures import PictureError, decode_picture, pillow_limits, resize_and_crop
+from walloc_data.convert.plan import Plan
+from walloc_data.convert.records import Failure, ShardDone, done_name, rows_name
+from walloc_data.convert.tar import TarWriter
+from walloc_data.errors import ConversionError, WallocDataError
+from walloc_data.format import (
+    INDEX_COLUMNS,
+    MIRROR_INDEX_COLUMNS,
+    ChannelStatistics,
+    ShardRecord,
+    padding_for,
+    sample_key,
+    shard_name,
+)
+from walloc_data.latents import encode_webp, pack
+from walloc_data.sources import Sample
+from walloc_data.storage import Store
+
+__all__ = ["ShardWorker", "Tally", "index_schema"]
+
+Pixels = npt.NDArray[np.uint8]
+
+WINDOW_PICTURES = 64
+WINDOW_PIXELS = 2**22  # a larger picture is a window of its own
+
+
+@dataclass
+class Tally:
+    """What happened since the last report; also how long each stage took, in seconds."""
+
+    samples: int = 0
+    failures: int = 0
+    source_bytes: int = 0
+    pixels: int = 0
+    webp_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: "Tally") -> None:
+        """Count another tally in."""
+        for name in ("samples", "failures", "source_bytes", "pixels", "webp_bytes"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+@dataclass
+class _Item:
+    """One picture of a window, and its place."""
+
+    key: str
+    source_index: int
+    sample: Sample
+    pixels: Pixels  # (H, W, 3)
+    packed: list[Pixels] = field(default_factory=list)  # the latent, and the mirrored one
+
+
+class ShardWorker:
+    """Makes shards of one plan. One per process; its codec is loaded once.
+
+    Args:
+        plan: what to make.
+        codec: with ``encode(images) -> latents``.
+        store: where shards are published.
+        staging: a local folder for unfinished files, on the store's own file system where that is local.
+        on_error: "record" lists a broken picture among the failures, "stop" raises.
+        device: where the analysis runs.
+        alive: called between windows; raising stops the work before anything is published.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        codec: Any,
+        *,
+        store: Store,
+        staging: Path,
+        on_error: str = "record",
+        device: str = "cpu",
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.plan, self.codec, self.store, self.staging = plan, codec, store, staging
+        self.on_error, self.device, self.alive = on_error, torch.device(device), alive
+        # On an accelerator the analysis is quick and WebP is what is left: libwebp runs without the interpreter's lock.
+        self._threads = ThreadPoolExecutor() if self.device.type != "cpu" else None
+
+    def run(
+        self, shard: int, samples: Iterable[tuple[int, Sample]], *, report: Callable[[Tally], None] = lambda _: None
+    ) -> ShardDone:
+        """Make and publish shard number `shard` of (source index, sample) pairs, and leave its done mark."""
+        name = shard_name(self.plan.split, shard)
+        local = self.staging / name.replace("/", "-")
+        self.staging.mkdir(parents=True, exist_ok=True)
+        try:
+            with pillow_limits():
+                done, rows = self._write(shard, local, samples, report=report)
+            self.alive()
+            started = time.perf_counter()
+            if done.shard is not None:
+                self.store.publish(local, name)
+                self.store.write_bytes(rows_name(self.plan.split, shard), _parquet(rows))
+            self.store.write_bytes(done_name(self.plan.split, shard), done.to_json())
+            report(Tally(seconds={"publish": time.perf_counter() - started}))
+        except WallocDataError:
+            raise
+        except OSError as error:
+            raise ConversionError(
+                f"{self.store.where(name)}: cannot be written ({error.strerror or error}); what is published stays, "
+                "and the same command goes on from there"
+            ) from error
+        finally:
+            # A full disk must not hide why it is full.
+            with suppress(OSError):
+                local.unlink(missing_ok=True)
+        return done
+
+    def _write(
+        self, shard: int, local: Path, samples: Iterable[tuple[int, Sample]], *, report: Callable[[Tally], None]
+    ) -> tuple[ShardDone, dict[str, list[Any]]]:
+        plan, spec = self.plan, self.plan.codec
+        rows: dict[str, list[Any]] = {name: [] for name in index_schema(mirror=plan.settings.mirror).names}
+        failures: list[Failure] = []
+        counts = np.zeros((spec.latent_dim, 2**spec.latent_bits), dtype=np.int64)
+        shapes: set[tuple[int, ...]] = set()
+        total = Tally()
+        with TarWriter(local) as tar:
+            for items, failed, tally in self._windows(samples):
+                self.alive()
+                clock = _Clock(tally)
+                failures.extend(failed)
+                self._encode(items, counts, shapes, clock)
+                encode = self._webp
+                pictures = [picture for item in items for picture in item.packed]
+                files = iter(self._threads.map(encode, pictures) if self._threads else map(encode, pictures))
+                for item in items:
+                    members = [next(files) for _ in item.packed]
+                    clock.stop("webp")
+                    self._append(tar, item, members, rows, shard=shard)
+                    tally.samples += 1
+                    tally.pixels += item.pixels.shape[0] * item.pixels.shape[1]
+                    tally.webp_bytes += len(members[0])
+                    clock.stop("tar")
+                tally.failures = len(failed)
+                total.add(tally)
+                report(tally)
+        first = shard * plan.settings.samples_per_shard
+        record = None
+        if total.samples:
+            record = ShardRecord(shard_name(plan.split, shard), total.samples, tar.num_bytes, tar.sha256)
+        done = ShardDone(
+            shard=record,
+            md5=tar.md5 if record else None,
+            first=first,
+            last=first + total.samples + total.failures,
+            failures=tuple(failures),
+            latent_shape=shapes.pop() if len(shapes) == 1 else None,
+            statistics=ChannelStatistics(tuple(map(tuple, counts.tolist()))),
+            num_pixels=total.pixels,
+            source_bytes=total.source_bytes,
+            webp_bytes=total.webp_bytes,
+        )
+        return done, rows
+
+    def _windows(self, samples: Iterable[tuple[int, Sample]]) -> Iterator[tuple[list[_Item], list[Failure], Tally]]:
+        """Decoded pictures, a window at a time, with the failures among them."""
+        items: list[_Item] = []
+        failed: list[Failure] = []
+        pixels, tally = 0, Tally()
+        clock = _Clock(tally)
+        for source_index, sample in samples:
+            clock.stop("read")
+            tally.source_bytes += len(sample.data)
+            key = sample_key(source_index)
+            try:
+                if sample.problem is not None:
+                    raise PictureError(sample.problem)
+                image = decode_picture(sample.data, settings=self.plan.settings)
+                clock.stop("decode")
+                item = _Item(key, source_index, sample, resize_and_crop(image, size_px=self.plan.settings.size_px))
+                clock.stop("resize")
+            except PictureError as error:
+                failure = Failure(key, sample.name, source_index, str(error))
+                if self.on_error == "stop":
+                    raise ConversionError(
+                        f"{failure}. Stopped, as asked by on_error='stop'; 'record' lists such pictures and goes on"
+                    ) from error
+                failed.append(failure)
+                clock.stop("decode")
+                continue
+            area = item.pixels.shape[0] * item.pixels.shape[1]
+            if items and pixels + area > WINDOW_PIXELS:
+                yield items, failed, tally
+                items, failed, pixels, tally = [], [], 0, Tally()
+                clock = _Clock(tally)
+            items.append(item)
+            pixels += area
+            if len(items) + len(failed) >= WINDOW_PICTURES:
+                yield items, failed, tally
+                items, failed, pixels, tally = [], [], 0, Tally()
+                clock = _Clock(tally)
+        if items or failed:
+            yield items, failed, tally
+
+    def _encode(
+        self, items: list[_Item], counts: npt.NDArray[np.int64], shapes: set[tuple[int, ...]], clock: "_Clock"
+    ) -> None:
+        """Fill every item's packed pictures, those of one shape in one batch."""
+        groups: dict[tuple[int, ...], list[_Item]] = {}
+        for item in items:
+            groups.setdefault(item.pixels.shape, []).append(item)
+        spec = self.plan.codec
+        for group in groups.values():
+            for mirrored in (False, True) if self.plan.settings.mirror else (False,):
+                pictures = [item.pixels[:, ::-1] if mirrored else item.pixels for item in group]
+                batch = _padded(pictures, multiple=spec.cell_px)
+                clock.stop("pad")
+                images = torch.from_numpy(batch).permute(0, 3, 1, 2)  # (N, 3, H, W), a view
+                latents = self.codec.encode(images.to(self.device)).cpu()  # (N, 12, H/8, W/8)
+                clock.stop("encode")
+                packed = pack(latents, colours=spec.channels)
+                for item, picture in zip(group, packed, strict=True):
+                    item.packed.append(picture)
+                clock.stop("pack")
+                if not mirrored:
+                    shapes.add(tuple(latents.shape[1:]))
+                    _count(latents.numpy(), counts)
+                    clock.stop("count")
+
+    def _webp(self, picture: Pixels) -> bytes:
+        return encode_webp(picture, effort=self.plan.settings.webp_effort)
+
+    def _append(
+        self, tar: TarWriter, item: _Item, members: list[bytes], rows: dict[str, list[Any]], *, shard: int
+    ) -> None:
+        """One sample's members, adjacent, and its row of the index."""
+        height, width = item.pixels.shape[:2]
+        label = item.sample.label
+        offsets = [tar.add(f"{item.key}.webp", members[0])]
+        if self.plan.settings.mirror:
+            offsets.append(tar.add(f"{item.key}.mirror.webp", members[1]))
+        if self.plan.labelled:
+            tar.add(f"{item.key}.cls", str(label).encode())
+        meta = {
+            "height": height,
+            "width": width,
+            "padding": padding_for(height, width, multiple=self.plan.codec.cell_px),
+            "source_index": item.source_index,
+            "name": item.sample.name,
+        }
+        if self.plan.columns:
+            meta["columns"] = {name: item.sample.columns.get(name) for name in self.plan.columns}
+        tar.add(f"{item.key}.json", json.dumps(meta, separators=(",", ":"), allow_nan=False).encode())
+        values = [item.key, shard, offsets[0], len(members[0]), label, height, width, item.source_index]
+        if self.plan.settings.mirror:
+            values += [offsets[1], len(members[1])]
+        for column, value in zip(rows.values(), values, strict=True):
+            column.append(value)
+
+
+class _Clock:
+    """Adds the time since its last stop to a stage."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._seconds = tally.seconds
+        self._last = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+def _padded(pictures: list[Pixels], *, multiple: int) -> Pixels:
+    """(N, H, W, 3) with sides that are multiples, reflected at the edges as `format.padding_for` says."""
+    height, width = pictures[0].shape[:2]
+    left, top, right, bottom = padding_for(height, width, multiple=multiple)
+    if not (left or top or right or bottom):
+        return np.stack(pictures)
+    return np.stack([np.pad(picture, ((top, bottom), (left, right), (0, 0)), mode="reflect") for picture in pictures])
+
+
+def _count(latents: npt.NDArray[np.int8], counts: npt.NDArray[np.int64]) -> None:
+    dim, values = counts.shape
+    levels = latents.astype(np.int16) + values // 2
+    for channel in range(dim):
+        counts[channel] += np.bincount(levels[:, channel].ravel(), minlength=values)
+
+
+def index_schema(*, mirror: bool) -> Any:
+    """The pyarrow schema of an index."""
+    import pyarrow as pa
+
+    columns = INDEX_COLUMNS + (MIRROR_INDEX_COLUMNS if mirror else ())
+    kinds = {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64()}
+    return pa.schema([(name, kinds[kind]) for name, kind, _ in columns])
+
+
+def _parquet(rows: dict[str, list[Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    schema = index_schema(mirror="mirror_offset" in rows)
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(pa.table(rows, schema=schema), sink)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]

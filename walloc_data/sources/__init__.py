@@ -1,0 +1,105 @@
+"""Where pictures come from: folders, Hugging Face data sets, WebDataset tars. The only room that imports `datasets`."""
+
+import glob
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from walloc_data.errors import SourceError
+from walloc_data.sources.base import Sample, Source
+
+__all__ = ["Sample", "Source", "open_source"]
+
+
+def open_source(
+    spec: Any,
+    *,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    streaming: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Source:
+    """Open a source of pictures.
+
+    Args:
+        spec: one of
+
+            - ``folder:PATH``, or a bare path: one folder a class; or only pictures, without labels
+            - ``hf:NAME``, ``hf:OWNER/NAME`` or ``hf:OWNER/NAME/CONFIG``: a data set on the Hugging Face Hub
+            - a folder written by ``datasets``' ``save_to_disk``
+            - ``parquet:GLOB``, a ``.parquet`` file or a folder of them
+            - ``wds:URLS``: tars, with ranges ``{000..012}``, globs and ``::`` between several; local or remote
+            - a `datasets.Dataset` or `datasets.IterableDataset`
+
+        split: which split of a Hugging Face data set to read. Other sources have none.
+        image_column: the column of pictures; for tars their extension. Found by type where there is only one.
+        label_column: the column of labels; for tars ``cls`` or a field of the JSON. ``none``: encode without labels.
+        streaming: read a Hugging Face data set as a stream: nothing is stored here, and order is the source's.
+        storage_options: for the file system of remote tars (``endpoint_url``, ``anon``, ...).
+
+    Raises:
+        SourceError: what is wrong with the source, and what to do about it.
+    """
+    from walloc_data.sources import huggingface
+
+    columns = {"image_column": image_column, "label_column": label_column}
+    if isinstance(spec, Source):
+        return spec
+    if not isinstance(spec, str | os.PathLike):
+        return _open_object(spec, **columns)
+    text = os.fspath(spec)
+    if text.startswith("wds:"):
+        from walloc_data.sources.wds import open_tars
+
+        return open_tars(text.removeprefix("wds:"), storage_options=storage_options, **columns)
+    if text.startswith("hf:"):
+        return huggingface.HuggingFaceSource(
+            huggingface.load_hub(text.removeprefix("hf:"), split=split, streaming=streaming, location=text),
+            location=text,
+            **columns,
+        )
+    if text.startswith("parquet:") or text.endswith(".parquet"):
+        pattern = str(Path(text.removeprefix("parquet:")).expanduser())
+        folder = Path(pattern)
+        files = folder if folder.is_dir() else sorted(glob.glob(pattern))  # noqa: PTH207
+        if not files:
+            raise SourceError(f"{text}: no such file")
+        dataset, identity = huggingface.load_parquet(files, split=split, streaming=streaming, location=text)
+        return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, **columns)
+    path = Path(text.removeprefix("folder:")).expanduser()
+    if not path.exists():
+        raise SourceError(
+            f"{text}: no such folder. Sources are a folder, hf:NAME (the Hugging Face Hub), wds:URLS or parquet:FILES"
+        )
+    if not path.is_dir():
+        remedy = f"; for WebDataset tars write wds:{text}" if path.suffix == ".tar" else ""
+        raise SourceError(f"{text}: not a folder{remedy}")
+    if not text.startswith("folder:"):
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            dataset, identity = huggingface.load_saved(path, split=split, streaming=streaming, location=text)
+            return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, **columns)
+        if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
+            dataset, identity = huggingface.load_parquet(path, split=split, streaming=streaming, location=text)
+            return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, **columns)
+        if any(path.glob("*.tar")):
+            raise SourceError(f"{text}: holds tars; for WebDataset tars write 'wds:{text}/*.tar'")
+    from walloc_data.sources.folder import FolderSource
+
+    if image_column is not None or label_column not in (None, "none"):
+        raise SourceError(f"{text}: a folder of pictures has no columns; labels are its folders' names")
+    return FolderSource(path, location=text, labelled=False if label_column == "none" else None)
+
+
+def _open_object(spec: Any, *, image_column: str | None, label_column: str | None) -> Source:
+    import datasets
+
+    if isinstance(spec, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise SourceError(f"a {type(spec).__name__} has several splits, {sorted(spec)}: pass one of them")
+    if not isinstance(spec, datasets.Dataset | datasets.IterableDataset):
+        raise SourceError(f"a source is a path, a URL or a datasets.Dataset, not {type(spec).__name__}")
+    from walloc_data.sources.huggingface import HuggingFaceSource
+
+    name = str(getattr(spec.info, "dataset_name", None) or "in memory")
+    return HuggingFaceSource(spec, location=f"datasets:{name}", image_column=image_column, label_column=label_column)

@@ -1,0 +1,138 @@
+"""What every source of pictures is: a description, and encoded pictures by position or in one pass."""
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, overload
+
+import numpy as np
+
+__all__ = ["PICTURE_SUFFIXES", "Names", "Sample", "Source", "fingerprint", "json_value"]
+
+PICTURE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .jp2 .jpeg .jpg .jpe .pgm .png .pnm .ppm .tif .tiff .webp".split()  # noqa: SIM905
+)
+MAX_COLUMN_BYTES = 64 * 2**10  # of one value as JSON
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture as its source has it, still encoded.
+
+    `problem` says why there is no picture, or no usable label: the converter records it as a failure.
+    """
+
+    name: str  # a path or an id inside the source
+    data: bytes
+    label: int | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+class Source(ABC):
+    """Pictures in a fixed order.
+
+    Sources are pickled into worker processes, so they hold no open files when pickled. `read` is called from one
+    thread at a time.
+    """
+
+    kind: str
+    location: str
+    num_items: int | None  # None: a stream, whose length shows at its end
+    labelled: bool
+    class_names: tuple[str, ...] | None = None
+    columns: tuple[str, ...] = ()  # of every sample, besides picture and label
+    notes: tuple[str, ...] = ()  # what a user should know: columns left out, files ignored
+    identity: str = ""  # a cheap hash of the content: equal contents, equal identities
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest and the plan record; a resumed conversion compares all of it but the location."""
+        return {
+            "kind": self.kind,
+            "location": self.location,
+            "num_items": self.num_items,
+            "identity": self.identity,
+            "labelled": self.labelled,
+            "columns": list(self.columns),
+            "notes": list(self.notes),
+        }
+
+    @abstractmethod
+    def read(self, index: int) -> Sample:
+        """The sample at a position in [0, num_items); streams raise TypeError."""
+
+    def stream(self) -> Iterator[Sample]:
+        """All samples in order."""
+        if self.num_items is None:
+            raise NotImplementedError
+        return (self.read(index) for index in range(self.num_items))
+
+
+class Names(Sequence[str]):
+    """Strings in one buffer: a million file names cost their bytes, not a Python object each."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._text = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "list[str]": ...
+    def __getitem__(self, index: int | slice) -> "str | list[str]":
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start = int(self._ends[index - 1]) if index else 0
+        return self._text[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
+
+
+def fingerprint(parts: Iterable[object]) -> str:
+    """16 hexadecimal digits that change when any part's text changes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(str(part).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def json_value(value: Any) -> Any:
+    """A source's value as JSON: dates become ISO text, NaN and what JSON cannot hold become null.
+
+    So does a value of more than 64 KiB: embeddings and masks belong in the source.
+    """
+    converted = _json(value)
+    if isinstance(converted, str | list | dict) and len(json.dumps(converted)) > MAX_COLUMN_BYTES:
+        return None
+    return converted
+
+
+def _json(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()  # a lone surrogate is not JSON for everyone
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    if isinstance(value, np.generic):
+        return _json(value.item())
+    return None

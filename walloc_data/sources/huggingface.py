@@ -1,0 +1,257 @@
+"""Hugging Face data sets: from the Hub, saved to disk, or in parquet files; by position or as a stream."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from walloc_data.errors import SourceError
+from walloc_data.sources.base import Sample, Source, fingerprint, json_value
+
+__all__ = ["HuggingFaceSource", "load_hub", "load_parquet", "load_saved"]
+
+_LABEL_NAMES = ("label", "labels", "class", "cls", "target")
+
+
+class HuggingFaceSource(Source):
+    """A `datasets.Dataset` or `datasets.IterableDataset` with one column of pictures.
+
+    Pictures stay encoded until a worker decodes them. Other columns go along as JSON; those that hold bytes,
+    pictures, sound, video or arrays are left out, and noted.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        location: str,
+        identity: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> None:
+        import datasets
+
+        self.location = location
+        self.kind = "hf-stream" if isinstance(dataset, datasets.IterableDataset) else "hf"
+        features = dataset.features
+        if features is None:
+            dataset = dataset._resolve_features()
+            features = dataset.features
+        if not features:
+            raise SourceError(f"{location}: the stream does not tell its columns; give it features")
+        self._image = _image_column(features, image_column, location=location)
+        self._label = _label_column(features, label_column, location=location)
+        self.labelled = self._label is not None
+        self.num_items = None if self.kind == "hf-stream" else len(dataset)
+        if self.num_items == 0:
+            raise SourceError(f"{location}: no rows")
+        self._names: dict[str, int] | None = None
+        if self._label is not None:
+            self._read_classes(dataset, features[self._label])
+        others = [name for name in features if name not in (self._image, self._label)]
+        self.columns = tuple(sorted(name for name in others if _is_plain(features[name])))
+        if left_out := sorted(set(others) - set(self.columns)):
+            self.notes = (f"columns left out, as they hold bytes, media or arrays: {', '.join(left_out)}",)
+        self.identity = identity or fingerprint([getattr(dataset, "_fingerprint", location), self.num_items])
+        if isinstance(features[self._image], datasets.Image):
+            dataset = dataset.cast_column(self._image, datasets.Image(decode=False))
+        keep = [self._image, *self.columns, *([self._label] if self._label else [])]
+        self._dataset = dataset.select_columns(keep).with_format(None)
+
+    def _read_classes(self, dataset: Any, feature: Any) -> None:
+        import datasets
+
+        if isinstance(feature, datasets.ClassLabel):
+            self.class_names = tuple(feature.names)
+        elif feature.dtype in ("string", "large_string"):
+            if self.num_items is None:
+                raise SourceError(
+                    f"{self.location}: labels {self._label!r} are text, and a stream does not tell all of them in "
+                    "advance: cast the column to ClassLabel, or read without streaming"
+                )
+            self.class_names = tuple(sorted(name for name in dataset.unique(self._label) if name is not None))
+            self._names = {name: index for index, name in enumerate(self.class_names)}
+
+    def read(self, index: int) -> Sample:
+        if self.num_items is None:
+            raise TypeError("a stream has no positions")
+        return self._sample(self._dataset[index], index)
+
+    def stream(self) -> Iterator[Sample]:
+        rows = iter(self._dataset)
+        index = 0
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # http, parquet, tar: whatever the stream is made of
+                raise SourceError(
+                    f"{self.location}: the stream broke at sample {index} ({type(error).__name__}: {error}); "
+                    "run the same command to resume"
+                ) from error
+            yield self._sample(row, index)
+            index += 1
+
+    def _sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        columns = {name: json_value(row[name]) for name in self.columns}
+        picture, name, problem, data = row[self._image], str(index), None, b""
+        if isinstance(picture, bytes):
+            data = picture
+        elif picture is None:
+            problem = "the row has no picture"
+        else:
+            path = picture.get("path")
+            name = str(path).encode("utf-8", "replace").decode() if path else name
+            if picture.get("bytes") is not None:
+                data = picture["bytes"]
+            elif path:
+                try:
+                    data = Path(path).read_bytes()
+                except OSError as error:
+                    problem = f"cannot be read: {error.strerror}"
+            else:
+                problem = "the row has no picture"
+        label = row[self._label] if self._label is not None else None
+        if self._names is not None and isinstance(label, str):
+            label = self._names[label]
+        if self.labelled:
+            limit = len(self.class_names) if self.class_names else 2**31
+            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < limit:
+                problem = problem or (
+                    f"label {label!r} is not in [0, {limit}); label_column='none' encodes without labels"
+                )
+                label = None
+        return Sample(name, data, label, columns, problem)
+
+
+def _image_column(features: Mapping[str, Any], wanted: str | None, *, location: str) -> str:
+    import datasets
+
+    if wanted is not None:
+        if wanted not in features:
+            raise SourceError(f"{location}: no column {wanted!r}; it has {sorted(features)}")
+        feature = features[wanted]
+        if not isinstance(feature, datasets.Image) and getattr(feature, "dtype", "") not in ("binary", "large_binary"):
+            raise SourceError(f"{location}: column {wanted!r} holds {feature}, not pictures")
+        return wanted
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if len(found) != 1:
+        columns = {name: type(feature).__name__ for name, feature in features.items()}
+        what = "several columns of pictures" if found else "no column of pictures"
+        raise SourceError(f"{location}: {what}; its columns are {columns}: name one with image_column (--image-column)")
+    return found[0]
+
+
+def _label_column(features: Mapping[str, Any], wanted: str | None, *, location: str) -> str | None:
+    import datasets
+
+    if wanted == "none":
+        return None
+    if wanted is not None:
+        if wanted not in features:
+            raise SourceError(f"{location}: no column {wanted!r}; it has {sorted(features)}")
+        if not _is_label(features[wanted]):
+            raise SourceError(f"{location}: column {wanted!r} holds {features[wanted]}, not labels")
+        return wanted
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    for name in (*classes, *_LABEL_NAMES) if len(classes) == 1 else _LABEL_NAMES:
+        if name in features and _is_label(features[name]):
+            return name
+    if classes:
+        raise SourceError(
+            f"{location}: several columns of labels, {classes}: name one with label_column (--label-column), or 'none'"
+        )
+    return None
+
+
+def _is_label(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.ClassLabel) or (
+        isinstance(feature, datasets.Value) and (feature.dtype in ("string", "large_string") or "int" in feature.dtype)
+    )
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether every leaf is a number, text, a date or nothing."""
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    if isinstance(feature, datasets.Value):
+        return "binary" not in feature.dtype
+    if isinstance(feature, Mapping):
+        return all(_is_plain(item) for item in feature.values())
+    if isinstance(feature, list | tuple):
+        return all(_is_plain(item) for item in feature)
+    inner = getattr(feature, "feature", None)  # Sequence, List, LargeList
+    return inner is not None and _is_plain(inner)
+
+
+def load_hub(name: str, *, split: str, streaming: bool, location: str) -> Any:
+    """``owner/name``, ``owner/name/config`` or a legacy ``name`` on the Hub."""
+    parts = name.strip("/").split("/")
+    if not name or len(parts) > 3:
+        raise SourceError(f"{location}: expected hf:NAME, hf:OWNER/NAME or hf:OWNER/NAME/CONFIG")
+    config = parts[2] if len(parts) == 3 else None
+    return _load("/".join(parts[:2]), config, split=split, streaming=streaming, location=location)
+
+
+def load_parquet(files: list[str] | Path, *, split: str, streaming: bool, location: str) -> tuple[Any, str]:
+    """Parquet files, or a folder of them whose names tell their splits. Returns the data set and its identity."""
+    if isinstance(files, Path):
+        paths = sorted(files.rglob("*.parquet"))
+        dataset = _load(str(files), None, split=split, streaming=streaming, location=location)
+        root = files
+    else:
+        paths = [Path(file) for file in files]
+        dataset = _load("parquet", None, split="train", streaming=streaming, location=location, data_files=files)
+        root = None
+    sizes = [(str(path.relative_to(root)) if root else path.name, path.stat().st_size) for path in paths]
+    return dataset, fingerprint([split if root else "", *sizes])
+
+
+def load_saved(folder: Path, *, split: str, streaming: bool, location: str) -> tuple[Any, str]:
+    """A folder written by `save_to_disk`, of one split or of several. Returns the data set and its identity."""
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise SourceError(f"{location}: cannot be loaded ({type(error).__name__}: {error})") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        dataset = _pick(dataset, split, location=location)
+        folder = folder / split
+    sizes = [(path.name, path.stat().st_size) for path in sorted(folder.glob("*.arrow"))]
+    identity = fingerprint([len(dataset), dataset._fingerprint, *sizes])
+    return (dataset.to_iterable_dataset() if streaming else dataset), identity
+
+
+def _pick(splits: Mapping[str, Any], split: str, *, location: str) -> Any:
+    if split not in splits:
+        raise SourceError(
+            f"{location}: no split {split!r}; it has {sorted(splits)}: choose one to read (--source-split)"
+        )
+    return splits[split]
+
+
+def _load(path: str, config: str | None, *, split: str, streaming: bool, location: str, **options: Any) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, config, split=split, streaming=streaming, **options)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise SourceError(
+            f"{location}: the Hub has no such data set, or it is gated or private (then: huggingface-cli login). "
+            f"{error}"
+        ) from error
+    except ConnectionError as error:  # also datasets' OfflineModeIsEnabled
+        raise SourceError(
+            f"{location}: the Hub does not answer ({error}). Without a network, use a folder written by "
+            "save_to_disk, or parquet files"
+        ) from error
+    except Exception as error:  # loaders raise what they like
+        text = str(error)
+        if "network" in text.lower() or "connect" in text.lower() or "resolve" in text.lower():
+            raise SourceError(f"{location}: the Hub does not answer ({type(error).__name__}: {text})") from error
+        raise SourceError(f"{location}: cannot be loaded ({type(error).__name__}: {text})") from error
