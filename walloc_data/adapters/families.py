@@ -15,6 +15,7 @@ Every hierarchical model is built by timm at the pixel size that its later stage
 biases and embeddings come out right; then its stem is replaced and the first strides are taken out.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -164,23 +165,24 @@ def _first_block_width(stage: Any) -> int:
 def _build_convnext(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
     model = create()
     conv, norm = model.stem[0], model.stem[-1]
-    if len(model.stem) != 2:
-        # Overlapping stems: two strided convolutions. Keep the second, at stride 1.
+    overlapping = len(model.stem) != 2
+    if overlapping:  # two strided convolutions: one takes the place of both
         conv = model.stem[-2]
         model.stem = nn.Sequential(conv, norm)
-    channels, shuffle, skipped = conv.out_channels, _grid(geometry, size)[1], ()
+    channels, shuffle = conv.out_channels, _grid(geometry, size)[1]
+    skipped: tuple[str, ...] = ()
     if geometry == "skip_early":
         channels = _convnext_width(model.stages[1])
         _resize_norm(norm, channels)
         model.stages[0], model.stages[1].downsample = nn.Identity(), nn.Identity()
-        skipped = ("stages.0", "stages.1.downsample")  # type: ignore[assignment]
+        skipped = ("stages.0", "stages.1.downsample")
     site = StemSite(
         "stem.0",
         channels,
         3,
         shuffle=shuffle,
         bias=conv.bias is not None,
-        fresh=("stem.1",) * bool(skipped),
+        fresh=("stem",) * (overlapping or bool(skipped)),
         skipped=skipped,
     )
     return model, site
@@ -339,8 +341,8 @@ def find_family(name: str) -> Family:
 
     bare = name.partition(".")[0]
     if not timm.is_model(bare):
-        close = timm.list_models(f"{bare.partition('_')[0]}*")[:5]
-        hint = f"; it has {', '.join(close)}, ..." if close else ""
+        close = difflib.get_close_matches(bare, timm.list_models(), n=5)
+        hint = f"; close names: {', '.join(close)}" if close else ""
         raise ModelError(f"timm has no model {name!r}{hint}")
     module = timm.model_entrypoint(bare).__module__.rpartition(".")[2]
     for family in FAMILIES:

@@ -33,9 +33,9 @@ def parameter_groups(
     exempt = inner.no_weight_decay() if hasattr(inner, "no_weight_decay") else ()
     groups: list[dict[str, Any]]
     if layer_decay is None:
-        groups = param_groups_weight_decay(inner, weight_decay, exempt)
+        groups = param_groups_weight_decay(inner, weight_decay, no_weight_decay_list=exempt)
     else:
-        groups = param_groups_layer_decay(inner, weight_decay, exempt, layer_decay=layer_decay)
+        groups = param_groups_layer_decay(inner, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
     stem = {id(parameter) for parameter in stem_of(model).parameters()}
     result, stem_groups = [], []
     for group in groups:

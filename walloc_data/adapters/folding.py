@@ -7,6 +7,7 @@ Both are initialisations, to be fine-tuned.
 """
 
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -209,8 +210,7 @@ def copy_pixel_weights(model: nn.Module, pixel_model: nn.Module) -> None:
     config = latent_config(model)
     inner = unwrap(model)
     site = inner.stem_site
-    stem = site.path.partition(".")[0] if site.path.startswith(("conv1", "stem.0")) and site.skipped else site.path
-    left_out = (stem, *site.fresh, *site.skipped)
+    left_out = (site.path, *site.fresh, *site.skipped)
     source = {
         name: value
         for name, value in pixel_model.state_dict().items()
@@ -218,7 +218,10 @@ def copy_pixel_weights(model: nn.Module, pixel_model: nn.Module) -> None:
     }
     module: Any = sys.modules[type(inner).__module__]
     if hasattr(module, "checkpoint_filter_fn"):
-        source = module.checkpoint_filter_fn(source, inner)
+        with warnings.catch_warnings():
+            # timm resamples bias tables by indexing that torch warns of; it is not ours to change.
+            warnings.simplefilter("ignore", UserWarning)
+            source = module.checkpoint_filter_fn(source, inner)
     classifier = str(inner.pretrained_cfg.get("classifier", "fc"))
     own = inner.state_dict()
     if f"{classifier}.weight" in source and source[f"{classifier}.weight"].shape != own[f"{classifier}.weight"].shape:
