@@ -1,0 +1,7 @@
+"""Reading latents for training: exact, resumable orders; local, streamed or decoded once into an array."""
+
+from walloc_data.dataset.latent_dataset import LatentDataset
+from walloc_data.dataset.loader import LatentLoader
+from walloc_data.dataset.mixture import LatentMixture
+
+__all__ = ["LatentDataset", "LatentLoader", "LatentMixture"]

@@ -23,7 +23,7 @@ from walloc_data.format import ShardRecord
 from walloc_data.storage.lock import file_lock
 from walloc_data.storage.store import Store
 
-__all__ = ["ShardCache", "default_cache_folder", "map_file"]
+__all__ = ["DEFAULT_MAX_CACHE_BYTES", "ShardCache", "default_cache_folder", "map_file"]
 
 DEFAULT_MAX_CACHE_BYTES = 64 * 2**30  # ImageNet-1k at 256 px is about a tenth of it
 DOWNLOADS_OF_A_CORRUPT_SHARD = 3

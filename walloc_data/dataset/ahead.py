@@ -1,0 +1,58 @@
+"""Fetching shards before workers need them: a few threads in the main process of each rank.
+
+Workers and ranks share the cache folder, so a shard is fetched once a machine, whoever asks first.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+
+from walloc_data.dataset.plan import BatchPlan
+from walloc_data.errors import WallocDataError
+
+__all__ = ["fetching_ahead"]
+
+_CONNECTIONS = 4
+
+
+@contextmanager
+def fetching_ahead(samples: Any, plan: BatchPlan, *, epoch: int, start: int) -> Iterator[Callable[[int], None]]:
+    """Fetch the shards of batches to come, in the order of their first use.
+
+    Args:
+        samples: what the plan's rows belong to.
+        start: the first batch of this pass.
+
+    Yields:
+        A function to call with each batch number as it is handed out; it lets the fetching go on.
+    """
+    ahead = samples.shards_ahead
+    if not ahead:
+        yield lambda number: None
+        return
+    executor = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="walloc-data-fetch")
+    first_used: dict[int, int] = {}  # shard: batch
+    cursor = start
+
+    def fetch(shard: int) -> None:
+        # The worker that needs the shard will ask again, and raise where it matters: data on the way stays usable.
+        with suppress(WallocDataError):
+            samples.fetch(shard)
+
+    def reached(number: int) -> None:
+        nonlocal cursor
+        while cursor < plan.num_batches and sum(batch > number for batch in first_used.values()) < ahead:
+            for shard in np.unique(samples.shards(plan.batch(epoch, cursor).rows)).tolist():
+                if shard not in first_used:
+                    first_used[shard] = cursor
+                    executor.submit(fetch, shard)
+            cursor += 1
+
+    try:
+        reached(start)
+        yield reached
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)

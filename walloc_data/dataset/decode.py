@@ -1,0 +1,115 @@
+"""Packed latents to integers: lossless WebP pictures into int8 arrays, whole batches at once.
+
+Pillow, which is always there, and imagecodecs (extra `fast`) give the same integers; imagecodecs takes a quarter less
+time and writes straight into the batch (benchmarks/results/read_speed.json compares four decoders). Both release the
+interpreter lock while they decode, so threads help.
+"""
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+import numpy.typing as npt
+
+from walloc_data.errors import CorruptShardError
+from walloc_data.latents import decode_webp, unpack
+
+__all__ = ["decode_latents", "webp_size"]
+
+Decoder = Callable[[memoryview, npt.NDArray[np.uint8], str], None]
+
+
+def webp_size(data: memoryview) -> tuple[int, int] | None:
+    """(height, width) that a plain lossless WebP file without alpha claims; None for anything else.
+
+    From the container specification: RIFF, one VP8L chunk, 14 bits each of width - 1 and height - 1, one of alpha.
+    """
+    head = bytes(data[:25])
+    if len(head) < 25 or head[:4] != b"RIFF" or head[8:16] != b"WEBPVP8L" or head[20] != 0x2F:
+        return None
+    (bits,) = struct.unpack_from("<I", head, 21)
+    if bits >> 28 & 1:
+        return None
+    return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+
+
+def _decode_pillow(data: memoryview, out: npt.NDArray[np.uint8], where: str) -> None:
+    picture = decode_webp(data, where=where)
+    if picture.shape != out.shape:
+        raise _wrong_size(picture.shape[:2], out, where)
+    out[...] = picture
+
+
+def _find_decoder() -> Decoder:
+    try:
+        from imagecodecs import webp_decode
+    except ImportError:
+        return _decode_pillow
+
+    def decode(data: memoryview, out: npt.NDArray[np.uint8], where: str) -> None:
+        size = webp_size(data)
+        if size is None:  # an extended container, or not lossless: let the careful one judge
+            _decode_pillow(data, out, where)
+            return
+        if size != out.shape[:2]:
+            raise _wrong_size(size, out, where)
+        try:
+            webp_decode(data, out=out)  # type: ignore[arg-type]  # any buffer will do
+        except Exception as error:
+            raise CorruptShardError(f"{where}: not a readable WebP picture ({error})") from error
+
+    return decode
+
+
+def _wrong_size(size: tuple[int, ...], out: npt.NDArray[np.uint8], where: str) -> CorruptShardError:
+    return CorruptShardError(
+        f"{where}: a packed picture of {size[0]} x {size[1]} where the index says {out.shape[0]} x {out.shape[1]}"
+    )
+
+
+_decoder: list[Decoder] = []  # found on first use, so that importing this room imports no decoder
+
+
+def decode_latents(
+    payloads: Sequence[memoryview],
+    *,
+    shape: tuple[int, int, int],
+    colours: int,
+    where: Callable[[int], str],
+    executor: Executor | None = None,
+    num_threads: int = 1,
+) -> npt.NDArray[np.int8]:
+    """Decode packed latents of one shape.
+
+    Args:
+        payloads: the WebP files.
+        shape: (C, h, w) that every one of them must have.
+        colours: colour planes that carry the channels, 1 or 3.
+        where: names the i-th payload in errors.
+        executor: threads to spread the pictures over, `num_threads` of them.
+
+    Returns:
+        (len(payloads), C, h, w) int8.
+
+    Raises:
+        CorruptShardError: a payload is damaged or of another size; nothing is allocated on its word.
+    """
+    if not _decoder:
+        _decoder.append(_find_decoder())
+    decode = _decoder[0]
+    dim, h, w = shape
+    tiles = math.isqrt(dim // colours)
+    pictures = np.empty((len(payloads), tiles * h, tiles * w, 3), np.uint8)
+
+    def run(first: int, last: int) -> None:
+        for i in range(first, last):
+            decode(payloads[i], pictures[i], where(i))
+
+    if executor is None:
+        run(0, len(payloads))
+    else:
+        edges = np.linspace(0, len(payloads), num_threads + 1).astype(int)
+        list(executor.map(run, edges[:-1], edges[1:]))
+    return unpack(pictures[..., :colours], latent_dim=dim)

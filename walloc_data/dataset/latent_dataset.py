@@ -1,0 +1,250 @@
+"""`LatentDataset`: an encoded data set, local or remote, as samples for training."""
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from walloc_data.dataset.array import ArrayReader
+from walloc_data.dataset.index import load_index, split_identity
+from walloc_data.dataset.order import EpochOrder, FullShuffle, Ints, StoredOrder, WindowShuffle, coin_flips, derive_key
+from walloc_data.dataset.reader import Reader, ShardReader
+from walloc_data.dataset.samples import LatentSamples, Transform
+from walloc_data.dataset.subset import Condition, class_labels, select, take_fraction
+from walloc_data.errors import LoaderError
+from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, ChannelStatistics, Manifest, SplitRecord
+from walloc_data.storage import DEFAULT_MAX_CACHE_BYTES, ShardCache, Store
+
+__all__ = ["LatentDataset"]
+
+DEFAULT_REMOTE_WINDOW_SHARDS = 16
+_MIRROR, _TRANSFORM = 1, 2  # what a derived key is for
+
+
+class LatentDataset(LatentSamples):
+    """One split of an encoded data set: `(latent, label)` with an int8 tensor (C, h, w) and an int.
+
+    Args:
+        url: folder or prefix that `encode_dataset` wrote: a path, ``s3://``, ``gs://``, ``az://``, ``hf://datasets/...``
+            or ``https://``.
+        split: which split.
+        shuffle: give every epoch an order of its own, a function of (seed, epoch); False keeps the stored order.
+        seed: of the shuffles and of what is random in a sample.
+        window_shards: shuffle within windows of this many shards instead of the whole split, so that training begins
+            after the first shard. None: 16 where shards are read over the network, else the whole split. The choice
+            follows from the arguments, never from what happens to be cached.
+        transform: called with each latent, an int8 tensor (C, h, w), before batching: for instance a crop to one size.
+            What it draws from torch's global generator is a function of (seed, epoch, sample). Transforms of whole
+            batches belong in the training loop, on its device.
+        mirror: give the stored latent of the mirrored picture half of the time, by (seed, epoch, sample).
+        cache: "shards" decodes samples each time they are read; "array" decodes each shard once into one memory-mapped
+            array in the cache folder, from which later epochs and runs gather whole batches. It takes the decoded
+            size on disk: `num_samples * C * h * w` bytes.
+        cache_folder: for fetched shards, arrays and indices; None is ``$XDG_CACHE_HOME/walloc_data``, else
+            ``~/.cache/walloc_data``. Safe to share between processes.
+        max_cache_bytes: what fetched shards may occupy there; the longest unused go first. Arrays are not counted.
+        num_threads: threads that decode, in each process that reads.
+        storage_options: for the fsspec file system of a remote url.
+
+    Attributes:
+        manifest: what `walloc.json` says.
+        num_classes: how many class names there are; None without them.
+        latent_shape: (C, h, w) of every stored latent; None where they vary.
+        statistics: of the stored integers over the whole split.
+
+    Raises:
+        StorageError: the data set, its index or a shard cannot be had.
+        FormatError: it is not what it claims to be.
+        LoaderError: the arguments do not fit the data set.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        split: str = "train",
+        shuffle: bool = False,
+        seed: int = 0,
+        window_shards: int | None = None,
+        transform: Transform | None = None,
+        mirror: bool = False,
+        cache: Literal["shards", "array"] = "shards",
+        cache_folder: str | os.PathLike[str] | None = None,
+        max_cache_bytes: int = DEFAULT_MAX_CACHE_BYTES,
+        num_threads: int = 1,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if cache not in ("shards", "array"):
+            raise LoaderError(f"cache must be 'shards' or 'array', not {cache!r}")
+        if window_shards is not None and window_shards < 1:
+            raise LoaderError(f"window_shards must be at least 1, not {window_shards}")
+        if num_threads < 1:
+            raise LoaderError(f"num_threads must be at least 1, not {num_threads}")
+        store = Store(url, storage_options=storage_options)
+        self.url, self.split_name, self.shuffle, self.seed = store.url, split, shuffle, seed
+        self.transform, self.mirror = transform, mirror
+        data = store.read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
+        self.manifest = Manifest.from_json(data, where=store.where(MANIFEST_NAME))
+        self.record: SplitRecord = self.manifest.split(split, where=store.where(MANIFEST_NAME))
+        if mirror and not self.manifest.settings.mirror:
+            raise LoaderError(
+                f"{self.url}: no mirrored latents are stored: encode with mirror=True, or leave mirror off"
+            )
+        shard_cache = ShardCache(cache_folder, max_bytes=max_cache_bytes)
+        spec = self.manifest.codec
+        self._index = load_index(store, split=split, record=self.record, spec=spec, folder=shard_cache.folder)
+        shards = ShardReader(store, self.record, spec, self._index, shard_cache, num_threads=num_threads)
+        self._reader: Reader = shards
+        self.identity = split_identity(spec, self.record)
+        if cache == "array":
+            folder = shard_cache.folder / "arrays" / (self.identity + ("-mirror" if mirror else ""))
+            self._reader = ArrayReader(shards, folder, mirror=mirror)
+        self._rows: Ints | None = None  # of a subset, in the split's index
+        remote = store.local_path is None
+        if window_shards is None and remote and cache == "shards":
+            window_shards = DEFAULT_REMOTE_WINDOW_SHARDS
+        self.window_shards = window_shards
+        self._remote = remote
+        self._room_for_shards = max_cache_bytes // max((shard.num_bytes for shard in self.record.shards), default=1)
+        if remote and shuffle and cache == "shards":
+            self._check_room(max_cache_bytes)
+
+    def _check_room(self, max_cache_bytes: int) -> None:
+        sizes = sorted((shard.num_bytes for shard in self.record.shards), reverse=True)
+        # Each position of a full shuffle may ask for any shard.
+        needed = sum(sizes if self.window_shards is None else sizes[: self.window_shards + 1])
+        if needed > max_cache_bytes:
+            what = "the whole split" if self.window_shards is None else f"windows of {self.window_shards} shards"
+            raise LoaderError(
+                f"{self.url}: shuffling {what} needs {needed} bytes of cached shards, and max_cache_bytes is "
+                f"{max_cache_bytes}: raise it, or lower window_shards"
+            )
+
+    def __repr__(self) -> str:
+        shape = "mixed shapes" if self.latent_shape is None else " x ".join(map(str, self.latent_shape))
+        return (
+            f"LatentDataset({self.url!r}, split={self.split_name!r}: {len(self)} latents of {shape} int8, "
+            f"{self.num_classes or 'no'} classes, order {self.epoch_order().name!r})"
+        )
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names by label."""
+        return self.manifest.class_names
+
+    @property
+    def num_classes(self) -> int | None:
+        return None if self.class_names is None else len(self.class_names)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int] | None:
+        return self.record.latent_shape
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        return self.record.statistics
+
+    @property
+    def index(self) -> npt.NDArray[np.void]:
+        """(n,) of `walloc_data.dataset.index.INDEX_ROW`: label, height, width, source_index, places in shards."""
+        rows = self._index.rows
+        return rows if self._rows is None else rows[self._rows]
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return np.ascontiguousarray(self.index["label"])
+
+    def __len__(self) -> int:
+        return self.record.num_samples if self._rows is None else len(self._rows)
+
+    def subset(
+        self,
+        *,
+        classes: Sequence[int | str] | None = None,
+        where: Sequence[Condition] = (),
+        fraction: float | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """The samples of some classes, and that meet some conditions, and of those a random fraction.
+
+        Args:
+            classes: labels or class names; labels keep their numbers.
+            where: conditions on index columns that must all hold: ``[("height", ">=", 256), ("label", "in", {1, 5})]``.
+            fraction: in (0, 1]; with one seed, a smaller fraction is part of a larger.
+            seed: of the fraction.
+        """
+        conditions = list(where)
+        if classes is not None:
+            conditions.append(("label", "in", class_labels(classes, self.class_names)))
+        rows = np.flatnonzero(select(self.index, conditions))
+        if fraction is not None:
+            rows = rows[take_fraction(len(rows), fraction, seed=seed)]
+        result = copy.copy(self)
+        result._rows = rows if self._rows is None else self._rows[rows]
+        digest = hashlib.sha256(np.ascontiguousarray(result._rows, dtype="<i8").tobytes())
+        result.identity = hashlib.sha256(json.dumps([self.identity, digest.hexdigest()]).encode()).hexdigest()[:32]
+        return result
+
+    def epoch_order(self) -> EpochOrder:
+        if not self.shuffle:
+            return StoredOrder(len(self))
+        if self.window_shards is None:
+            return FullShuffle(len(self), self.seed)
+        if self._rows is None:
+            sizes = [shard.num_samples for shard in self.record.shards]
+        else:
+            sizes = np.bincount(self._reader.shards(self._rows), minlength=len(self.record.shards)).tolist()
+        return WindowShuffle(tuple(sizes), self.seed, self.window_shards)
+
+    def latent_sides(self) -> npt.NDArray[np.int64] | None:
+        if self.latent_shape is not None or self.transform is not None:
+            return None
+        cell, index = self.manifest.codec.cell_px, self.index
+        return np.stack([-(-index[side].astype(np.int64) // cell) for side in ("height", "width")], axis=1)
+
+    def shards(self, rows: Ints) -> Ints:
+        return self._reader.shards(rows if self._rows is None else self._rows[rows])
+
+    def fetch(self, shard: int) -> None:
+        self._reader.fetch(shard)
+
+    @property
+    def shards_ahead(self) -> int:
+        if not self._remote:
+            return 0
+        window = self.window_shards or DEFAULT_REMOTE_WINDOW_SHARDS
+        if not self.shuffle:
+            return 4
+        # What is fetched must not push out what the window still needs.
+        return max(1, min(window, self._room_for_shards - window))
+
+    def read(self, rows: Ints, *, epoch: int | None) -> tuple[Sequence[Tensor] | Tensor, npt.NDArray[np.int64]]:
+        if self._rows is not None:
+            rows = self._rows[rows]
+        labels = self._index.rows["label"][rows]
+        mirrored = None
+        if self.mirror:
+            mirrored = np.zeros(len(rows), np.bool_)
+            if epoch is not None:
+                mirrored = coin_flips(rows, key=derive_key(self.seed, epoch, _MIRROR))
+        found = self._reader.read(rows, mirrored)
+        latents: Sequence[Tensor] | Tensor
+        latents = (
+            torch.from_numpy(found) if isinstance(found, np.ndarray) else [torch.from_numpy(item) for item in found]
+        )
+        if self.transform is not None:
+            transformed = []
+            with torch.random.fork_rng(devices=[]):
+                for row, latent in zip(rows.tolist(), latents, strict=True):
+                    torch.manual_seed(derive_key(self.seed, epoch or 0, _TRANSFORM, row))
+                    transformed.append(self.transform(latent))
+            latents = transformed
+        return latents, labels

@@ -1,0 +1,201 @@
+"""Batches in an exact, resumable order, for any number of workers and ranks.
+
+The loader knows one number besides its plan: how many global batches of the epoch it has handed out. Workers are told
+batch numbers and compute the rest, so a state is a few integers and knows nothing of workers or ranks.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from walloc_data.dataset.ahead import fetching_ahead
+from walloc_data.dataset.order import Ints
+from walloc_data.dataset.plan import BatchPlan
+from walloc_data.errors import LoaderError, StateError
+
+__all__ = ["LatentLoader"]
+
+STATE_VERSION = 1
+
+
+class Samples(Protocol):
+    """What a loader asks of a data set."""
+
+    identity: str
+    seed: int
+
+    def read_batch(self, rows: Ints, *, epoch: int) -> tuple[Tensor, Tensor]:
+        """Latents (B, C, h, w) and labels (B,) of rows."""
+
+    def shards(self, rows: Ints) -> Ints:
+        """(n,) a number for the shard of each row."""
+
+    def fetch(self, shard: int) -> None:
+        """Bring a shard here ahead of its use."""
+
+    @property
+    def shards_ahead(self) -> int:
+        """How many shards to fetch before they are needed; 0 where all are here."""
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset[tuple[Tensor, ...]]):
+    """Batches by (epoch, number): what workers run."""
+
+    samples: Samples
+    plan: BatchPlan
+    rank: int
+    world_size: int
+    pad: bool
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, ...]:
+        epoch, number = place
+        batch = self.plan.batch(epoch, number).slice(self.rank, self.world_size)
+        latents, labels = self.samples.read_batch(batch.rows, epoch=epoch)
+        return (latents, labels, torch.from_numpy(batch.valid.copy())) if self.pad else (latents, labels)
+
+
+class _Numbers(Sampler[tuple[int, int]]):
+    """The places still to come in one epoch. The loader sets them before each pass."""
+
+    def __init__(self) -> None:
+        self.epoch, self.start, self.stop = 0, 0, 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        yield from ((epoch, number) for number in range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class LatentLoader:
+    """Iterates over one epoch of batches at a time; made by `LatentDataset.loader`.
+
+    Every pass is the next epoch, from `epoch` on; a pass that is left early counts as begun. `set_epoch` names the next
+    one. After `load_state_dict` the next pass yields what was left of the saved epoch.
+
+    Attributes:
+        epoch: the epoch of the running pass or, between passes, of the next.
+        position: global batches handed out in it.
+        batch_size: samples of a global batch, over all ranks.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        plan: BatchPlan,
+        *,
+        batch_size: int,
+        pad: bool,
+        rank: int,
+        world_size: int,
+        num_workers: int,
+        prefetch_batches: int,
+        pin_memory: bool,
+    ) -> None:
+        self.samples, self.plan, self.batch_size = samples, plan, batch_size
+        self.epoch = 0
+        self.position = 0
+        self._running = False
+        self._numbers = _Numbers()
+        self._batches = DataLoader(
+            _Batches(samples, plan, rank, world_size, pad),
+            batch_size=None,  # an item is a whole batch
+            sampler=self._numbers,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_batches if num_workers else None,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+        )
+
+    def __len__(self) -> int:
+        """Batches an epoch, the same on every rank."""
+        return self.plan.num_batches
+
+    def __repr__(self) -> str:
+        return (
+            f"LatentLoader({self.plan.num_samples} samples in {len(self)} batches of {self.batch_size}, "
+            f"order {self.plan.name!r}, epoch {self.epoch}, position {self.position})"
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples an epoch over all ranks, without padding and without what is dropped."""
+        return self.plan.num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass this epoch. Naming the epoch that a loaded state is in keeps the state's position."""
+        if epoch < 0:
+            raise LoaderError(f"epoch must be at least 0, not {epoch}")
+        if self._running or epoch != self.epoch:
+            self.epoch, self.position, self._running = epoch, 0, False
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if self._running:  # the pass before was left early
+            self.epoch, self.position = self.epoch + 1, 0
+        self._running = True
+        epoch = self.epoch
+        numbers = self._numbers
+        numbers.epoch, numbers.start, numbers.stop = epoch, self.position, len(self)
+        batches = iter(self._batches)  # workers start here, before any thread does
+        with fetching_ahead(self.samples, self.plan, epoch=epoch, start=self.position) as reached:
+            for number, batch in enumerate(batches, start=self.position):
+                reached(number)
+                # The batch in hand counts as done: a state saved after its step must not give it again.
+                self.position = number + 1
+                if self.position == len(self):
+                    self.epoch, self.position, self._running = epoch + 1, 0, False
+                yield batch
+        if not len(self):
+            self.epoch, self._running = epoch + 1, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is: a few integers and names, JSON-able, independent of workers and ranks."""
+        return {
+            "version": STATE_VERSION,
+            "identity": self.samples.identity,
+            "order": self.plan.name,
+            "seed": self.samples.seed,
+            "batch_size": self.batch_size,
+            "num_batches": len(self),
+            "epoch": self.epoch,
+            "position": self.position,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken: the next pass yields the rest of that epoch.
+
+        Raises:
+            StateError: the state is of another data set, order, seed or batch size; names it.
+        """
+        mine = self.state_dict()
+        if missing := sorted(set(mine) - set(state)):
+            raise StateError(f"not a loader state: no {missing[0]!r}")
+        remedies = {
+            "version": "it was saved by another walloc_data",
+            "identity": "it is of another data set or subset",
+            "order": "pass the same shuffle, window_shards and sampling as when it was saved",
+            "seed": "pass the same seed as when it was saved",
+            "batch_size": "pass the same global batch size as when it was saved",
+            "num_batches": "pass the same drop_last as when it was saved",
+        }
+        for name, remedy in remedies.items():
+            if state[name] != mine[name]:
+                raise StateError(f"this state has {name} {state[name]!r}, the loader {mine[name]!r}: {remedy}")
+        epoch, position = state["epoch"], state["position"]
+        for name, value in (("epoch", epoch), ("position", position)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise StateError(f"{name} must be an integer of at least 0, not {value!r}")
+        if position > len(self):
+            raise StateError(f"position {position} lies behind the last of {len(self)} batches")
+        self.epoch, self.position, self._running = epoch, position, False

@@ -1,0 +1,127 @@
+"""Several data sets as one, drawn from by weight."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from walloc_data.dataset.latent_dataset import LatentDataset
+from walloc_data.dataset.order import EpochOrder, Ints, WeightedShuffle, shares
+from walloc_data.dataset.samples import LatentSamples
+from walloc_data.errors import LoaderError
+
+__all__ = ["LatentMixture"]
+
+
+class LatentMixture(LatentSamples):
+    """Shuffled draws from several data sets, in fixed shares of every epoch.
+
+    Each data set is gone through completely before any of its samples comes again, over the ends of epochs, so shares
+    hold exactly and its samples are used equally often. By position, samples are those of one data set after another.
+
+    Args:
+        datasets: encoded with one codec, with the same classes.
+        weights: share of each data set; None is its number of samples.
+        num_samples: draws of an epoch; None is the number of samples of all data sets.
+        seed: of the draws. The data sets' own seeds decide what is random in a sample.
+    """
+
+    shuffle = True
+
+    def __init__(
+        self,
+        datasets: Sequence[LatentDataset],
+        *,
+        weights: Sequence[float] | None = None,
+        num_samples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not datasets:
+            raise LoaderError("a mixture needs at least one data set")
+        first = datasets[0]
+        for other in datasets[1:]:
+            for name, mine, theirs in (
+                ("codec", first.manifest.codec.encoder_sha256, other.manifest.codec.encoder_sha256),
+                ("class names", first.class_names, other.class_names),
+            ):
+                if mine != theirs:
+                    raise LoaderError(f"{first.url} and {other.url} do not mix: their {name} differ")
+        sizes = tuple(len(dataset) for dataset in datasets)
+        weights = tuple(float(weight) for weight in (sizes if weights is None else weights))
+        if len(weights) != len(sizes) or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+            raise LoaderError(f"{len(sizes)} data sets need as many weights of at least 0, not all 0: got {weights}")
+        self.datasets, self.weights, self.seed = tuple(datasets), weights, seed
+        self._sizes = sizes
+        # Later entries win where a data set is empty and two begin at the same place.
+        self._first_rows = np.cumsum([0, *sizes[:-1]])
+        self._first_shards = np.cumsum([0, *(len(dataset.record.shards) for dataset in datasets[:-1])])
+        self._draws = shares(sum(sizes) if num_samples is None else num_samples, weights)
+        named = [[dataset.identity for dataset in datasets], self._draws]
+        self.identity = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{share} of {dataset!r}" for share, dataset in zip(self._draws, self.datasets, strict=True))
+        return f"LatentMixture({parts})"
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([dataset.labels for dataset in self.datasets])
+
+    def epoch_order(self) -> EpochOrder:
+        return WeightedShuffle(self._sizes, self._draws, self.seed, name="mixture")
+
+    def latent_sides(self) -> npt.NDArray[np.int64] | None:
+        parts = [dataset.latent_sides() for dataset in self.datasets]
+        shapes = {dataset.latent_shape for dataset in self.datasets if dataset.transform is None}
+        if all(part is None for part in parts) and len(shapes) <= 1:
+            return None
+        if any(dataset.transform is not None for dataset in self.datasets):
+            raise LoaderError(
+                "data sets of several latent shapes mix if all have a transform to one size, or none has one"
+            )
+        return np.concatenate(
+            [
+                part
+                if part is not None
+                else np.tile(np.array((dataset.latent_shape or (0, 0, 0))[1:]), (len(dataset), 1))
+                for part, dataset in zip(parts, self.datasets, strict=True)
+            ]
+        )
+
+    def shards(self, rows: Ints) -> Ints:
+        found = np.empty(len(rows), np.int64)
+        for number, at in self._parts(rows):
+            dataset = self.datasets[number]
+            found[at] = self._first_shards[number] + dataset.shards(rows[at] - self._first_rows[number])
+        return found
+
+    def fetch(self, shard: int) -> None:
+        number = int(np.searchsorted(self._first_shards, shard, side="right")) - 1
+        self.datasets[number].fetch(shard - int(self._first_shards[number]))
+
+    @property
+    def shards_ahead(self) -> int:
+        return sum(dataset.shards_ahead for dataset in self.datasets)
+
+    def read(self, rows: Ints, *, epoch: int | None) -> tuple[Sequence[Tensor] | Tensor, npt.NDArray[np.int64]]:
+        labels = np.empty(len(rows), np.int64)
+        latents: list[Tensor] = [torch.empty(0)] * len(rows)
+        for number, at in self._parts(rows):
+            found, labels[at] = self.datasets[number].read(rows[at] - self._first_rows[number], epoch=epoch)
+            for place, latent in zip(at.tolist(), found, strict=True):
+                latents[place] = latent
+        return latents, labels
+
+    def _parts(self, rows: Ints) -> Iterator[tuple[int, Ints]]:
+        """For each data set that rows belong to: its number, and where in `rows` they stand."""
+        owner = np.searchsorted(self._first_rows, rows, side="right") - 1
+        for number in np.unique(owner).tolist():
+            yield number, np.flatnonzero(owner == number)

@@ -1,0 +1,147 @@
+"""Which rows make which batch: global batches, the same for any number of workers and ranks.
+
+A plan is a pure function of (seed, epoch, batch size). Each rank takes its slice of every batch.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from walloc_data.dataset.order import EpochOrder, Ints, derive_key, permute
+
+__all__ = ["Batch", "BatchPlan", "BucketPlan", "SequencePlan"]
+
+Last = Literal["short", "drop", "pad"]
+_CHUNK_BATCHES = 32  # rows are computed for this many batches at once: numpy's cost per call is shared
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one global batch. Padded rows repeat real ones; `valid` is False there."""
+
+    rows: Ints  # (B,)
+    valid: npt.NDArray[np.bool_]  # (B,)
+
+    def slice(self, rank: int, world_size: int) -> "Batch":
+        """The part of one rank: contiguous, equal on every rank."""
+        share = len(self.rows) // world_size
+        part = slice(rank * share, (rank + 1) * share)
+        return Batch(self.rows[part], self.valid[part])
+
+
+class BatchPlan(Protocol):
+    """Batch numbers of an epoch to rows."""
+
+    @property
+    def name(self) -> str:
+        """What a saved state calls this plan."""
+
+    @property
+    def num_batches(self) -> int:
+        """Global batches an epoch."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples an epoch, without padding and what is dropped."""
+
+    def batch(self, epoch: int, number: int) -> Batch:
+        """One global batch."""
+
+
+def _count(num_samples: int, batch_size: int, last: Last) -> int:
+    return num_samples // batch_size if last == "drop" else -(-num_samples // batch_size)
+
+
+def _positions(start: int, num_samples: int, batch_size: int, last: Last) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Positions of the batch that begins at `start`; padding goes round to the first samples."""
+    stop = start + batch_size if last == "pad" else min(num_samples, start + batch_size)
+    positions = np.arange(start, stop, dtype=np.int64)
+    return positions % num_samples, positions < num_samples
+
+
+@dataclass(frozen=True)
+class SequencePlan:
+    """Consecutive positions of one order."""
+
+    order: EpochOrder
+    batch_size: int
+    last: Last
+    _chunks: OrderedDict[tuple[int, int], Ints] = field(default_factory=OrderedDict, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.order.name
+
+    @property
+    def num_batches(self) -> int:
+        return _count(len(self.order), self.batch_size, self.last)
+
+    @property
+    def num_samples(self) -> int:
+        return self.num_batches * self.batch_size if self.last == "drop" else len(self.order)
+
+    def batch(self, epoch: int, number: int) -> Batch:
+        positions, valid = _positions(number * self.batch_size, len(self.order), self.batch_size, self.last)
+        if valid.all():
+            return Batch(self._rows(epoch, number), valid)
+        stop = len(self.order)
+        start = number * self.batch_size
+        tail = self.order.rows(epoch, start, stop)
+        head = self.order.rows(epoch, 0, min(stop, len(positions)))
+        return Batch(np.concatenate([tail, head[positions[stop - start :]]]), valid)
+
+    def _rows(self, epoch: int, number: int) -> Ints:
+        chunk = number // _CHUNK_BATCHES
+        if (epoch, chunk) not in self._chunks:
+            start = chunk * _CHUNK_BATCHES * self.batch_size
+            stop = min(len(self.order), start + _CHUNK_BATCHES * self.batch_size)
+            self._chunks[epoch, chunk] = self.order.rows(epoch, start, stop)
+            if len(self._chunks) > 2:
+                self._chunks.popitem(last=False)
+        offset = number % _CHUNK_BATCHES * self.batch_size
+        return self._chunks[epoch, chunk][offset : offset + self.batch_size]
+
+
+@dataclass(frozen=True)
+class BucketPlan:
+    """Batches of one shape each, in mixed order: rows are grouped by shape, and no batch crosses a group."""
+
+    buckets: tuple[Ints, ...]  # rows of each shape
+    batch_size: int
+    last: Last
+    seed: int | None  # None: as stored
+
+    @property
+    def name(self) -> str:
+        return f"buckets-{len(self.buckets)}-{'stored' if self.seed is None else 'full'}"
+
+    @property
+    def _counts(self) -> Ints:
+        return np.array([_count(len(rows), self.batch_size, self.last) for rows in self.buckets], dtype=np.int64)
+
+    @property
+    def num_batches(self) -> int:
+        return int(self._counts.sum())
+
+    @property
+    def num_samples(self) -> int:
+        if self.last == "drop":
+            return self.num_batches * self.batch_size
+        return sum(len(rows) for rows in self.buckets)
+
+    def batch(self, epoch: int, number: int) -> Batch:
+        counts = self._counts
+        ends = np.cumsum(counts)
+        if self.seed is not None:
+            key = derive_key(self.seed, epoch)
+            number = int(permute(np.array([number]), size=int(ends[-1]), key=key)[0])
+        bucket = int(np.searchsorted(ends, number, side="right"))
+        rows = self.buckets[bucket]
+        start = (number - int(ends[bucket] - counts[bucket])) * self.batch_size
+        positions, valid = _positions(start, len(rows), self.batch_size, self.last)
+        if self.seed is not None:
+            positions = permute(positions, size=len(rows), key=derive_key(self.seed, epoch, bucket))
+        return Batch(rows[positions], valid)

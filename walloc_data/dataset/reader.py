@@ -1,0 +1,153 @@
+"""Latents of given rows, from shards as they are or from an array of decoded ones."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from walloc_data.dataset.decode import decode_latents
+from walloc_data.dataset.index import SplitIndex
+from walloc_data.dataset.order import Ints
+from walloc_data.errors import StorageError
+from walloc_data.format import CodecSpec, ShardRecord, SplitRecord, sample_key
+from walloc_data.storage import ShardCache, Store, map_file
+
+__all__ = ["Latents", "Reader", "ShardReader"]
+
+# Of one shape: (n, C, h, w) int8. Of several: a list of (C, h, w) int8.
+Latents = npt.NDArray[np.int8] | list[npt.NDArray[np.int8]]
+
+_MAX_OPEN_LOCAL = 4096  # maps cost address space, not memory
+_MAX_OPEN_CACHED = 64  # an evicted shard keeps its disk space while it is mapped
+
+
+class Reader(Protocol):
+    """Where a split's latents come from."""
+
+    def shards(self, rows: Ints) -> Ints:
+        """(n,) the shard of each row."""
+
+    def fetch(self, number: int) -> None:
+        """Bring a shard here ahead of its use."""
+
+    def read(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None) -> Latents:
+        """Latents of rows of the split's index; `mirrored` says of which pictures the mirror image is wanted."""
+
+
+class ShardReader:
+    """Reads samples at the index's offsets of memory-mapped shards and decodes them.
+
+    Args:
+        cache: where remote shards are kept; shards of a local data set are read in place.
+        num_threads: decode this many pictures at once.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        record: SplitRecord,
+        spec: CodecSpec,
+        index: SplitIndex,
+        cache: ShardCache,
+        *,
+        num_threads: int = 1,
+    ) -> None:
+        self.store, self.record, self.spec, self.index, self.cache = store, record, spec, index, cache
+        self.num_threads = num_threads
+        counts = [shard.num_samples for shard in record.shards]
+        self._ends = np.cumsum(np.array(counts, dtype=np.int64))
+        self._open: OrderedDict[int, memoryview] = OrderedDict()
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Maps, locks and threads stay in their process.
+        state = self.__dict__ | {"_open": OrderedDict(), "_executor": None}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._lock = threading.Lock()
+
+    def shards(self, rows: Ints) -> Ints:
+        """(n,) the shard of each row."""
+        return np.searchsorted(self._ends, rows, side="right")
+
+    def read(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None = None) -> Latents:
+        entries = self.index.rows[rows]
+        offsets, lengths = entries["offset"], entries["length"]
+        if mirrored is not None:
+            offsets = np.where(mirrored, entries["mirror_offset"], offsets)
+            lengths = np.where(mirrored, entries["mirror_length"], lengths)
+        shards = self.shards(rows)
+        views = {shard: self._shard(shard) for shard in np.unique(shards).tolist()}
+        payloads = [
+            views[shard][offset : offset + length]
+            for shard, offset, length in zip(shards.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
+        ]
+
+        def where(i: int) -> str:
+            name = self.record.shards[shards[i]].name
+            return f"{self.store.where(name)}: sample {sample_key(int(entries['source_index'][i]))}"
+
+        cell = self.spec.cell_px
+        sides = np.stack([-(-entries["height"] // cell), -(-entries["width"] // cell)], axis=1)
+        if len(rows) and (sides == sides[0]).all():
+            return self._decode(payloads, (int(sides[0, 0]), int(sides[0, 1])), where)
+        latents: list[npt.NDArray[np.int8]] = []
+        for i, (h, w) in enumerate(sides.tolist()):
+            latents.append(self._decode([payloads[i]], (h, w), partial(_at, where, i))[0])
+        return latents
+
+    def _decode(
+        self, payloads: Sequence[memoryview], sides: tuple[int, int], where: Callable[[int], str]
+    ) -> npt.NDArray[np.int8]:
+        executor = None
+        if self.num_threads > 1 and len(payloads) > 1:
+            executor = self._executor = self._executor or ThreadPoolExecutor(self.num_threads)
+        return decode_latents(
+            payloads,
+            shape=(self.spec.latent_dim, *sides),
+            colours=self.spec.channels,
+            where=where,
+            executor=executor,
+            num_threads=self.num_threads,
+        )
+
+    def _shard(self, number: int) -> memoryview:
+        with self._lock:
+            view = self._open.get(number)
+            if view is not None:
+                self._open.move_to_end(number)
+                return view
+        view = self._map(self.record.shards[number])
+        with self._lock:
+            self._open[number] = view
+            limit = _MAX_OPEN_LOCAL if self.store.local_path is not None else _MAX_OPEN_CACHED
+            while len(self._open) > limit:
+                self._open.popitem(last=False)  # unmapped when its last slice is gone
+        return view
+
+    def _map(self, shard: ShardRecord) -> memoryview:
+        if self.store.local_path is None:
+            return self.cache.open(self.store, shard)
+        where = self.store.where(shard.name)
+        try:
+            return map_file(self.store.local_path / shard.name, num_bytes=shard.num_bytes, where=where)
+        except OSError as error:
+            raise StorageError(f"{where}: {error.strerror}. The manifest lists this shard") from error
+
+    def fetch(self, number: int) -> None:
+        """Bring a remote shard into the cache ahead of its use."""
+        if self.store.local_path is None:
+            self.cache.fetch(self.store, self.record.shards[number])
+
+
+def _at(where: Callable[[int], str], i: int, _: int) -> str:
+    return where(i)
