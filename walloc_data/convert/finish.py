@@ -62,13 +62,14 @@ def finish_dataset(
     """
     store = Store(out, storage_options=storage_options)
     with conversion_lock(store):
-        splits = [split] if split is not None else _planned_splits(store)
+        splits = [split] if split is not None else planned_splits(store)
         if not splits:
             raise ConversionError(f"{store.url}: no conversion was begun there")
         return {name: join_split(store, name) for name in splits}
 
 
-def _planned_splits(store: Store) -> list[str]:
+def planned_splits(store: Store) -> list[str]:
+    """Splits whose conversion was begun, finished or not."""
     return [name for name in store.list_folders(".walloc") if store.exists(plan_name(name))]
 
 
@@ -79,7 +80,7 @@ def check_siblings(store: Store, plan: Plan, manifest: Manifest | None) -> None:
         SettingsMismatchError: names every field by which this plan differs from another split's.
     """
     others: dict[str, tuple[CodecSpec, EncodeSettings, tuple[str, ...] | None]] = {}
-    for name in _planned_splits(store):
+    for name in planned_splits(store):
         if name != plan.split and (other := read_plan(store, name)) is not None:
             others[f"split {name!r}"] = (other.codec, other.settings, other.class_names)
     if manifest is not None and set(manifest.splits) - {plan.split}:
@@ -183,7 +184,7 @@ def join_split(store: Store, split: str) -> ConversionSummary:
         splits=dict(sorted(splits.items())),
         written_by=plan.written_by,
     )
-    _write(store, "_info.json", dump_json(_timm_info(joined)))
+    _write(store, "_info.json", dump_json(timm_info(joined)))
     _write(store, "README.md", render_card(joined))
     _write(store, MANIFEST_NAME, joined.to_json())
     return summary
@@ -284,7 +285,7 @@ def _join_rows(store: Store, plan: Plan, numbers: list[int], target: Path) -> No
             writer.write_table(pa.concat_tables(waiting).combine_chunks())
 
 
-def _timm_info(manifest: Manifest) -> dict[str, Any]:
+def timm_info(manifest: Manifest) -> dict[str, Any]:
     """What timm's WebDataset reader looks for in the root."""
     return {
         "splits": {

@@ -7,7 +7,7 @@ from typing import Self
 
 from walloc_data.errors import FormatError
 
-__all__ = ["BLOCK_BYTES", "TarWriter"]
+__all__ = ["BLOCK_BYTES", "TarWriter", "header"]
 
 BLOCK_BYTES = 512
 RECORD_BYTES = 10240  # what GNU tar and Python's tarfile round a whole archive up to
@@ -26,7 +26,7 @@ class TarWriter:
 
     def add(self, name: str, data: bytes) -> int:
         """Append one member and return where its data begins."""
-        self._write(_header(name, len(data)))
+        self._write(header(name, len(data)))
         offset = self.num_bytes
         self._write(data)
         self._write(bytes(-len(data) % BLOCK_BYTES))
@@ -70,7 +70,7 @@ class TarWriter:
             self._file.close()
 
 
-def _header(name: str, num_bytes: int) -> bytes:
+def header(name: str, num_bytes: int) -> bytes:
     """One 512-byte ustar header (POSIX.1-1988)."""
     encoded = name.encode("ascii")
     if len(encoded) > 100 or not 0 <= num_bytes < 8**11:

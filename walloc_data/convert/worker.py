@@ -35,7 +35,7 @@ from walloc_data.latents import encode_webp, pack
 from walloc_data.sources import Sample
 from walloc_data.storage import Store
 
-__all__ = ["ShardWorker", "Tally", "index_schema"]
+__all__ = ["ShardWorker", "Tally", "count_levels", "index_schema"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -241,7 +241,7 @@ class ShardWorker:
                 clock.stop("pack")
                 if not mirrored:
                     shapes.add(tuple(latents.shape[1:]))
-                    _count(latents.numpy(), counts)
+                    count_levels(latents.numpy(), counts)
                     clock.stop("count")
 
     def _webp(self, picture: Pixels) -> bytes:
@@ -297,7 +297,8 @@ def _padded(pictures: list[Pixels], *, multiple: int) -> Pixels:
     return np.stack([np.pad(picture, ((top, bottom), (left, right), (0, 0)), mode="reflect") for picture in pictures])
 
 
-def _count(latents: npt.NDArray[np.int8], counts: npt.NDArray[np.int64]) -> None:
+def count_levels(latents: npt.NDArray[np.int8], counts: npt.NDArray[np.int64]) -> None:
+    """Add (N, C, h, w) latents to the (C, 2^bits) counts of their values."""
     dim, values = counts.shape
     levels = latents.astype(np.int16) + values // 2
     for channel in range(dim):

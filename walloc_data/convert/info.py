@@ -1,0 +1,76 @@
+"""`dataset_info`: what a data set is, in a few lines."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from walloc_data.convert.finish import finished_shards, planned_splits, read_manifest, read_plan
+from walloc_data.convert.inspect import open_manifest
+from walloc_data.convert.progress import format_bytes
+from walloc_data.format import Manifest
+from walloc_data.storage import Store
+
+__all__ = ["DatasetInfo", "dataset_info"]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a data set is, and which conversions into it are unfinished."""
+
+    url: str
+    manifest: Manifest | None
+    unfinished: Mapping[str, tuple[int, int | None]]  # split: shards done, shards planned (None: a stream)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, without the counts of every latent value."""
+        value: dict[str, Any] = {"url": self.url, "unfinished": {k: list(v) for k, v in self.unfinished.items()}}
+        if self.manifest is not None:
+            value |= self.manifest.to_dict()
+            for name, record in self.manifest.splits.items():
+                statistics = record.statistics
+                value["splits"][name]["num_bytes"] = record.num_bytes
+                value["splits"][name]["statistics"] = {"mean": list(statistics.mean), "std": list(statistics.std)}
+        return value
+
+    def __str__(self) -> str:
+        lines = [self.url]
+        if self.manifest is not None:
+            codec, settings = self.manifest.codec, self.manifest.settings
+            lines.append(
+                f"codec {codec.name}: {codec.latent_dim} channels of {codec.latent_bits} bits at 1/{codec.cell_px} "
+                f"size, {codec.dimensionality_reduction:g}x fewer values (encoder {codec.encoder_sha256[:12]})"
+            )
+            size = f"{settings.size_px} px squares" if settings.size_px else "native size"
+            names = self.manifest.class_names
+            lines.append(f"pictures at {size}" + (f"; {len(names)} classes" if names else ""))
+            for name, record in sorted(self.manifest.splits.items()):
+                shape = "x".join(map(str, record.latent_shape)) if record.latent_shape else "of varying shape"
+                lines.append(
+                    f"{name}: {record.num_samples} samples, {record.num_failures} failures, {len(record.shards)} "
+                    f"shards, {format_bytes(record.num_bytes)}; latents {shape}{'' if record.labelled else '; without labels'}"
+                )
+        for name, (done, planned) in sorted(self.unfinished.items()):
+            lines.append(
+                f"{name}: unfinished, {done}{'' if planned is None else f' of {planned}'} shards are done; the encode "
+                "command that began it goes on, or finish joins its parts"
+            )
+        return "\n".join(lines)
+
+
+def dataset_info(out: str | Path, *, storage_options: Mapping[str, Any] | None = None) -> DatasetInfo:
+    """Read what a data set says of itself; nothing is checked against its shards.
+
+    Raises:
+        FormatError: neither a data set nor an unfinished conversion.
+    """
+    store = Store(out, storage_options=storage_options)
+    unfinished = {}
+    planned = planned_splits(store)
+    manifest = read_manifest(store) if planned else open_manifest(store)
+    for name in planned:
+        if manifest is not None and name in manifest.splits:
+            continue
+        if (plan := read_plan(store, name)) is not None:
+            unfinished[name] = (len(finished_shards(store, name)), plan.num_shards)
+    return DatasetInfo(store.url, manifest, unfinished)

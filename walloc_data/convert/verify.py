@@ -1,0 +1,305 @@
+"""`verify_dataset`: every byte accounted for, every latent decoded, every picture of the source encoded or listed."""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from walloc_data.convert.inspect import failure_lines, index_rows, index_where, local_file, open_manifest
+from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, format_bytes
+from walloc_data.convert.tar import BLOCK_BYTES, header
+from walloc_data.convert.worker import count_levels
+from walloc_data.errors import FormatError, WallocDataError
+from walloc_data.format import Manifest, ShardRecord, SplitRecord, index_name, load_json, padding_for, sample_key
+from walloc_data.latents import decode_webp, unpack
+from walloc_data.storage import Store
+
+__all__ = ["Verification", "verify_dataset"]
+
+MAX_PROBLEMS = 100
+MAX_MEMBER_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify_dataset` found."""
+
+    url: str
+    num_splits: int
+    num_shards: int
+    num_samples: int
+    num_failures: int
+    num_bytes: int
+    problems: tuple[str, ...]  # each with its place; empty: the data set is whole
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**vars(self), "problems": list(self.problems)}
+
+    def __str__(self) -> str:
+        if self.problems:
+            more = " or more" if len(self.problems) >= MAX_PROBLEMS else ""
+            return "\n".join((*self.problems, f"{self.url}: {len(self.problems)}{more} problems"))
+        return (
+            f"{self.url}: whole. {self.num_samples} samples and {self.num_failures} failures make up the sources of "
+            f"{self.num_splits} splits; {self.num_shards} shards, {format_bytes(self.num_bytes)}, match their checksums"
+        )
+
+
+def verify_dataset(
+    out: str | Path,
+    *,
+    split: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: bool | Callable[[Progress], None] = True,
+) -> Verification:
+    """Check a data set completely.
+
+    The manifest's form; the codec's hash; each shard's length and SHA-256; each tar header; each latent's WebP, shape
+    and padding; labels, JSON and offsets against the index; the statistics; the failures; the files for wids and
+    timm; and that samples and failures together are each picture of the source, once.
+
+    Args:
+        out: the data set.
+        split: only this one; None checks all.
+        progress: True writes to stderr.
+
+    Raises:
+        FormatError: there is no manifest, or no such split.
+    """
+    store = Store(out, storage_options=storage_options)
+    manifest = open_manifest(store)
+    splits = [split] if split is not None else sorted(manifest.splits)
+    records = {name: manifest.split(name, where=store.url) for name in splits}
+    problems = list(_side_files(store, manifest, splits))
+    printer = ProgressPrinter() if progress is True else None
+    callback = printer if printer is not None else (progress if callable(progress) else None)
+    try:
+        for name, record in records.items():
+            meter = ProgressMeter(callback, split=f"verify {name}", num_items=record.num_samples, num_done=0)
+            problems.extend(islice(_Split(store, manifest, name, record, meter).check(), MAX_PROBLEMS))
+    finally:
+        if printer is not None:
+            printer.close()
+    return Verification(
+        url=store.url,
+        num_splits=len(records),
+        num_shards=sum(len(record.shards) for record in records.values()),
+        num_samples=sum(record.num_samples for record in records.values()),
+        num_failures=sum(record.num_failures for record in records.values()),
+        num_bytes=sum(record.num_bytes for record in records.values()),
+        problems=tuple(problems[:MAX_PROBLEMS]),
+    )
+
+
+def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator[str]:
+    """The codec's folder, and what readers other than ours look for."""
+    from walloc_data.convert.engine import fetch_codec
+
+    with ExitStack() as stack:
+        try:
+            import tempfile
+
+            from walloc_data.codec import load_codec
+
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="walloc_data-")))
+            codec, _ = load_codec(fetch_codec(store, folder), decoder=False)
+            if codec.spec != manifest.codec:
+                yield f"{store.where('codec')}: {codec.spec} is not the manifest's {manifest.codec}"
+        except WallocDataError as error:
+            yield f"{store.where('codec')}: {error}"
+    for path, make in (("_info.json", _expected_timm), *((f"index/{name}.wids.json", None) for name in splits)):
+        try:
+            value = load_json(store.read_bytes(path, max_bytes=2**28), where=store.where(path))
+        except WallocDataError as error:
+            yield str(error)
+            continue
+        if make is not None:
+            if value != make(manifest):
+                yield f"{store.where(path)}: does not agree with the manifest"
+            continue
+        record = manifest.splits[path.removeprefix("index/").removesuffix(".wids.json")]
+        entries = value.get("shardlist")
+        found = [
+            (entry.get("url"), entry.get("nsamples"), entry.get("filesize"))
+            for entry in (entries if isinstance(entries, list) else [])
+            if isinstance(entry, dict)
+        ]
+        if found != [(f"../{shard.name}", shard.num_samples, shard.num_bytes) for shard in record.shards]:
+            yield f"{store.where(path)}: does not agree with the manifest"
+
+
+def _expected_timm(manifest: Manifest) -> dict[str, Any]:
+    from walloc_data.convert.finish import timm_info
+
+    return timm_info(manifest)
+
+
+class _Split:
+    """The check of one split; its generators yield problems."""
+
+    def __init__(self, store: Store, manifest: Manifest, name: str, record: SplitRecord, meter: ProgressMeter) -> None:
+        self.store, self.manifest, self.name, self.record, self.meter = store, manifest, name, record, meter
+        self.num_items = record.source.get("num_items")
+        if type(self.num_items) is not int or not 0 <= self.num_items <= 2**40:
+            raise FormatError(f"{store.url}: split {name!r}: source.num_items must be an integer")
+        self.seen = np.zeros(self.num_items, dtype=bool)
+        self.counts = np.zeros(np.shape(record.statistics.counts), dtype=np.int64)
+        self.shapes: set[tuple[int, ...]] = set()
+        self.num_done = 0
+
+    def check(self) -> Iterator[str]:
+        where = index_where(self.store, self.name)
+        try:
+            with local_file(self.store, index_name(self.name)) as file:
+                rows = index_rows(file, mirror=self.manifest.settings.mirror, where=where)
+                for position, shard in enumerate(self.record.shards):
+                    mine = list(islice(rows, shard.num_samples))
+                    if len(mine) < shard.num_samples:
+                        yield f"{where}: ends inside {shard.name}, after {self.num_done + len(mine)} rows"
+                    yield from self._shard(position, shard, mine)
+                if next(rows, None) is not None:
+                    yield f"{where}: has more rows than the manifest's {self.record.num_samples} samples"
+        except WallocDataError as error:
+            yield str(error)
+        yield from self._failures()
+        yield from self._totals()
+
+    def _mark(self, source_index: int, *, what: str) -> Iterator[str]:
+        if not 0 <= source_index < len(self.seen):
+            yield f"{what}: source index {source_index} is not in [0, {len(self.seen)})"
+        elif self.seen[source_index]:
+            yield f"{what}: source index {source_index} is there twice"
+        else:
+            self.seen[source_index] = True
+
+    def _failures(self) -> Iterator[str]:
+        path = f"failures/{self.name}.jsonl"
+        where = self.store.where(path)
+        number = 0
+        try:
+            with local_file(self.store, path) as file:
+                for number, line in enumerate(failure_lines(file, where=where), start=1):
+                    yield from self._mark(line["source_index"], what=f"{where}: line {number}")
+        except WallocDataError as error:
+            yield str(error)
+        if number != self.record.num_failures:
+            yield f"{where}: {number} lines, but the manifest counts {self.record.num_failures} failures"
+
+    def _totals(self) -> Iterator[str]:
+        where = f"{self.store.url}: split {self.name!r}"
+        if not self.seen.all():
+            missing = int((~self.seen).sum())
+            first = int(np.argmin(self.seen))
+            yield f"{where}: {missing} pictures of the source are neither samples nor failures, the first at {first}"
+        expected = self.shapes.pop() if len(self.shapes) == 1 else None
+        if self.num_done == self.record.num_samples and expected != self.record.latent_shape:
+            yield f"{where}: latent_shape is {self.record.latent_shape}, but the latents' is {expected}"
+        if self.num_done == self.record.num_samples and not np.array_equal(
+            self.counts, np.asarray(self.record.statistics.counts)
+        ):
+            channel = int(np.argmax((self.counts != np.asarray(self.record.statistics.counts)).any(axis=1)))
+            yield f"{where}: the statistics are not those of its latents, first in channel {channel}"
+
+    def _shard(self, position: int, shard: ShardRecord, rows: list[dict[str, Any]]) -> Iterator[str]:
+        where = self.store.where(shard.name)
+        try:
+            with local_file(self.store, shard.name) as file:
+                num_bytes = file.stat().st_size
+                if num_bytes != shard.num_bytes:
+                    yield f"{where}: {num_bytes} bytes, but the manifest says {shard.num_bytes}"
+                if num_bytes == 0:
+                    return
+                with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    if hashlib.sha256(data).hexdigest() != shard.sha256:
+                        yield f"{where}: its SHA-256 is not the manifest's"
+                    yield from self._members(where, position, data, rows)
+        except WallocDataError as error:
+            yield str(error)
+
+    def _members(self, where: str, position: int, data: mmap.mmap, rows: list[dict[str, Any]]) -> Iterator[str]:
+        """Walk the tar by what the index says must come next; after the first surprise the rest has no place."""
+        offset = 0
+        for row in rows:
+            self.meter.tick(num_done=self.num_done, num_failures=0)
+            what = f"{where}: sample {row['key']}"
+            try:
+                offset = self._sample(what, position, data, row, offset)
+            except FormatError as error:
+                yield str(error)
+                return
+            yield from self._mark(row["source_index"], what=what)
+            self.num_done += 1
+        if any(data[offset:]) or len(data) - offset < 2 * BLOCK_BYTES:
+            yield f"{where}: something else follows the last sample"
+
+    def _sample(self, what: str, position: int, data: mmap.mmap, row: dict[str, Any], offset: int) -> int:
+        spec, settings, record = self.manifest.codec, self.manifest.settings, self.record
+        _same(what, "key", row["key"], sample_key(row["source_index"]))
+        _same(what, "shard", row["shard"], position)
+        height, width = row["height"], row["width"]
+        if not (1 <= height <= 2**20 and 1 <= width <= 2**20):
+            raise FormatError(f"{what}: {height} x {width} pixels in the index")
+        shape = spec.latent_shape(height, width)
+        for mirrored in (False, True) if settings.mirror else (False,):
+            name = f"{row['key']}.mirror.webp" if mirrored else f"{row['key']}.webp"
+            prefix = "mirror_" if mirrored else ""
+            start, member, offset = _member(what, data, name, offset)
+            _same(what, f"{prefix}offset", row[f"{prefix}offset"], start)
+            _same(what, f"{prefix}length", row[f"{prefix}length"], len(member))
+            latent = unpack(_picture(what, member, spec.channels), latent_dim=spec.latent_dim)
+            _same(what, "latent shape", latent.shape, shape)
+            if not mirrored:
+                count_levels(latent[None], self.counts)
+        self.shapes.add(shape)
+        if record.labelled:
+            _, member, offset = _member(what, data, f"{row['key']}.cls", offset)
+            _same(what, "label", member.decode("ascii", "replace"), str(row["label"]))
+            names = self.manifest.class_names
+            if row["label"] is None or row["label"] < 0 or (names is not None and row["label"] >= len(names)):
+                raise FormatError(f"{what}: label {row['label']} names no class")
+        elif row["label"] is not None:
+            raise FormatError(f"{what}: label {row['label']} in a split without labels")
+        _, member, offset = _member(what, data, f"{row['key']}.json", offset)
+        try:
+            meta = json.loads(member)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{what}: its JSON cannot be read ({error})") from error
+        for name, value in (
+            ("height", height),
+            ("width", width),
+            ("source_index", row["source_index"]),
+            ("padding", list(padding_for(height, width, multiple=spec.cell_px))),
+        ):
+            _same(what, f"{name} in its JSON", meta.get(name) if isinstance(meta, dict) else None, value)
+        return offset
+
+
+def _picture(what: str, member: bytes, channels: int) -> Any:
+    picture = decode_webp(member, where=what)
+    return picture if channels == 3 else picture[..., :1]
+
+
+def _same(what: str, name: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise FormatError(f"{what}: {name} is {found!r}, expected {expected!r}")
+
+
+def _member(what: str, data: mmap.mmap, name: str, offset: int) -> tuple[int, bytes, int]:
+    """(start, data, where the next header begins) of the member that must be next."""
+    block = data[offset : offset + BLOCK_BYTES]
+    try:
+        num_bytes = int(block[124:135], 8)
+    except ValueError:
+        raise FormatError(f"{what}: no header of {name} at byte {offset}") from None
+    start = offset + BLOCK_BYTES
+    if num_bytes > MAX_MEMBER_BYTES or start + num_bytes > len(data) or block != header(name, num_bytes):
+        raise FormatError(f"{what}: no header of {name} at byte {offset}")
+    return start, data[start : start + num_bytes], start + num_bytes + -num_bytes % BLOCK_BYTES
