@@ -1,0 +1,162 @@
+"""Samples of a data set as people want to see them: latents with their captions, and pictures decoded from them."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from walloc_data.codec import CodecInfo, WallocCodec, load_codec
+from walloc_data.dataset.index import load_index
+from walloc_data.dataset.reader import ShardReader
+from walloc_data.errors import CodecError, FormatError
+from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, Manifest, SplitRecord, padding_for, sample_key
+from walloc_data.storage import ShardCache, Store
+
+__all__ = ["OpenSplit", "Shown", "decode", "open_split", "psnr", "spread_rows"]
+
+MAX_CODEC_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One sample to show."""
+
+    key: str
+    source_index: int
+    label: int | None
+    class_name: str | None
+    height: int  # pixels, before padding
+    width: int
+    num_bytes: int  # of the packed latent
+    latent: npt.NDArray[np.int8]  # (latent_dim, h, w)
+
+    @property
+    def bits_per_pixel(self) -> float:
+        return 8 * self.num_bytes / (self.height * self.width)
+
+
+class OpenSplit:
+    """A split opened for looking: its manifest, its index as columns, its samples by row, its own codec."""
+
+    def __init__(self, store: Store, manifest: Manifest, split: str, scratch: Path) -> None:
+        self.store, self.manifest, self.split, self._scratch = store, manifest, split, scratch
+        self.record: SplitRecord = manifest.split(split, where=store.where(MANIFEST_NAME))
+        index = load_index(store, split=split, record=self.record, spec=manifest.codec, folder=scratch)
+        self.index = index.rows  # (num_samples,) with the fields of `dataset.index.INDEX_ROW`
+        self._reader = ShardReader(store, self.record, manifest.codec, index, ShardCache(scratch))
+
+    def rows_of(self, keys: Sequence[str]) -> list[int]:
+        """Rows of the samples with these keys, in the order given."""
+        rows = {sample_key(index): row for row, index in enumerate(self.index["source_index"].tolist())}
+        if missing := [key for key in keys if key not in rows]:
+            raise FormatError(
+                f"{self.store.url} split {self.split!r}: no sample {missing[0]!r}; a key is the picture's position in "
+                f"its source, such as {sample_key(int(self.index['source_index'][0]))!r}"
+            )
+        return [rows[key] for key in keys]
+
+    def read(self, rows: Sequence[int]) -> Iterator[Shown]:
+        """Samples of rows, one at a time."""
+        names = self.manifest.class_names
+        for row in rows:
+            [latent] = self._reader.read(np.array([row], dtype=np.int64), None)
+            entry = self.index[row]
+            label = int(entry["label"]) if entry["label"] >= 0 else None
+            yield Shown(
+                key=sample_key(int(entry["source_index"])),
+                source_index=int(entry["source_index"]),
+                label=label,
+                class_name=names[label] if names is not None and label is not None and label < len(names) else None,
+                height=int(entry["height"]),
+                width=int(entry["width"]),
+                num_bytes=int(entry["length"]),
+                latent=latent,
+            )
+
+    def load_codec(self) -> tuple[WallocCodec, CodecInfo]:
+        """The codec in the data set's own folder, which must be the one that the manifest names."""
+        if self.store.local_path is not None:
+            folder = self.store.local_path / "codec"
+        else:
+            folder = self._scratch / "codec"
+            folder.mkdir(exist_ok=True)
+            for name in ("codec.json", "model.safetensors"):
+                if (num_bytes := self.store.num_bytes(f"codec/{name}")) > MAX_CODEC_BYTES:
+                    raise CodecError(f"{self.store.where(f'codec/{name}')}: {num_bytes} bytes; refused")
+                self.store.download(f"codec/{name}", folder / name)
+        codec, info = load_codec(folder)
+        if info.encoder_sha256 != self.manifest.codec.encoder_sha256:
+            raise CodecError(
+                f"{self.store.where('codec')}: this codec ({info.name}, encoder {info.encoder_sha256[:12]}) is not the "
+                f"one that made the latents ({self.manifest.codec.name}, {self.manifest.codec.encoder_sha256[:12]})"
+            )
+        return codec, info
+
+
+@contextmanager
+def open_split(
+    out: str | Path, *, split: str | None, storage_options: Mapping[str, Any] | None = None
+) -> Iterator[OpenSplit]:
+    """Open one split; None is the first by name, training before others."""
+    store = Store(out, storage_options=storage_options)
+    manifest = read_manifest(store)
+    if not manifest.splits:
+        raise FormatError(f"{store.where(MANIFEST_NAME)}: no split in it")
+    name = split if split is not None else ("train" if "train" in manifest.splits else min(manifest.splits))
+    with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
+        yield OpenSplit(store, manifest, name, Path(scratch))
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The manifest, or an error that says that there is no data set."""
+    if not store.exists(MANIFEST_NAME):
+        raise FormatError(f"{store.url}: no data set of latents here ({MANIFEST_NAME} is missing)")
+    data = store.read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
+    return Manifest.from_json(data, where=store.where(MANIFEST_NAME))
+
+
+def spread_rows(labels: npt.NDArray[np.int64], num_samples: int, *, seed: int = 0) -> list[int]:
+    """Rows that show as many classes as possible, the same ones every time; in the order of their classes.
+
+    labels: (num_rows,), -1 where there is none.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    turn = np.zeros(len(labels), dtype=np.int64)  # how many of its class come before a row
+    _, group = np.unique(labels[order], return_inverse=True)
+    by_class = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(group[by_class]) > 0]) if len(labels) else np.zeros(0, dtype=np.int64)
+    lengths = np.diff(np.r_[starts, len(labels)])
+    turn[by_class] = np.arange(len(labels)) - np.repeat(starts, lengths)
+    chosen = order[np.argsort(turn, kind="stable")[:num_samples]]
+    return [int(row) for row in sorted(chosen, key=lambda row: (labels[row], row))]
+
+
+def decode(codec: WallocCodec, shown: Shown, *, how: Literal["own", "linear"] = "own") -> Image.Image:
+    """The picture that a latent stands for, without its padding, as RGB."""
+    latent = torch.from_numpy(shown.latent)[None]
+    picture = codec.decode(latent, linear=how == "linear")[0]  # (3, H, W)
+    left, top, right, bottom = padding_for(shown.height, shown.width, multiple=2**codec.J)
+    picture = picture[:, top : picture.shape[1] - bottom, left : picture.shape[2] - right]
+    pixels = ((picture + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
+    array = pixels.permute(1, 2, 0).numpy()  # (height, width, 3)
+    return Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0]).convert("RGB")
+
+
+def psnr(picture: Image.Image, original: Image.Image) -> float:
+    """Peak signal-to-noise ratio in dB over all RGB values; infinite where they are equal."""
+    a = np.asarray(picture.convert("RGB"), dtype=np.float64)
+    b = np.asarray(original.convert("RGB"), dtype=np.float64)
+    if a.shape != b.shape:
+        raise FormatError(
+            f"the original is {b.shape[1]} x {b.shape[0]} pixels, the encoded picture {a.shape[1]} x {a.shape[0]}: "
+            "give the source that was encoded, prepared with the same settings"
+        )
+    error = float(np.mean((a - b) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))

@@ -1,0 +1,285 @@
+"""The contact sheet: what samples of a data set look like, from stored integers to pictures."""
+
+import math
+import os
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from walloc_data.codec import CodecInfo, WallocCodec
+from walloc_data.errors import FormatError, StorageError
+from walloc_data.format import ChannelStatistics, SplitRecord
+from walloc_data.latents import pack
+from walloc_data.report.samples import OpenSplit, Shown, decode, open_split, psnr, spread_rows
+
+__all__ = ["channel_grid", "packed_picture", "preview", "save_picture"]
+
+_BACKGROUND = (19, 21, 26)
+_INK = (236, 238, 242)
+_MUTED = (158, 165, 177)
+_RULE = (44, 48, 57)
+_FAINT = (30, 33, 40)  # between the channels
+# Below the channel's mean, at it, above it: distinct for colour-blind eyes too, and in print.
+_BELOW, _AT, _ABOVE = (72, 168, 255), (26, 29, 35), (255, 176, 66)
+
+_MARGIN = 28
+_GAP = 14
+_CAPTION = 30
+MAX_SAMPLES = 200
+
+Decoders = list[tuple[str, Literal["own", "linear"]]]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def preview(
+    out: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    keys: Sequence[str] | None = None,
+    num_samples: int = 8,
+    original: Callable[[int], Image.Image] | None = None,
+    height_px: int = 224,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Draw a contact sheet of a split's samples.
+
+    A row a sample: the packed latent as it is stored, enlarged; its channels; the picture that the data set's own
+    codec makes of it, by its linear decoder and by its other one where there is one.
+
+    Args:
+        out: the data set.
+        target: the file to write; its suffix says the format (.png, .webp, .jpg).
+        split: None is "train", or else the first by name.
+        keys: which samples; None chooses `num_samples` that show as many classes as possible.
+        original: gives the picture at a position of the source as it was encoded (upright RGB, resized by the same
+            settings). It is drawn beside, and the pictures' PSNR against it.
+        height_px: of the largest picture in the sheet.
+
+    Raises:
+        FormatError: no such data set, split or key.
+        CodecError: the codec in the data set is not the one that made the latents.
+
+    Example:
+        >>> preview("my-latents", "preview.png", num_samples=4)  # doctest: +SKIP
+        PosixPath('preview.png')
+    """
+    with open_split(out, split=split, storage_options=storage_options) as opened:
+        if keys is not None:
+            rows = opened.rows_of(keys)
+        else:
+            if not 1 <= num_samples <= MAX_SAMPLES:
+                raise FormatError(f"num_samples must be in [1, {MAX_SAMPLES}], not {num_samples}")
+            rows = spread_rows(opened.index["label"], num_samples)
+        if not 1 <= len(rows) <= MAX_SAMPLES:
+            raise FormatError(f"{opened.store.url} split {opened.split!r}: {len(rows)} samples to show")
+        codec, info = opened.load_codec()
+        decoders = decoders_of(codec, info)
+        strips = [_strip(shown, codec, decoders, opened.record, original) for shown in opened.read(rows)]
+        return save_picture(_sheet(opened, strips, height_px=height_px), target)
+
+
+@dataclass
+class _Strip:
+    """One row of the sheet: a caption, and titled pictures of one aspect, but for the channels' grid."""
+
+    shown: Shown
+    cells: list[tuple[str, Image.Image, float]] = field(default_factory=list)  # title, picture, width over height
+    notes: list[str] = field(default_factory=list)  # under each cell
+
+
+def _strip(
+    shown: Shown,
+    codec: WallocCodec,
+    decoders: Decoders,
+    record: SplitRecord,
+    original: Callable[[int], Image.Image] | None,
+) -> _Strip:
+    strip = _Strip(shown)
+    aspect = shown.width / shown.height
+    source = original(shown.source_index).convert("RGB") if original is not None else None
+    if source is not None:
+        strip.cells.append(("Source picture", source, aspect))
+        strip.notes.append("")
+    strip.cells.append(("Packed latent, as stored", packed_picture(shown.latent, colours=codec.channels), aspect))
+    _, h, w = shown.latent.shape
+    n = math.isqrt(len(shown.latent) // codec.channels)
+    strip.notes.append(f"{n * w} x {n * h} pixels, WebP")
+    columns, rows = _grid(len(shown.latent))
+    strip.cells.append(
+        (f"Its {len(shown.latent)} channels", _channels(shown, record.statistics), aspect * columns / rows)
+    )
+    strip.notes.append("")
+    for title, how in decoders:
+        picture = decode(codec, shown, how=how)
+        strip.cells.append((title, picture, aspect))
+        strip.notes.append("" if source is None else f"PSNR {psnr(picture, source):.2f} dB")
+    return strip
+
+
+def decoders_of(codec: WallocCodec, info: CodecInfo) -> Decoders:
+    """(title, how `decode` does it) of each decoder that a codec has, the fast one first."""
+    found: Decoders = []
+    if codec.linear_decoder is not None:
+        found.append(("Linear decoder", "linear"))
+    if info.decoder in ("conv", "published"):
+        found.append(("The codec's decoder", "own"))
+    return found
+
+
+def packed_picture(latent: npt.NDArray[np.int8], *, colours: int = 3) -> Image.Image:
+    """The picture that carries a latent (C, h, w), RGB."""
+    packed = pack(torch.from_numpy(latent)[None], colours=colours)[0]  # (n h, n w, colours)
+    return Image.fromarray(packed if colours == 3 else packed[:, :, 0]).convert("RGB")
+
+
+def _grid(num_channels: int) -> tuple[int, int]:
+    """(columns, rows): 4 x 3 for 12 channels, as square as the number allows, wider than high."""
+    rows = max(n for n in range(1, int(num_channels**0.5) + 1) if num_channels % n == 0)
+    return num_channels // rows, rows
+
+
+def channel_grid(
+    latent: npt.NDArray[np.int8], *, mean: Sequence[float], std: Sequence[float], gap_px: int = 1
+) -> Image.Image:
+    """Channels (C, h, w) side by side: blue below a channel's mean, orange above, full colour at three deviations."""
+    columns, rows = _grid(len(latent))
+    _, h, w = latent.shape
+    centre = np.array(mean, dtype=np.float32)[:, None, None]
+    scale = 3 * np.maximum(np.array(std, dtype=np.float32), 0.5)[:, None, None]
+    t = np.clip((latent.astype(np.float32) - centre) / scale, -1, 1)[..., None]
+    weight = np.abs(t) ** 0.8  # small values are what most channels consist of
+    colour = np.where(t < 0, np.array(_BELOW, dtype=np.float32), np.array(_ABOVE, dtype=np.float32))
+    tiles = (np.array(_AT, dtype=np.float32) * (1 - weight) + colour * weight).round().astype(np.uint8)
+    canvas = np.empty((rows * h + (rows - 1) * gap_px, columns * w + (columns - 1) * gap_px, 3), np.uint8)
+    canvas[:] = _FAINT
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * (h + gap_px), i % columns * (w + gap_px)
+        canvas[top : top + h, left : left + w] = tile
+    return Image.fromarray(canvas)
+
+
+def _channels(shown: Shown, statistics: ChannelStatistics) -> Image.Image:
+    return channel_grid(shown.latent, mean=statistics.mean, std=statistics.std)
+
+
+def _sheet(opened: OpenSplit, strips: Sequence[_Strip], *, height_px: int) -> Image.Image:
+    # The tallest picture fills height_px, and none is wider than one and a half times that.
+    sizes = [_fit(strip.shown, height_px) for strip in strips]
+    cell_w = max(width for width, _ in sizes)
+    columns, rows = _grid(len(strips[0].shown.latent))
+    widths = [cell_w * columns // rows if title.startswith("Its ") else cell_w for title, _, _ in strips[0].cells]
+    notes = any(note.startswith("PSNR") for strip in strips for note in strip.notes)
+    footer = 24 if notes else 0
+    # Captions need room, however small the pictures.
+    total_w = max(2 * _MARGIN + sum(widths) + _GAP * (len(widths) - 1), 860)
+    big, text, small = (ImageFont.load_default(size) for size in (26, 16, 14))
+    head = 128
+    total_h = head + sum(_CAPTION + height + footer + 22 for _, height in sizes) + _MARGIN
+    sheet = Image.new("RGB", (total_w, total_h), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+
+    spec, record = opened.manifest.codec, opened.record
+    room = total_w - 2 * _MARGIN
+    name = opened.store.url.rstrip("/").rpartition("/")[2]
+    draw.text((_MARGIN, 22), _shorten(f"{name} · {opened.split}", big, room), _INK, font=big)
+    line = (
+        f"{record.num_samples:,} samples · codec {spec.name} · {spec.dimensionality_reduction:g}x fewer values · "
+        f"{spec.latent_dim} channels of {spec.latent_bits} bits, a cell for {spec.cell_px} x {spec.cell_px} pixels"
+    )
+    draw.text((_MARGIN, 60), _shorten(line, text, room), _MUTED, font=text)
+    left = _MARGIN
+    for (title, _, _), width in zip(strips[0].cells, widths, strict=True):
+        draw.text((left, head - 26), _shorten(title, text, width), _INK, font=text)
+        if title.startswith("Its "):
+            _legend(draw, (left + draw.textlength(title, font=text) + 14, head - 23), small, left + width)
+        left += width + _GAP
+    top = head
+    for strip, (width, height) in zip(strips, sizes, strict=True):
+        draw.line((_MARGIN, top, total_w - _MARGIN, top), _RULE)
+        _caption(draw, strip.shown, (_MARGIN, top + 7), text, room)
+        top += _CAPTION
+        left = _MARGIN
+        for (title, picture, _), note, column_w in zip(strip.cells, strip.notes, widths, strict=True):
+            # Where one stored value is several pixels wide, its edges are shown; photographs are smoothed.
+            wide = width * columns // rows if title.startswith("Its ") else width
+            values = title.startswith(("Its ", "Packed"))
+            size = (wide, height)
+            method = Image.Resampling.NEAREST if values and picture.width <= wide else Image.Resampling.LANCZOS
+            sheet.paste(picture.resize(size, method), (left, top))
+            if footer and note:
+                draw.text((left, top + height + 4), note, _INK if note.startswith("PSNR") else _MUTED, font=small)
+            left += column_w + _GAP
+        top += height + footer + 22
+    return sheet
+
+
+def _fit(shown: Shown, height_px: int) -> tuple[int, int]:
+    scale = min(height_px / shown.height, 1.5 * height_px / shown.width)
+    return max(1, round(shown.width * scale)), max(1, round(shown.height * scale))
+
+
+def _caption(draw: ImageDraw.ImageDraw, shown: Shown, at: tuple[int, int], font: Font, room: int) -> None:
+    c, h, w = shown.latent.shape
+    label = "no label" if shown.label is None else (shown.class_name or f"label {shown.label}")
+    if shown.class_name is not None:
+        label = f"{_shorten(label, font, room // 3)} ({shown.label})"
+    draw.text(at, label, _INK, font=font)
+    rest = (
+        f"{shown.width} x {shown.height} px to {c} x {h} x {w}  ·  {shown.num_bytes:,} bytes  ·  "
+        f"{shown.bits_per_pixel:.2f} bits per pixel  ·  key {shown.key}"
+    )
+    x = at[0] + draw.textlength(label, font=font) + 16
+    draw.text((x, at[1]), _shorten(rest, font, at[0] + room - x), _MUTED, font=font)
+
+
+def _legend(draw: ImageDraw.ImageDraw, at: tuple[float, float], font: Font, limit: float) -> None:
+    x, y = at
+    for colour, text in ((_BELOW, "below"), (_ABOVE, "above its mean")):
+        width = draw.textlength(text, font=font)
+        if x + 14 + width > limit:
+            return
+        draw.rectangle((x, y + 4, x + 9, y + 13), fill=colour)
+        draw.text((x + 14, y), text, _MUTED, font=font)
+        x += 14 + width + 12
+
+
+def _shorten(text: str, font: Font, width: float) -> str:
+    """One line that can be drawn and fits; what is too long ends in an ellipsis."""
+    text = "".join(_readable(c) for c in text)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _readable(character: str) -> str:
+    """What Pillow's own font can draw, which is little more than ASCII; the label's number is drawn as well."""
+    if character.isascii() or character in "·…":
+        return character if character.isprintable() else " "
+    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
+
+
+def save_picture(picture: Image.Image, target: str | os.PathLike[str]) -> Path:
+    """Write a picture whole or not at all, in the format of the file's suffix."""
+    path = Path(target)
+    formats = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+    if path.suffix.lower() not in formats:
+        raise FormatError(f"{path}: a picture's name ends in .png, .webp or .jpg")
+    partial = path.with_name(f".{path.name}.partial")
+    options: dict[str, Any] = {"quality": 90} if path.suffix.lower() != ".png" else {"optimize": True}
+    try:
+        picture.save(partial, formats[path.suffix.lower()], **options)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(f"{path}: the picture could not be written ({error})") from error
+    return path
