@@ -48,6 +48,7 @@ class PictureError(WallocDataError, ValueError):
 @contextmanager
 def pillow_limits() -> Iterator[None]:
     """Pillow's own limits off, as `max_pixels` is checked instead; truncated files refused; both put back after."""
+    Image.init()  # all plugins: `open` knows of the common ones only until then
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
     try:
