@@ -46,9 +46,10 @@ class DatasetInfo:
             lines.append(f"pictures at {size}" + (f"; {len(names)} classes" if names else ""))
             for name, record in sorted(self.manifest.splits.items()):
                 shape = "x".join(map(str, record.latent_shape)) if record.latent_shape else "of varying shape"
+                labels = "" if record.labelled else "; without labels"
                 lines.append(
                     f"{name}: {record.num_samples} samples, {record.num_failures} failures, {len(record.shards)} "
-                    f"shards, {format_bytes(record.num_bytes)}; latents {shape}{'' if record.labelled else '; without labels'}"
+                    f"shards, {format_bytes(record.num_bytes)}; latents {shape}{labels}"
                 )
         for name, (done, planned) in sorted(self.unfinished.items()):
             lines.append(

@@ -26,8 +26,8 @@ from walloc_data.format import EncodeSettings
 
 __all__ = ["PictureError", "decode_picture", "pillow_limits", "resize_and_crop"]
 
-# Never the formats that run an interpreter (EPS, PDF), nor those that are lists of other files.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+# Never the formats that run an interpreter (EPS, PDF), nor those that are lists of other files. MPO opens as JPEG.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,7 +48,6 @@ class PictureError(WallocDataError, ValueError):
 @contextmanager
 def pillow_limits() -> Iterator[None]:
     """Pillow's own limits off, as `max_pixels` is checked instead; truncated files refused; both put back after."""
-    Image.init()  # all plugins: `open` knows of the common ones only until then
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
     try:
