@@ -109,7 +109,8 @@ class WallocCodec(nn.Module):
             Expanding(latent_bits), nn.Conv2d(latent_dim, bands, 1) if decoder is None else decoder
         )
         self._linear_decoder = linear_decoder
-        self._fused: tuple[tuple[int, ...], LinearEncoder] | None = None
+        # The fused encoder of the weights with this key, on every device it was asked for.
+        self._fused: tuple[tuple[int, ...], dict[torch.device, LinearEncoder]] | None = None
 
     @property
     def linear_decoder(self) -> nn.Conv2d | None:
@@ -200,11 +201,12 @@ class WallocCodec(nn.Module):
             fused = LinearEncoder(
                 weight.flatten(1), bias, channels=self.channels, J=self.J, latent_bits=self.latent_bits
             )
-            self._fused = (key, fused)
+            self._fused = (key, {fused.device: fused})
+        fused_by_device = self._fused[1]
         device = torch.device(device)
-        if self._fused[1].device.type != device.type or device.index not in (None, self._fused[1].device.index):
-            self._fused = (key, self._fused[1].to(device))
-        return self._fused[1]
+        if device not in fused_by_device:
+            fused_by_device[device] = next(iter(fused_by_device.values())).to(device)
+        return fused_by_device[device]
 
     def _encoder_weights(self) -> tuple[Tensor, Tensor]:
         convolution = self.encoder[0]
