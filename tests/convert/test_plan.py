@@ -1,0 +1,135 @@
+"""The plan: a permutation that needs no memory, ranges that cover, differences that have names."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from walloc_data.convert.plan import Plan, differences, parse_part, permute
+from walloc_data.errors import FormatError
+from walloc_data.format import CodecSpec, EncodeSettings
+
+SPEC = CodecSpec("klt", 3, 3, 12, 8, "bior4.4", "0" * 64)
+
+
+def make_plan(num_items: int | None = 100, **fields: object) -> Plan:
+    source = {
+        "kind": "folder",
+        "location": "here",
+        "num_items": num_items,
+        "identity": "a",
+        "labelled": True,
+        "columns": [],
+        "notes": [],
+        "shuffled": num_items is not None,
+    }
+    options = EncodeSettings(**fields)  # type: ignore[arg-type]
+    return Plan("train", source, options, SPEC, ("cat", "dog"), {"walloc_data": "0"})
+
+
+@given(num_items=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1))
+def test_the_shuffle_is_a_permutation(num_items: int, seed: int) -> None:
+    order = permute(np.arange(num_items), num_items=num_items, seed=seed)
+    assert np.array_equal(np.sort(order), np.arange(num_items))
+
+
+@given(st.data())
+def test_a_position_is_sent_to_the_same_place_whatever_it_is_asked_with(data: st.DataObject) -> None:
+    num_items = data.draw(st.integers(1, 10**12))
+    seed = data.draw(st.integers(0, 100))
+    positions = data.draw(st.lists(st.integers(0, num_items - 1), min_size=1, max_size=20))
+    together = permute(positions, num_items=num_items, seed=seed)
+    alone = [int(permute([position], num_items=num_items, seed=seed)[0]) for position in positions]
+    assert together.tolist() == alone
+    assert all(0 <= index < num_items for index in alone)
+
+
+def test_the_shuffle_is_the_same_in_every_version() -> None:
+    # Data sets in the wild resume with it: a change here is a change of format.
+    assert permute(range(8), num_items=8, seed=0).tolist() == [2, 5, 6, 1, 0, 4, 3, 7]
+    assert permute([0, 1, 10**9], num_items=10**9 + 7, seed=3).tolist() == [916917536, 997740597, 859013266]
+
+
+def test_the_shuffle_mixes_classes() -> None:
+    # 10 sorted classes of 1000: a shard of 500 has about 50 of each.
+    order = permute(np.arange(10_000), num_items=10_000, seed=0)
+    for start in range(0, 10_000, 500):
+        counts = np.bincount(order[start : start + 500] // 1000, minlength=10)
+        assert counts.min() >= 20, counts
+        assert counts.max() <= 90, counts
+
+
+def test_another_seed_is_another_order() -> None:
+    first, second = (permute(np.arange(1000), num_items=1000, seed=seed) for seed in (0, 1))
+    assert (first == second).mean() < 0.02
+
+
+@given(num_items=st.integers(1, 500), samples_per_shard=st.integers(1, 600), seed=st.none() | st.integers(0, 9))
+@settings(max_examples=60)
+def test_shards_cover_the_source_once(num_items: int, samples_per_shard: int, seed: int | None) -> None:
+    plan = make_plan(num_items, samples_per_shard=samples_per_shard, shuffle_seed=seed)
+    assert plan.num_shards is not None
+    shards = [plan.source_indices(shard) for shard in range(plan.num_shards)]
+    assert all(1 <= len(shard) <= samples_per_shard for shard in shards)
+    assert all(len(shard) == samples_per_shard for shard in shards[:-1])
+    assert sorted(np.concatenate(shards).tolist()) == list(range(num_items))
+    if seed is None:
+        assert np.concatenate(shards).tolist() == list(range(num_items))
+
+
+def test_a_shard_beyond_the_last_is_refused() -> None:
+    with pytest.raises(FormatError, match="no shard 4: there are 4"):
+        make_plan(7, samples_per_shard=2).source_indices(4)
+
+
+def test_a_plan_survives_json() -> None:
+    plan = make_plan(size_px=160, mirror=True)
+    assert Plan.from_dict(plan.to_dict(), where="plan.json") == plan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": {"size_px": "big"}}, "plan.json: settings: size_px must be an integer"),
+        ({"source": {"shuffled": 1}}, "plan.json: source.shuffled must be a bool"),
+        ({"split": "../etc"}, "plan.json: plan: split '../etc' must be lower-case"),
+        ({"codec": None}, "plan.json: codec: expected an object"),
+    ],
+)
+def test_a_damaged_plan_is_refused_by_field(change: dict[str, object], message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        Plan.from_dict(make_plan().to_dict() | change, where="plan.json")
+
+
+def test_differences_name_every_field() -> None:
+    before = make_plan(100)
+    now = replace(
+        make_plan(90, size_px=64, mirror=True),
+        codec=replace(SPEC, encoder_sha256="1" * 64),
+        class_names=("cat", "cow"),
+    )
+    assert differences(before, now) == [
+        f"codec.encoder_sha256: '{'0' * 64}' -> '{'1' * 64}'",
+        "settings.mirror: False -> True",
+        "settings.size_px: None -> 64",
+        "source.num_items: 100 -> 90",
+        "class_names: ('cat', 'dog') -> ('cat', 'cow')",
+    ]
+
+
+def test_a_source_that_moved_is_the_same_source() -> None:
+    before = make_plan()
+    assert differences(before, replace(before, source={**before.source, "location": "there"})) == []
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1/1", (0, 1)), ("3/8", (2, 8)), ("8/8", (7, 8))])
+def test_parts_count_from_one(text: str, expected: tuple[int, int]) -> None:
+    assert parse_part(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "-1/4", "1/0", ""])
+def test_an_impossible_part_is_refused(text: str) -> None:
+    with pytest.raises(FormatError, match="must be I/N with I from 1 to N"):
+        parse_part(text)
