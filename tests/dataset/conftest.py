@@ -180,3 +180,39 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("mirrored")
     write_dataset(root, num_samples=60, mirror=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def write_index() -> Callable[..., Path]:
+    """A data set of many samples that are one and the same: a real index over shards that are not."""
+
+    def write(root: Path, *, num_samples: int, samples_per_shard: int = 2048) -> Path:
+        payload = _webp(make_latent(0, (4, 4)))
+        shard = payload + bytes(512)
+        digest = hashlib.sha256(shard).hexdigest()
+        sizes = [min(samples_per_shard, num_samples - i) for i in range(0, num_samples, samples_per_shard)]
+        (root / "data").mkdir(parents=True)
+        (root / "index").mkdir()
+        records = []
+        for i, size in enumerate(sizes):
+            (root / shard_name("train", i)).write_bytes(shard)
+            records.append(ShardRecord(shard_name("train", i), size, len(shard), digest))
+        index = np.arange(num_samples)
+        constant = {"offset": 0, "length": len(payload), "height": 32, "width": 32}
+        columns = {
+            "key": pa.array(np.char.zfill(index.astype(str), 9)),
+            "shard": pa.array(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)),
+            "label": pa.array(index % 1000),
+            "source_index": pa.array(index),
+        } | {name: pa.array(np.full(num_samples, value)) for name, value in constant.items()}
+        table = pa.table({name: columns[name].cast(_ARROW[kind]) for name, kind, _ in INDEX_COLUMNS})
+        pq.write_table(table, root / index_name("train"))
+        split = SplitRecord(
+            {"kind": "test"}, num_samples, 0, tuple(records), (12, 4, 4), True, ChannelStatistics.zero(SPEC)
+        )
+        names = tuple(f"class{i}" for i in range(1000))
+        settings = EncodeSettings(samples_per_shard=samples_per_shard)
+        (root / "walloc.json").write_text(Manifest(SPEC, settings, names, {"train": split}, {}).to_json())
+        return root
+
+    return write

@@ -116,6 +116,7 @@ class LatentLoader:
             prefetch_factor=prefetch_batches if num_workers else None,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
+            generator=torch.Generator(),  # torch draws a seed for workers: not from the user's generator
         )
 
     def __len__(self) -> int:
