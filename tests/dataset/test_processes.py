@@ -123,9 +123,15 @@ def test_a_killed_trainer_resumes_where_it_was(hundred: Path, tmp_path: Path, ca
 
 
 def _private_bytes(pid: int) -> int:
-    """What a process has written for itself alone; a mapped file belongs to the page cache."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Private_Dirty"))
+    """Memory that a process has for itself alone: mapped files belong to the page cache, whoever reads them."""
+    total, anonymous = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):  # the head of a mapping: addresses, rights, offset, device, inode, path
+            anonymous = values[3] == "0"
+        elif anonymous and name in ("Private_Clean:", "Private_Dirty:"):
+            total += int(values[0]) * 1024
+    return total
 
 
 def test_memory_of_a_worker_does_not_grow_with_the_data_set(write_index: Callable[..., Path], tmp_path: Path) -> None:
