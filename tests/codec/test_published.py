@@ -187,7 +187,7 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path: Path, kind: st
     assert not marker.exists()
     # The same pickle by itself, without torch's archive around it, is not even opened.
     path.write_bytes(pickle.dumps(hostile(kind, marker)))
-    with pytest.raises(CodecError, match="not a file that torch.save writes"):
+    with pytest.raises(CodecError, match=r"not a file that torch.save writes"):
         load_codec(path)
     assert not marker.exists()
 
@@ -218,7 +218,7 @@ def test_a_compressed_archive_is_refused(checkpoint: Path, tmp_path: Path, monke
     with pytest.raises(CodecError, match="has compressed members"):
         load_codec(bomb)
     monkeypatch.setattr(published, "MAX_CHECKPOINT_BYTES", 1000)
-    with pytest.raises(CodecError, match="unpacks to [0-9]+ bytes; at most 1000 are read"):
+    with pytest.raises(CodecError, match=r"unpacks to [0-9]+ bytes; at most 1000 are read"):
         load_codec(checkpoint)
 
 
@@ -269,7 +269,7 @@ def test_forty_eight_channels_load_and_sixteen_say_why_not(walloc: ModuleType, t
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(CodecError, match="nowhere.pth: cannot be read"):
+    with pytest.raises(CodecError, match=r"nowhere.pth: cannot be read"):
         load_codec(tmp_path / "nowhere.pth")
 
 
