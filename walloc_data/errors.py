@@ -9,6 +9,7 @@
     ├── LoaderError            (ValueError)    batches that cannot be made as asked from these samples
     ├── StateError             (ValueError)    a loader state of another data set, batch size or format
     ├── ModelError             (ValueError)    a timm model that cannot take latents, or a checkpoint of another codec
+    ├── TransformError         (ValueError)    a transform with impossible parameters, or that does not fit the latents
     ├── StorageError           (OSError)       a store that refuses or fails, after the retries it deserves
     ├── BusyError              (RuntimeError)  another process holds what this one needs
     ├── ConversionError        (RuntimeError)  a conversion that stopped before its end
@@ -31,6 +32,7 @@ __all__ = [
     "SourceError",
     "StateError",
     "StorageError",
+    "TransformError",
     "WallocDataError",
 ]
 
@@ -69,6 +71,10 @@ class StateError(WallocDataError, ValueError):
 
 class ModelError(WallocDataError, ValueError):
     """A model cannot take these latents."""
+
+
+class TransformError(WallocDataError, ValueError):
+    """A transform's parameters are impossible, or do not fit the latents."""
 
 
 class StorageError(WallocDataError, OSError):
