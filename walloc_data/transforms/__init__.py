@@ -1,0 +1,35 @@
+"""Augmentations that are valid on latents: whole batches, on their device, in the manner of torchvision's v2.
+
+Mixup and cutmix need nothing of ours: `timm.data.Mixup` on `latents.float()`. Mixing stored integers is mixing what the
+model sees, and its boxes are cells.
+"""
+
+from walloc_data.transforms.base import Compose, LatentTransform, RandomApply
+from walloc_data.transforms.colour import ColorJitter, QuantizationNoise, RandomGrayscale
+from walloc_data.transforms.geometric import (
+    CenterCrop,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomTranslate,
+)
+from walloc_data.transforms.operators import OPERATORS_NAME, LatentOperators, fit_operators
+
+__all__ = [
+    "OPERATORS_NAME",
+    "CenterCrop",
+    "ColorJitter",
+    "Compose",
+    "LatentOperators",
+    "LatentTransform",
+    "QuantizationNoise",
+    "RandomApply",
+    "RandomCrop",
+    "RandomErasing",
+    "RandomGrayscale",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "RandomTranslate",
+    "fit_operators",
+]

@@ -1,0 +1,92 @@
+"""What all transforms share: batches or single latents in, random numbers from a generator that can be given."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from walloc_data.errors import TransformError
+
+__all__ = ["Compose", "LatentTransform", "RandomApply"]
+
+
+class LatentTransform(nn.Module):
+    """A transform of latents, in the manner of `torchvision.transforms.v2`.
+
+    Call it with (N, C, h, w) or (C, h, w), int8 or floats in the integers' units. Each sample of a batch draws its own
+    parameters. Geometric transforms keep the dtype, the others return float32 without rounding: models take both.
+
+    Random numbers are drawn on the CPU from `generator`, else from torch's global generator, so that a seed means the
+    same on every device. In a loader's workers the global generator is seeded from (seed, epoch, sample).
+    """
+
+    def forward(self, latents: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        if latents.ndim not in (3, 4):
+            raise TransformError(
+                f"{type(self).__name__} takes latents (N, C, h, w) or (C, h, w), not {tuple(latents.shape)}"
+            )
+        batch = latents if latents.ndim == 4 else latents[None]
+        result = self.transform(batch, generator=generator)
+        return result if latents.ndim == 4 else result[0]
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        """(N, C, h, w) to (N, C, h', w')."""
+        raise NotImplementedError
+
+
+class Compose(LatentTransform):
+    """Several transforms, one after the other.
+
+    Example:
+        >>> augment = Compose([RandomCrop(18), RandomHorizontalFlip(operators.flip)])  # (N, 12, 20, 20)
+        >>> augment(latents, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([N, 12, 18, 18])
+    """
+
+    def __init__(self, transforms: Sequence[LatentTransform]) -> None:
+        super().__init__()
+        self.transforms = nn.ModuleList(transforms)
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        for transform in self.transforms:
+            latents = transform(latents, generator=generator)
+        return latents
+
+
+class RandomApply(LatentTransform):
+    """Apply a transform to each sample with probability p. It must keep the shape."""
+
+    def __init__(self, transform: LatentTransform, *, p: float = 0.5) -> None:
+        super().__init__()
+        self.inner, self.p = transform, check_probability(p)
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        chosen = coin(len(latents), self.p, generator=generator).to(latents.device)
+        changed = self.inner(latents, generator=generator)
+        return torch.where(chosen[:, None, None, None], changed, latents.to(changed.dtype))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def coin(count: int, p: float, *, generator: torch.Generator | None) -> Tensor:
+    """(count,) bool, True with probability p; on the CPU."""
+    return torch.rand(count, generator=generator) < p
+
+
+def uniform(count: int, low: float, high: float, *, generator: torch.Generator | None) -> Tensor:
+    """(count,) float32 in [low, high); on the CPU."""
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def integers(count: int, low: Tensor | int, high: Tensor | int, *, generator: torch.Generator | None) -> Tensor:
+    """(count,) int64 in [low, high], both included; bounds may differ by sample. On the CPU."""
+    span = torch.as_tensor(high) - torch.as_tensor(low) + 1
+    return torch.as_tensor(low) + (torch.rand(count, generator=generator) * span).long().clamp_max(span - 1)
+
+
+def check_probability(p: float) -> float:
+    """p, where it is one."""
+    if not 0 <= p <= 1:
+        raise TransformError(f"a probability lies in [0, 1], not {p!r}")
+    return p

@@ -1,0 +1,258 @@
+"""Crops, shifts, flips and erasing. A crop at whole cells is exact but for the outermost ring of cells, whose filters
+reach over the new border.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from walloc_data.errors import TransformError
+from walloc_data.regression import WindowMap
+from walloc_data.transforms.base import LatentTransform, check_probability, coin, integers, uniform
+
+__all__ = [
+    "CenterCrop",
+    "RandomCrop",
+    "RandomErasing",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "RandomTranslate",
+]
+
+Size = int | tuple[int, int]
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise TransformError(f"a size in cells is at least 1, not {size!r}")
+    return height, width
+
+
+def _check_fits(size: tuple[int, int], latents: Tensor) -> None:
+    if size[0] > latents.shape[2] or size[1] > latents.shape[3]:
+        raise TransformError(
+            f"a crop of {size[0]} x {size[1]} cells does not fit latents of {latents.shape[2]} x {latents.shape[3]}"
+        )
+
+
+def _crop(latents: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+    """A window of one size from each sample, at its own place."""
+    n, c, _, _ = latents.shape
+    device = latents.device
+    rows = (top[:, None] + torch.arange(size[0])).to(device)[:, None, :, None]  # (N, 1, h', 1)
+    columns = (left[:, None] + torch.arange(size[1])).to(device)[:, None, None, :]
+    samples = torch.arange(n, device=device)[:, None, None, None]
+    channels = torch.arange(c, device=device)[None, :, None, None]
+    return latents[samples, channels, rows, columns]
+
+
+class CenterCrop(LatentTransform):
+    """The middle `size_cells`; an odd remainder goes to the bottom and right."""
+
+    def __init__(self, size_cells: Size) -> None:
+        super().__init__()
+        self.size_cells = _pair(size_cells)
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        _check_fits(self.size_cells, latents)
+        (h, w), (height, width) = self.size_cells, latents.shape[2:]
+        top, left = (height - h) // 2, (width - w) // 2
+        return latents[:, :, top : top + h, left : left + w]
+
+    def extra_repr(self) -> str:
+        return f"size_cells={self.size_cells}"
+
+
+class RandomCrop(LatentTransform):
+    """`size_cells` from a random place, each sample its own."""
+
+    def __init__(self, size_cells: Size) -> None:
+        super().__init__()
+        self.size_cells = _pair(size_cells)
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        _check_fits(self.size_cells, latents)
+        n, _, height, width = latents.shape
+        top = integers(n, 0, height - self.size_cells[0], generator=generator)
+        left = integers(n, 0, width - self.size_cells[1], generator=generator)
+        return _crop(latents, top, left, self.size_cells)
+
+    def extra_repr(self) -> str:
+        return f"size_cells={self.size_cells}"
+
+
+class RandomTranslate(LatentTransform):
+    """Shift each sample by up to `max_cells` in each direction; the shape stays.
+
+    Args:
+        max_cells: the largest shift.
+        fill: (C,) values for the cells that come in, e.g. the stored integers of mid-grey; default 0.
+    """
+
+    fill: Tensor | None
+
+    def __init__(self, max_cells: int, *, fill: Sequence[float] | Tensor | None = None) -> None:
+        super().__init__()
+        if max_cells < 0:
+            raise TransformError(f"max_cells must be at least 0, not {max_cells}")
+        self.max_cells = max_cells
+        self.register_buffer("fill", None if fill is None else torch.as_tensor(fill, dtype=torch.float32))
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        n, c, height, width = latents.shape
+        m = self.max_cells
+        fill = self.fill
+        if fill is None:
+            canvas = F.pad(latents, (m, m, m, m))
+        else:
+            values = fill.round().to(latents.dtype) if not latents.is_floating_point() else fill.to(latents)
+            canvas = values[None, :, None, None].expand(n, c, height + 2 * m, width + 2 * m).clone()
+            canvas[:, :, m : m + height, m : m + width] = latents
+        top = integers(n, 0, 2 * m, generator=generator)
+        left = integers(n, 0, 2 * m, generator=generator)
+        return _crop(canvas, top, left, (height, width))
+
+    def extra_repr(self) -> str:
+        return f"max_cells={self.max_cells}"
+
+
+class RandomHorizontalFlip(LatentTransform):
+    """Mirror each sample with probability p.
+
+    Args:
+        operator: the codec's fitted map (`LatentOperators.flip`), applied after the cells are reversed: float32 out.
+            None reverses the cells alone, which leaves each cell's inside unmirrored: most of the latent's variance
+            is then wrong, though a model may still learn from it.
+        p: probability.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, operator: WindowMap | None = None, *, p: float = 0.5) -> None:
+        super().__init__()
+        self.p, self.fitted = check_probability(p), operator is not None
+        self.register_buffer("weight", None if operator is None else operator.weight)
+        self.register_buffer("bias", None if operator is None else operator.bias)
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        chosen = coin(len(latents), self.p, generator=generator).to(latents.device)
+        weight, bias = self.weight, self.bias
+        if weight is None or bias is None:
+            return torch.where(chosen[:, None, None, None], latents.flip(-1), latents)
+        result = latents.float() if latents.dtype != torch.float32 else latents.clone()
+        if bool(chosen.any()):  # only the chosen ones pay for the convolution
+            result[chosen] = WindowMap(weight, bias)(latents[chosen].flip(-1))
+        return result
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, fitted={self.fitted}"
+
+
+class RandomErasing(LatentTransform):
+    """Fill a random rectangle of each sample with probability p (Zhong et al., arXiv 1708.04896).
+
+    Args:
+        p: probability.
+        scale: smallest and largest area, relative to the latent's.
+        ratio: smallest and largest height / width.
+        fill: (C,) values to fill with; default 0.
+    """
+
+    fill: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        p: float = 0.5,
+        scale: tuple[float, float] = (0.02, 0.33),
+        ratio: tuple[float, float] = (0.3, 3.3),
+        fill: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.p, self.scale, self.ratio = check_probability(p), scale, ratio
+        self.register_buffer("fill", None if fill is None else torch.as_tensor(fill, dtype=torch.float32))
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        n, _, height, width = latents.shape
+        chosen = coin(n, self.p, generator=generator)
+        h, w = _random_sizes(n, (height, width), self.scale, self.ratio, generator=generator)
+        top = integers(n, 0, height - h, generator=generator)
+        left = integers(n, 0, width - w, generator=generator)
+        rows, columns = torch.arange(height)[None, :], torch.arange(width)[None, :]
+        inside_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None])  # (N, height)
+        inside_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
+        mask = (inside_rows[:, :, None] & inside_columns[:, None, :] & chosen[:, None, None])[:, None]
+        fill = self.fill
+        value = torch.zeros(latents.shape[1]) if fill is None else fill
+        value = value.round() if not latents.is_floating_point() else value
+        return torch.where(mask.to(latents.device), value.to(latents)[:, None, None], latents)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, scale={self.scale}, ratio={self.ratio}"
+
+
+class RandomResizedCrop(LatentTransform):
+    """A crop of random area and shape, at whole cells.
+
+    Args:
+        size_cells: resample each sample's crop to this size, bilinearly. Latents have no exact resize (each channel is
+            a band of frequencies, which a change of scale moves), so this is an approximation:
+            `benchmarks/transform_fidelity.py` measures it. None draws one crop size for the batch and returns the crops
+            as they are, which is exact; the model must then take varying sizes.
+        scale: smallest and largest area, relative to the latent's.
+        ratio: smallest and largest height / width.
+    """
+
+    def __init__(
+        self,
+        size_cells: Size | None = None,
+        *,
+        scale: tuple[float, float] = (0.35, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ) -> None:
+        super().__init__()
+        self.size_cells = None if size_cells is None else _pair(size_cells)
+        self.scale, self.ratio = scale, ratio
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        n, _, height, width = latents.shape
+        count = 1 if self.size_cells is None else n
+        h, w = _random_sizes(count, (height, width), self.scale, self.ratio, generator=generator)
+        top = integers(n, 0, height - h, generator=generator)
+        left = integers(n, 0, width - w, generator=generator)
+        if self.size_cells is None:
+            return _crop(latents, top, left, (int(h), int(w)))
+        # An affine map from output to input, in grid_sample's coordinates: -1 and 1 are the picture's edges.
+        theta = torch.zeros(n, 2, 3)
+        theta[:, 0, 0], theta[:, 1, 1] = w / width, h / height
+        theta[:, 0, 2] = (2 * left + w) / width - 1
+        theta[:, 1, 2] = (2 * top + h) / height - 1
+        grid = F.affine_grid(theta, [n, latents.shape[1], *self.size_cells], align_corners=False)
+        return F.grid_sample(
+            latents.float(), grid.to(latents.device), mode="bilinear", padding_mode="border", align_corners=False
+        )
+
+    def extra_repr(self) -> str:
+        return f"size_cells={self.size_cells}, scale={self.scale}, ratio={self.ratio}"
+
+
+def _random_sizes(
+    count: int,
+    shape: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    *,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """(count,) heights and widths in whole cells: area uniform, shape log-uniform, cut to the latent."""
+    height, width = shape
+    area = uniform(count, *scale, generator=generator) * height * width
+    aspect = uniform(count, math.log(ratio[0]), math.log(ratio[1]), generator=generator).exp()
+    h = (area * aspect).sqrt().round().long().clamp(1, height)
+    w = (area / aspect).sqrt().round().long().clamp(1, width)
+    return h, w

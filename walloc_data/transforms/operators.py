@@ -1,0 +1,198 @@
+"""What a codec's latents look like after a flip or a change of colour: linear maps, fitted once per codec.
+
+The analysis filters do not commute with a mirror, and the encoder mixes colours, so that flipping or greying latents
+takes a fitted map: closed-form least squares over pictures, with its held-out error beside it. The maps lie in the
+codec's folder as `operators.safetensors`.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from walloc_data.errors import CodecError, StorageError
+from walloc_data.format import CodecSpec
+from walloc_data.latents import expand
+from walloc_data.regression import WindowMap, WindowRegression
+from walloc_data.storage import Store
+
+__all__ = ["OPERATORS_NAME", "LatentOperators", "fit_operators"]
+
+OPERATORS_NAME = "operators.safetensors"
+MAX_OPERATORS_BYTES = 16 * 2**20
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision's rgb_to_grayscale
+_MAPS = ("flip", "grayscale", "grey_level")
+
+
+class Encoder(Protocol):
+    """A codec, as far as fitting needs it."""
+
+    @property
+    def spec(self) -> CodecSpec: ...
+
+    def encode(self, images: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LatentOperators:
+    """Linear maps on the latents of one codec. v is `expand` of the stored integers z."""
+
+    encoder_sha256: str
+    latent_bits: int
+    flip: WindowMap  # z of the mirrored picture from z.flip(-1)
+    grayscale: WindowMap  # v of the grey picture from v
+    grey_level: WindowMap  # a picture's mean luma, in [-1/2, 1/2], from its mean v: one target
+    grey: Tensor  # (C,) v of mid-grey, the encoder's offset
+    brightness: Tensor  # (C,) change of v for each unit of brightness
+    held_out_error: Mapping[str, float] = field(default_factory=dict)  # relative to the variance, mean over channels
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `operators.safetensors` into a codec's folder, whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {"grey": self.grey, "brightness": self.brightness}
+        for name in _MAPS:
+            tensors[f"{name}.weight"] = getattr(self, name).weight
+            tensors[f"{name}.bias"] = getattr(self, name).bias
+        metadata = {
+            "format": "walloc_data-operators",
+            "encoder_sha256": self.encoder_sha256,
+            "latent_bits": str(self.latent_bits),
+            "held_out_error": json.dumps(dict(self.held_out_error), sort_keys=True),
+        }
+        target = Path(folder) / OPERATORS_NAME
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata=metadata)
+        partial.replace(target)
+        return target
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str], *, spec: CodecSpec | None = None) -> "LatentOperators":
+        """Read a codec's operators.
+
+        Args:
+            source: a codec's folder, or an encoded data set (whose `codec/` folder has them): a path or a URL.
+            spec: refuse operators that were fitted for another encoder.
+
+        Raises:
+            StorageError: where there are none; says how to fit them.
+            CodecError: for a file that is not one, or is of another codec.
+        """
+        store = Store(source)
+        for path in (OPERATORS_NAME, f"codec/{OPERATORS_NAME}"):
+            if store.exists(path):
+                data = store.read_bytes(path, max_bytes=MAX_OPERATORS_BYTES)
+                return cls._parse(data, where=store.where(path), spec=spec)
+        raise StorageError(
+            f"{store.url}: no {OPERATORS_NAME} there or in its codec folder: fit it with fit_operators(codec, pictures)"
+        )
+
+    @classmethod
+    def _parse(cls, data: bytes, *, where: str, spec: CodecSpec | None) -> "LatentOperators":
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            tensors = load(data)
+            length = int.from_bytes(data[:8], "little")
+            metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+            operators = cls(
+                encoder_sha256=metadata["encoder_sha256"],
+                latent_bits=int(metadata["latent_bits"]),
+                grey=tensors["grey"],
+                brightness=tensors["brightness"],
+                held_out_error=json.loads(metadata["held_out_error"]),
+                **{name: WindowMap(tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in _MAPS},
+            )
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise CodecError(f"{where}: not a file of latent operators ({error})") from error
+        if spec is not None and operators.encoder_sha256 != spec.encoder_sha256:
+            raise CodecError(
+                f"{where}: fitted for encoder {operators.encoder_sha256[:12]}, these latents are of {spec.name!r} "
+                f"({spec.encoder_sha256[:12]}): fit them for this codec"
+            )
+        return operators
+
+
+def _luma(pictures: Tensor) -> Tensor:
+    """(N, 3, H, W) uint8 to (N, 1, H, W) uint8, rounded as torchvision rounds."""
+    weights = torch.tensor(_LUMA)[:, None, None]
+    return (pictures.float() * weights).sum(1, keepdim=True).round().to(torch.uint8)
+
+
+class _Sums:
+    """The three regressions over one set of pictures."""
+
+    def __init__(self, spec: CodecSpec, *, flip_window_cells: tuple[int, int]) -> None:
+        dim = spec.latent_dim
+        self.spec = spec
+        self.flip = WindowRegression(dim, num_targets=dim, window_cells=flip_window_cells)
+        self.grayscale = WindowRegression(dim, num_targets=dim, window_cells=(1, 1))
+        self.grey_level = WindowRegression(dim, num_targets=1, window_cells=(1, 1))
+
+    def update(self, codec: Encoder, pictures: Tensor) -> None:
+        bits = self.spec.latent_bits
+        grey = _luma(pictures)
+        z, mirrored = codec.encode(pictures), codec.encode(pictures.flip(-1))
+        self.flip.update(z.flip(-1), mirrored)
+        v = expand(z, latent_bits=bits)
+        self.grayscale.update(v, expand(codec.encode(grey.expand(-1, 3, -1, -1).contiguous()), latent_bits=bits))
+        # A cell's filters are centred on its corner and reach far, so only means over whole pictures compare.
+        self.grey_level.update(v.mean((2, 3), keepdim=True), (grey / 255 - 0.5).mean((2, 3), keepdim=True))
+
+    def errors(self, maps: Mapping[str, WindowMap]) -> dict[str, float]:
+        """Squared error relative to the variance, averaged over channels: models see channels standardised."""
+        return {name: float(getattr(self, name).relative_error(fitted).mean()) for name, fitted in maps.items()}
+
+
+def fit_operators(
+    codec: Encoder,
+    pictures: Iterable[Tensor],
+    *,
+    held_out: Iterable[Tensor],
+    flip_window_cells: tuple[int, int] = (3, 5),
+) -> LatentOperators:
+    """Fit a codec's operators in one pass over pictures, without a gradient.
+
+    Args:
+        codec: what `load_codec` returns; encodes, never decodes.
+        pictures: batches (N, 3, H, W) uint8, sides multiples of the cell; a few hundred photographs determine the maps.
+        held_out: other pictures, for the errors that `held_out_error` reports.
+        flip_window_cells: (height, width) of the flip's window.
+    """
+    spec = codec.spec
+    fitted, other = (_Sums(spec, flip_window_cells=flip_window_cells) for _ in range(2))
+    for batch in pictures:
+        fitted.update(codec, batch)
+    for batch in held_out:
+        other.update(codec, batch)
+    maps = {name: getattr(fitted, name).solve() for name in _MAPS}
+    # Flat pictures of every grey level lie on a line in v; its ends may saturate.
+    side = 8 * spec.cell_px
+    levels = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, side, side).contiguous()
+    z = codec.encode(levels)[:, :, 0, 0].double()  # (256, C)
+    v = expand(z, latent_bits=spec.latent_bits)
+    limit = 2 ** (spec.latent_bits - 1) - 1
+    grey, brightness = torch.zeros(spec.latent_dim), torch.zeros(spec.latent_dim)
+    level = torch.arange(256, dtype=torch.float64) / 255 - 0.5
+    for channel in range(spec.latent_dim):
+        inside = z[:, channel].abs() < limit
+        x = torch.stack([torch.ones_like(level), level], 1)[inside]
+        grey[channel], brightness[channel] = torch.linalg.lstsq(x, v[inside, channel : channel + 1]).solution[:, 0]
+    kernel = torch.zeros_like(maps["flip"].weight)
+    kernel[:, :, flip_window_cells[0] // 2, flip_window_cells[1] // 2] = torch.eye(spec.latent_dim)
+    naive = WindowMap(kernel, torch.zeros(spec.latent_dim))
+    errors = other.errors(maps) | {"flip_naive": other.errors({"flip": naive})["flip"]}
+    return LatentOperators(
+        encoder_sha256=spec.encoder_sha256,
+        latent_bits=spec.latent_bits,
+        grey=grey,
+        brightness=brightness,
+        held_out_error=errors,
+        **maps,
+    )
