@@ -1,5 +1,6 @@
 """Samples of a data set as people want to see them: latents with their captions, and pictures decoded from them."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ class OpenSplit:
 
 @contextmanager
 def open_split(
-    out: str | Path, *, split: str | None, storage_options: Mapping[str, Any] | None = None
+    out: str | os.PathLike[str], *, split: str | None, storage_options: Mapping[str, Any] | None = None
 ) -> Iterator[OpenSplit]:
     """Open one split; None is the first by name, training before others."""
     store = Store(out, storage_options=storage_options)

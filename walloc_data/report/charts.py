@@ -1,0 +1,247 @@
+"""Charts as inline SVG and HTML: no scripts, no fonts, no network; colours come from the page's style sheet.
+
+Drawings are 360 units wide, about a phone's width, so that their text stays readable there; a wide screen shows
+several side by side. Every chart has a title, axes with units, and a description that says in words what it shows.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from itertools import count
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Charts", "bar_table", "number", "picture_bytes"]
+
+_W, _H = 360, 200
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 40
+
+
+def number(value: float) -> str:
+    """A number for people: thousands separated, three significant digits below a hundred."""
+    if not math.isfinite(value):
+        return "unknown"
+    if float(value).is_integer() or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def picture_bytes(num_bytes: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def _ticks(low: float, high: float, about: int) -> list[float]:
+    """Round values that divide an interval into about so many parts."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / about
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) + 0.0 for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+class Charts:
+    """Draws charts for one page, with an identifier of its own for each."""
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+
+    def _figure(
+        self, body: str, *, title: str, description: str, facts: str = "", width: int = _W, height: int = _H
+    ) -> str:
+        n = next(self._numbers)
+        small = f"<small>{escape(facts)}</small>" if facts else ""
+        return (
+            f'<figure class="chart"><figcaption>{escape(title)}{small}</figcaption>'
+            f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="c{n}t c{n}d">'
+            f'<title id="c{n}t">{escape(title)}</title><desc id="c{n}d">{escape(description)}</desc>'
+            f"{body}</svg></figure>"
+        )
+
+    def histogram(
+        self,
+        values: npt.NDArray[np.float64],
+        *,
+        title: str,
+        unit: str,
+        what: str = "pictures",
+        bins: int = 32,
+        whole: bool = False,
+    ) -> str:
+        """Bars over equal intervals of a value, with its mean marked.
+
+        Args:
+            values: (n,) finite, n > 0.
+            unit: of the values, under the horizontal axis.
+            what: is counted, along the vertical axis.
+            whole: the values are whole numbers: no interval is narrower than one.
+        """
+        low, high = float(values.min()), float(values.max())
+        if high == low:
+            low, high = low - 0.5, high + 0.5
+        if whole:
+            bins = int(max(1, min(bins, high - low + 1)))
+        counts, edges = np.histogram(values, bins=bins, range=(low, high))
+        top = float(counts.max())
+        x = _Scale(low, high, _LEFT, _W - _RIGHT)
+        y = _Scale(0, top, _H - _BOTTOM, _TOP)
+        whole_ticks = [tick for tick in _ticks(0, top, 4) if tick.is_integer()]
+        parts = [_axes(x, y, x_label=unit, y_label=what, y_ticks=whole_ticks)]
+        for i, value in enumerate(counts.tolist()):
+            if value:
+                left, right = x(edges[i]), x(edges[i + 1])
+                parts.append(_rect(left, y(value), max(right - left - 1, 0.5), y(0) - y(value), "bar"))
+        mean, median = float(values.mean()), float(np.median(values))
+        parts.append(_mark(x(mean), f"mean {number(mean)}"))
+        description = (
+            f"{len(values):,} {what}: from {number(float(values.min()))} to {number(float(values.max()))} {unit}, "
+            f"mean {number(mean)}, median {number(median)}"
+        )
+        return self._figure("".join(parts), title=title, description=description)
+
+    def columns(
+        self,
+        values: Sequence[float],
+        *,
+        title: str,
+        unit: str,
+        what: str,
+        line: float | None = None,
+        line_text: str = "",
+    ) -> str:
+        """One column for each numbered thing (channels, ranks), and a level to compare them with."""
+        top = max([*values, line or 0.0, 1e-9])
+        x = _Scale(-0.5, len(values) - 0.5, _LEFT, _W - _RIGHT)
+        y = _Scale(0, top * (1.2 if line is not None else 1.0), _H - _BOTTOM, _TOP)
+        every = max(1, math.ceil(len(values) / 12))
+        ticks = [float(i) for i in range(0, len(values), every)]
+        parts = [_axes(x, y, x_label=what, y_label=unit, y_ticks=_ticks(0, top, 4), x_ticks=ticks)]
+        width = max((x(1) - x(0)) * 0.76, 0.4)
+        for i, value in enumerate(values):
+            parts.append(_rect(x(i) - width / 2, y(value), width, y(0) - y(value), "bar"))
+        description = f"{what} 0 to {len(values) - 1}: " + ", ".join(number(value) for value in values[:40])
+        if line is not None:
+            right, level = _W - _RIGHT, y(line)
+            parts.append(f'<line class="level" x1="{_LEFT}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}"/>')
+            parts.append(_text(right, _TOP + 2, line_text, anchor="end", name="note"))
+            description += f" {unit}; {line_text}"
+        return self._figure("".join(parts), title=title, description=description)
+
+    def channel(self, counts: Sequence[int], *, index: int, low: int, high: int, facts: str) -> str:
+        """The histogram of one latent channel: how often each integer occurs, on a logarithmic scale."""
+        width, height, left, bottom = 180, 92, 8, 18
+        offset = len(counts) // 2
+        top = math.log10(max(max(counts), 1) + 1)
+        x, y = _Scale(low - 0.5, high + 0.5, left, width - 8), _Scale(0, max(top, 1e-9), height - bottom, 6)
+        points = [f"{x(low - 0.5):.1f},{y(0):.1f}"]
+        for value in range(low, high + 1):
+            level = y(math.log10(counts[value + offset] + 1))
+            points += [f"{x(value - 0.5):.1f},{level:.1f}", f"{x(value + 0.5):.1f},{level:.1f}"]
+        points.append(f"{x(high + 0.5):.1f},{y(0):.1f}")
+        body = f'<polygon class="bar" points="{" ".join(points)}"/>'
+        body += f'<line class="axis" x1="{left}" x2="{width - 8}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>'
+        for tick in (low, 0, high):
+            anchor = "start" if tick == low else "end" if tick == high else "middle"
+            body += (
+                f'<text x="{x(tick):.1f}" y="{height - 5}" text-anchor="{anchor}">{str(tick).replace("-", "−")}</text>'
+            )
+        return self._figure(
+            body,
+            title=f"Channel {index}",
+            facts=facts,
+            description=f"{facts}; {_describe(counts)}",
+            width=width,
+            height=height,
+        )
+
+
+class _Scale:
+    """A linear map from values to units of the drawing."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self.low, self.high, self.start, self.end = low, high, start, end
+
+    def __call__(self, value: float) -> float:
+        span = self.high - self.low
+        return self.start + (value - self.low) / (span or 1.0) * (self.end - self.start)
+
+
+def _axes(
+    x: _Scale,
+    y: _Scale,
+    *,
+    x_label: str,
+    y_label: str,
+    y_ticks: Sequence[float],
+    x_ticks: Sequence[float] | None = None,
+) -> str:
+    parts = []
+    for tick in y_ticks:
+        at = y(tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 5}" y="{at + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
+    for tick in x_ticks if x_ticks is not None else _ticks(x.low, x.high, 5):
+        parts.append(f'<text x="{x(tick):.1f}" y="{_H - _BOTTOM + 15}" text-anchor="middle">{_short(tick)}</text>')
+    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{_H - _BOTTOM}" y2="{_H - _BOTTOM}"/>')
+    middle = (_LEFT + _W - _RIGHT) / 2
+    parts.append(f'<text class="label" x="{middle}" y="{_H - 7}" text-anchor="middle">{escape(x_label)}</text>')
+    centre = (_TOP + _H - _BOTTOM) / 2
+    turned = f"translate(11 {centre}) rotate(-90)"
+    parts.append(f'<text class="label" transform="{turned}" text-anchor="middle">{escape(y_label)}</text>')
+    return "".join(parts)
+
+
+def _short(value: float) -> str:
+    """A tick's text: thousands as k, so that it fits beside the axis."""
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= factor:
+            divisor = 1e3 if unit == "k" else factor
+            return f"{value / divisor:g}{unit}"
+    return f"{value:g}"
+
+
+def _rect(x: float, y: float, width: float, height: float, name: str) -> str:
+    return f'<rect class="{name}" x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{max(height, 0):.2f}"/>'
+
+
+def _text(x: float, y: float, text: str, *, anchor: str, name: str) -> str:
+    return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _mark(x: float, text: str) -> str:
+    """A dashed upright line with its text on the side that has room."""
+    right = x > (_LEFT + _W - _RIGHT) / 2
+    line = f'<line class="level" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 4}" y2="{_H - _BOTTOM}"/>'
+    return line + _text(x - 5 if right else x + 5, _TOP + 5, text, anchor="end" if right else "start", name="note")
+
+
+def _describe(counts: Sequence[int]) -> str:
+    seen = [i - len(counts) // 2 for i, value in enumerate(counts) if value]
+    if not seen:
+        return "no value occurs"
+    common = max(range(len(counts)), key=lambda i: counts[i]) - len(counts) // 2
+    return f"values from {seen[0]} to {seen[-1]}, {common} the most frequent; how often each occurs, logarithmic"
+
+
+def bar_table(rows: Iterable[tuple[str, float, str]], *, caption: str, head: tuple[str, str]) -> str:
+    """A table whose second column is drawn as bars: (name, value, the value as text); names may be anything."""
+    listed = list(rows)
+    top = max((value for _, value, _ in listed), default=0) or 1
+    body = "".join(
+        f'<tr><th scope="row"><bdi>{escape(name)}</bdi></th><td><span class="track" aria-hidden="true">'
+        f'<span class="fill" style="width:{100 * value / top:.1f}%"></span></span></td>'
+        f'<td class="num">{escape(text)}</td></tr>'
+        for name, value, text in listed
+    )
+    return (
+        f'<table class="bars"><caption>{escape(caption)}</caption><thead><tr><th scope="col">{escape(head[0])}</th>'
+        f'<th scope="col"><span class="hidden">as a bar</span></th><th scope="col" class="num">{escape(head[1])}</th>'
+        f"</tr></thead><tbody>{body}</tbody></table>"
+    )

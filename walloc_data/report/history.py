@@ -1,0 +1,59 @@
+"""What a conversion left besides latents: its failures, and how fast it was. All of it is untrusted text."""
+
+import json
+import re
+from collections import Counter
+
+from walloc_data.format import check_name
+from walloc_data.storage import Store
+
+__all__ = ["read_failures", "read_runs"]
+
+MAX_BYTES = 32 * 2**20
+MAX_LISTED = 200
+MAX_REASONS = 30
+
+
+def _lines(store: Store, path: str) -> list[dict[str, object]]:
+    """The JSON objects of a file of lines; empty where there is none or it is too large to be read whole."""
+    if not store.exists(path) or store.num_bytes(path) > MAX_BYTES:
+        return []
+    found = []
+    for line in store.read_bytes(path, max_bytes=MAX_BYTES).splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def read_failures(store: Store, split: str) -> tuple[list[tuple[str, str, str]], list[tuple[str, int]]]:
+    """The first failures as (source index, name, reason), and how many of each reason, most frequent first."""
+    lines = _lines(store, f"failures/{check_name(split, what='split', where=store.url)}.jsonl")
+    failures = [
+        (str(line.get("source_index", "")), str(line.get("name", ""))[:500], str(line.get("reason", ""))[:500])
+        for line in lines
+    ]
+    # "truncated (23 bytes not processed)" and "truncated (7 bytes ...)" are one reason.
+    reasons = Counter(re.sub(r"\d+", "N", reason) for _, _, reason in failures).most_common(MAX_REASONS)
+    return failures[:MAX_LISTED], reasons
+
+
+def read_runs(store: Store, split: str) -> tuple[list[tuple[int, float]], dict[str, float]]:
+    """(samples, seconds) of each run of the conversion that made a split, and the seconds of each stage.
+
+    The log is a work file: a data set that was downloaded has none.
+    """
+    runs: list[tuple[int, float]] = []
+    stages: dict[str, float] = {}
+    for line in _lines(store, f".walloc/{check_name(split, what='split', where=store.url)}/log.jsonl"):
+        samples, seconds, parts = line.get("samples"), line.get("seconds"), line.get("stages_s")
+        if not isinstance(samples, int) or not isinstance(seconds, int | float) or seconds < 0 or samples < 0:
+            continue
+        runs.append((samples, float(seconds)))
+        for name, value in parts.items() if isinstance(parts, dict) else ():
+            if isinstance(value, int | float) and 0 <= value < 1e12 and len(stages) < 50:
+                stages[str(name)] = stages.get(str(name), 0.0) + float(value)
+    return runs[-MAX_LISTED:], stages

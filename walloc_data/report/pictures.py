@@ -1,0 +1,117 @@
+"""Pictures inside the report, as data URIs."""
+
+import base64
+import io
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from walloc_data.codec import CodecInfo, WallocCodec
+from walloc_data.report.samples import OpenSplit, Shown, decode, spread_rows
+from walloc_data.report.sheet import channel_grid, decoders_of, packed_picture
+
+__all__ = ["class_pictures", "walk_through"]
+
+_THUMB_PX = 88  # heights, in CSS pixels
+_STRIP_PX = 176
+_NUM_STRIPS = 2
+# More than this is decoded by the fast decoder, so that a report of large photographs does not take minutes.
+_MAX_DECODED_PIXELS = 8_000_000
+
+
+def _photo(picture: Image.Image, *, alt: str, height_px: int) -> str:
+    """An <img> `height_px` CSS pixels high, stored with up to twice as many, for screens that have them."""
+    scale = min(1.0, 2 * height_px / picture.height)
+    if scale < 1:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return _img(picture, alt=alt, height_px=height_px, quality=86)
+
+
+def _values(picture: Image.Image, *, alt: str, height_px: int) -> str:
+    """An <img> of stored numbers: lossless, and the browser keeps the edges of each when it enlarges them."""
+    if picture.height > 2 * height_px:
+        size = (max(1, round(picture.width * 2 * height_px / picture.height)), 2 * height_px)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return _img(picture, alt=alt, height_px=height_px, quality=None)
+
+
+def _img(picture: Image.Image, *, alt: str, height_px: int, quality: int | None) -> str:
+    buffer = io.BytesIO()
+    if quality is None:
+        picture.save(buffer, "WEBP", lossless=True, method=4)
+    else:
+        picture.save(buffer, "WEBP", quality=quality, method=4)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    width = max(1, round(picture.width * height_px / picture.height))
+    name = ' class="values"' if quality is None else ""
+    return f'<img{name} width="{width}" height="{height_px}" alt="{escape(alt)}" src="data:image/webp;base64,{data}">'
+
+
+def walk_through(opened: OpenSplit, codec: WallocCodec, info: CodecInfo) -> str:
+    """Two samples, each as its packed latent, its channels and what the decoders make of it."""
+    statistics = opened.record.statistics
+    strips = ["<p>In the channels, blue is below the channel's mean, orange above it.</p>"]
+    for shown in opened.read(spread_rows(opened.index["label"], _NUM_STRIPS, seed=1)):
+        c, h, w = shown.latent.shape
+        packed = packed_picture(shown.latent, colours=codec.channels)
+        grid = channel_grid(shown.latent, mean=statistics.mean, std=statistics.std)
+        of = f"of sample {shown.key}"
+        cells = [
+            ("Packed latent", _values(packed, alt=f"Packed latent {of}", height_px=_STRIP_PX)),
+            (f"{c} channels", _values(grid, alt=f"{c} channels {of}", height_px=_STRIP_PX)),
+        ]
+        for title, how in decoders_of(codec, info):
+            picture = decode(codec, shown, how=how)
+            cells.append((title, _photo(picture, alt=f"{title}: picture {of}", height_px=_STRIP_PX)))
+        figures = "".join(f"<figure>{img}<figcaption>{escape(title)}</figcaption></figure>" for title, img in cells)
+        strips.append(
+            f'<p class="caption"><bdi>{escape(_title(shown))}</bdi>: {shown.width} × {shown.height} pixels became '
+            f"{c} × {h} × {w} integers, stored in {shown.num_bytes:,} bytes "
+            f'({shown.bits_per_pixel:.2f} bits per pixel).</p><div class="strip">{figures}</div>'
+        )
+    return "".join(strips)
+
+
+def _title(shown: Shown) -> str:
+    name = (
+        shown.class_name if shown.class_name is not None else f"label {shown.label}" if shown.label is not None else ""
+    )
+    return f"{name}, sample {shown.key}" if name else f"Sample {shown.key}"
+
+
+def class_pictures(opened: OpenSplit, codec: WallocCodec, info: CodecInfo, *, per_class: int, max_classes: int) -> str:
+    """Pictures of every class, or of as many classes as fit; of unlabelled splits, just pictures."""
+    labels = opened.index["label"]
+    present = np.unique(labels).tolist()
+    rng = np.random.default_rng(0)
+    classes = present
+    if len(present) > max_classes:
+        classes = sorted(rng.choice(present, max_classes, replace=False).tolist())
+    if not opened.record.labelled:
+        per_class *= max_classes
+    groups: dict[int, list[int]] = {}
+    for label in classes:
+        rows = np.flatnonzero(labels == label)
+        groups[label] = sorted(rng.choice(rows, min(per_class, len(rows)), replace=False).tolist())
+    available = [how for _, how in decoders_of(codec, info)]
+    if not available:
+        return "<p>The codec in this data set has no decoder, so no pictures are shown.</p>"
+    chosen = [row for group in groups.values() for row in group]
+    pixels = int((opened.index["height"][chosen].astype(np.int64) * opened.index["width"][chosen]).sum())
+    how = available[-1] if pixels <= _MAX_DECODED_PIXELS else available[0]
+    parts = []
+    for label, group in groups.items():
+        images, name = [], ""
+        for shown in opened.read(group):
+            name = shown.class_name or (f"label {label}" if label >= 0 else "")
+            picture = decode(codec, shown, how=how)
+            images.append(_photo(picture, alt=f"{name} {shown.key}".strip(), height_px=_THUMB_PX))
+        heading = f'<p class="class"><bdi>{escape(name)}</bdi></p>' if name else ""
+        parts.append(f'<div class="class">{heading}<div class="thumbs">{"".join(images)}</div></div>')
+    which = "Decoded by the codec's linear decoder." if how == "linear" else "Decoded by the codec's decoder."
+    if len(classes) < len(present):
+        which = f"{len(classes):,} of {len(present):,} classes, chosen by chance. {which}"
+    layout = "classes" if opened.record.labelled else "unlabelled"
+    return f'<p>{which}</p><div class="{layout}">{"".join(parts)}</div>'
