@@ -1,0 +1,33 @@
+"""The pictures behind the latents, as the encoder saw them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from walloc_data.convert.pictures import decode_picture, pillow_limits, resize_and_crop
+from walloc_data.errors import SourceError
+from walloc_data.format import EncodeSettings
+from walloc_data.sources import Source
+
+__all__ = ["original_pictures"]
+
+
+def original_pictures(source: Source, *, settings: EncodeSettings) -> Callable[[int], npt.NDArray[np.uint8]]:
+    """A function from a position in the source to its picture, upright and resized as for encoding: (H, W, 3) uint8.
+
+    Raises:
+        SourceError: the source is a stream, which has no positions; from the function: no picture there.
+    """
+    if source.num_items is None:
+        raise SourceError(f"{source.location}: a stream cannot be read at a position; give a source that can")
+    num_items = source.num_items
+
+    def picture(index: int) -> npt.NDArray[np.uint8]:
+        if not 0 <= index < num_items:
+            raise SourceError(f"{source.location}: no picture {index}; is this the source that was encoded?")
+        with pillow_limits():
+            image = decode_picture(source.read(index).data, settings=settings)
+        return resize_and_crop(image, size_px=settings.size_px)
+
+    return picture
