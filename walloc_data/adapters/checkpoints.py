@@ -24,7 +24,7 @@ def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         model: made by `create_latent_model`; DDP and compiled modules are unwrapped.
         folder: made where it does not exist.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     config = latent_config(model)
     inner = unwrap(model)
@@ -32,7 +32,7 @@ def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in inner.state_dict().items()}
     partial = target / f".{WEIGHTS}.{os.getpid()}"
-    save_file(weights, partial, metadata={"format": "walloc_data-model"})
+    partial.write_bytes(save(weights, metadata={"format": "walloc_data-model"}))
     partial.replace(target / WEIGHTS)
     partial = target / f".{CONFIG}.{os.getpid()}"
     partial.write_text(dump_json({"format": "walloc_data-model", "format_version": 1} | config.to_dict()))

@@ -53,7 +53,7 @@ class LatentOperators:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `operators.safetensors` into a codec's folder, whole or not at all."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors = {"grey": self.grey, "brightness": self.brightness}
         for name in _MAPS:
@@ -67,7 +67,7 @@ class LatentOperators:
         }
         target = Path(folder) / OPERATORS_NAME
         partial = target.with_name(f".{target.name}.{os.getpid()}")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata=metadata)
+        partial.write_bytes(save({name: value.contiguous() for name, value in tensors.items()}, metadata=metadata))
         partial.replace(target)
         return target
 

@@ -1,0 +1,274 @@
+"""Train a timm model on an encoded data set, with timm's own optimizer, scheduler, mixup and EMA.
+
+    walloc-data encode imagenette/train latents --split train --size 160
+    walloc-data encode imagenette/val   latents --split val   --size 160
+    python examples/train_timm.py latents --model resnet18 --epochs 12 --output runs/r18
+    torchrun --nproc-per-node 2 examples/train_timm.py latents --model resnet18 --epochs 12 --output runs/r18
+
+Run again with the same command after any interruption: it goes on from the last checkpoint, to the same weights as an
+uninterrupted run. Everything random in a step follows from (seed, step, rank), so nothing random has to be saved.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from walloc_data import LatentDataset, create_latent_model
+from walloc_data.adapters import parameter_groups, save_latent_model, summarize
+from walloc_data.transforms import Compose, LatentOperators, RandomHorizontalFlip, RandomTranslate
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="folder or URL that walloc-data encode wrote")
+    parser.add_argument("--output", type=Path, default=Path("runs/latent"), help="checkpoints, log and final model")
+    parser.add_argument("--model", default="vit_tiny_patch16_224", help="a timm model")
+    parser.add_argument("--model-kwargs", type=json.loads, default={}, help="JSON for timm, e.g. '{\"depth\": 6}'")
+    parser.add_argument("--geometry", choices=("skip_early", "all_stages", "pixel_grid"))
+    parser.add_argument("--normalization", choices=("standard", "expand"), default="standard")
+    parser.add_argument("--train-split", default="train")
+    parser.add_argument("--val-split", default="val")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=128, help="over all processes")
+    parser.add_argument("--opt", default="adamw")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--layer-decay", type=float)
+    parser.add_argument("--clip-grad", type=float, default=1.0)
+    parser.add_argument("--sched", default="cosine")
+    parser.add_argument("--warmup-epochs", type=int, default=1)
+    parser.add_argument("--smoothing", type=float, default=0.1)
+    parser.add_argument("--mixup", type=float, default=0.0, help="alpha; 0 is off")
+    parser.add_argument("--cutmix", type=float, default=0.0, help="alpha; 0 is off")
+    parser.add_argument("--ema-decay", type=float, default=0.99)
+    parser.add_argument("--flip", choices=("none", "naive", "fitted", "stored"), default="none")
+    parser.add_argument("--shift-cells", type=int, default=0, help="random shift by up to this many cells")
+    parser.add_argument("--cache", choices=("shards", "array"), default="array")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint-steps", type=int, default=0, help="also save every so many steps")
+    return parser.parse_args(argv)
+
+
+class Progress:
+    """One live line on a terminal; a line an epoch elsewhere."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.live = enabled and sys.stderr.isatty()
+        self.enabled = enabled
+
+    def step(self, text: str) -> None:
+        if self.live:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    def line(self, text: str) -> None:
+        if self.enabled:
+            print(("\r\x1b[K" if self.live else "") + text, file=sys.stderr, flush=True)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make everything random in a step a function of (seed, step, rank): mixup uses numpy, drop-path torch."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=4).digest()
+    np.random.seed(int.from_bytes(digest, "little"))  # timm's Mixup draws from the global generator
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+def evaluate(model: nn.Module, loader: Any, device: torch.device) -> float:
+    """Top-1 accuracy in percent, exact for any number of ranks: padding is masked."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    with torch.inference_mode():
+        for latents, labels, valid in loader:
+            correct = model(latents.to(device)).argmax(1).cpu() == labels
+            sums += torch.tensor([float((correct & valid).sum()), float(valid.sum())], dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return float(100 * sums[0] / sums[1])
+
+
+def augmentation(args: argparse.Namespace, train: LatentDataset) -> Compose:
+    """Shifts and flips of whole batches, on their device. Stored mirrors are the data set's own affair."""
+    steps: list[Any] = []
+    if args.shift_cells:
+        steps.append(RandomTranslate(args.shift_cells, fill=train.statistics.mean))
+    if args.flip == "naive":
+        steps.append(RandomHorizontalFlip())
+    if args.flip == "fitted":
+        steps.append(RandomHorizontalFlip(LatentOperators.load(args.data, spec=train.manifest.codec).flip))
+    return Compose(steps)
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """A checkpoint is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    args = parse(argv)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    progress = Progress(enabled=rank == 0)
+
+    shared = {"cache": args.cache, "seed": args.seed}
+    train = LatentDataset(args.data, split=args.train_split, shuffle=True, mirror=args.flip == "stored", **shared)
+    val = LatentDataset(args.data, split=args.val_split, **shared)
+    batches = train.loader(batch_size=args.batch_size, num_workers=args.workers, drop_last=True)
+    val_batches = val.loader(batch_size=args.batch_size, pad=True)
+    augment = augmentation(args, train).to(device)
+
+    torch.manual_seed(args.seed)
+    model = create_latent_model(
+        args.model, dataset=train, geometry=args.geometry, normalization=args.normalization, **args.model_kwargs
+    ).to(device)
+    num_classes = model.num_classes
+    summary = summarize(model)
+    progress.line(str(summary))
+    mixup = Mixup(
+        args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=num_classes, prob=1.0, mode="batch"
+    )
+    criterion = SoftTargetCrossEntropy()
+    optimizer = create_optimizer_v2(
+        parameter_groups(model, weight_decay=args.weight_decay, layer_decay=args.layer_decay), opt=args.opt, lr=args.lr
+    )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=args.sched,
+        num_epochs=args.epochs,
+        warmup_epochs=args.warmup_epochs,
+        warmup_lr=args.lr / 100,
+        min_lr=args.lr / 100,
+        step_on_epochs=False,
+        updates_per_epoch=len(batches),
+    )
+    ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True)
+    step, first_epoch, history = 0, 0, []
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    checkpoint = args.output / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        ema.module.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        batches.load_state_dict(state["loader"])
+        step, first_epoch, history = state["step"], state["epoch"], state["history"]
+        progress.line(f"resuming {checkpoint} at epoch {first_epoch}, step {step}")
+    trained: nn.Module = DistributedDataParallel(model) if world_size > 1 else model
+
+    def save(epoch: int) -> None:
+        if rank == 0:
+            state = {
+                "model": model.state_dict(),
+                "ema": ema.module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "loader": batches.state_dict(),
+                "step": step,
+                "epoch": epoch,
+                "history": history,
+            }
+            save_atomically(state, checkpoint)
+
+    def targets(latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if args.mixup or args.cutmix:
+            return mixup(latents.float(), labels)  # type: ignore[no-any-return]
+        off = args.smoothing / num_classes
+        return latents, torch.full((len(labels), num_classes), off, device=device).scatter_(
+            1, labels[:, None], 1 - args.smoothing + off
+        )
+
+    autocast = torch.autocast(device.type, torch.bfloat16) if args.amp else nullcontext()
+    for epoch in range(first_epoch, args.epochs):
+        trained.train()
+        batches.set_epoch(epoch)
+        begun, seen, loss_sum, correct = time.monotonic(), 0, torch.zeros((), device=device), 0.0
+        for latents, labels in batches:
+            seed_step(args.seed, step, rank)
+            latents, labels = latents.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            inputs, soft = targets(augment(latents), labels)
+            with autocast:
+                logits = trained(inputs)
+                loss = criterion(logits, soft)
+            optimizer.zero_grad()
+            loss.backward()
+            if args.clip_grad:
+                nn.utils.clip_grad_norm_(model.parameters(), args.clip_grad)
+            optimizer.step()
+            step += 1
+            scheduler.step_update(step)
+            ema.update(model, step=step)
+            seen += args.batch_size
+            loss_sum += loss.detach() * args.batch_size
+            correct += float((logits.argmax(1) == soft.argmax(1)).sum()) * world_size
+            rate = seen / (time.monotonic() - begun)
+            progress.step(
+                f"epoch {epoch} {seen}/{batches.num_samples}: loss {loss_sum / seen:.3f}, "
+                f"accuracy {100 * correct / seen:.1f} % (training, as augmented), {rate:.0f} samples/s"
+            )
+            if args.checkpoint_steps and step % args.checkpoint_steps == 0 and batches.epoch == epoch:
+                save(epoch)
+        seconds = time.monotonic() - begun
+        top1, ema_top1 = evaluate(model, val_batches, device), evaluate(ema.module, val_batches, device)
+        history.append(
+            {
+                "epoch": epoch,
+                "loss": float(loss_sum / max(seen, 1)),
+                "top1": top1,
+                "ema_top1": ema_top1,
+                "samples_per_s": seen / seconds,
+            }
+        )
+        progress.line(
+            f"epoch {epoch}: loss {history[-1]['loss']:.3f}, validation {top1:.1f} % (EMA {ema_top1:.1f} %), "
+            f"{history[-1]['samples_per_s']:.0f} samples/s"
+        )
+        save(epoch + 1)
+
+    result = {
+        "model": args.model,
+        "geometry": summary.geometry,
+        "input_shape": summary.input_shape,
+        "num_parameters": summary.num_parameters,
+        "num_macs": summary.num_macs,
+        "codec": train.manifest.codec.name,
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "data"},
+        "history": history,
+    }
+    if rank == 0:
+        (args.output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        save_latent_model(ema.module, args.output / "model")
+        progress.line(f"final model: {args.output / 'model'}")
+    if world_size > 1:
+        dist.destroy_process_group()
+    return result
+
+
+if __name__ == "__main__":
+    main()
