@@ -24,8 +24,7 @@ class _ColourTransform(LatentTransform):
     brightness_direction: Tensor
     grayscale_weight: Tensor
     grayscale_bias: Tensor
-    level_weight: Tensor
-    level_bias: Tensor
+    mean_luma: Tensor
 
     def __init__(self, operators: LatentOperators) -> None:
         super().__init__()
@@ -34,8 +33,7 @@ class _ColourTransform(LatentTransform):
         self.register_buffer("brightness_direction", operators.brightness[:, None, None])
         self.register_buffer("grayscale_weight", operators.grayscale.weight[:, :, 0, 0])
         self.register_buffer("grayscale_bias", operators.grayscale.bias[:, None, None])
-        self.register_buffer("level_weight", operators.grey_level.weight[0, :, 0, 0])
-        self.register_buffer("level_bias", operators.grey_level.bias[0])
+        self.register_buffer("mean_luma", operators.mean_luma)
 
     def _expand(self, latents: Tensor) -> Tensor:
         return expand(latents, latent_bits=self.latent_bits)
@@ -49,7 +47,7 @@ class _ColourTransform(LatentTransform):
 
     def _mean_level(self, v: Tensor) -> Tensor:
         """(N, 1, 1, 1) the picture's mean luma, in [-1/2, 1/2]."""
-        return (v.mean((2, 3)) @ self.level_weight + self.level_bias)[:, None, None, None]
+        return ((v - self.grey).mean((2, 3)) @ self.mean_luma)[:, None, None, None]
 
 
 class ColorJitter(_ColourTransform):

@@ -26,7 +26,8 @@ __all__ = ["OPERATORS_NAME", "LatentOperators", "fit_operators"]
 OPERATORS_NAME = "operators.safetensors"
 MAX_OPERATORS_BYTES = 16 * 2**20
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision's rgb_to_grayscale
-_MAPS = ("flip", "grayscale", "grey_level")
+_FITTED = ("flip", "grayscale")
+_FLAT = ("grey", "brightness", "mean_luma")
 
 
 class Encoder(Protocol):
@@ -46,17 +47,17 @@ class LatentOperators:
     latent_bits: int
     flip: WindowMap  # z of the mirrored picture from z.flip(-1)
     grayscale: WindowMap  # v of the grey picture from v
-    grey_level: WindowMap  # a picture's mean luma, in [-1/2, 1/2], from its mean v: one target
     grey: Tensor  # (C,) v of mid-grey, the encoder's offset
     brightness: Tensor  # (C,) change of v for each unit of brightness
+    mean_luma: Tensor  # (C,) a picture's mean luma, in [-1/2, 1/2], is mean_luma . (mean v - grey)
     held_out_error: Mapping[str, float] = field(default_factory=dict)  # relative to the variance, mean over channels
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `operators.safetensors` into a codec's folder, whole or not at all."""
         from safetensors.torch import save
 
-        tensors = {"grey": self.grey, "brightness": self.brightness}
-        for name in _MAPS:
+        tensors = {name: getattr(self, name) for name in _FLAT}
+        for name in _FITTED:
             tensors[f"{name}.weight"] = getattr(self, name).weight
             tensors[f"{name}.bias"] = getattr(self, name).bias
         metadata = {
@@ -104,10 +105,10 @@ class LatentOperators:
             operators = cls(
                 encoder_sha256=metadata["encoder_sha256"],
                 latent_bits=int(metadata["latent_bits"]),
-                grey=tensors["grey"],
-                brightness=tensors["brightness"],
+                flip=WindowMap(tensors["flip.weight"], tensors["flip.bias"]),
+                grayscale=WindowMap(tensors["grayscale.weight"], tensors["grayscale.bias"]),
                 held_out_error=json.loads(metadata["held_out_error"]),
-                **{name: WindowMap(tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in _MAPS},
+                **{name: tensors[name] for name in _FLAT},
             )
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise CodecError(f"{where}: not a file of latent operators ({error})") from error
@@ -126,14 +127,13 @@ def _luma(pictures: Tensor) -> Tensor:
 
 
 class _Sums:
-    """The three regressions over one set of pictures."""
+    """The regressions over one set of pictures."""
 
     def __init__(self, spec: CodecSpec, *, flip_window_cells: tuple[int, int]) -> None:
         dim = spec.latent_dim
         self.spec = spec
         self.flip = WindowRegression(dim, num_targets=dim, window_cells=flip_window_cells)
         self.grayscale = WindowRegression(dim, num_targets=dim, window_cells=(1, 1))
-        self.grey_level = WindowRegression(dim, num_targets=1, window_cells=(1, 1))
 
     def update(self, codec: Encoder, pictures: Tensor) -> None:
         bits = self.spec.latent_bits
@@ -142,8 +142,6 @@ class _Sums:
         self.flip.update(z.flip(-1), mirrored)
         v = expand(z, latent_bits=bits)
         self.grayscale.update(v, expand(codec.encode(grey.expand(-1, 3, -1, -1).contiguous()), latent_bits=bits))
-        # A cell's filters are centred on its corner and reach far, so only means over whole pictures compare.
-        self.grey_level.update(v.mean((2, 3), keepdim=True), (grey / 255 - 0.5).mean((2, 3), keepdim=True))
 
     def errors(self, maps: Mapping[str, WindowMap]) -> dict[str, float]:
         """Squared error relative to the variance, averaged over channels: models see channels standardised."""
@@ -171,19 +169,8 @@ def fit_operators(
         fitted.update(codec, batch)
     for batch in held_out:
         other.update(codec, batch)
-    maps = {name: getattr(fitted, name).solve() for name in _MAPS}
-    # Flat pictures of every grey level lie on a line in v; its ends may saturate.
-    side = 8 * spec.cell_px
-    levels = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, side, side).contiguous()
-    z = codec.encode(levels)[:, :, 0, 0].double()  # (256, C)
-    v = expand(z, latent_bits=spec.latent_bits)
-    limit = 2 ** (spec.latent_bits - 1) - 1
-    grey, brightness = torch.zeros(spec.latent_dim), torch.zeros(spec.latent_dim)
-    level = torch.arange(256, dtype=torch.float64) / 255 - 0.5
-    for channel in range(spec.latent_dim):
-        inside = z[:, channel].abs() < limit
-        x = torch.stack([torch.ones_like(level), level], 1)[inside]
-        grey[channel], brightness[channel] = torch.linalg.lstsq(x, v[inside, channel : channel + 1]).solution[:, 0]
+    maps = {name: getattr(fitted, name).solve() for name in _FITTED}
+    grey, colours = _flat_pictures(codec)
     kernel = torch.zeros_like(maps["flip"].weight)
     kernel[:, :, flip_window_cells[0] // 2, flip_window_cells[1] // 2] = torch.eye(spec.latent_dim)
     naive = WindowMap(kernel, torch.zeros(spec.latent_dim))
@@ -191,8 +178,32 @@ def fit_operators(
     return LatentOperators(
         encoder_sha256=spec.encoder_sha256,
         latent_bits=spec.latent_bits,
-        grey=grey,
-        brightness=brightness,
+        grey=grey.float(),
+        brightness=colours.sum(1).float(),
+        # High bands of a whole picture average out, so that its mean v is that of a flat picture of its mean colour.
+        mean_luma=(torch.tensor(_LUMA, dtype=torch.float64) @ torch.linalg.pinv(colours)).float(),
         held_out_error=errors,
-        **maps,
+        flip=maps["flip"],
+        grayscale=maps["grayscale"],
     )
+
+
+def _flat_pictures(codec: Encoder) -> tuple[Tensor, Tensor]:
+    """Flat pictures lie on a plane in v: (C,) its offset at mid-grey, (C, 3) its slope by colour; float64."""
+    spec = codec.spec
+    levels = torch.linspace(0, 255, 7).round()
+    colours = torch.cartesian_prod(levels, levels, levels)  # (343, 3)
+    side = 8 * spec.cell_px
+    pictures = colours.to(torch.uint8)[:, :, None, None].expand(-1, -1, side, side)
+    z = codec.encode(pictures.contiguous())[:, :, 0, 0].double()  # (343, C)
+    v = expand(z, latent_bits=spec.latent_bits)
+    inputs = torch.cat([torch.ones(len(colours), 1), colours / 255 - 0.5], 1).double()
+    # The companding curve's ends saturate.
+    inside = z.abs() < 2 ** (spec.latent_bits - 1) - 1
+    plane = torch.stack(
+        [
+            torch.linalg.lstsq(inputs[inside[:, c]], v[inside[:, c], c : c + 1]).solution[:, 0]
+            for c in range(spec.latent_dim)
+        ]
+    )  # (C, 4)
+    return plane[:, 0], plane[:, 1:]
