@@ -15,10 +15,10 @@ PACKAGE = Path(walloc_data.__file__).parent
 ROWS = [
     {"errors"},
     {"format"},
-    {"storage", "latents"},
+    {"storage", "latents", "regression"},
     {"codec", "sources", "dataset", "transforms", "adapters"},
-    {"convert", "report", "interop", "serving"},
-    {"demo"},
+    {"convert", "report", "interop"},
+    {"demo", "fitting", "serving"},
     {"cli", "__main__"},
 ]
 # Packages that only one room may import.
