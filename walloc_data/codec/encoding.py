@@ -64,7 +64,7 @@ class LinearEncoder:
         self.radius = 4 * (2**J - 1)
         self.latent_dim = weight.shape[0]
         self.weight, self.bias = weight.detach().float().cpu().clone(), bias.detach().float().cpu().clone()
-        _keep_memory()
+        keep_freed_memory()
         weight, bias = self.weight.double(), self.bias.double()
         if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
             raise CodecError("the encoder's weights hold NaN or infinity")
@@ -114,7 +114,8 @@ class LinearEncoder:
         # One bit less leaves room for the rounding of the taps themselves.
         self.grid_bits = 53 - 8 - 1 - math.frexp(max(largest, 2.0**-20))[1]
         integers = torch.round(kernel * 2.0**self.grid_bits)
-        self._exact_kernel = integers.permute(0, 2, 3, 1).flatten(1).t().contiguous()  # ((y, x, C), O)
+        # Twice the taps, for windows that hold p - 127.5.
+        self._exact_kernel = 2 * integers.permute(0, 2, 3, 1).flatten(1).t().contiguous()  # ((y, x, C), O)
         unit = 2 * 255 * 2**self.grid_bits  # of a sum: v = sum / unit + bias
         self._boundaries = torch.tensor(
             [
@@ -247,7 +248,7 @@ class LinearEncoder:
         flat = rounded.view(-1, outputs)
         for cells in torch.split(_where(doubtful.reshape(-1)), chunk):
             window = _gather(windows, cells)  # (M, 2R+1, (2R+1) * C) of p - 127.5
-            sums = window.flatten(1).double().mul_(2) @ self._exact_kernel  # (M, O), every partial sum an exact integer
+            sums = window.flatten(1).double() @ self._exact_kernel  # (M, O), every partial sum an exact integer
             below = torch.searchsorted(self._boundaries, sums.t().contiguous(), right=True)  # (O, M)
             flat[cells] = (below.t() - self._boundaries.shape[1] // 2).to(torch.int8)
 
@@ -288,7 +289,7 @@ def _fill(rows: Tensor, pictures: Tensor, *, top: int, left: int) -> None:
         rows[:, :, start : start + width] = middle[:, :, : rows.shape[2] - start]
 
 
-def _keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Let the C library reuse freed buffers: page faults cost more than the arithmetic otherwise.
 
     glibc gives each block above 128 KiB back to the system when it is freed, until one larger has been: then it
