@@ -49,6 +49,10 @@ _FINAL = (
 _FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
 _ASK_AGAIN_STATUS = {408, 425, 429}  # of the 4xx: too slow, too early, too many
 
+# Clients that came through a fork. Their sockets are registered with the parent's epoll instance, which a fork shares:
+# finalising one here would unregister the parent's sockets, and the parent would wait for an answer it never sees.
+_inherited: list[Any] = []
+
 
 class Store:
     """A folder of files under one root.
@@ -90,9 +94,11 @@ class Store:
 
     @property
     def _fs(self) -> Any:
-        # Connections and event loops belong to the process that made them.
         if self._remote is None or self._remote_pid != os.getpid():
             import fsspec
+
+            if self._remote is not None:
+                _inherited.append(self._remote)
 
             try:
                 self._remote = fsspec.filesystem(self._protocol, skip_instance_cache=True, **self.storage_options)
