@@ -1,24 +1,252 @@
-"""The data set card: README.md with the YAML by which the Hugging Face Hub and `datasets` find the splits."""
+"""The data set card: README.md with the YAML by which the Hugging Face Hub and `datasets` find the splits.
 
-from walloc_data.format import Manifest
+A conversion writes it anew for each split. What a person has changed stays: every key of the YAML but those that
+follow from the data, and all text outside the two comments that enclose ours.
+"""
 
-__all__ = ["render_card"]
+import json
+import re
+from html import escape
+from pathlib import PurePosixPath
+
+from walloc_data.format import Manifest, SplitRecord
+from walloc_data.storage import Store
+
+__all__ = ["render_card", "write_card"]
+
+CARD_NAME = "README.md"
+PREVIEW_NAME = "preview.webp"
+MAX_CARD_BYTES = 4 * 2**20
+MAX_NAMES_LISTED = 200
+
+_BEGIN = "<!-- walloc_data: written anew by every conversion, down to the end mark -->"
+_PREVIEW = "<!-- walloc_data: preview -->"
+_END = "<!-- walloc_data: end -->"
+_FOLLOWS_FROM_DATA = ("configs", "size_categories")
+_TOP_KEY = re.compile(r"([A-Za-z_][\w-]*):")
+# Marks that would format text, begin a link, or end a table's cell.
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
 
 
-def render_card(manifest: Manifest) -> str:
-    """A minimal valid card; a function of the manifest alone."""
-    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
-    for split in sorted(manifest.splits):
-        lines += [f"  - split: {split}", f"    path: data/{split}-*.tar"]
-    lines += ["tags:", "- walloc", "---", "", "# WaLLoC latents", ""]
-    lines.append(
-        f"Encoded by walloc_data with the codec {manifest.codec.name} "
-        f"({manifest.codec.dimensionality_reduction:g}x fewer values than the pictures)."
-    )
-    lines.append("")
-    for split, record in sorted(manifest.splits.items()):
+def write_card(store: Store, manifest: Manifest) -> None:
+    """Write a data set's README.md, keeping what a person changed in the one that is there."""
+    previous = None
+    if store.exists(CARD_NAME):
+        previous = store.read_bytes(CARD_NAME, max_bytes=MAX_CARD_BYTES).decode("utf-8", "replace")
+    card = render_card(manifest, previous=previous, preview=store.exists(PREVIEW_NAME))
+    store.write_bytes(CARD_NAME, card.encode())
+
+
+def render_card(manifest: Manifest, *, previous: str | None = None, preview: bool = False) -> str:
+    """A complete card.
+
+    Args:
+        previous: the card that this one replaces.
+        preview: show `preview.webp`, which lies beside it.
+    """
+    yaml = _front_matter(manifest)
+    ours = "\n".join([_BEGIN, *_body(manifest, preview=preview), _END])
+    if previous is None:
+        return _join(yaml, ours)
+    kept, body = _take_apart(previous)
+    yaml = kept | {key: yaml[key] for key in _FOLLOWS_FROM_DATA} if kept else yaml
+    before, begin, rest = body.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        return _join(yaml, body)  # without our comments all of the text is a person's
+    return _join(yaml, before + ours + after)
+
+
+def _join(yaml: dict[str, str], body: str) -> str:
+    return "---\n" + "".join(yaml.values()) + "---\n\n" + body.strip("\n") + "\n"
+
+
+def _take_apart(card: str) -> tuple[dict[str, str], str]:
+    """The text of each top-level key of a card's YAML, and what follows it."""
+    if not card.startswith("---\n") or "\n---" not in card[3:]:
+        return {}, card
+    yaml, _, body = card[4:].partition("\n---")
+    blocks: dict[str, str] = {}
+    key = ""
+    for line in yaml.splitlines():
+        match = _TOP_KEY.match(line)
+        key = match[1] if match else key
+        if key:
+            blocks[key] = blocks.get(key, "") + line + "\n"
+    return blocks, body.lstrip("-").lstrip("\n")
+
+
+def _front_matter(manifest: Manifest) -> dict[str, str]:
+    """Blocks of YAML by key. Strings are quoted as in JSON, which YAML reads the same way."""
+    labelled = any(record.labelled for record in manifest.splits.values())
+    tags = ["walloc", "walloc_data", "latents", "learned-compression", "webdataset", "timm"]
+    blocks = {
+        "license": "license: other  # that of the source pictures; the converter cannot know it\n",
+        "license_name": "license_name: unknown\n",
+        "pretty_name": f"pretty_name: {json.dumps(_title(manifest), ensure_ascii=False)}\n",
+    }
+    if labelled:
+        blocks["task_categories"] = "task_categories:\n- image-classification\n"
+    blocks["size_categories"] = f"size_categories:\n- {_size_category(manifest)}\n"
+    blocks["tags"] = "tags:\n" + "".join(f"- {tag}\n" for tag in tags)
+    configs = ["configs:", "- config_name: default", "  data_files:"]
+    for split, record in sorted(manifest.splits.items(), key=_training_first):
+        if record.shards:
+            # Not "*": of the splits train and train-extra, it would give the first the shards of the second.
+            digits = sorted({len(_digits(shard.name)) for shard in record.shards})
+            patterns = [f'"data/{split}-{"[0-9]" * number}.tar"' for number in digits]
+            configs += [f'  - split: "{_hub_split(split)}"', "    path:", *(f"    - {pattern}" for pattern in patterns)]
+    blocks["configs"] = "\n".join(configs) + "\n"
+    return blocks
+
+
+def _hub_split(split: str) -> str:
+    """`datasets` allows no hyphen in the name of a split."""
+    return split.replace("-", "_")
+
+
+def _training_first(item: tuple[str, SplitRecord]) -> tuple[bool, str]:
+    return item[0] != "train", item[0]
+
+
+def _digits(name: str) -> str:
+    return name.rpartition("-")[2].removesuffix(".tar")
+
+
+def _title(manifest: Manifest) -> str:
+    """Named after the source's last part: the rest may be a path of somebody's machine."""
+    locations = [str(record.source.get("location", "")) for record in manifest.splits.values()]
+    name = PurePosixPath(re.split(r"[:?]", next(iter(locations), ""))[-1].rstrip("/")).name
+    name = "".join(character if character.isprintable() else " " for character in name)[:80]
+    return f"WaLLoC latents of {name}" if name else "WaLLoC latents"
+
+
+def _size_category(manifest: Manifest) -> str:
+    samples = sum(record.num_samples for record in manifest.splits.values())
+    names = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+    if samples < 1000:
+        return "n<1K"
+    for i in range(1, len(names)):
+        if samples < 10 ** (3 + i):
+            return f"{names[i - 1]}<n<{names[i]}"
+    return "n>1T"
+
+
+def _plain(text: str) -> str:
+    """Text from a data set, made harmless in Markdown and HTML, on one line."""
+    return _MARKDOWN.sub(r"\\\1", escape(" ".join(text.split()), quote=False))
+
+
+def _body(manifest: Manifest, *, preview: bool) -> list[str]:
+    spec, settings = manifest.codec, manifest.settings
+    splits = sorted(manifest.splits.items(), key=_training_first)
+    size = "native size" if settings.size_px is None else f"{settings.size_px} x {settings.size_px} pixels"
+    lines = [
+        f"# {_plain(_title(manifest))}",
+        "",
+        f"Pictures ({size}) as latents of the codec `{spec.name}`: {spec.latent_dim} integers of {spec.latent_bits} "
+        f"bits for every {spec.cell_px} x {spec.cell_px} pixels, {spec.dimensionality_reduction:g} times fewer values "
+        "than the pictures have. Models train on the integers as they are; the codec in `codec/` turns them back into "
+        "pictures. The method is WaLLoC ([arXiv 2412.09405](https://arxiv.org/abs/2412.09405)).",
+        "",
+        _PREVIEW,
+    ]
+    if preview:
+        lines += ["", f"![Samples: stored latent, its channels, decoded picture]({PREVIEW_NAME})"]
+    lines += ["", "| split | samples | not encoded | shards | bytes | latents | labels |"]
+    lines.append("|---|--:|--:|--:|--:|---|---|")
+    for split, record in splits:
+        shape = "several shapes" if record.latent_shape is None else " x ".join(map(str, record.latent_shape))
         lines.append(
-            f"- {split}: {record.num_samples} samples in {len(record.shards)} shards, {record.num_bytes} bytes, "
-            f"{record.num_failures} pictures that could not be encoded"
+            f"| {split} | {record.num_samples:,} | {record.num_failures:,} | {len(record.shards):,} | "
+            f"{record.num_bytes:,} | {shape} | {'yes' if record.labelled else 'no'} |"
         )
-    return "\n".join(lines) + "\n"
+    if splits and splits[0][1].shards:
+        lines += ["", "## Loading", "", *_loading(*splits[0])]
+    lines += ["", "## What is in it", "", *_contents(manifest)]
+    if manifest.class_names:
+        lines += ["", *_classes(manifest.class_names)]
+    lines += [
+        "",
+        "## Licence",
+        "",
+        "The licence of the pictures is their source's; `license` above says `other` until somebody who knows it "
+        "writes it there. Latents decode to the pictures, so what holds for the pictures holds for them.",
+        "",
+    ]
+    return lines
+
+
+def _loading(split: str, record: SplitRecord) -> list[str]:
+    """Five lines for each way to read; `OWNER/NAME` stands for the data set on the Hub, or a folder."""
+    blocks = [
+        (
+            "With walloc_data (`pip install walloc_data`), shuffled by (seed, epoch), resumable, with a "
+            "cache of bounded size:",
+            "from walloc_data import LatentDataset\n\n"
+            f'dataset = LatentDataset("hf://datasets/OWNER/NAME", split="{split}", shuffle=True)\n'
+            "latent, label = dataset[0]  # int8 (C, h, w), int",
+        )
+    ]
+    if record.labelled and record.latent_shape is not None:
+        blocks.append(
+            (
+                "A timm model that takes these latents:",
+                "from walloc_data import LatentDataset, create_latent_model\n\n"
+                f'dataset = LatentDataset("hf://datasets/OWNER/NAME", split="{split}", shuffle=True)\n'
+                'model = create_latent_model("vit_tiny_patch16_224", dataset=dataset)\n'
+                "latents, labels = next(iter(dataset.loader(batch_size=8)))\n"
+                "logits = model(latents)  # (8, classes)",
+            )
+        )
+    return [
+        line
+        for text, code in [*blocks, *_other_readers(split, record)]
+        for line in (text, "", "```python", *code.splitlines(), "```", "")
+    ][:-1]
+
+
+def _other_readers(split: str, record: SplitRecord) -> list[tuple[str, str]]:
+    last = len(record.shards) - 1
+    shards = f"{split}-{{00000..{last:05d}}}" if last > 0 else f"{split}-00000"
+    return [
+        (
+            "With `datasets`; the picture is the packed latent, and `unpack` gives its integers:",
+            "import numpy as np\nfrom datasets import load_dataset\nfrom walloc_data.latents import unpack\n\n"
+            f'sample = next(iter(load_dataset("OWNER/NAME", split="{_hub_split(split)}", streaming=True)))\n'
+            'latent = unpack(np.asarray(sample["webp"]))  # int8 (C, h, w)',
+        ),
+        (
+            "With `webdataset`, from a folder:",
+            "import webdataset\nfrom walloc_data.latents import unpack\n\n"
+            f'samples = webdataset.WebDataset("NAME/data/{shards}.tar", shardshuffle=False).decode("rgb8")\n'
+            'latent = unpack(next(iter(samples))["webp"])  # int8 (C, h, w)',
+        ),
+        (
+            "The index alone, without a codec or torch:",
+            f'import pandas\n\nindex = pandas.read_parquet("NAME/index/{split}.parquet")\n'
+            'print(index[["label", "height", "width", "length"]].describe())',
+        ),
+    ]
+
+
+def _contents(manifest: Manifest) -> list[str]:
+    spec = manifest.codec
+    labelled = "; `{key}.cls`, its class as a number" if any(r.labelled for r in manifest.splits.values()) else ""
+    mirror = "; `{key}.mirror.webp`, the latent of the mirrored picture" if manifest.settings.mirror else ""
+    return [
+        "- `data/*.tar`: WebDataset shards. A sample is `{key}.webp`, the latent packed into one lossless picture"
+        f"{mirror}{labelled}; and `{{key}}.json`: size of the picture, padding, place in the source.",
+        "- `walloc.json`: the manifest, with checksums of the shards and the exact counts of every latent value.",
+        "- `index/*.parquet`: one row a sample: shard, offset, length, label, size.",
+        "- `codec/`: what encodes and decodes. Its encoder has the SHA-256 "
+        f"`{spec.encoder_sha256}`; latents of another one do not mix with these.",
+        "- `failures/*.jsonl`: every picture of the source that could not be encoded, and why.",
+    ]
+
+
+def _classes(names: tuple[str, ...]) -> list[str]:
+    listed = [f"{i}: {_plain(name)}" for i, name in enumerate(names[:MAX_NAMES_LISTED])]
+    more = [f"… and {len(names) - len(listed):,} more, in `walloc.json`"] if len(listed) < len(names) else []
+    head = f"<details><summary>The {len(names):,} classes</summary>"
+    return [head, "", *(f"- {line}" for line in [*listed, *more]), "", "</details>"]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from walloc_data.convert.card import render_card
+from walloc_data.convert.card import write_card
 from walloc_data.convert.lock import conversion_lock
 from walloc_data.convert.plan import Plan, differences
 from walloc_data.convert.records import ShardDone, done_name, end_name, plan_name, rows_name, work_folder
@@ -185,7 +185,7 @@ def join_split(store: Store, split: str) -> ConversionSummary:
         written_by=plan.written_by,
     )
     _write(store, "_info.json", dump_json(timm_info(joined)))
-    _write(store, "README.md", render_card(joined))
+    write_card(store, joined)
     _write(store, MANIFEST_NAME, joined.to_json())
     return summary
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from walloc_data.report.page import report
-    from walloc_data.report.sheet import preview
+    from walloc_data.report.sheet import add_preview, preview
 
-_FILES = {"preview": "sheet", "report": "page"}
+_FILES = {"add_preview": "sheet", "preview": "sheet", "report": "page"}
 
-__all__ = ["preview", "report"]
+__all__ = ["add_preview", "preview", "report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import tempfile
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from walloc_data.errors import FormatError, StorageError
 from walloc_data.format import ChannelStatistics, SplitRecord
 from walloc_data.latents import pack
 from walloc_data.report.samples import OpenSplit, Shown, decode, open_split, psnr, spread_rows
+from walloc_data.storage import Store
 
-__all__ = ["channel_grid", "packed_picture", "preview", "save_picture"]
+__all__ = ["add_preview", "channel_grid", "decoders_of", "packed_picture", "preview", "save_picture"]
 
 _BACKGROUND = (19, 21, 26)
 _INK = (236, 238, 242)
@@ -33,6 +35,9 @@ _MARGIN = 28
 _GAP = 14
 _CAPTION = 30
 MAX_SAMPLES = 200
+MAX_CARD_BYTES = 4 * 2**20
+PREVIEW_NAME = "preview.webp"
+PREVIEW_MARK = "<!-- walloc_data: preview -->"  # where the card that a conversion writes has room for it
 
 Decoders = list[tuple[str, Literal["own", "linear"]]]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -45,7 +50,7 @@ def preview(
     split: str | None = None,
     keys: Sequence[str] | None = None,
     num_samples: int = 8,
-    original: Callable[[int], Image.Image] | None = None,
+    original: Callable[[int], npt.NDArray[np.uint8]] | None = None,
     height_px: int = 224,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -59,8 +64,9 @@ def preview(
         target: the file to write; its suffix says the format (.png, .webp, .jpg).
         split: None is "train", or else the first by name.
         keys: which samples; None chooses `num_samples` that show as many classes as possible.
-        original: gives the picture at a position of the source as it was encoded (upright RGB, resized by the same
-            settings). It is drawn beside, and the pictures' PSNR against it.
+        original: gives the picture at a position of the source as it was encoded, (H, W, 3) uint8, upright and
+            resized by the same settings; `walloc_data.convert.original_pictures` makes such a function. It is drawn
+            beside, with the PSNR of the decoded pictures.
         height_px: of the largest picture in the sheet.
 
     Raises:
@@ -86,6 +92,30 @@ def preview(
         return save_picture(_sheet(opened, strips, height_px=height_px), target)
 
 
+def add_preview(
+    out: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    num_samples: int = 4,
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Put a contact sheet into a data set, as `preview.webp`, and show it in its card (README.md).
+
+    Example:
+        >>> add_preview("my-latents")  # doctest: +SKIP
+    """
+    store = Store(out, storage_options=storage_options)
+    with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
+        picture = Path(folder) / PREVIEW_NAME
+        preview(out, picture, split=split, num_samples=num_samples, storage_options=storage_options)
+        store.write_bytes(PREVIEW_NAME, picture.read_bytes())
+    if store.exists("README.md"):
+        card = store.read_bytes("README.md", max_bytes=MAX_CARD_BYTES).decode("utf-8", "replace")
+        if f"]({PREVIEW_NAME})" not in card and PREVIEW_MARK in card:
+            shown = f"{PREVIEW_MARK}\n\n![Samples: stored latent, its channels, decoded picture]({PREVIEW_NAME})"
+            store.write_bytes("README.md", card.replace(PREVIEW_MARK, shown, 1).encode())
+
+
 @dataclass
 class _Strip:
     """One row of the sheet: a caption, and titled pictures of one aspect, but for the channels' grid."""
@@ -100,11 +130,11 @@ def _strip(
     codec: WallocCodec,
     decoders: Decoders,
     record: SplitRecord,
-    original: Callable[[int], Image.Image] | None,
+    original: Callable[[int], npt.NDArray[np.uint8]] | None,
 ) -> _Strip:
     strip = _Strip(shown)
     aspect = shown.width / shown.height
-    source = original(shown.source_index).convert("RGB") if original is not None else None
+    source = Image.fromarray(original(shown.source_index)) if original is not None else None
     if source is not None:
         strip.cells.append(("Source picture", source, aspect))
         strip.notes.append("")
