@@ -152,20 +152,14 @@ def _preview_arguments(parser: Parser) -> None:
 
 
 def _preview(args: Args) -> Outcome:
-    from PIL import Image
-
     from walloc_data.convert import dataset_info, original_pictures
     from walloc_data.report import preview
     from walloc_data.sources import open_source
 
-    original: Callable[[int], Image.Image] | None = None
-    manifest = dataset_info(args.out).manifest
-    if args.original is not None and manifest is not None:
-        pictures = original_pictures(open_source(args.original, split=args.split), settings=manifest.settings)
-
-        def original(index: int) -> Image.Image:
-            return Image.fromarray(pictures(index))
-
+    original = None
+    if args.original is not None and (manifest := dataset_info(args.out).manifest) is not None:
+        source = open_source(args.original, split=args.split)
+        original = original_pictures(source, settings=manifest.settings)
     path = preview(
         args.out,
         args.output,

@@ -22,6 +22,7 @@ from walloc_data.adapters import create_latent_model, summarize
 from walloc_data.convert import encode_dataset, original_pictures, verify_dataset
 from walloc_data.dataset import LatentDataset
 from walloc_data.errors import ConversionError, MissingExtraError
+from walloc_data.format import EncodeSettings
 from walloc_data.report import preview
 from walloc_data.sources import open_source
 
@@ -142,16 +143,8 @@ def run_demo(
     if verification.problems:
         raise ConversionError(f"{data}: {verification.problems[0]}")
     accuracy, rate = _train(data, epochs=epochs, say=say)
-    pictures = original_pictures(
-        open_source(folder / "crops" / "validation"), settings=LatentDataset(data, split="validation").manifest.settings
-    )
-    picture = preview(
-        data,
-        folder / "demo.png",
-        split="validation",
-        num_samples=6,
-        original=lambda index: Image.fromarray(pictures(index)),
-    )
+    original = original_pictures(open_source(folder / "crops" / "validation"), settings=EncodeSettings())
+    picture = preview(data, folder / "demo.png", split="validation", num_samples=6, original=original)
     return DemoResult(
         accuracy=accuracy,
         chance=1 / len(PHOTOGRAPHS),

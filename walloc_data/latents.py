@@ -46,7 +46,8 @@ def expand(u: Tensor, *, latent_bits: int) -> Tensor:
     """
     m, s = _curve(latent_bits)
     p = (u if u.is_floating_point() else u.float()) / (2 * m) + 0.5
-    return s * torch.special.ndtri(p.clamp(1e-4, 1 - 1e-4))
+    v: Tensor = s * torch.special.ndtri(p.clamp(1e-4, 1 - 1e-4))
+    return v
 
 
 def expansion_table(latent_bits: int) -> Tensor:

@@ -1,0 +1,156 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from walloc_data.cli import COMMANDS, main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def encoded(imagenette_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "latents"
+    assert main(["encode", str(imagenette_folder), str(out), "--size", "96", "--samples-per-shard", "16"]) == 0
+    return out
+
+
+def test_the_command_line_answers_without_loading_a_room() -> None:
+    code = "import sys; from walloc_data.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in found.stdout for name in COMMANDS)
+    assert not {"torch", "numpy", "PIL", "timm", "datasets"} & set(found.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"  walloc-data {command}" in capsys.readouterr().out
+
+
+def test_a_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["encode"])
+    assert caught.value.code == 2
+    assert "SOURCE" in capsys.readouterr().err
+
+
+def test_encoding_ends_with_a_summary_and_json_for_machines(
+    imagenette_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "encode", imagenette_folder, tmp_path / "x", "--size", 96, "--json")
+    summary = json.loads(out)
+    assert code == 0
+    assert (summary["num_samples"], summary["num_failures"], summary["split"]) == (40, 0, "train")
+    assert 0.3 < summary["bits_per_pixel"] < 1.5
+    code, out, _ = run(capsys, "encode", imagenette_folder, tmp_path / "x", "--size", 96)
+    assert code == 0
+    assert out.startswith("train: 40 samples and 0 failures in 1 shards; ")
+    assert "nothing was left to do" in out
+
+
+def test_info_speaks_to_people_and_to_machines(encoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "info", encoded)
+    assert code == 0
+    assert "40 samples, 0 failures, 3 shards" in out
+    code, out, _ = run(capsys, "info", encoded, "--json")
+    assert json.loads(out)["splits"]["train"]["latent_shape"] == [12, 12, 12]
+
+
+def test_verify_accepts_what_encode_wrote_and_names_what_was_damaged(
+    imagenette_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out_folder = tmp_path / "x"
+    run(capsys, "encode", imagenette_folder, out_folder, "--size", 64)
+    assert run(capsys, "verify", out_folder)[0] == 0
+    shard = out_folder / "data" / "train-00000.tar"
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    code, out, _ = run(capsys, "verify", out_folder)
+    assert code == 1
+    assert "data/train-00000.tar" in out
+
+
+def test_decode_writes_pictures_of_the_recorded_size(
+    encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "decode", encoded, "-o", tmp_path, "--keys", "000000003", "000000007", "--json")
+    assert code == 0
+    paths = [Path(path) for path in json.loads(out)["pictures"]]
+    assert sorted(path.name for path in paths) == ["000000003.png", "000000007.png"]
+    for path in paths:
+        with Image.open(path) as picture:
+            assert (picture.size, picture.mode) == ((96, 96), "RGB")
+
+
+def test_preview_shows_the_originals_beside(
+    encoded: Path, imagenette_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet, plain = tmp_path / "sheet.png", tmp_path / "plain.png"
+    original = ("--original", imagenette_folder)
+    assert run(capsys, "preview", encoded, "-o", sheet, "--num-samples", 2, *original)[0] == 0
+    assert run(capsys, "preview", encoded, "-o", plain, "--num-samples", 2)[0] == 0
+    with Image.open(sheet) as beside, Image.open(plain) as alone:
+        assert beside.width > alone.width
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("info", "{tmp}/nothing"), "nothing"),
+        (("verify", "{tmp}/nothing"), "nothing"),
+        (("encode", "{tmp}/nothing", "{tmp}/x"), "no such folder"),
+        (("decode", "{encoded}", "-o", "{tmp}", "--split", "test"), "no split 'test'; it has ['train']"),
+        (("decode", "{encoded}", "-o", "{tmp}", "--keys", "nokey"), "nokey"),
+        (("encode", "{folder}", "{tmp}/x", "--size", "0"), "size_px must be an integer in"),
+        (("encode", "{folder}", "{tmp}/x", "--codec", "no-such-codec"), "no-such-codec"),
+        (("encode", "{folder}", "{encoded}", "--size", "64", "--samples-per-shard", "16"), "size_px"),
+    ],
+)
+def test_a_newcomer_s_mistake_is_one_helpful_line(
+    arguments: tuple[str, ...],
+    message: str,
+    encoded: Path,
+    imagenette_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filled = [part.format(tmp=tmp_path, encoded=encoded, folder=imagenette_folder) for part in arguments]
+    code, out, err = run(capsys, *filled)
+    assert (code, out) == (1, "")
+    assert err.startswith("walloc-data: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(imagenette_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    arguments = ["encode", str(imagenette_folder), str(out), "--samples-per-shard", "1"]
+    command = [sys.executable, "-m", "walloc_data", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not list(out.glob("data/*.tar")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    if process.returncode == 0:
+        pytest.skip("the conversion was over before the signal came")
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "goes on from there" in err
+    assert "Traceback" not in err
+    assert main(arguments) == 0
+    assert main(["verify", str(out)]) == 0
