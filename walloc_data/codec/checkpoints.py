@@ -164,7 +164,7 @@ def _load_folder(folder: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
     elif kind == "conv":
         from walloc_data.codec.decoders import build_decoder
 
-        network = build_decoder(description, latent_dim=spec.latent_dim, out_channels=bands)
+        network = build_decoder(dict(description or {}), latent_dim=spec.latent_dim, out_channels=bands)
     elif convolution is None:
         raise CodecError(f"{folder / _WEIGHTS}: decoder kind is 'linear' but linear_decoder.weight is absent")
     codec = WallocCodec(

@@ -317,8 +317,13 @@ def _gather(windows: Tensor, cells: Tensor) -> Tensor:
 @contextmanager
 def _plain_float32(device: torch.device) -> Iterator[None]:
     """Full float32 products inside, whatever autocast, TF32 or bfloat16 shortcuts the program has switched on."""
+    backend = torch.backends.cudnn if device.type == "cuda" else torch.backends.mkldnn
+    convolution = getattr(backend, "conv", None)  # torch 2.9 and later; before, only cuDNN had a shortcut
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        if device.type == "cuda":
+        if convolution is not None:
+            stack.callback(setattr, convolution, "fp32_precision", convolution.fp32_precision)
+            convolution.fp32_precision = "ieee"
+        elif device.type == "cuda":
             stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
         yield
