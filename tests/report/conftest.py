@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import json
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from walloc_data.format import (
     shard_name,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = CodecSpec("test-16x", 3, 3, 12, 8, "bior4.4", "0" * 64)
 
 
@@ -229,3 +232,74 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A bucket of a real S3 endpoint (OpenStack Swift) on loopback, and the storage options that reach it."""
+    scripts = ROOT.parent / "shared" / "object-store"
+    if not (scripts / "up.sh").is_file() or shutil.which("swift-proxy-server") is None:
+        pytest.skip("needs OpenStack Swift and the scripts that start it")
+    s3fs = pytest.importorskip("s3fs")
+    root = tmp_path_factory.mktemp("swift")
+    started = subprocess.run(["bash", scripts / "up.sh", root, "8285"], capture_output=True, text=True, check=False)
+    if started.returncode:
+        pytest.fail(f"Swift did not start: {started.stderr}")
+    options = {
+        "key": "test:tester",
+        "secret": "testing",
+        "endpoint_url": started.stdout.strip(),
+        "client_kwargs": {"region_name": "us-east-1"},
+        "config_kwargs": {"s3": {"addressing_style": "path"}},
+    }
+    s3fs.S3FileSystem(**options).mkdir("report-tests")
+    yield "s3://report-tests", options
+    subprocess.run(["bash", scripts / "down.sh", root], check=False)
+
+
+HOSTILE_CLASS = '<img src=x onerror="document.title=1">'
+HOSTILE_FILE = "<svg onload=alert(1)>.jpg"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded data set, and what it was made from."""
+
+    out: Path
+    source: Path
+
+
+@pytest.fixture(scope="session")
+def imagenette_latents(imagenette_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Encoded:
+    """Ten classes of four photographs and one of three, with hostile names; and three files that are no pictures."""
+    from walloc_data import encode_dataset
+
+    root = tmp_path_factory.mktemp("report")
+    source = root / "source"
+    shutil.copytree(imagenette_folder, source)
+    pictures = sorted(source.rglob("*.JPEG"))
+    hostile = source / HOSTILE_CLASS
+    hostile.mkdir()
+    for i, picture in enumerate(pictures[:3]):
+        shutil.copy(picture, hostile / f"{i}.JPEG")
+    (hostile / HOSTILE_FILE).write_bytes(b"not a picture")
+    (hostile / "empty.png").write_bytes(b"")
+    (hostile / "cut.jpg").write_bytes(pictures[0].read_bytes()[:2000])
+    encode_dataset(source, root / "nette", samples_per_shard=16, size_px=96, progress=False)
+    return Encoded(root / "nette", source)
+
+
+@pytest.fixture(scope="session")
+def kodak_latents(kodak: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Encoded:
+    """Three photographs without labels, of two shapes."""
+    from PIL import Image
+
+    from walloc_data import encode_dataset
+
+    root = tmp_path_factory.mktemp("report-kodak")
+    (root / "source").mkdir()
+    for i, path in enumerate(kodak[:3]):
+        picture = Image.open(path).resize((192, 128) if i else (128, 192))
+        picture.save(root / "source" / path.name)
+    encode_dataset(root / "source", root / "kodak", progress=False)
+    return Encoded(root / "kodak", root / "source")

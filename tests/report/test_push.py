@@ -194,3 +194,95 @@ def test_a_folder_without_a_manifest_or_an_index_is_not_pushed(tmp_path: Path, w
     (tmp_path / "index" / "train.parquet").unlink()
     with pytest.raises(FormatError, match="finish the conversion first"):
         push(tmp_path, "s3://bucket/latents")
+
+
+def objects(url: str, options: dict[str, Any]) -> dict[str, bytes]:
+    import fsspec
+
+    fs = fsspec.filesystem("s3", **options, skip_instance_cache=True)
+    root = url.removeprefix("s3://")
+    return {path.removeprefix(root + "/"): fs.cat_file(path) for path in fs.find(root)}
+
+
+@pytest.mark.object_store
+def test_a_push_to_a_bucket_sends_everything_and_a_second_one_nothing(
+    bucket: tuple[str, dict[str, Any]], tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    url, options = bucket[0] + "/plain/prefix", bucket[1]
+    write_opaque_dataset(tmp_path)
+    assert list(push(tmp_path, url, storage_options=options, dry_run=True).uploaded) == ALL
+    assert not objects(url, options)
+    assert list(push(tmp_path, url, storage_options=options).uploaded) == ALL
+    assert objects(url, options) == {name: (tmp_path / name).read_bytes() for name in ALL}
+    again = push(tmp_path, url, storage_options=options)
+    assert again.uploaded == ()
+    assert list(again.unchanged) == ALL
+
+
+@pytest.mark.object_store
+def test_an_interrupted_push_to_a_bucket_goes_on_and_replaces_what_differs(
+    bucket: tuple[str, dict[str, Any]], tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    url, options = bucket[0] + "/again", bucket[1]
+    write_opaque_dataset(tmp_path)
+
+    class CutError(Exception):
+        pass
+
+    def cut(path: str, done: int, total: int) -> None:
+        if path == ALL[1]:
+            raise CutError
+
+    with pytest.raises(CutError):
+        push(tmp_path, url, storage_options=options, progress=cut)
+    assert sorted(objects(url, options)) == ALL[:2]
+    (tmp_path / "README.md").write_text("changed meanwhile")
+    result = push(tmp_path, url, storage_options=options)
+    assert list(result.uploaded) == ALL[2:]
+    (tmp_path / "README.md").write_text("Changed meanwhile")  # as many bytes
+    assert push(tmp_path, url, storage_options=options).uploaded == ("README.md", "walloc.json")
+    assert objects(url, options)["README.md"] == b"Changed meanwhile"
+
+
+@pytest.mark.object_store
+def test_a_shard_that_was_sent_in_parts_is_recognised(
+    bucket: tuple[str, dict[str, Any]],
+    tmp_path: Path,
+    write_opaque_dataset: Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import s3fs.core
+
+    part = 5 * 2**20
+    monkeypatch.setattr("walloc_data.push._S3_PART_BYTES", part)
+    monkeypatch.setattr(s3fs.core, "calculate_chunksize", lambda size, chunksize=None: part)
+    url, options = bucket[0] + "/parts", bucket[1]
+    write_opaque_dataset(tmp_path)
+    (tmp_path / "codec" / "model.safetensors").write_bytes(bytes(range(256)) * (11 * 2**20 // 256))
+    push(tmp_path, url, storage_options=options)
+    assert push(tmp_path, url, storage_options=options).uploaded == ()
+
+
+@pytest.mark.object_store
+def test_another_data_set_in_a_bucket_is_replaced_only_when_asked(
+    bucket: tuple[str, dict[str, Any]], tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    url, options = bucket[0] + "/other", bucket[1]
+    write_opaque_dataset(tmp_path / "one")
+    write_opaque_dataset(tmp_path / "two", seed=1, num_shards=2)
+    push(tmp_path / "one", url, storage_options=options)
+    with pytest.raises(SettingsMismatchError, match="holds another data set"):
+        push(tmp_path / "two", url, storage_options=options)
+    push(tmp_path / "two", url, storage_options=options, replace=True)
+    there = objects(url, options)
+    assert there["data/train-00000.tar"] == (tmp_path / "two/data/train-00000.tar").read_bytes()
+    assert "data/train-00002.tar" not in there
+
+
+@pytest.mark.object_store
+def test_a_bucket_that_is_not_there_is_named(
+    bucket: tuple[str, dict[str, Any]], tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    write_opaque_dataset(tmp_path)
+    with pytest.raises(StorageError, match="s3://no-such-bucket/x/"):
+        push(tmp_path, "s3://no-such-bucket/x", storage_options=bucket[1])
