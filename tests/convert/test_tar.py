@@ -10,7 +10,12 @@ import pytest
 from walloc_data.convert.tar import TarWriter, header
 from walloc_data.errors import FormatError
 
-MEMBERS = [("000000001.webp", b"abc"), ("000000001.cls", b""), ("x" * 100, bytes(range(256)) * 5), ("b.json", b"{}" * 256)]
+MEMBERS = [
+    ("000000001.webp", b"abc"),
+    ("000000001.cls", b""),
+    ("x" * 100, bytes(range(256)) * 5),
+    ("b.json", b"{}" * 256),
+]
 
 
 def test_bytes_are_those_of_a_ustar_archive_without_times_and_owners(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A worker process: `python -m walloc_data.convert.child READ WRITE`, two pipe descriptors.
+"""A worker process, started by `walloc_data.convert.pool` with two pipe descriptors.
 
 Not multiprocessing's spawn, which runs the caller's `__main__` again and fails where that has no guard (a script of
 five lines, a notebook). Messages are pickles between a parent and the child that it started itself.
@@ -7,25 +7,23 @@ five lines, a notebook). Messages are pickles between a parent and the child tha
 import os
 import pickle
 import signal
-import sys
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from walloc_data.errors import ConversionError, WallocDataError
 
-__all__: list[str] = []
+__all__ = ["main"]
 
 
 class _OrphanError(Exception):
     """The parent is gone; what it started must not be published."""
 
 
-def main() -> None:
-    inbox = Connection(int(sys.argv[1]), writable=False)
-    outbox = Connection(int(sys.argv[2]), readable=False)
+def main(parent: int, read: int, write: int) -> None:
+    """Make the shards that arrive through one pipe and tell through the other, until told to end or left alone."""
+    inbox, outbox = Connection(read, writable=False), Connection(write, readable=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    parent = os.getppid()
 
     def alive() -> None:
         if os.getppid() != parent:
@@ -49,7 +47,3 @@ def main() -> None:
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         outbox.send(("error", (ConversionError, f"a worker failed: {trace}")))
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,17 @@ from walloc_data.errors import ConversionError, MissingExtraError, WallocDataErr
 
 __all__ = ["MAX_ATTEMPTS", "run_processes"]
 
+# A worker ends with its parent from its first moment on, also while it is still importing torch. PR_SET_PDEATHSIG is
+# Linux's; elsewhere a worker notices between two windows of pictures.
+_START = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    from walloc_data.convert.child import main
+    main(*map(int, sys.argv[1:]))
+"""
+
 MAX_ATTEMPTS = 3  # per shard: a picture that kills its worker would kill every one after it
 
 
@@ -139,7 +150,7 @@ class _Pool:
         parent_reads, child_writes = os.pipe()
         try:
             process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-m", "walloc_data.convert.child", str(child_reads), str(child_writes)],
+                [sys.executable, "-P", "-c", _START, str(os.getpid()), str(child_reads), str(child_writes)],
                 stdin=subprocess.DEVNULL,
                 # Whatever a library prints belongs beside the progress, not into --json's output.
                 stdout=2,

@@ -1,0 +1,268 @@
+"""SIGKILL at any moment, to the whole tree or to single workers; full and read-only disks; Ctrl-C. Then resume."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.convert.conftest import as_bytes, hashes, make_folder, picture
+from walloc_data import encode_dataset
+from walloc_data.convert import verify_dataset
+from walloc_data.errors import ConversionError, StorageError
+
+Check = Callable[[Path], None]
+
+WARM = Path(__file__).with_name("warm.py")
+
+
+class Warm:
+    """The process of warm.py."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
+    def begin(self, source: Path, out: Path, **options: Any) -> int:
+        """Start a conversion; its process id."""
+        self._stdin.write(json.dumps([str(source), str(out), options]) + "\n")
+        self._stdin.flush()
+        return int(self._stdout.readline())
+
+    def end(self) -> tuple[int, float]:
+        """(exit code, seconds), once it has ended."""
+        code, seconds = json.loads(self._stdout.readline())
+        return code, seconds
+
+    def close(self) -> None:
+        self._stdin.close()
+        self._process.wait()
+        self._stdout.close()
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    """One process for the module."""
+    process = Warm()
+    yield process
+    process.close()
+
+
+def children_of(process: int) -> list[int]:
+    """Process ids of a process's children (Linux)."""
+    listed: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == process:
+            listed.append(int(path.parent.name))
+    return listed
+
+
+def test_killed_at_thirty_moments_and_resumed_the_bytes_are_the_same(
+    warm: Warm, pictures: Path, tmp_path: Path, same_as_reference: Check
+) -> None:
+    # How long an undisturbed run takes says which moments there are.
+    warm.begin(pictures, tmp_path / "timed", samples_per_shard=5)
+    code, duration = warm.end()
+    assert code == 0
+    moments = random.Random(0)
+    killed = 0
+    out, number = tmp_path / "out-0", 0
+    for _ in range(30):
+        process = warm.begin(pictures, out, samples_per_shard=5)
+        time.sleep(moments.uniform(0, duration / 2))
+        os.kill(process, signal.SIGKILL)
+        code, _ = warm.end()
+        killed += code == -signal.SIGKILL
+        if (out / "walloc.json").exists():  # it got through: check, and start another
+            same_as_reference(out)
+            number += 1
+            out = tmp_path / f"out-{number}"
+    assert killed >= 10
+    warm.begin(pictures, out, samples_per_shard=5)
+    assert warm.end()[0] == 0
+    same_as_reference(out)
+    assert not list(out.rglob("*.partial"))
+
+
+def test_a_killed_tree_and_killed_workers_leave_the_same_bytes(
+    warm: Warm, pictures: Path, tmp_path: Path, same_as_reference: Check
+) -> None:
+    out = tmp_path / "out"
+    # The whole tree, while workers work.
+    process = warm.begin(pictures, out, samples_per_shard=5, workers=2)
+    wait_for(lambda: list((out / ".walloc" / "train").glob("0*.json")), what="a first shard")
+    tree = [process, *children_of(process)]
+    assert len(tree) == 3
+    for member in tree:
+        os.kill(member, signal.SIGKILL)
+    assert warm.end()[0] == -signal.SIGKILL
+    # The parent alone: workers notice, stop, and the next run waits for them.
+    process = warm.begin(pictures, out, samples_per_shard=5, workers=2)
+    time.sleep(0.5)
+    os.kill(process, signal.SIGKILL)
+    warm.end()
+    # One worker, whose work another takes over.
+    process = warm.begin(pictures, out, samples_per_shard=5, workers=2)
+    wait_for(lambda: len(children_of(process)) == 2 or (out / "walloc.json").exists(), what="two workers")
+    for child in children_of(process)[:1]:
+        os.kill(child, signal.SIGKILL)
+    assert warm.end()[0] == 0
+    same_as_reference(out)
+
+
+def wait_for(condition: Callable[[], Any], *, what: str, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        time.sleep(0.005)
+
+
+def test_a_picture_that_kills_its_worker_every_time_is_named_by_its_shard(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Workers end as the kernel's out-of-memory killer would end them, at one picture.
+    monkeypatch.setattr("walloc_data.convert.pool.MAX_ATTEMPTS", 2)
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import os, signal, walloc_data.convert.worker as p\n"
+        "real = p.decode_picture\n"
+        "def fatal(data, **options):\n"
+        "    if len(data) == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(data, **options)\n"
+        "p.decode_picture = fatal\n"
+    )
+    monkeypatch.syspath_prepend(str(hook))
+    folder = make_folder(tmp_path / "in", classes=1, per_class=3)
+    (folder / "class_0" / "zz.jpg").write_bytes(b"deadly!")
+    with pytest.raises(
+        ConversionError,
+        match=r"shard 1 of split 'train' \(positions 2 to 3\) ended its worker 2 times, last killed by SIGKILL",
+    ):
+        encode_dataset(folder, tmp_path / "out", samples_per_shard=2, shuffle_seed=None, workers=2, progress=False)
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(pictures: Path, tmp_path: Path, same_as_reference: Check) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(progress: Any) -> None:
+        if progress.num_done >= 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(
+        KeyboardInterrupt, match=r"\d of 5 shards of split 'train' are published in .*; the same command goes on"
+    ):
+        encode_dataset(pictures, out, samples_per_shard=5, progress=interrupt)
+    assert not (out / ".walloc" / "staging").exists()
+    assert not list(out.rglob("*.partial"))
+    encode_dataset(pictures, out, samples_per_shard=5, progress=False)
+    same_as_reference(out)
+
+
+def test_a_full_disk_stops_cleanly_and_resumes(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "in", classes=1, per_class=4, width=400, height=400)
+    encode_dataset(source, tmp_path / "reference", samples_per_shard=4, progress=False)
+    out = tmp_path / "out"
+    code = (
+        "import resource, signal, sys\n"
+        "from walloc_data import encode_dataset\n"
+        "from walloc_data.codec import load_codec\n"
+        "codec = load_codec()[0]\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
+        "try:\n"
+        f"    encode_dataset({str(source)!r}, {str(out)!r}, codec=codec, samples_per_shard=4, progress=False)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(f"ConversionError {out}/data/train-00000.tar: cannot be written (File too large)")
+    assert "the same command goes on from there" in result.stdout
+    assert not list(out.glob("data/*"))
+    encode_dataset(source, out, samples_per_shard=4, progress=False)
+    assert hashes(out) == hashes(tmp_path / "reference")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_disk_that_is_really_full_stops_cleanly_and_resumes(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "in", classes=2, per_class=20, width=120, height=120)
+    encode_dataset(source, tmp_path / "reference", samples_per_shard=4, progress=False)
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system: {mounted.stderr.decode().strip()}")
+    try:
+        out = small / "out"
+        with pytest.raises((ConversionError, StorageError), match="No space left on device"):
+            encode_dataset(source, out, samples_per_shard=4, progress=False)
+        assert 1 <= len(list(out.glob("data/*.tar"))) < 10
+        subprocess.run(["mount", "-o", "remount,size=8m", small], check=True)
+        encode_dataset(source, out, samples_per_shard=4, progress=False)
+        assert hashes(out) == hashes(tmp_path / "reference")
+        assert verify_dataset(out, progress=False).problems == ()
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_an_output_that_cannot_be_written_is_named(pictures: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("a file where the folder should be")
+    with pytest.raises(StorageError, match="cannot be written"):
+        encode_dataset(pictures, blocked / "out", progress=False)
+    if os.geteuid() != 0:
+        tmp_path.chmod(0o555)
+        try:
+            with pytest.raises(StorageError, match="cannot be written"):
+                encode_dataset(pictures, tmp_path / "out", progress=False)
+        finally:
+            tmp_path.chmod(0o755)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_read_only_output_is_named(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no read-only file system: {mounted.stderr.decode().strip()}")
+    try:
+        with pytest.raises(StorageError, match=r"cannot be written \(Read-only file system"):
+            encode_dataset(pictures, folder / "out", progress=False)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_hundred_megapixels_are_encoded_in_bounded_memory(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "big.jpg").write_bytes(as_bytes(picture(0).resize((12_000, 8_400)), "JPEG"))
+    code = (
+        "import resource\n"
+        "from walloc_data import encode_dataset\n"
+        "from walloc_data.codec import load_codec\n"
+        "codec = load_codec()[0]\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"encode_dataset({str(folder)!r}, {str(tmp_path / 'out')!r}, codec=codec, progress=False)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    pixels_bytes = 12_000 * 8_400 * 3
+    assert int(result.stdout) * 1024 < 4.5 * pixels_bytes

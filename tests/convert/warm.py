@@ -1,0 +1,33 @@
+"""A process that has everything imported, and forks one that encodes for each line it reads.
+
+For tests that kill conversions at many moments: starting Python and torch each time would take a hundred times longer
+than what is tested. Reads JSON lines [source, out, options]; answers with the fork's process id, then its exit status.
+"""
+
+import json
+import os
+import sys
+import time
+
+import torch
+
+from walloc_data import encode_dataset
+from walloc_data.codec import load_codec
+
+torch.set_num_threads(1)
+load_codec()
+
+for line in sys.stdin:
+    source, out, options = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        try:
+            encode_dataset(source, out, progress=False, **options)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    print(child, flush=True)
+    started = time.perf_counter()
+    _, status = os.waitpid(child, 0)
+    print(json.dumps([os.waitstatus_to_exitcode(status), time.perf_counter() - started]), flush=True)
