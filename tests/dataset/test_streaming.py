@@ -21,7 +21,7 @@ import torch
 from walloc_data import LatentDataset
 from walloc_data.errors import CorruptShardError, FormatError, LoaderError, StorageError
 from walloc_data.format import Manifest
-from walloc_data.storage import Store
+from walloc_data.storage import Store, file_lock
 
 pytestmark = [
     pytest.mark.object_store,
@@ -362,8 +362,9 @@ def test_a_cache_too_small_for_the_data_evicts_and_refetches(
         seen = []
         for batch in loader:
             seen += ids_of(batch[0])
-            shards = list((tmp_path / "small" / "shards").iterdir())
-            most = max(most, sum(path.stat().st_size for path in shards if path.exists()))
+            with file_lock(tmp_path / "small" / "locks" / "room.lock"):  # nothing comes or goes while we count
+                shards = list((tmp_path / "small" / "shards").glob("*.tar"))
+                most = max(most, sum(path.stat().st_size for path in shards))
         assert sorted(seen) == list(range(320))
     assert most <= limit
     assert faults.count("data/train") > 30  # two epochs of 20 shards, hardly any of which stayed

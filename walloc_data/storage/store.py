@@ -141,13 +141,16 @@ class Store:
         return bool(self._retry(lambda: self._fs.exists(full), what=f"looking for {full}"))
 
     def read_bytes(self, path: str, *, max_bytes: int) -> bytes:
-        """A whole file; one that is larger than `max_bytes` is refused before it is read."""
-        if (num_bytes := self.num_bytes(path)) > max_bytes:
-            raise StorageError(f"{self.where(path)}: {num_bytes} bytes; at most {max_bytes} are read here")
+        """A whole file; one that is larger than `max_bytes` is refused, and no more of it is read than shows that."""
         if self.local_path is not None:
+            if (num_bytes := self.num_bytes(path)) > max_bytes:
+                raise StorageError(f"{self.where(path)}: {num_bytes} bytes; at most {max_bytes} are read here")
             return self._local(path).read_bytes()
         full = self._full(path)
-        return bytes(self._retry(lambda: self._fs.cat_file(full), what=f"reading {full}"))
+        data = bytes(self._retry(lambda: self._fs.cat_file(full, start=0, end=max_bytes + 1), what=f"reading {full}"))
+        if len(data) > max_bytes:
+            raise StorageError(f"{full}: more than {max_bytes} bytes; at most that many are read here")
+        return data
 
     def num_bytes(self, path: str) -> int:
         """A file's length."""
