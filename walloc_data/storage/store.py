@@ -138,7 +138,19 @@ class Store:
         if self.local_path is not None:
             return self._local(path).is_file()
         full = self._full(path)
-        return bool(self._retry(lambda: self._fs.exists(full), what=f"looking for {full}"))
+        return bool(self._retry(lambda: self._is_there(full), what=f"looking for {full}"))
+
+    def _is_there(self, full: str) -> bool:
+        if self._protocol not in ("s3", "s3a"):
+            return bool(self._fs.exists(full))
+        # A listing with the whole name as prefix. s3fs asks with HEAD, to which Swift answers 404 with a body, which no
+        # answer to HEAD may have: clients then lose the connection instead of learning that there is no such object.
+        parent, _, name = full.rpartition("/")
+        try:
+            found = self._fs.find(parent, prefix=name)
+        except FileNotFoundError:  # no such bucket
+            return False
+        return self._fs._strip_protocol(full) in found
 
     def read_bytes(self, path: str, *, max_bytes: int) -> bytes:
         """A whole file; one that is larger than `max_bytes` is refused, and no more of it is read than shows that."""
@@ -268,7 +280,7 @@ class Store:
         full = self._full(path)
 
         def remove() -> None:
-            if self._fs.exists(full):
+            if self._is_there(full):
                 self._fs.rm_file(full)
 
         self._retry(remove, what=f"deleting {full}")
