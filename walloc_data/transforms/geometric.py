@@ -200,10 +200,10 @@ class RandomResizedCrop(LatentTransform):
     """A crop of random area and shape, at whole cells.
 
     Args:
-        size_cells: resample each sample's crop to this size, bilinearly. Latents have no exact resize (each channel is
-            a band of frequencies, which a change of scale moves), so this is an approximation:
-            `benchmarks/transform_fidelity.py` measures it. None draws one crop size for the batch and returns the crops
-            as they are, which is exact; the model must then take varying sizes.
+        size_cells: resample each sample's crop to this size, bilinearly. Latents have no exact resize: each channel is
+            a band of frequencies, which a change of scale moves, so that only the coarse channels come out right
+            (`benchmarks/transform_fidelity.py` measures it). None draws one crop size for the batch and returns the
+            crops as they are, which is exact; the model must then take varying sizes.
         scale: smallest and largest area, relative to the latent's.
         ratio: smallest and largest height / width.
     """

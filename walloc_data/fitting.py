@@ -1,0 +1,88 @@
+"""Fit what a codec's latents need for augmentation, from any source of pictures, into the codec's folder."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from walloc_data.codec import load_codec
+from walloc_data.convert import original_pictures
+from walloc_data.errors import CodecError, SourceError, WallocDataError
+from walloc_data.format import EncodeSettings
+from walloc_data.sources import open_source
+from walloc_data.transforms import LatentOperators, fit_operators
+
+__all__ = ["fit_codec_operators"]
+
+
+def fit_codec_operators(
+    codec: str | os.PathLike[str],
+    *,
+    pictures: Any,
+    num_pictures: int = 400,
+    num_held_out: int = 50,
+    max_side_px: int = 512,
+    seed: int = 0,
+    write: bool = True,
+) -> LatentOperators:
+    """Fit flip and colour operators for a codec and write `operators.safetensors` beside its weights.
+
+    Args:
+        codec: a codec's folder, or an encoded data set on disk, whose `codec/` folder is taken. With write=False also
+            a bundled codec's name.
+        pictures: what `open_source` takes.
+        num_pictures: drawn at random to fit; a few hundred photographs of any size determine the maps.
+        num_held_out: others, for the errors that are reported with them.
+        max_side_px: larger pictures are cropped to their middle.
+        seed: of the drawing.
+        write: False only returns the operators.
+
+    Raises:
+        SourceError: too few pictures could be read.
+    """
+    folder = Path(codec)
+    if (folder / "codec" / "codec.json").is_file():
+        folder = folder / "codec"
+    loaded, _ = load_codec(folder if folder.is_dir() else str(codec), decoder=False)
+    if write and not folder.is_dir():
+        raise CodecError(f"{codec}: operators are written into a codec's folder, and this is not one")
+    source = open_source(pictures)
+    read = original_pictures(source, settings=EncodeSettings())
+    order = np.random.default_rng(seed).permutation(source.num_items or 0).tolist()
+    cell = loaded.spec.cell_px
+    usable = _usable(iter(order), read, max_side_px=max_side_px, cell_px=cell)
+    held_out = [picture for _, picture in zip(range(num_held_out), usable, strict=False)]
+    seen = 0
+
+    def rest() -> Iterator[Tensor]:
+        nonlocal seen
+        for picture in usable:
+            if seen == num_pictures:
+                return
+            seen += 1
+            yield picture
+
+    operators = fit_operators(loaded, rest(), held_out=held_out)
+    if not held_out or not seen:
+        raise SourceError(f"{source.location}: {len(order)} pictures are too few to fit with and to hold some out")
+    if write:
+        operators.save(folder)
+    return operators
+
+
+def _usable(order: Iterator[int], read: Any, *, max_side_px: int, cell_px: int) -> Iterator[Tensor]:
+    """(1, 3, H, W) uint8 with sides multiples of the cell; small and unreadable pictures are passed over."""
+    for index in order:
+        try:
+            picture = torch.from_numpy(np.array(read(index))).permute(2, 0, 1)[None]
+        except WallocDataError:
+            continue
+        height, width = (min(side, max_side_px) // cell_px * cell_px for side in picture.shape[2:])
+        if min(height, width) < 8 * cell_px:
+            continue
+        top, left = (picture.shape[2] - height) // 2, (picture.shape[3] - width) // 2
+        yield picture[:, :, top : top + height, left : left + width].contiguous()
