@@ -113,8 +113,13 @@ def encode_webp(picture: npt.NDArray[np.uint8], *, effort: Literal["default", "f
     return buffer.getvalue()
 
 
-def decode_webp(data: bytes | memoryview, *, where: str = "packed latent") -> npt.NDArray[np.uint8]:
-    """Read one packed picture: (H, W, 3) uint8. `where` is named if the bytes are not a lossless RGB WebP."""
+def decode_webp(
+    data: bytes | memoryview, *, size: tuple[int, int] | None = None, where: str = "packed latent"
+) -> npt.NDArray[np.uint8]:
+    """Read one packed picture: (H, W, 3) uint8.
+
+    `size` is the (H, W) that it must have, if known; `where` is named if the bytes are not a lossless RGB WebP of it.
+    """
     from PIL import Image
 
     try:
@@ -122,6 +127,9 @@ def decode_webp(data: bytes | memoryview, *, where: str = "packed latent") -> np
         with Image.open(io.BytesIO(data), formats=("WEBP",)) as image:
             if image.width * image.height > MAX_PACKED_PIXELS:
                 raise CorruptShardError(f"{where}: claims {image.width} x {image.height} pixels; refused")
+            if size is not None and size != (image.height, image.width):
+                found = f"{image.height} x {image.width}"
+                raise CorruptShardError(f"{where}: a packed picture of {found} where {size[0]} x {size[1]} is expected")
             if image.mode != "RGB":
                 raise CorruptShardError(f"{where}: mode {image.mode}; a packed latent is RGB without alpha")
             return np.asarray(image)

@@ -153,3 +153,15 @@ def test_memory_of_a_worker_does_not_grow_with_the_data_set(write_index: Callabl
 def test_a_state_is_small(make_dataset: Callable[..., Manifest], hundred: Path) -> None:
     state = LatentDataset(hundred, shuffle=True).loader(batch_size=8).state_dict()
     assert len(json.dumps(state)) < 300
+
+
+def test_a_million_samples_start_at_once(write_index: Callable[..., Path], tmp_path: Path) -> None:
+    """ImageNet's index, resumed at the last batch of its 58th epoch; benchmarks/read_speed.py takes the times."""
+    root = write_index(tmp_path, num_samples=1_281_167)
+    dataset = LatentDataset(root, shuffle=True)
+    loader = dataset.loader(batch_size=256, drop_last=True)
+    loader.load_state_dict(loader.state_dict() | {"epoch": 57, "position": 5003})
+    [(latents, labels)] = list(loader)
+    assert latents.shape == (256, 12, 4, 4)
+    assert sorted(set(labels.tolist())) != labels.tolist()
+    assert len(loader) == 5004

@@ -36,10 +36,7 @@ def webp_size(data: memoryview) -> tuple[int, int] | None:
 
 
 def _decode_pillow(data: memoryview, out: npt.NDArray[np.uint8], where: str) -> None:
-    picture = decode_webp(data, where=where)
-    if picture.shape != out.shape:
-        raise _wrong_size(picture.shape[:2], out, where)
-    out[...] = picture
+    out[...] = decode_webp(data, size=out.shape[:2], where=where)
 
 
 def _find_decoder() -> Decoder:
@@ -49,24 +46,15 @@ def _find_decoder() -> Decoder:
         return _decode_pillow
 
     def decode(data: memoryview, out: npt.NDArray[np.uint8], where: str) -> None:
-        size = webp_size(data)
-        if size is None:  # an extended container, or not lossless: let the careful one judge
+        if webp_size(data) != out.shape[:2]:  # an extended container, not lossless, or wrong: the careful one judges
             _decode_pillow(data, out, where)
             return
-        if size != out.shape[:2]:
-            raise _wrong_size(size, out, where)
         try:
             webp_decode(data, out=out)  # type: ignore[arg-type]  # any buffer will do
         except Exception as error:
             raise CorruptShardError(f"{where}: not a readable WebP picture ({error})") from error
 
     return decode
-
-
-def _wrong_size(size: tuple[int, ...], out: npt.NDArray[np.uint8], where: str) -> CorruptShardError:
-    return CorruptShardError(
-        f"{where}: a packed picture of {size[0]} x {size[1]} where the index says {out.shape[0]} x {out.shape[1]}"
-    )
 
 
 _decoder: list[Decoder] = []  # found on first use, so that importing this room imports no decoder

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from walloc_data.errors import FormatError, WallocDataError
+from walloc_data.errors import FormatError, StorageError, WallocDataError
 from walloc_data.format import MIRROR_INDEX_COLUMNS, CodecSpec, SplitRecord, index_name
 from walloc_data.storage import Store, file_lock
 
@@ -52,7 +52,10 @@ class SplitIndex:
 
     def __init__(self, path: Path, num_samples: int) -> None:
         self.path, self.num_samples = path, num_samples
-        self.rows: npt.NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            self.rows: npt.NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise FormatError(f"{path}: not an index ({error}): remove this file from the cache") from error
         if self.rows.dtype != INDEX_ROW or self.rows.shape != (num_samples,):
             raise FormatError(f"{path}: not an index of {num_samples} samples: remove this file from the cache")
 
@@ -94,6 +97,8 @@ def _convert(store: Store, split: str, record: SplitRecord, spec: CodecSpec) -> 
             return _check(_read(path, record), record, spec)
         except WallocDataError as error:
             raise type(error)(f"{where}: {error}") from error
+        except FileNotFoundError as error:
+            raise StorageError(f"{where}: no such file; the manifest lists this split") from error
         except Exception as error:  # pyarrow raises many kinds on damaged files
             raise FormatError(f"{where}: not a readable index ({type(error).__name__}: {error})") from error
 

@@ -1,0 +1,240 @@
+"""The cache of whole shards: checked, bounded, shared, and indifferent to killed processes."""
+
+import errno
+import hashlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from walloc_data.errors import CorruptShardError, MissingExtraError, StorageError
+from walloc_data.format import ShardRecord
+from walloc_data.storage import ShardCache, Store, file_lock, map_file
+from walloc_data.storage.store import _deserves_retry
+
+
+def shard(root: Path, number: int, num_bytes: int = 1000) -> ShardRecord:
+    data = hashlib.shake_256(str(number).encode()).digest(num_bytes)
+    name = f"data/train-{number:05d}.tar"
+    (root / "data").mkdir(exist_ok=True, parents=True)
+    (root / name).write_bytes(data)
+    return ShardRecord(name, 1, num_bytes, hashlib.sha256(data).hexdigest())
+
+
+def test_a_shard_is_fetched_once_and_mapped(tmp_path: Path) -> None:
+    store, cache = Store(tmp_path / "data set"), ShardCache(tmp_path / "cache")
+    record = shard(tmp_path / "data set", 0)
+    expected = (tmp_path / "data set" / record.name).read_bytes()
+    assert cache.open(store, record) == expected
+    (tmp_path / "data set" / record.name).unlink()
+    assert cache.open(store, record) == expected
+
+
+def test_a_corrupt_shard_is_refetched_then_named(tmp_path: Path) -> None:
+    record = shard(tmp_path, 0)
+
+    class Flaky(Store):
+        fetched = 0
+
+        def download_into(self, path: str, target: Path) -> None:
+            super().download_into(path, target)
+            self.fetched += 1
+            if self.fetched <= self.bad:
+                data = bytearray(target.read_bytes())
+                data[500] ^= 1
+                target.write_bytes(data)
+
+        bad = 2
+
+    store = Flaky(tmp_path)
+    assert len(ShardCache(tmp_path / "cache").open(store, record)) == 1000
+    assert store.fetched == 3
+    store.fetched, store.bad = 0, 3
+    with pytest.raises(CorruptShardError, match=r"train-00000.tar: sha256 \w+ where the manifest says \w+, 3 times"):
+        ShardCache(tmp_path / "other").open(store, record)
+    assert not list((tmp_path / "other" / "shards").iterdir())
+
+
+def test_the_longest_unused_shard_makes_room(tmp_path: Path) -> None:
+    store, cache = Store(tmp_path), ShardCache(tmp_path / "cache", max_bytes=3000)
+    records = [shard(tmp_path, number) for number in range(5)]
+    for number in (0, 1, 2):
+        cache.open(store, records[number])
+        os.utime(cache.path(records[number]), (number, number))
+    cache.open(store, records[0])  # used again
+    cache.open(store, records[3])
+    assert [cache.path(record).exists() for record in records] == [True, False, True, True, False]
+    with pytest.raises(StorageError, match=r"2000 bytes do not fit a cache of max_cache_bytes=1000: raise it"):
+        ShardCache(tmp_path / "small", max_bytes=1000).open(store, shard(tmp_path, 9, 2000))
+
+
+def test_a_mapped_shard_stays_readable_when_it_is_evicted(tmp_path: Path) -> None:
+    store, cache = Store(tmp_path), ShardCache(tmp_path / "cache", max_bytes=1000)
+    first, second = shard(tmp_path, 0), shard(tmp_path, 1)
+    view = cache.open(store, first)
+    cache.open(store, second)
+    assert not cache.path(first).exists()
+    assert view == (tmp_path / first.name).read_bytes()
+
+
+def test_a_shard_that_was_tampered_with_in_the_cache_is_fetched_again(tmp_path: Path) -> None:
+    store, cache = Store(tmp_path), ShardCache(tmp_path / "cache")
+    record = shard(tmp_path, 0)
+    cache.fetch(store, record)
+    cache.path(record).write_bytes(b"cut short")
+    assert cache.open(store, record) == (tmp_path / record.name).read_bytes()
+
+
+def test_threads_that_want_one_shard_fetch_it_once(tmp_path: Path) -> None:
+    record = shard(tmp_path, 0)
+    fetched = []
+
+    class Slow(Store):
+        def download_into(self, path: str, target: Path) -> None:
+            fetched.append(path)
+            time.sleep(0.05)
+            super().download_into(path, target)
+
+    cache = ShardCache(tmp_path / "cache")
+    threads = [threading.Thread(target=cache.open, args=(Slow(tmp_path), record)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fetched) == 1
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    record = shard(tmp_path, 0)
+
+    class Full(Store):
+        def download_into(self, path: str, target: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"no room for .*train-00000.tar \(1000 bytes, \d+ free on the disk\)"):
+        ShardCache(tmp_path / "cache").open(Full(tmp_path), record)
+    assert not list((tmp_path / "cache" / "shards").iterdir())
+
+
+def test_a_fetch_left_by_a_killed_process_neither_blocks_nor_counts(tmp_path: Path) -> None:
+    store, cache = Store(tmp_path), ShardCache(tmp_path / "cache", max_bytes=2500)
+    left, other = shard(tmp_path, 0), shard(tmp_path, 1, 2000)
+    cache.fetch(store, left)
+    cache.path(left).rename(cache.path(left).with_name(f"{left.sha256}.1000.partial"))
+    cache.fetch(store, other)  # 1000 + 2000 would not fit
+    assert [path.name for path in (tmp_path / "cache" / "shards").iterdir()] == [f"{other.sha256}.tar"]
+
+
+def test_a_lock_excludes_others_and_dies_with_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    code = (
+        "import sys, time; from pathlib import Path; from walloc_data.storage import file_lock\n"
+        "with file_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    with holder.stdout:
+        assert holder.stdout.readline() == "held\n"
+        with file_lock(path, wait=False) as held:
+            assert not held
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with file_lock(path, wait=False) as held:
+        assert held
+        with file_lock(path, wait=False) as again:
+            assert not again
+
+
+def test_a_file_of_another_length_is_not_mapped(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    with pytest.raises(CorruptShardError, match=r"x.tar: 5 bytes; its record says 6. Was it changed or cut short\?"):
+        map_file(tmp_path / "file", num_bytes=6, where="x.tar")
+
+
+class _Answer(Exception):  # noqa: N818
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (OSError("bad gateway"), True),
+        (_Answer(503), True),
+        (_Answer(429), True),
+        (_Answer(403), False),
+        (_Answer(404), False),
+        (FileNotFoundError("NoSuchBucket"), False),
+        (PermissionError("403"), False),
+        (ValueError("no such region"), False),
+        (type("NoCredentialsError", (Exception,), {})(), False),
+        (OSError(errno.ENOSPC, "disk full"), False),
+    ],
+    ids=lambda value: value if isinstance(value, bool) else repr(value)[:30],
+)
+def test_only_errors_that_may_pass_are_asked_again(error: Exception, again: bool) -> None:
+    assert _deserves_retry(error) is again
+
+
+def test_retries_stop_and_name_the_last_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: slept.append(seconds))
+    slept: list[float] = []
+    store = Store("memory://x", max_attempts=4)
+
+    def failing() -> None:
+        raise ConnectionResetError("by peer")
+
+    with pytest.raises(StorageError, match=r"reading it: failed 4 times, last with ConnectionResetError: by peer"):
+        store._retry(failing, what="reading it")
+    assert len(slept) == 3
+    assert slept[0] < slept[1] < slept[2]
+
+
+def _use_in_child(store: Store, queue: "multiprocessing.Queue[object]") -> None:
+    queue.put(store.read_bytes("a", max_bytes=10))
+
+
+def test_a_store_works_on_in_a_forked_process_without_touching_its_parents_client(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    store = Store(f"local://{tmp_path}")  # fsspec's own protocol for files: as remote as any to us
+    assert store.read_bytes("a", max_bytes=10) == b"abc"
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_use_in_child, args=(store, queue))
+    child.start()
+    assert queue.get(timeout=20) == b"abc"
+    child.join()
+    assert child.exitcode == 0
+    queue.close()
+
+
+def test_small_files_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    for store in (Store(tmp_path), Store(f"local://{tmp_path}")):
+        assert store.read_bytes("a", max_bytes=10) == b"0123456789"
+        with pytest.raises(StorageError, match="at most"):
+            store.read_bytes("a", max_bytes=9)
+
+
+def test_urls_carry_no_credentials_and_unknown_stores_are_named() -> None:
+    with pytest.raises(StorageError, match="credentials do not belong in a URL"):
+        Store("s3://key:secret@bucket/x")
+    with pytest.raises(StorageError, match="no store speaks carrier-pigeon://"):
+        Store("carrier-pigeon://x").exists("a")
+    if not _installed("gcsfs"):
+        with pytest.raises(MissingExtraError, match=r"gs:// storage needs the package 'gcsfs'.*walloc_data\[gs\]"):
+            Store("gs://bucket/x").exists("a")
+
+
+def _installed(name: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
