@@ -1,0 +1,188 @@
+"""Converting to and from a real object store (OpenStack Swift's S3 API), which is killed and started again midway."""
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.convert.conftest import as_bytes, picture
+from tests.test_sources import write_tar
+from walloc_data import encode_dataset
+from walloc_data.convert import dataset_info, decode_dataset, finish_dataset, verify_dataset
+from walloc_data.errors import SourceError, StorageError
+from walloc_data.sources import open_source
+from walloc_data.storage import Store
+
+pytestmark = pytest.mark.object_store
+
+ROOT = Path(__file__).resolve().parents[2]
+PORT = 8290
+BUCKET = "converting"
+
+Check = Callable[[Path], None]
+
+
+class Swift:
+    """The endpoint, and a switch."""
+
+    def __init__(self, scripts: Path, folder: Path) -> None:
+        self.scripts, self.folder, self.url = scripts, folder, ""
+
+    def start(self) -> None:
+        command = ["bash", self.scripts / "up.sh", self.folder, str(PORT)]
+        started = subprocess.run(command, capture_output=True, text=True, check=False)
+        if started.returncode:
+            pytest.fail(f"Swift did not start: {started.stderr}")
+        self.url = started.stdout.strip()
+
+    def kill(self) -> None:
+        subprocess.run(["bash", self.scripts / "down.sh", self.folder], check=False)
+
+
+@pytest.fixture(scope="module")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
+    scripts = Path(os.environ.get("WALLOC_DATA_OBJECT_STORE") or ROOT.parent / "shared" / "object-store")
+    if not (scripts / "up.sh").is_file() or shutil.which("swift-proxy-server") is None:
+        pytest.skip("needs OpenStack Swift and the scripts that start it: set WALLOC_DATA_OBJECT_STORE")
+    s3fs = pytest.importorskip("s3fs")
+    store = Swift(scripts, tmp_path_factory.mktemp("swift"))
+    store.start()
+    options = {"key": "test:tester", "secret": "testing", "endpoint_url": store.url}
+    s3fs.S3FileSystem(**options, skip_instance_cache=True).mkdir(BUCKET)
+    yield store
+    store.kill()
+
+
+@pytest.fixture(autouse=True)
+def credentials(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the ecosystem keeps them."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test:tester")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", swift.url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[str], Path]:
+    """Fetch every file of a data set."""
+
+    def fetch(url: str) -> Path:
+        store, target = Store(url), tmp_path / "copy"
+        shutil.rmtree(target, ignore_errors=True)
+        names = ["walloc.json", "README.md", "_info.json"]
+        for folder in ("data", "index", "failures", "codec", ".walloc/train"):
+            names += store.list(folder)
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            store.download(name, target / name)
+        return target
+
+    return fetch
+
+
+def test_a_data_set_in_a_bucket_has_the_bytes_of_one_on_disk(
+    pictures: Path, same_as_reference: Check, copy_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    url = f"s3://{BUCKET}/plain"
+    summary = encode_dataset(pictures, url, samples_per_shard=5, progress=False)
+    assert (summary.url, summary.num_samples) == (url, 24)
+    same_as_reference(copy_of(url))
+    assert verify_dataset(url, progress=False).problems == ()
+    assert "train: 24 samples" in str(dataset_info(url))
+    assert len(decode_dataset(url, tmp_path / "png", keys=["000000001"])) == 1
+    assert encode_dataset(pictures, url, samples_per_shard=5, progress=False).new_samples == 0
+
+
+def test_parts_in_a_bucket_join(pictures: Path, same_as_reference: Check, copy_of: Callable[[str], Path]) -> None:
+    url = f"s3://{BUCKET}/parts"
+    for part in ("2/2", "1/2"):
+        encode_dataset(pictures, url, samples_per_shard=5, part=part, progress=False)
+    assert dataset_info(url).unfinished == {"train": (5, 5)}
+    finish_dataset(url)
+    same_as_reference(copy_of(url))
+
+
+def test_overwriting_in_a_bucket_leaves_nothing_of_the_old(pictures: Path, copy_of: Callable[[str], Path]) -> None:
+    url = f"s3://{BUCKET}/overwritten"
+    encode_dataset(pictures, url, samples_per_shard=3, progress=False)
+    encode_dataset(pictures, url, samples_per_shard=12, size_px=16, overwrite=True, progress=False)
+    assert verify_dataset(url, progress=False).problems == ()
+    assert sorted(path.name for path in (copy_of(url) / "data").iterdir()) == ["train-00000.tar", "train-00001.tar"]
+
+
+def test_a_store_that_is_killed_and_started_again_costs_time_only(
+    swift: Swift, pictures: Path, same_as_reference: Check, copy_of: Callable[[str], Path]
+) -> None:
+    url = f"s3://{BUCKET}/outage"
+    restarted: list[threading.Timer] = []
+
+    def outage(progress: Any) -> None:
+        if progress.num_done >= 10 and not restarted:
+            swift.kill()
+            restarted.append(threading.Timer(2.0, swift.start))
+            restarted[0].start()
+
+    encode_dataset(pictures, url, samples_per_shard=5, progress=outage)
+    restarted[0].join()
+    same_as_reference(copy_of(url))
+
+
+def test_a_store_that_stays_away_stops_the_run_which_resumes(
+    swift: Swift,
+    pictures: Path,
+    same_as_reference: Check,
+    copy_of: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = f"s3://{BUCKET}/away"
+    monkeypatch.setitem(Store.__init__.__kwdefaults__, "max_attempts", 2)
+
+    def outage(progress: Any) -> None:
+        if progress.num_done >= 10 and swift.url:
+            swift.kill()
+            swift.url = ""
+
+    with pytest.raises(StorageError, match=r"away/data/train-0000\d\.tar: failed 2 times"):
+        encode_dataset(pictures, url, samples_per_shard=5, progress=outage)
+    swift.start()
+    assert 1 <= len(Store(url).list("data")) < 5
+    assert not Store(url).exists("walloc.json")
+    encode_dataset(pictures, url, samples_per_shard=5, progress=False)
+    same_as_reference(copy_of(url))
+
+
+def test_tars_in_a_bucket_are_a_stream_with_labels_and_class_names(tmp_path: Path) -> None:
+    store = Store(f"s3://{BUCKET}/tars")
+    for shard in range(2):
+        members = []
+        for number in range(3 * shard, 3 * shard + 3):
+            members += [
+                (f"{number:03d}.png", as_bytes(picture(number))),
+                (f"{number:03d}.cls", str(number % 2).encode()),
+            ]
+        write_tar(tmp_path / f"in-{shard}.tar", members)
+        store.publish(tmp_path / f"in-{shard}.tar", f"in-{shard}.tar")
+    store.write_bytes("classnames.txt", b"ant\nbee\n")
+    for spec in (f"wds:s3://{BUCKET}/tars/in-{{0..1}}.tar", f"wds:s3://{BUCKET}/tars/in-*.tar"):
+        source = open_source(spec)
+        assert (source.kind, source.num_items, source.class_names) == ("wds-stream", None, ("ant", "bee"))
+        assert [sample.label for sample in source.stream()] == [0, 1, 0, 1, 0, 1]
+        assert [sample.data for sample in source.stream()] == [as_bytes(picture(number)) for number in range(6)]
+    out = f"s3://{BUCKET}/from-tars"
+    assert encode_dataset(spec, out, samples_per_shard=4, progress=False).num_samples == 6
+    assert verify_dataset(out, progress=False).problems == ()
+    with pytest.raises(SourceError, match=r"in-9\.tar"):
+        open_source(f"wds:s3://{BUCKET}/tars/in-9.tar")
+    with pytest.raises(SourceError, match="nothing matches"):
+        open_source(f"wds:s3://{BUCKET}/tars/out-*.tar")
+
+
+def test_refused_credentials_are_an_error_at_once(pictures: Path) -> None:
+    wrong = {"key": "test:tester", "secret": "wrong"}
+    with pytest.raises(StorageError, match=f"s3://{BUCKET}/x"):
+        encode_dataset(pictures, f"s3://{BUCKET}/x", storage_options=wrong, progress=False)
