@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from walloc_data import LatentDataset, create_latent_model
 from walloc_data.adapters import parameter_groups, save_latent_model, summarize
+from walloc_data.serving import attach_codec
 from walloc_data.transforms import Compose, LatentOperators, RandomHorizontalFlip, RandomTranslate
 
 
@@ -264,6 +265,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if rank == 0:
         (args.output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
         save_latent_model(ema.module, args.output / "model")
+        attach_codec(args.output / "model", dataset=args.data)  # so that it can meet pictures: walloc-data predict
         progress.line(f"final model: {args.output / 'model'}")
     if world_size > 1:
         dist.destroy_process_group()

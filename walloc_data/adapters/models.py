@@ -42,6 +42,7 @@ class LatentModelConfig:
     stem_kernel_cells: int | None = None  # None: the family's own
     stem_bias: bool | None = None
     stem_padding: Literal["zeros", "circular"] = "zeros"
+    size_px: int | None = None  # pictures were scaled and cropped to this before encoding; None: as they were
     timm_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -155,9 +156,9 @@ def create_latent_model(
         )
         codec, statistics = codec or manifest.codec, statistics or record.statistics
         input_shape = input_shape or record.latent_shape
-        class_names = manifest.class_names
+        class_names, size_px = manifest.class_names, manifest.settings.size_px
     else:
-        class_names = None
+        class_names = size_px = None
     if codec is None or statistics is None:
         raise ModelError(f"{name}: pass dataset=, or both codec= and statistics=")
     if input_shape is None:
@@ -178,6 +179,7 @@ def create_latent_model(
         stem_kernel_cells=stem_kernel_cells,
         stem_bias=stem_bias,
         stem_padding=stem_padding,
+        size_px=size_px,
         timm_kwargs=timm_kwargs,
     )
     model = build(config, buffers=normalization_buffers(statistics, kind=normalization))

@@ -1,0 +1,135 @@
+"""A picture scores exactly as its stored latent, from a folder that holds all it needs, exported or not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from walloc_data import LatentDataset, create_latent_model, encode_dataset
+from walloc_data.adapters import save_latent_model
+from walloc_data.codec import load_codec
+from walloc_data.errors import CodecError, ModelError, SourceError
+from walloc_data.serving import PictureClassifier, attach_codec, load_classifier, predict
+from walloc_data.sources import open_source
+
+
+@pytest.fixture(scope="module", params=[96, 100], ids=["whole cells", "padded"])
+def served(request, imagenette_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """(latents, model, model folder) of pictures scaled to a size that is, or is not, a multiple of 8."""
+    out = tmp_path_factory.mktemp("latents")
+    encode_dataset(imagenette_folder, out, split="train", size_px=request.param, shuffle_seed=None, progress=False)
+    torch.manual_seed(0)
+    model = create_latent_model("test_convnext", dataset=out).eval()
+    torch.nn.init.normal_(model.head.fc.weight, std=1.0)
+    folder = save_latent_model(model, out / "model")
+    attach_codec(folder, dataset=out)
+    return out, model, folder
+
+
+def files_of(dataset: LatentDataset, source: Path) -> list[Path]:
+    opened = open_source(source)
+    return [source / opened.read(int(index)).name for index in dataset.index["source_index"]]
+
+
+def test_pictures_score_exactly_as_their_stored_latents(served, imagenette_folder):
+    out, model, folder = served
+    dataset = LatentDataset(out, split="train")
+    classifier = load_classifier(folder)
+    latents = torch.stack([latent for latent, _ in dataset])
+    with torch.inference_mode():
+        stored = model(latents).softmax(1)
+    predictions = classifier.predict_files(files_of(dataset, imagenette_folder))
+    for row, prediction in zip(stored, predictions, strict=True):
+        assert prediction.label == int(row.argmax())
+        assert prediction.probability == pytest.approx(float(row.max()), abs=1e-5)
+        assert prediction.name == dataset.class_names[prediction.label]
+        assert [value for _, value in prediction.top] == pytest.approx(row.topk(5).values.tolist(), abs=1e-5)
+    assert len({prediction.label for prediction in predictions}) > 1
+
+
+def test_tensors_of_any_size_are_scaled_like_the_converter_within_a_grey_level(served):
+    folder = served[2]
+    classifier = load_classifier(folder)
+    size = classifier.config.size_px
+    generator = torch.Generator().manual_seed(0)
+    small = torch.rand(1, 3, 24, 30, generator=generator)
+    smooth = torch.nn.functional.interpolate(small, size=(190, 240), mode="bicubic").clamp(0, 1)
+    picture = (smooth * 255).to(torch.uint8)
+    from walloc_data.convert.pictures import resize_and_crop
+
+    array = resize_and_crop(Image.fromarray(picture[0].permute(1, 2, 0).numpy()), size_px=size)
+    expected = classifier.encode(torch.from_numpy(np.array(array)).permute(2, 0, 1)[None])
+    assert (classifier.encode(picture).float() - expected.float()).abs().max() <= 3
+    assert classifier(picture).shape == (1, 10)
+
+
+def test_predict_takes_a_folder_and_pictures_and_nothing_else(served, imagenette_folder):
+    _, _, folder = served
+    paths = sorted(imagenette_folder.rglob("*.JPEG"))[:3]
+    results = predict(folder, paths, top=2)
+    assert [Path(result.picture) for result in results] == paths
+    assert all(len(result.top) == 2 for result in results)
+    assert str(results[0]).startswith(f"{paths[0]}: n0")
+    in_memory = load_classifier(folder).predict([Image.open(paths[0])], top=2)
+    assert in_memory[0].top == results[0].top
+
+
+def test_files_that_are_no_pictures_are_named(served, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"not a picture")
+    for path in (tmp_path / "bad.jpg", tmp_path / "absent.jpg"):
+        with pytest.raises(SourceError, match=f"{path.name}: cannot be classified"):
+            predict(served[2], [path])
+
+
+def test_another_codec_is_refused_and_a_missing_one_asked_for(served, tmp_path):
+    _, model, _ = served
+    other, _ = load_codec(None, decoder=False)
+    with torch.no_grad():
+        other.encoder[0].weight.mul_(0.5)
+    with pytest.raises(ModelError, match="the model was made for latents of codec"):
+        PictureClassifier(model, other)
+    from dataclasses import replace
+
+    alien = create_latent_model("test_convnext", dataset=served[0])
+    alien.latent_config = replace(alien.latent_config, codec=other.spec)
+    save_latent_model(alien, tmp_path)
+    with pytest.raises(CodecError, match="neither in the folder nor bundled: pass codec="):
+        load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize("normalization", ["standard", "expand"])
+def test_exported_programs_give_the_same_labels(normalization, served, imagenette_folder, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    out = served[0]
+    torch.manual_seed(0)
+    model = create_latent_model("test_convnext", dataset=out, normalization=normalization).eval()
+    torch.nn.init.normal_(model.head.fc.weight, std=1.0)
+    codec, _ = load_codec(out / "codec", decoder=False)
+    classifier = PictureClassifier(model, codec).eval()
+    size = classifier.config.size_px
+    pictures = torch.stack(
+        [
+            torch.from_numpy(np.array(Image.open(path).convert("RGB").resize((size, size)))).permute(2, 0, 1)
+            for path in sorted(imagenette_folder.rglob("*.JPEG"))[::5]
+        ]
+    )
+    with torch.inference_mode():
+        expected = classifier(pictures)
+        plain = classifier.exportable()
+        torch.testing.assert_close(plain(pictures), expected, rtol=0, atol=0.1)
+        program = torch.export.export(plain, (pictures,))
+        exported = program.module()(pictures)
+        assert torch.equal(exported.argmax(1), expected.argmax(1))
+        path = tmp_path / "model.onnx"
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own making
+            torch.onnx.export(plain, (pictures,), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: pictures.numpy()})
+    assert (logits.argmax(1) == expected.argmax(1).numpy()).all()
+    np.testing.assert_allclose(logits, expected.numpy(), atol=0.1)

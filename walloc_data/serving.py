@@ -1,0 +1,227 @@
+"""A classifier of latents meets pictures: encode with the model's own codec, rounding included, then classify.
+
+A picture scores exactly as its stored latent does. The encoder is part of what is saved (`attach_codec`: some 10 KB),
+so that a model's folder is all that serving needs.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from walloc_data.adapters import check_codec, latent_config, load_latent_model
+from walloc_data.codec import bundled_codecs, load_codec, save_codec
+from walloc_data.convert.pictures import PictureError, decode_picture, pillow_limits, resize_and_crop
+from walloc_data.errors import CodecError, ModelError, SourceError
+from walloc_data.format import EncodeSettings, padding_for
+from walloc_data.storage import Store
+
+__all__ = ["PictureClassifier", "Prediction", "attach_codec", "load_classifier", "predict"]
+
+MAX_CODEC_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one picture."""
+
+    picture: str
+    label: int
+    name: str  # of the class; the label as text where classes have no names
+    probability: float
+    top: tuple[tuple[str, float], ...]  # the most probable classes, best first
+
+    def __str__(self) -> str:
+        return f"{self.picture}: {self.name} ({self.probability:.1%})"
+
+
+class PictureClassifier(nn.Module):
+    """uint8 pictures in, logits out.
+
+    Args:
+        model: made by `create_latent_model`.
+        codec: the codec whose latents it was trained on; only its encoder is used.
+
+    Raises:
+        ModelError: if the codec is another one.
+    """
+
+    def __init__(self, model: nn.Module, codec: Any) -> None:
+        super().__init__()
+        check_codec(model, codec.spec)
+        self.config = latent_config(model)
+        self.model, self.codec = model, codec
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 to the latents that the converter would store: int8 (N, C, h, w).
+
+        Pictures of another size than the model's are scaled and cropped like the converter does, by torch instead of
+        Pillow: equal within one grey level. `predict` and `predict_files` use Pillow, and agree exactly.
+        """
+        if pictures.dtype != torch.uint8 or pictures.ndim != 4:
+            raise ModelError(f"pictures are uint8 (N, 3, H, W), not {pictures.dtype} {tuple(pictures.shape)}")
+        size = self.config.size_px
+        if size is not None and pictures.shape[2:] != (size, size):
+            side = min(pictures.shape[2:])
+            top, left = (pictures.shape[2] - side) // 2, (pictures.shape[3] - side) // 2
+            square = pictures[:, :, top : top + side, left : left + side]
+            scaled = F.interpolate(square.float(), size=(size, size), mode="bicubic", antialias=True)
+            pictures = scaled.round().clamp(0, 255).to(torch.uint8)
+        latents: Tensor = self.codec.encode(_pad(pictures, cell_px=self.config.codec.cell_px))
+        return latents
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 to logits (N, num_classes)."""
+        logits: Tensor = self.model(self.encode(pictures))
+        return logits
+
+    @torch.inference_mode()
+    def predict(self, pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], *, top: int = 5) -> list[Prediction]:
+        """Classify pictures that are in memory: PIL images, or arrays (H, W, 3) uint8."""
+        names = [f"picture {i}" for i in range(len(pictures))]
+        images = [picture if isinstance(picture, Image.Image) else Image.fromarray(picture) for picture in pictures]
+        return self._predict([image.convert("RGB") for image in images], names=names, top=top)
+
+    @torch.inference_mode()
+    def predict_files(self, paths: Iterable[str | os.PathLike[str]], *, top: int = 5) -> list[Prediction]:
+        """Classify picture files, read by the converter's own rules.
+
+        Raises:
+            SourceError: for a file that is not a picture.
+        """
+        images, names = [], []
+        for path in paths:
+            try:
+                with pillow_limits():
+                    images.append(decode_picture(Path(path).read_bytes(), settings=EncodeSettings()))
+            except (OSError, PictureError) as error:
+                raise SourceError(f"{path}: cannot be classified: {error}") from error
+            names.append(str(path))
+        return self._predict(images, names=names, top=top)
+
+    def _predict(self, images: Sequence[Image.Image], *, names: Sequence[str], top: int) -> list[Prediction]:
+        self.eval()
+        device = next(self.model.parameters()).device
+        results = []
+        for image, name in zip(images, names, strict=True):
+            array = resize_and_crop(image, size_px=self.config.size_px)
+            picture = torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].to(device)
+            probabilities = self(picture).softmax(1)[0].cpu()
+            best = probabilities.topk(min(top, len(probabilities)))
+            ranked = tuple(
+                (self._class_name(label), value)
+                for value, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            )
+            results.append(Prediction(name, int(best.indices[0]), *ranked[0], ranked))
+        return results
+
+    def _class_name(self, label: int) -> str:
+        return str(label) if self.config.class_names is None else self.config.class_names[label]
+
+    def exportable(self) -> nn.Module:
+        """The same classifier in plain tensor operations, for torch.export and ONNX.
+
+        It takes (N, 3, H, W) uint8 of the model's own picture size. Filtering is in float32 without the exact second
+        pass, so that a value that falls on a rounding boundary (about one in 100,000) may differ by one step.
+        """
+        return _PlainClassifier(self).eval()
+
+
+class _PlainClassifier(nn.Module):
+    def __init__(self, classifier: PictureClassifier) -> None:
+        super().__init__()
+        self.model, self.codec = classifier.model, classifier.codec
+        self.cell_px = classifier.config.codec.cell_px
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = _pad(pictures, cell_px=self.cell_px).float() / 255 - 0.5
+        coefficients = self.codec.wavelet_analysis(x, J=self.codec.J)  # (N, 192, h, w)
+        logits: Tensor = self.model(self.codec.encoder(coefficients))
+        return logits
+
+
+def _pad(pictures: Tensor, *, cell_px: int) -> Tensor:
+    """Reflect until both sides are multiples of a cell, as the converter does."""
+    left, top, right, bottom = padding_for(pictures.shape[2], pictures.shape[3], multiple=cell_px)
+    if not (left or top or right or bottom):
+        return pictures
+    rows = _reflected(pictures.shape[2], top, bottom, device=pictures.device)
+    columns = _reflected(pictures.shape[3], left, right, device=pictures.device)
+    return pictures[:, :, rows][:, :, :, columns]
+
+
+def _reflected(length: int, before: int, after: int, *, device: torch.device) -> Tensor:
+    """Indices of a side with both ends reflected; the edge itself is not repeated, as numpy's mode "reflect"."""
+    index = torch.arange(-before, length + after, device=device)
+    period = max(1, 2 * (length - 1))
+    index = index.remainder(period)
+    return torch.where(index < length, index, period - index)
+
+
+def attach_codec(folder: str | os.PathLike[str], *, dataset: str | os.PathLike[str]) -> Path:
+    """Copy a data set's encoder into a saved model's folder, as `codec/`, so that the folder can serve alone.
+
+    Args:
+        folder: what `save_latent_model` wrote.
+        dataset: an encoded data set or a codec's folder, local or remote.
+    """
+    store = Store(dataset)
+    prefix = "codec/" if store.exists("codec/codec.json") else ""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("codec.json", "model.safetensors"):
+            (Path(scratch) / name).write_bytes(store.read_bytes(prefix + name, max_bytes=MAX_CODEC_BYTES))
+        codec, _ = load_codec(scratch, decoder=False)
+    check_codec(load_latent_model(folder), codec.spec)
+    target = Path(folder) / "codec"
+    save_codec(codec, target)
+    return target
+
+
+def load_classifier(
+    folder: str | os.PathLike[str], *, codec: str | os.PathLike[str] | None = None, device: str = "cpu"
+) -> PictureClassifier:
+    """Load a saved model with its codec.
+
+    Args:
+        folder: what `save_latent_model` wrote.
+        codec: what `load_codec` takes; default: the model folder's `codec/`, else a bundled codec of the same encoder.
+
+    Raises:
+        CodecError: if no codec of the model's encoder is at hand.
+    """
+    model = load_latent_model(folder, device=device)
+    wanted = latent_config(model).codec
+    if codec is None:
+        attached = Path(folder) / "codec"
+        candidates: list[str | Path] = [attached] if (attached / "codec.json").is_file() else list(bundled_codecs())
+    else:
+        candidates = [codec if isinstance(codec, str) else Path(codec)]
+    for candidate in candidates:
+        loaded, info = load_codec(candidate, device=device, decoder=False)
+        if info.encoder_sha256 == wanted.encoder_sha256 or codec is not None:
+            return PictureClassifier(model, loaded).eval()
+    raise CodecError(
+        f"{folder}: its model was trained on latents of codec {wanted.name!r} ({wanted.encoder_sha256[:12]}), which is "
+        "neither in the folder nor bundled: pass codec=, or attach_codec(folder, dataset=...)"
+    )
+
+
+def predict(
+    checkpoint: str | os.PathLike[str],
+    pictures: Iterable[str | os.PathLike[str]],
+    *,
+    codec: str | os.PathLike[str] | None = None,
+    top: int = 5,
+    device: str = "cpu",
+) -> list[Prediction]:
+    """Classify picture files with a saved model: `walloc-data predict CHECKPOINT PICTURES...`."""
+    return load_classifier(checkpoint, codec=codec, device=device).predict_files(pictures, top=top)
