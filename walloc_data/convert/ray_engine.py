@@ -44,9 +44,9 @@ def run_ray(
         raise ConversionError("engine='ray' reads sources by position; convert a stream with engine='local'")
     own = not ray.is_initialized()
     if own:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+        ray.init(address=address, log_to_driver=False, **({} if address else {"include_dashboard": False}))
     try:
-        shared = ray.put(replace(setup, staging=Path("unused")))
+        shared = ray.put(setup)
         remote = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_make)
         name = f"{setup.store.url}:{setup.plan.split}:{setup.plan.codec.encoder_sha256}:{id(setup)}"
         waiting: dict[Any, Task] = {}
@@ -88,13 +88,13 @@ def _make(setup: WorkSetup, task: Task, name: str) -> ShardDone:
     """On the cluster: make one shard."""
     import torch
 
-    if name not in _kept:
-        torch.set_num_threads(1)
-        store = setup.store
-        if store.local_path is not None:
-            (store.local_path / ".walloc" / "staging").mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix="ray-", dir=store.local_path / ".walloc" / "staging"))
-        else:
-            staging = Path(tempfile.mkdtemp(prefix="walloc_data-"))
-        _kept[name] = replace(setup, staging=staging).worker()
-    return _kept[name].run(task.shard, setup.samples(task))
+    store = setup.store
+    # On the file system of a local data set, so that publishing is a rename; it goes away with the run's own folder.
+    folder = None if store.local_path is None else setup.staging
+    with tempfile.TemporaryDirectory(prefix="walloc_data-", dir=folder) as staging:
+        if name not in _kept:
+            torch.set_num_threads(1)
+            _kept[name] = replace(setup, staging=Path(staging)).worker()
+        worker = _kept[name]
+        worker.staging = Path(staging)
+        return worker.run(task.shard, setup.samples(task))
