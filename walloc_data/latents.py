@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from walloc_data.errors import CodecError, CorruptShardError
+from walloc_data.webp import encode_lossless
 
 __all__ = ["compand", "decode_webp", "encode_webp", "expand", "expansion_table", "pack", "unpack"]
 
 MAX_PACKED_PIXELS = 2**28  # a packed latent of a 4-gigapixel picture: more than the converter ever writes
+
+# Our writer holds about 300 bytes a pixel while it works: past this, 8 megapixels of photograph, libwebp takes over.
+OWN_WRITER_PIXELS = 2**19
 
 # (method, quality) of libwebp's lossless mode; bytes and times are in benchmarks/results/encode_speed.json.
 _EFFORT: dict[str, tuple[int, int]] = {"default": (4, 0), "fast": (2, 0)}
@@ -102,12 +106,16 @@ def unpack(picture: npt.NDArray[np.uint8], *, latent_dim: int = 12) -> npt.NDArr
 def encode_webp(picture: npt.NDArray[np.uint8], *, effort: Literal["default", "fast"] = "default") -> bytes:
     """Write one packed picture, (H, W, 3) or (H, W, 1) uint8, as lossless WebP without metadata.
 
-    The effort changes the bytes and the time, never the pixels.
+    The effort changes the bytes and the time, never the pixels. `default` is our own writer (`walloc_data.webp`),
+    whose bytes depend on the picture alone; `fast`, grey pictures and very large ones are libwebp's.
     """
     from PIL import Image
 
+    height, width, colours = picture.shape
+    if effort == "default" and colours == 3 and height * width <= OWN_WRITER_PIXELS:
+        return encode_lossless(picture[None])[0]
     method, quality = _EFFORT[effort]
-    image = Image.fromarray(picture if picture.shape[2] == 3 else np.repeat(picture, 3, axis=2))
+    image = Image.fromarray(picture if colours == 3 else np.repeat(picture, 3, axis=2))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", lossless=True, method=method, quality=quality)
     return buffer.getvalue()
