@@ -200,8 +200,8 @@ def objects(url: str, options: dict[str, Any]) -> dict[str, bytes]:
     import fsspec
 
     fs = fsspec.filesystem("s3", **options, skip_instance_cache=True)
-    root = url.removeprefix("s3://")
-    return {path.removeprefix(root + "/"): fs.cat_file(path) for path in fs.find(root)}
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    return {path.removeprefix(f"{bucket}/{prefix}/"): fs.cat_file(path) for path in fs.find(bucket, prefix=prefix)}
 
 
 @pytest.mark.object_store
