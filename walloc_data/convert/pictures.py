@@ -28,6 +28,7 @@ __all__ = ["PictureError", "decode_picture", "pillow_limits", "resize_and_crop"]
 
 # Never the formats that run an interpreter (EPS, PDF), nor those that are lists of other files. MPO opens as JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+RESAMPLING = Image.Resampling.BICUBIC
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -116,5 +117,7 @@ def resize_and_crop(image: Image.Image, *, size_px: int | None) -> npt.NDArray[n
     if size_px is not None and image.size != (size_px, size_px):
         short = min(image.size)
         left, top = (image.width - short) // 2, (image.height - short) // 2
-        image = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+        box = (left, top, left + short, top + short)
+        # At scale 1 the filter would copy pixels, slowly.
+        image = image.crop(box) if short == size_px else image.resize((size_px, size_px), RESAMPLING, box=box)
     return np.asarray(image)

@@ -1,6 +1,8 @@
 """Plain ustar archives whose bytes depend on names and contents alone."""
 
 import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,13 +26,17 @@ class TarWriter:
         self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
         self.num_bytes = 0
 
-    def add(self, name: str, data: bytes) -> int:
-        """Append one member and return where its data begins."""
-        self._write(header(name, len(data)))
-        offset = self.num_bytes
-        self._write(data)
-        self._write(bytes(-len(data) % BLOCK_BYTES))
-        return offset
+    def add(self, members: Sequence[tuple[str, bytes]]) -> list[int]:
+        """Append members and return where the data of each begins. One write and one hashing for all of them."""
+        blocks: list[bytes] = []
+        offsets: list[int] = []
+        end = self.num_bytes
+        for name, data in members:
+            blocks += (header(name, len(data)), data, bytes(-len(data) % BLOCK_BYTES))
+            offsets.append(end + BLOCK_BYTES)
+            end += BLOCK_BYTES + len(data) + len(blocks[-1])
+        self._write(b"".join(blocks))
+        return offsets
 
     @property
     def sha256(self) -> str:
@@ -50,8 +56,6 @@ class TarWriter:
 
     def close(self) -> None:
         """End the archive; its file and hashes are then final."""
-        import os
-
         self._write(bytes(2 * BLOCK_BYTES))
         self._write(bytes(-self.num_bytes % RECORD_BYTES))
         self._file.flush()
@@ -70,22 +74,18 @@ class TarWriter:
             self._file.close()
 
 
+# What every header has: mode 0644 and nobody's, no time, a regular file, and zeros to the end of the block.
+_OWNER = b"".join((b"0000644\x00", b"0000000\x00", b"0000000\x00"))
+_TIME = b"00000000000\x00"
+_REST = (b"0" + bytes(100) + b"ustar\x0000").ljust(BLOCK_BYTES - 156, b"\0")
+_CONSTANT_SUM = sum(_OWNER) + sum(_TIME) + 8 * ord(" ") + sum(_REST)  # the checksum itself counts as spaces
+
+
 def header(name: str, num_bytes: int) -> bytes:
     """One 512-byte ustar header (POSIX.1-1988)."""
     encoded = name.encode("ascii")
     if len(encoded) > 100 or not 0 <= num_bytes < 8**11:
         raise FormatError(f"{name}: {num_bytes} bytes under a name of {len(encoded)} do not fit a ustar header")
-    fields = (
-        encoded.ljust(100, b"\0"),
-        b"0000644\0",  # mode
-        b"0000000\0",  # user
-        b"0000000\0",  # group
-        b"%011o\0" % num_bytes,
-        b"00000000000\0",  # modified at
-        b"        ",  # checksum, counted as spaces
-        b"0",  # a regular file
-        bytes(100),
-        b"ustar\00000",
-    )
-    block = b"".join(fields).ljust(BLOCK_BYTES, b"\0")
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    changing = encoded.ljust(100, b"\0"), b"%011o\x00" % num_bytes
+    checksum = _CONSTANT_SUM + sum(changing[0]) + sum(changing[1])
+    return b"".join((changing[0], _OWNER, changing[1], _TIME, b"%06o\x00 " % checksum, _REST))

@@ -39,6 +39,8 @@ __all__ = ["ShardWorker", "Tally", "count_levels", "index_schema"]
 
 Pixels = npt.NDArray[np.uint8]
 
+_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
 WINDOW_PICTURES = 64
 WINDOW_PIXELS = 2**22  # a larger picture is a window of its own
 
@@ -253,11 +255,6 @@ class ShardWorker:
         """One sample's members, adjacent, and its row of the index."""
         height, width = item.pixels.shape[:2]
         label = item.sample.label
-        offsets = [tar.add(f"{item.key}.webp", members[0])]
-        if self.plan.settings.mirror:
-            offsets.append(tar.add(f"{item.key}.mirror.webp", members[1]))
-        if self.plan.labelled:
-            tar.add(f"{item.key}.cls", str(label).encode())
         meta = {
             "height": height,
             "width": width,
@@ -267,7 +264,13 @@ class ShardWorker:
         }
         if self.plan.columns:
             meta["columns"] = {name: item.sample.columns.get(name) for name in self.plan.columns}
-        tar.add(f"{item.key}.json", json.dumps(meta, separators=(",", ":"), allow_nan=False).encode())
+        files = [(f"{item.key}.webp", members[0])]
+        if self.plan.settings.mirror:
+            files.append((f"{item.key}.mirror.webp", members[1]))
+        if self.plan.labelled:
+            files.append((f"{item.key}.cls", str(label).encode()))
+        files.append((f"{item.key}.json", _to_json(meta).encode()))
+        offsets = tar.add(files)
         values = [item.key, shard, offsets[0], len(members[0]), label, height, width, item.source_index]
         if self.plan.settings.mirror:
             values += [offsets[1], len(members[1])]
