@@ -128,3 +128,46 @@ def test_it_learns(train, latents, tmp_path):
     history = train(latents, *arguments, "--val-split", "train", "--output", tmp_path)["history"]
     assert history[-1]["top1"] > 60  # of the pictures it trained on; chance is 10
     assert history[-1]["loss"] < history[0]["loss"] - 0.3
+
+
+def load_example(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("model", "geometry"), [("test_vit", "pixel_grid"), ("test_convnext", "skip_early")])
+def test_a_pixel_model_is_folded_and_fine_tuned(model, geometry, latents, imagenette_folder, tmp_path):
+    result = load_example("finetune_folded").main(
+        [str(latents), "--train-pictures", str(imagenette_folder), "--val-pictures", str(imagenette_folder),
+         "--model", model, "--geometry", geometry, "--pixel-epochs", "8", "--lr", "4e-3", "--epochs", "1",
+         "--batch-size", "20", "--imitate-steps", "20", "--distill", "1.0", "--output", str(tmp_path)]
+    )  # fmt: skip
+    assert set(result) == {"pixels", "copied, stem random", "before fine-tuning", "fine-tuned", "from scratch"}
+    assert (tmp_path / "model" / "codec" / "codec.json").exists()
+    assert result["pixels"] > 20  # of the pictures it trained on; chance is 10
+    if geometry == "pixel_grid":
+        assert result["before fine-tuning"] > result["pixels"] - 15
+
+
+def test_the_accelerate_variant_stays_under_fifty_lines_and_trains(latents, tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    body = (ROOT / "examples" / "train_accelerate.py").read_text().partition("from accelerate")[2]
+    assert len(body.splitlines()) < 50
+    monkeypatch.chdir(tmp_path)
+    accuracy = load_example("train_accelerate").main(str(latents), epochs=2, batch_size=8, model_name="test_convnext")
+    assert 0 <= accuracy <= 1
+    assert load_latent_model(tmp_path / "runs" / "accelerate").num_classes == 10
+
+
+def test_the_walkthrough_runs_from_a_source_to_a_saved_model(imagenette_folder, tmp_path, monkeypatch, capsys):
+    import runpy
+
+    monkeypatch.setattr(sys, "argv", ["hub_to_model.py", str(imagenette_folder), str(imagenette_folder), "1"])
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    runpy.run_path(str(ROOT / "examples" / "hub_to_model.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "epoch 0: validation" in out
+    assert "saved to" in out

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from walloc_data.adapters import PixelPrediction, create_latent_model, fit_stem, fold_stem, stem_of
+from walloc_data.adapters import PixelPrediction, create_latent_model, fit_stem, fold_stem, stage_output, stem_of
 from walloc_data.errors import ModelError
 from walloc_data.regression import WindowRegression
 
@@ -123,6 +123,41 @@ def test_skipped_stages_are_fitted_to_their_output(spec, statistics):
     with torch.no_grad():
         got = stem(latents)[..., 1:-1, 1:-1]
     torch.testing.assert_close(got, targets[..., 1:-1, 1:-1], rtol=0, atol=float(targets.std()) * 0.1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_resnet",
+        "resnet18d",
+        "test_convnext",
+        "regnety_002",
+        "test_efficientnet",
+        "test_maxvit",
+        "swin_tiny_patch4_window7_224",
+    ],
+)
+def test_the_stage_to_imitate_gives_one_shape_in_both_models(name, spec, statistics):
+    shape = {"img_size": 128} if "swin" in name or "maxvit" in name else {}
+    pixel = timm.create_model(name, num_classes=5, **shape).eval()
+    model = create_latent_model(
+        name, codec=spec, statistics=statistics, input_shape=(12, 16, 16), num_classes=5, pretrained=pixel
+    ).eval()
+    target = stage_output(pixel, torch.randn(2, 3, 128, 128), latent_model=model)
+    given = stage_output(model, torch.zeros(2, 12, 16, 16, dtype=torch.int8), latent_model=model)
+    assert given.shape == target.shape
+    given.square().sum().backward()
+    assert stem_of(model).weight.grad.abs().sum() > 0
+    whole = create_latent_model(
+        "test_convnext",
+        codec=spec,
+        statistics=statistics,
+        input_shape=(12, 16, 16),
+        num_classes=5,
+        geometry="all_stages",
+    )
+    with pytest.raises(ModelError, match="no stage was skipped"):
+        stage_output(whole, torch.zeros(1, 12, 16, 16), latent_model=whole)
 
 
 def test_stems_that_cannot_be_folded_say_why(spec, statistics):

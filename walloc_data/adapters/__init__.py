@@ -3,7 +3,7 @@
 from walloc_data.adapters.checkpoints import check_codec, load_latent_model, model_from_config, save_latent_model
 from walloc_data.adapters.families import FAMILIES, Family, Geometry
 from walloc_data.adapters.finetune import freeze_except, parameter_groups, unfreeze
-from walloc_data.adapters.folding import PixelPrediction, copy_pixel_weights, fit_stem, fold_stem
+from walloc_data.adapters.folding import PixelPrediction, copy_pixel_weights, fit_stem, fold_stem, stage_output
 from walloc_data.adapters.models import (
     LatentModelConfig,
     LatentModelSummary,
@@ -33,6 +33,7 @@ __all__ = [
     "model_from_config",
     "parameter_groups",
     "save_latent_model",
+    "stage_output",
     "stem_of",
     "summarize",
     "unfreeze",

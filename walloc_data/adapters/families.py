@@ -44,6 +44,7 @@ class StemSite:
     bias: bool = True
     fresh: tuple[str, ...] = ()  # other modules whose weights do not come from a pixel model
     skipped: tuple[str, ...] = ()  # modules that became Identity
+    feeds: str | None = None  # where stages were skipped: the first that was kept
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,13 @@ def _build_swin(create: Create, geometry: Geometry, size: tuple[int, int], given
         embed.grid_size = size
         embed.num_patches = size[0] * size[1]
     site = StemSite(
-        "patch_embed.proj", channels, 3, shuffle=shuffle, fresh=("patch_embed.norm",) * bool(skipped), skipped=skipped
+        "patch_embed.proj",
+        channels,
+        3,
+        shuffle=shuffle,
+        fresh=("patch_embed.norm",) * bool(skipped),
+        skipped=skipped,
+        feeds="layers.1.blocks" if skipped else None,
     )
     return model, site
 
@@ -184,6 +191,7 @@ def _build_convnext(create: Create, geometry: Geometry, size: tuple[int, int], g
         bias=conv.bias is not None,
         fresh=("stem",) * (overlapping or bool(skipped)),
         skipped=skipped,
+        feeds="stages.1.blocks" if skipped else None,
     )
     return model, site
 
@@ -206,7 +214,9 @@ def _build_resnet(create: Create, geometry: Geometry, size: tuple[int, int], giv
     _resize_norm(model.bn1, channels)
     model.layer1 = nn.Identity()
     _unstride(model.layer2[0], what="layer2")
-    return model, StemSite("conv1", channels, 3, bias=False, fresh=("bn1",), skipped=("layer1", "maxpool"))
+    return model, StemSite(
+        "conv1", channels, 3, bias=False, fresh=("bn1",), skipped=("layer1", "maxpool"), feeds="layer2"
+    )
 
 
 def _build_regnet(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
@@ -225,7 +235,7 @@ def _build_regnet(create: Create, geometry: Geometry, size: tuple[int, int], giv
         fresh = ("stem.bn",)
     model.s1 = nn.Identity()
     _unstride(model.s2.b1, what="s2")
-    return model, StemSite(path, channels, 3, bias=False, fresh=fresh, skipped=("s1",))
+    return model, StemSite(path, channels, 3, bias=False, fresh=fresh, skipped=("s1",), feeds="s2")
 
 
 def _build_efficientnet(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
@@ -246,7 +256,9 @@ def _build_efficientnet(create: Create, geometry: Geometry, size: tuple[int, int
         model.blocks[i] = nn.Identity()
     _unstride(model.blocks[first], what=f"blocks.{first}")
     skipped = tuple(f"blocks.{i}" for i in range(first))
-    return model, StemSite("conv_stem", channels, 3, bias=False, fresh=("bn1",), skipped=skipped)
+    return model, StemSite(
+        "conv_stem", channels, 3, bias=False, fresh=("bn1",), skipped=skipped, feeds=f"blocks.{first}"
+    )
 
 
 def _build_maxvit(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
@@ -279,6 +291,7 @@ def _build_maxvit(create: Create, geometry: Geometry, size: tuple[int, int], giv
         bias=bias,
         fresh=("stem.norm1", "stem.conv2"),
         skipped=("stages.0",),
+        feeds="stages.1",
     )
     return model, site
 

@@ -21,7 +21,7 @@ from walloc_data.errors import ModelError
 from walloc_data.latents import expand
 from walloc_data.regression import WindowMap, WindowRegression
 
-__all__ = ["PixelPrediction", "copy_pixel_weights", "fit_stem", "fold_stem"]
+__all__ = ["PixelPrediction", "copy_pixel_weights", "fit_stem", "fold_stem", "stage_output"]
 
 
 class PixelPrediction:
@@ -196,6 +196,32 @@ def fit_stem(model: nn.Module, *, batches: Iterable[tuple[Tensor, Tensor]]) -> f
     fitted = sums.solve()
     stem.fold(fitted.weight.double(), fitted.bias.double())
     return float((sums.relative_error(fitted) * sums.variance()).sum() / sums.variance().sum())
+
+
+def stage_output(model: nn.Module, inputs: Tensor, *, latent_model: nn.Module) -> Tensor:
+    """What the first kept stage gives: the features to imitate where earlier stages were skipped.
+
+    The output, not the input, because a stage whose stride was taken out expects another grid than in the pixel model.
+    Train the stem, `stem_site.fresh` and, where its stride was taken out, the stage itself.
+
+    Args:
+        model: the latent model itself, or the pixel model it was made from.
+        inputs: latents, or normalised pictures.
+        latent_model: says which stage it is.
+
+    Returns:
+        The stage's output, with its gradient: of the same shape from both models.
+    """
+    path = unwrap(latent_model).stem_site.feeds
+    if path is None:
+        raise ModelError("no stage was skipped in this model: fold its stem, there is nothing to imitate")
+    seen: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_hook(lambda _, __, output: seen.append(output))
+    try:
+        model(inputs)
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 def copy_pixel_weights(model: nn.Module, pixel_model: nn.Module) -> None:
