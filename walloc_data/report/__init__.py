@@ -4,12 +4,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from walloc_data.report.figures import latent_strip
     from walloc_data.report.page import report
-    from walloc_data.report.sheet import add_preview, preview
+    from walloc_data.report.sheet import add_preview, preview, save_picture
 
-_FILES = {"add_preview": "sheet", "preview": "sheet", "report": "page"}
+_FILES = {
+    "add_preview": "sheet",
+    "latent_strip": "figures",
+    "preview": "sheet",
+    "report": "page",
+    "save_picture": "sheet",
+}
 
-__all__ = ["add_preview", "preview", "report"]
+__all__ = ["add_preview", "latent_strip", "preview", "report", "save_picture"]
 
 
 def __getattr__(name: str) -> Any:
