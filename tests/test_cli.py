@@ -37,7 +37,7 @@ def test_every_command_shows_an_example(command: str, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
-    assert f"  walloc-data {command}" in capsys.readouterr().out
+    assert f"walloc-data {command}" in capsys.readouterr().out.partition("examples:")[2]
 
 
 def test_a_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +134,26 @@ def test_a_newcomer_s_mistake_is_one_helpful_line(
     assert err.startswith("walloc-data: ")
     assert message in err
     assert "Traceback" not in err
+
+
+def test_a_codec_is_trained_and_used_from_the_command_line(
+    imagenette_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec, out = tmp_path / "codec", tmp_path / "latents"
+    code, text, _ = run(capsys, "train-codec", imagenette_folder, "-o", codec, "--closed-form", "--name", "tiny-klt")
+    assert code == 0
+    assert text.startswith("tiny-klt in ")
+    assert run(capsys, "encode", imagenette_folder, out, "--size", 64, "--codec", codec)[0] == 0
+    code, text, _ = run(capsys, "info", out, "--json")
+    assert json.loads(text)["codec"]["name"] == "tiny-klt"
+
+
+def test_shells_complete_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    code, script, _ = run(capsys, "completion", "bash")
+    assert code == 0
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    assert "train-codec" in script
+    assert "--samples-per-shard" in script
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(imagenette_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""`walloc-data`: one subcommand, one call. Parsing and printing only; rooms load when their command runs.
+
+Exit codes: 0 done; 1 it failed, or `verify` found damage; 2 the command line is wrong; 130 interrupted.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from walloc_data import __version__
+from walloc_data.cli import data, look, models
+from walloc_data.cli.command import Args, Command, Outcome, Parser
+from walloc_data.errors import MissingExtraError, WallocDataError
+
+__all__ = ["COMMANDS", "build_parser", "main"]
+
+
+def _completion_arguments(parser: Parser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="whose completion to print")
+
+
+def _completion(args: Args) -> Outcome:
+    try:
+        import shtab
+    except ImportError as error:
+        raise MissingExtraError("shtab", extra="completion", purpose="shell completion") from error
+    script = shtab.complete(build_parser(), shell=args.shell)
+    return Outcome({"script": script}, script)
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": models.COMMANDS["demo"],  # first in the help
+    **data.COMMANDS,
+    **look.COMMANDS,
+    **models.COMMANDS,
+    "completion": Command(
+        "print a shell's completion script",
+        _completion_arguments,
+        _completion,
+        ('eval "$(walloc-data completion bash)"', "walloc-data completion zsh > ~/.zfunc/_walloc-data"),
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="walloc-data",
+        description="Encode image data sets once into WaLLoC latents, and work with the result.",
+        epilog="exit codes: 0 done, 1 failed or damage found, 2 wrong command line, 130 interrupted",
+    )
+    parser.add_argument("--version", action="version", version=f"walloc_data {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        sub = subparsers.add_parser(
+            name,
+            help=command.help,
+            description=command.help[0].upper() + command.help[1:] + ".",
+            epilog="\n".join(("examples:", *(f"  {example}" for example in command.examples))),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.arguments(sub)
+        sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        outcome: Outcome = args.run(args)
+        print(json.dumps(outcome.data, ensure_ascii=False) if args.json else outcome.text, flush=True)
+    except WallocDataError as error:
+        print(f"walloc-data: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        # The converter's own message says how to resume.
+        print(f"\nwalloc-data: interrupted{': ' + str(error) if str(error) else ''}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `walloc-data ... | head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return outcome.exit_code

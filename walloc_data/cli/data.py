@@ -1,0 +1,142 @@
+"""Commands that make and check data sets."""
+
+from walloc_data.cli.command import Args, Command, Outcome, Parser, add_dataset, add_split
+
+__all__ = ["COMMANDS"]
+
+
+def _encode_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "source", metavar="SOURCE", help="a folder of class folders, hf:NAME[/CONFIG], saved HF data, wds:URLS, parquet"
+    )
+    add("out", metavar="OUT", help="the data set's folder, or s3://bucket/prefix")
+    add("--split", default="train", help="the split to write (default: train)")
+    add("--source-split", metavar="NAME", help="the split of an HF data set to read (default: that of --split)")
+    add("--image-column", metavar="NAME", help="the column of pictures (default: found by type)")
+    add("--label-column", metavar="NAME", help="the column of labels, or none (default: found by type)")
+    add("--streaming", action="store_true", help="read an HF data set as a stream, in its own order")
+    add("--codec", metavar="CODEC", help="a bundled name, a folder, a .pth or hf://owner/repo/file.pth")
+    add("--size", type=int, metavar="N", help="resize the shorter side to N pixels and crop the centre square")
+    add("--samples-per-shard", type=int, default=2048, metavar="N", help="(default: 2048)")
+    add("--shuffle-seed", type=int, default=0, metavar="SEED", help="of the order in the shards (default: 0)")
+    add("--no-shuffle", action="store_true", help="keep the source's order")
+    add("--effort", choices=("default", "fast"), default="default", help="of WebP; fast makes up to 15%% more bytes")
+    add("--mirror", action="store_true", help="also store the latent of every mirrored picture: twice the bytes")
+    add("--max-pixels", type=int, default=2**28, metavar="N", help="larger pictures become failures (default: 2^28)")
+    add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    add("--engine", choices=("local", "ray"), default="local", help="what runs the workers (default: local)")
+    add("--address", metavar="ADDRESS", help="of a Ray cluster")
+    add("--device", default="cpu", help="of the analysis: cpu or cuda; the latents are the same (default: cpu)")
+    add("--part", metavar="I/N", help="convert the I-th of N parts only; the finish command joins them")
+    add("--on-error", choices=("record", "stop"), default="record", help="what a broken picture does (default: record)")
+    add("--max-failures", type=int, metavar="N", help="stop after more than N broken pictures")
+    add("--overwrite", action="store_true", help="delete this split first, if there is one")
+
+
+def _encode(args: Args) -> Outcome:
+    from walloc_data.convert import encode_dataset
+    from walloc_data.format import EncodeSettings
+    from walloc_data.sources import open_source
+
+    source = open_source(
+        args.source,
+        split=args.source_split or args.split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        streaming=args.streaming,
+    )
+    summary = encode_dataset(
+        source,
+        args.out,
+        split=args.split,
+        codec=args.codec,
+        settings=EncodeSettings(
+            size_px=args.size,
+            samples_per_shard=args.samples_per_shard,
+            shuffle_seed=None if args.no_shuffle else args.shuffle_seed,
+            webp_effort=args.effort,
+            mirror=args.mirror,
+            max_pixels=args.max_pixels,
+        ),
+        workers=args.workers,
+        engine=args.engine,
+        address=args.address,
+        device=args.device,
+        on_error=args.on_error,
+        max_failures=args.max_failures,
+        overwrite=args.overwrite,
+        part=args.part,
+    )
+    return Outcome(summary.to_dict(), str(summary))
+
+
+def _finish(args: Args) -> Outcome:
+    from walloc_data.convert import finish_dataset
+
+    summaries = finish_dataset(args.out, split=args.split)
+    return Outcome(
+        {"splits": {name: summary.to_dict() for name, summary in summaries.items()}},
+        "\n".join(map(str, summaries.values())),
+    )
+
+
+def _info(args: Args) -> Outcome:
+    from walloc_data.convert import dataset_info
+
+    info = dataset_info(args.out)
+    return Outcome(info.to_dict(), str(info))
+
+
+def _verify(args: Args) -> Outcome:
+    from walloc_data.convert import verify_dataset
+
+    found = verify_dataset(args.out, split=args.split)
+    return Outcome(found.to_dict(), str(found), exit_code=1 if found.problems else 0)
+
+
+def _decode_arguments(parser: Parser) -> None:
+    add_split(parser, default="train")
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where the PNG files go")
+    parser.add_argument("--keys", nargs="+", metavar="KEY", help="which samples (default: all)")
+    parser.add_argument("--codec", metavar="CODEC", help="another decoder than the data set's own")
+
+
+def _decode(args: Args) -> Outcome:
+    from walloc_data.convert import decode_dataset
+
+    paths = decode_dataset(args.out, args.output, split=args.split, keys=args.keys, codec=args.codec)
+    return Outcome({"pictures": [str(path) for path in paths]}, f"{len(paths)} pictures in {args.output}")
+
+
+COMMANDS = {
+    "encode": Command(
+        "encode a data set of pictures into shards of latents",
+        _encode_arguments,
+        _encode,
+        (
+            "walloc-data encode photos/ my-latents --size 256 --workers 4",
+            "walloc-data encode hf:uoft-cs/cifar10 my-latents --split test",
+            "walloc-data encode 'wds:train-{0000..0146}.tar' s3://bucket/latents",
+        ),
+    ),
+    "finish": Command(
+        "join the parts of a conversion into one data set",
+        add_split,
+        _finish,
+        ("walloc-data encode photos/ my-latents --part 1/8   # ... --part 8/8", "walloc-data finish my-latents"),
+    ),
+    "info": Command("say what a data set is", add_dataset, _info, ("walloc-data info my-latents",)),
+    "verify": Command(
+        "check every byte of a data set; exit 1 and the exact places otherwise",
+        add_split,
+        _verify,
+        ("walloc-data verify my-latents",),
+    ),
+    "decode": Command(
+        "decode latents to PNG pictures",
+        _decode_arguments,
+        _decode,
+        ("walloc-data decode my-latents -o pictures --keys 000000007 000000012",),
+    ),
+}

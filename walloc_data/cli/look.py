@@ -1,0 +1,103 @@
+"""Commands that show data sets to people, and send them out."""
+
+import sys
+
+from walloc_data.cli.command import Args, Command, Outcome, Parser, add_dataset, add_split
+
+__all__ = ["COMMANDS"]
+
+
+def _preview_arguments(parser: Parser) -> None:
+    add_split(parser, default="train")
+    parser.add_argument("-o", "--output", default="preview.png", metavar="FILE", help="(default: preview.png)")
+    parser.add_argument("--keys", nargs="+", metavar="KEY", help="which samples (default: a few of many classes)")
+    parser.add_argument("--num-samples", type=int, default=8, metavar="N", help="(default: 8)")
+    parser.add_argument("--original", metavar="SOURCE", help="show the source's pictures beside, with PSNR")
+
+
+def _preview(args: Args) -> Outcome:
+    from walloc_data.convert import dataset_info, original_pictures
+    from walloc_data.report import preview
+    from walloc_data.sources import open_source
+
+    original = None
+    if args.original is not None and (manifest := dataset_info(args.out).manifest) is not None:
+        source = open_source(args.original, split=args.split)
+        original = original_pictures(source, settings=manifest.settings)
+    path = preview(
+        args.out,
+        args.output,
+        split=args.split,
+        keys=args.keys,
+        num_samples=args.num_samples,
+        original=original,
+    )
+    return Outcome({"picture": str(path)}, str(path))
+
+
+def _report_arguments(parser: Parser) -> None:
+    add_dataset(parser)
+    parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="(default: report.html)")
+
+
+def _report(args: Args) -> Outcome:
+    from walloc_data.report import report
+
+    path = report(args.out, args.output)
+    return Outcome({"page": str(path)}, str(path))
+
+
+def _push_arguments(parser: Parser) -> None:
+    add_dataset(parser)
+    parser.add_argument("destination", metavar="DESTINATION", help="hf://datasets/USER/NAME or s3://bucket/prefix")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be sent; send nothing")
+    parser.add_argument("--replace", action="store_true", help="the destination may hold another data set")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+
+
+def _push(args: Args) -> Outcome:
+    from dataclasses import asdict
+
+    from walloc_data.push import push
+
+    def progress(path: str, sent: int, total: int) -> None:
+        print(f"{sent / 1e6:.1f} of {total / 1e6:.1f} MB  {path}", file=sys.stderr)
+
+    result = push(
+        args.out,
+        args.destination,
+        dry_run=args.dry_run,
+        replace=args.replace,
+        private=args.private,
+        progress=progress,
+    )
+    verb = "would go" if result.dry_run else "sent"
+    text = (
+        f"{result.destination}: {len(result.uploaded)} files {verb}, {result.num_bytes / 1e6:.1f} MB; "
+        f"{len(result.unchanged)} were there already"
+    )
+    if result.left_out:
+        text += f"; left at home: {', '.join(result.left_out)}"
+    return Outcome(asdict(result), text)
+
+
+COMMANDS = {
+    "preview": Command(
+        "draw a contact sheet: latents, channels, reconstructions",
+        _preview_arguments,
+        _preview,
+        ("walloc-data preview my-latents -o preview.png --original photos/",),
+    ),
+    "report": Command(
+        "write one HTML page about a data set", _report_arguments, _report, ("walloc-data report my-latents",)
+    ),
+    "push": Command(
+        "upload a data set to the Hugging Face Hub or a bucket",
+        _push_arguments,
+        _push,
+        (
+            "walloc-data push my-latents hf://datasets/me/my-latents --dry-run",
+            "walloc-data push my-latents s3://bucket/my-latents",
+        ),
+    ),
+}

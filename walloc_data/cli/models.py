@@ -1,0 +1,148 @@
+"""Commands that train codecs and use models."""
+
+import sys
+
+from walloc_data.cli.command import Args, Command, Outcome, Parser
+
+__all__ = ["COMMANDS"]
+
+
+def _say(line: str) -> None:
+    # Progress goes to stderr, so that --json leaves one object on stdout.
+    print(line, file=sys.stderr, flush=True)
+
+
+def _demo_arguments(parser: Parser) -> None:
+    parser.add_argument("out", metavar="FOLDER", nargs="?", default="walloc-demo", help="(default: walloc-demo)")
+    parser.add_argument("--epochs", type=int, default=20, help="of training (default: 20, about a minute)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="of the conversion (default: 1)")
+
+
+def _demo(args: Args) -> Outcome:
+    from walloc_data.demo import run_demo
+
+    result = run_demo(args.out, epochs=args.epochs, workers=args.workers, say=_say)
+    return Outcome(result.to_dict(), str(result))
+
+
+def _train_codec_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("source", nargs="+", metavar="SOURCE", help="folders or tars of pictures; FOLDER=0.5 weighs their crops")
+    add("-o", "--output", required=True, metavar="FOLDER", help="the codec's folder; a stopped run goes on there")
+    add("--name", default="my-codec", help="lower case; data sets refer to it (default: my-codec)")
+    add("--closed-form", action="store_true", help="the KLT and a linear decoder: seconds, no iterations")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, metavar="N", help="optimizer steps: the same on every machine")
+    length.add_argument("--minutes", type=float, metavar="M", help="as many steps as take about this long")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--rate-weight", type=float, default=0.01, metavar="W", help="of a bit (default: 0.01)")
+    rate.add_argument("--target-bpp", type=float, metavar="BPP", help="move the weight to hold this rate")
+    add("--latent-channels", type=int, default=12, metavar="N", help="3 times a square (default: 12)")
+    add("--levels", type=int, default=3, metavar="J", help="of wavelet packets: cells of 2^J pixels (default: 3)")
+    add("--decoder-width", type=int, default=192, metavar="N", help="channels of the decoder (default: 192)")
+    add("--decoder-blocks", type=int, default=8, metavar="N", help="residual blocks of the decoder (default: 8)")
+    add("--seed", type=int, default=0, help="(default: 0)")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--data-licence", default="not stated", metavar="TEXT", help="of the pictures, for the model card")
+    add("--restart", action="store_true", help="begin again instead of going on")
+
+
+def _train_codec(args: Args) -> Outcome:
+    from pathlib import Path
+
+    from walloc_data.codec import PictureSet, TrainConfig, read_pictures, train_codec
+
+    config = TrainConfig(
+        name=args.name,
+        latent_dim=args.latent_channels,
+        J=args.levels,
+        closed_form=args.closed_form,
+        steps=args.steps,
+        minutes=args.minutes,
+        rate_weight=args.rate_weight,
+        target_bpp=args.target_bpp,
+        decoder_width=args.decoder_width,
+        decoder_blocks=args.decoder_blocks,
+        seed=args.seed,
+        device=args.device,
+        data_licence=args.data_licence,
+    )
+    sets = []
+    for source in args.source:
+        path, weight = _weighted(source)
+        sets.append(PictureSet(Path(path).name, read_pictures(path, say=_say), weight))
+    result = train_codec(sets, args.output, config=config, resume=not args.restart, say=_say)
+    return Outcome(result.to_dict(), str(result))
+
+
+def _weighted(source: str) -> tuple[str, float]:
+    """FOLDER or FOLDER=WEIGHT."""
+    path, separator, weight = source.rpartition("=")
+    try:
+        return (path, float(weight)) if separator else (source, 1.0)
+    except ValueError:
+        return source, 1.0  # an equals sign in the path itself
+
+
+def _fit_operators_arguments(parser: Parser) -> None:
+    parser.add_argument("codec", metavar="FOLDER", help="a codec's folder, or a data set, whose codec is taken")
+    parser.add_argument("pictures", metavar="SOURCE", help="pictures to fit on, as encode takes them")
+    parser.add_argument("--num-pictures", type=int, default=400, metavar="N", help="(default: 400)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: 0)")
+
+
+def _fit_operators(args: Args) -> Outcome:
+    from walloc_data.fitting import fit_codec_operators
+
+    operators = fit_codec_operators(args.codec, pictures=args.pictures, num_pictures=args.num_pictures, seed=args.seed)
+    errors = dict(operators.held_out_error)
+    text = "held-out error, relative to the variance: " + ", ".join(f"{name} {e:.3f}" for name, e in errors.items())
+    return Outcome({"held_out_error": errors}, text)
+
+
+def _predict_arguments(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder that save_latent_model or the example wrote")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files")
+    parser.add_argument("--codec", metavar="CODEC", help="where the model's folder has none")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to list in --json (default: 5)")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+
+
+def _predict(args: Args) -> Outcome:
+    from dataclasses import asdict
+
+    from walloc_data.serving import predict
+
+    found = predict(args.model, args.pictures, codec=args.codec, top=args.top, device=args.device)
+    return Outcome({"predictions": [asdict(item) for item in found]}, "\n".join(map(str, found)))
+
+
+COMMANDS = {
+    "demo": Command(
+        "encode bundled photographs, train on the latents, draw a picture",
+        _demo_arguments,
+        _demo,
+        ("walloc-data demo",),
+    ),
+    "train-codec": Command(
+        "train a codec on pictures",
+        _train_codec_arguments,
+        _train_codec,
+        (
+            "walloc-data train-codec photos/ -o my-codec --minutes 60 --target-bpp 0.6",
+            "walloc-data train-codec photos.tar -o my-klt --closed-form",
+        ),
+    ),
+    "fit-operators": Command(
+        "fit a codec's flips and colour changes of latents",
+        _fit_operators_arguments,
+        _fit_operators,
+        ("walloc-data fit-operators my-latents photos/",),
+    ),
+    "predict": Command(
+        "classify picture files with a model that was trained on latents",
+        _predict_arguments,
+        _predict,
+        ("walloc-data predict runs/latent/model cat.jpg dog.jpg",),
+    ),
+}
