@@ -17,11 +17,17 @@ if TYPE_CHECKING:
         latent_to_webp_bytes,
         to_model_input,
     )
+    from walloc_data.codec.pictures import PictureSet, read_pictures
+    from walloc_data.codec.training import train_codec
+    from walloc_data.codec.training_config import TrainConfig, TrainResult
     from walloc_data.codec.wavelets import wavelet_analysis, wavelet_synthesis
 
 _FILES = {
     "CodecInfo": "checkpoints",
     "LinearEncoder": "encoding",
+    "PictureSet": "pictures",
+    "TrainConfig": "training_config",
+    "TrainResult": "training_config",
     "WallocCodec": "model",
     "bundled_codecs": "checkpoints",
     "decode_from_blob": "page",
@@ -29,8 +35,10 @@ _FILES = {
     "from_model_output": "page",
     "latent_to_webp_bytes": "page",
     "load_codec": "checkpoints",
+    "read_pictures": "pictures",
     "save_codec": "checkpoints",
     "to_model_input": "page",
+    "train_codec": "training",
     "wavelet_analysis": "wavelets",
     "wavelet_synthesis": "wavelets",
 }
@@ -38,6 +46,9 @@ _FILES = {
 __all__ = [
     "CodecInfo",
     "LinearEncoder",
+    "PictureSet",
+    "TrainConfig",
+    "TrainResult",
     "WallocCodec",
     "bundled_codecs",
     "decode_from_blob",
@@ -45,8 +56,10 @@ __all__ = [
     "from_model_output",
     "latent_to_webp_bytes",
     "load_codec",
+    "read_pictures",
     "save_codec",
     "to_model_input",
+    "train_codec",
     "wavelet_analysis",
     "wavelet_synthesis",
 ]

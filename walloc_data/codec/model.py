@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from walloc_data.codec.decoders import decode_tiled, halo_cells
+from walloc_data.codec.decoders import decode_tiled, halo_cells
 from walloc_data.codec.encoding import LinearEncoder
 from walloc_data.codec.wavelets import DEC_HI, DEC_LO, REC_HI, REC_LO, wavelet_analysis, wavelet_synthesis
 from walloc_data.errors import CodecError
@@ -20,6 +22,12 @@ from walloc_data.format import CodecSpec, encoder_sha256
 from walloc_data.latents import compand, expand
 
 __all__ = ["Companding", "Expanding", "Round", "WallocCodec"]
+
+# Cells of a picture that is decoded in one piece: 4.2 megapixels for J = 3. Larger ones go by tiles.
+_WHOLE_CELLS = 2**16
+
+
+_TILED_CELLS = 2**14  # a megapixel at J = 3
 
 
 class Companding(nn.Module):
@@ -151,11 +159,11 @@ class WallocCodec(nn.Module):
         return self.linear_encoder(images.device).encode(images)
 
     def decode(self, latents: Tensor, *, linear: bool = False) -> Tensor:
-        """Pictures from latents.
+        """Pictures from latents. Large ones are decoded tile by tile where the decoder allows, in bounded memory.
 
         Args:
             latents: (N, latent_dim, h, w), int8 or whole floats.
-            linear: use the linear decoder: much faster, about 1 dB worse.
+            linear: use the linear decoder: much faster, one or two dB worse.
 
         Returns:
             (N, C, 2^J * h, 2^J * w) float32, clamped to [-1/2, 1/2].
@@ -170,8 +178,13 @@ class WallocCodec(nn.Module):
             v = expand(latents.float(), latent_bits=self.latent_bits)
             if parameter is not None:
                 v = v.to(device=parameter.device, dtype=parameter.dtype)
-            pictures: Tensor = self.clamp(self.wavelet_synthesis(network(v).float(), J=self.J))
-            return pictures
+            halo = halo_cells(network)
+            if halo is None or v.shape[2] * v.shape[3] <= _WHOLE_CELLS:
+                pictures = self.wavelet_synthesis(network(v).float(), J=self.J)
+            else:
+                # Coefficients take 2^J times the pixels' memory and a network several times that: only a tile's worth.
+                pictures = decode_tiled(lambda piece: network(piece).float(), v, J=self.J, halo=halo)
+            return pictures.clamp_(-0.5, 0.5)
 
     @property
     def spec(self) -> CodecSpec:

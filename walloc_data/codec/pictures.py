@@ -1,0 +1,228 @@
+"""Training pictures: read once from folders and tars, kept decoded in one memory-mapped file, cut into crops.
+
+A crop is a function of (seed, step) alone, so a run that is continued sees what it would have seen.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from walloc_data.errors import CodecError
+
+__all__ = ["Corpus", "PictureSet", "read_pictures"]
+
+Pixels = npt.NDArray[np.uint8]
+_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+_MAX_FILE_BYTES = 2**28
+_MAX_PIXELS = 2**28
+# Pictures past this size come from cameras, and their detail ends below the pixel grid, where the JPEG blocks are.
+# They are halved or more, to at most _LARGEST_SIDE.
+_HALVE_ABOVE = 1250
+_LARGEST_SIDE = 1400
+# One picture in this many validates.
+_HELD_OUT_EVERY, _MAX_HELD_OUT = 40, 16
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Some of the training pictures: (H, W, 3) uint8 arrays, and how often crops are taken from them."""
+
+    name: str
+    pictures: Iterable[Pixels]
+    weight: float = 1.0
+
+
+def read_pictures(path: str | Path, *, say: Callable[[str], None] | None = None) -> Iterator[Pixels]:
+    """Every picture in a folder (with its subfolders) or an uncompressed tar, in order of names, as RGB.
+
+    Large ones are reduced. What cannot be read is skipped, named to `say`.
+    """
+    path, count, bad = Path(path), 0, 0
+    if not path.exists():
+        raise CodecError(f"{path}: no such folder or tar of pictures")
+    for name, data in _tar_members(path) if path.is_file() else _folder_files(path):
+        try:
+            yield _decode(data())
+            count += 1
+        except Exception as error:  # Pillow raises many kinds on damaged files
+            bad += 1
+            if say is not None:
+                say(f"{path}: {name} skipped: {error}")
+    if not count:
+        raise CodecError(f"{path}: no picture could be read ({bad} failed); expected {', '.join(sorted(_SUFFIXES))}")
+
+
+def _folder_files(folder: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in _SUFFIXES and path.is_file():
+            yield str(path.relative_to(folder)), path.read_bytes
+
+
+def _tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isfile() and Path(member.name).suffix.lower() in _SUFFIXES:
+                    yield member.name, lambda member=member: _read_member(tar, member)  # type: ignore[misc]
+    except tarfile.TarError as error:
+        raise CodecError(f"{path}: not an uncompressed tar ({error})") from error
+
+
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.size > _MAX_FILE_BYTES:
+        raise CodecError(f"{member.size} bytes; at most {_MAX_FILE_BYTES} are read")
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()
+
+
+def _decode(data: bytes) -> Pixels:
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        if width * height > _MAX_PIXELS:
+            raise CodecError(f"{width} x {height} pixels; at most {_MAX_PIXELS} are read")
+        picture = image.convert("RGB")
+    if (longer := max(width, height)) > _HALVE_ABOVE:
+        factor = min(0.5, _LARGEST_SIDE / longer)
+        picture = picture.resize((round(width * factor), round(height * factor)), Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+class Corpus:
+    """Decoded pictures in one file, and what is held out of training.
+
+    Attributes:
+        names, weights: of the sets.
+        shapes: (height, width) of every picture.
+        held_out: pictures that are never trained on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            index = json.loads((folder / "pictures.json").read_text())
+            self.names: list[str] = index["names"]
+            self.weights: list[float] = index["weights"]
+            self.shapes = np.array(index["shapes"], dtype=np.int64).reshape(-1, 2)
+            self._set_of = np.array(index["set_of"], dtype=np.int64)
+            self._pixels = np.memmap(folder / "pictures.u8", dtype=np.uint8, mode="r")
+        except (OSError, ValueError, KeyError) as error:
+            raise CodecError(f"{folder}: the decoded training pictures cannot be read ({error})") from error
+        ends = np.cumsum(self.shapes.prod(1) * 3)
+        if len(ends) != len(self._set_of) or int(ends[-1]) != len(self._pixels):
+            raise CodecError(f"{folder}: pictures.u8 does not hold what pictures.json says: delete the folder")
+        self._starts = ends - self.shapes.prod(1) * 3
+        held = np.arange(len(ends))[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
+        self.held_out = [int(i) for i in held[:: max(1, len(held) // _MAX_HELD_OUT)][:_MAX_HELD_OUT]] or [0]
+        if len(ends) == 1:
+            raise CodecError("training takes two pictures or more: one validates")
+        self._training = np.ones(len(ends), dtype=bool)
+        self._training[self.held_out] = False
+
+    @classmethod
+    def build(cls, sets: Sequence[PictureSet], folder: Path) -> "Corpus":
+        """Decode every picture into `folder`, once. The index is written last and marks the file as whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        index: dict[str, Any] = {
+            "names": [item.name for item in sets],
+            "weights": [item.weight for item in sets],
+            "shapes": [],
+            "set_of": [],
+        }
+        with (folder / "pictures.u8").open("wb") as file:
+            for number, item in enumerate(sets):
+                for picture in item.pictures:
+                    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+                        raise CodecError(
+                            f"{item.name}: training takes (H, W, 3) uint8 pictures, not {picture.dtype} {picture.shape}"
+                        )
+                    file.write(np.ascontiguousarray(picture).data)
+                    index["shapes"].append([int(side) for side in picture.shape[:2]])
+                    index["set_of"].append(number)
+        if not index["shapes"]:
+            raise CodecError("there is no picture to train on")
+        partial = folder / "pictures.json.partial"
+        partial.write_text(json.dumps(index))
+        partial.replace(folder / "pictures.json")
+        return cls(folder)
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether `build` finished there."""
+        return (folder / "pictures.json").is_file()
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, i: int) -> Pixels:
+        height, width = self.shapes[i]
+        start = self._starts[i]
+        return self._pixels[start : start + height * width * 3].reshape(height, width, 3)
+
+    def training_pictures(self, *, limit: int, seed: int) -> list[int]:
+        """Positions of at most `limit` pictures for training, in random order."""
+        positions = np.flatnonzero(self._training)
+        return [int(i) for i in np.random.default_rng(seed).permutation(positions)[:limit]]
+
+    def sampler(self, *, height_px: int, width_px: int, enlarged: float) -> "CropSampler":
+        """Crops of one size. `enlarged` is the part of them that is taken smaller and enlarged."""
+        longer, shorter = max(height_px, width_px), min(height_px, width_px)
+        fits = (self.shapes.max(1) >= longer) & (self.shapes.min(1) >= shorter) & self._training
+        choices = []
+        for number, weight in enumerate(self.weights):
+            positions = np.flatnonzero(fits & (self._set_of == number))
+            if weight > 0 and not len(positions):
+                raise CodecError(
+                    f"{self.names[number]}: no picture holds a crop of {height_px} x {width_px} pixels; "
+                    "use larger pictures or a smaller crop"
+                )
+            # By the square root of the area: a large picture has more to show, but not in proportion.
+            area = np.sqrt(self.shapes[positions].prod(1).astype(np.float64))
+            choices.append((positions, area / area.sum() if len(positions) else area))
+        total = sum(self.weights)
+        return CropSampler(self, choices, [weight / total for weight in self.weights], height_px, width_px, enlarged)
+
+
+@dataclass(frozen=True)
+class CropSampler:
+    """Cuts random crops, mirrored and turned so that the crop's longer side lies along the picture's."""
+
+    corpus: Corpus
+    choices: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]
+    probabilities: Sequence[float]
+    height_px: int
+    width_px: int
+    enlarged: float
+
+    def batch(self, batch_size: int, *, seed: int, step: int) -> Pixels:
+        """(batch_size, height, width, 3) uint8: the crops of one step."""
+        rng = np.random.default_rng([seed, step])
+        return np.stack([self._crop(rng) for _ in range(batch_size)])
+
+    def _crop(self, rng: np.random.Generator) -> Pixels:
+        positions, probabilities = self.choices[rng.choice(len(self.choices), p=self.probabilities)]
+        picture = self.corpus[int(rng.choice(positions, p=probabilities))]
+        height, width = picture.shape[:2]
+        turned = (height > width) != (self.height_px > self.width_px) or (
+            self.height_px == self.width_px and rng.random() < 0.5
+        )
+        tall, wide = (self.width_px, self.height_px) if turned else (self.height_px, self.width_px)
+        if tall > height or wide > width:
+            turned, tall, wide = not turned, wide, tall
+        # Detail at other scales than the corpus has: cut a smaller piece and enlarge it.
+        factor = rng.uniform(1.1, 1.5) if rng.random() < self.enlarged else 1.0
+        rows, columns = int(np.ceil(tall / factor)), int(np.ceil(wide / factor))
+        top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+        crop: Pixels = picture[top : top + rows, left : left + columns]
+        if factor > 1:
+            crop = np.asarray(Image.fromarray(crop).resize((wide, tall), Image.Resampling.BICUBIC))
+        if turned:
+            crop = crop.transpose(1, 0, 2)
+        flips = rng.integers(4)
+        return crop[:: -1 if flips & 1 else 1, :: -1 if flips & 2 else 1]

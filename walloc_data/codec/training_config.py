@@ -1,0 +1,95 @@
+"""What a training run is told, and what it returns."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from walloc_data.errors import CodecError
+from walloc_data.format import check_name
+
+__all__ = ["TrainConfig", "TrainResult"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a training run does. `steps` or `minutes` says how long; only `steps` is the same on every machine."""
+
+    name: str = "my-codec"
+    latent_dim: int = 12
+    J: int = 3
+    closed_form: bool = False  # the KLT and a linear decoder: no iterations
+    steps: int | None = None
+    minutes: float | None = None
+    rate_weight: float = 0.01  # of one bit a latent value, against the logarithm of the squared error
+    target_bpp: float | None = None  # instead: the weight moves so that the estimated rate on training crops stays here
+    initial_scale: float = 14.0  # of the KLT's unit rows: twice as much is one bit more in every latent value
+    decoder_width: int = 192
+    decoder_blocks: int = 8
+    decoder_groups: int = 4
+    batch_size: int = 9
+    crop_px: tuple[int, int] = (144, 192)
+    enlarged: float = 0.15  # the part of crops that is enlarged 1.1 to 1.5 times
+    learning_rate: float = 2e-3
+    ema_decay: float = 0.9995
+    frozen_from: float = 0.85  # of all steps: from here on the encoder is final
+    seed: int = 0
+    device: str = "cpu"
+    checkpoint_seconds: float = 120.0
+    validate_seconds: float = 300.0
+    data_licence: str = "not stated"
+
+    def __post_init__(self) -> None:
+        check_name(self.name, what="codec name", where="train-codec")
+        if not self.closed_form and (self.steps is None) == (self.minutes is None):
+            raise CodecError("training takes either steps or minutes")
+        if any(length is not None and length <= 0 for length in (self.steps, self.minutes)):
+            raise CodecError(f"training must take time: steps {self.steps}, minutes {self.minutes}")
+        tiles, rest = divmod(self.latent_dim, 3)
+        if rest or tiles < 1 or math.isqrt(tiles) ** 2 != tiles:
+            raise CodecError(f"latent_dim {self.latent_dim} does not pack: it must be 3 times a square")
+        if not 1 <= self.J <= 4:
+            raise CodecError(f"J must be 1 to 4 wavelet levels, not {self.J}")
+        if len(self.crop_px) != 2 or any(side < 1 or side % 2**self.J for side in self.crop_px):
+            raise CodecError(f"crop_px {self.crop_px} must be two multiples of {2**self.J} pixels, one cell")
+        if self.rate_weight < 0 or (self.target_bpp is not None and self.target_bpp <= 0):
+            raise CodecError(f"rate_weight {self.rate_weight} and target_bpp {self.target_bpp} must not be negative")
+        if not 0 < self.frozen_from <= 1 or not 0 <= self.enlarged <= 1 or not 0 <= self.ema_decay < 1:
+            raise CodecError("frozen_from must lie in (0, 1], enlarged in [0, 1], ema_decay in [0, 1)")
+        if self.batch_size < 1 or self.learning_rate <= 0 or self.initial_scale <= 0:
+            raise CodecError("batch_size, learning_rate and initial_scale must be positive")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; `from_dict` is its inverse."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "TrainConfig":
+        """Build and validate; unknown fields are errors."""
+        if unknown := sorted(set(value) - {field.name for field in fields(cls)}):
+            raise CodecError(f"training settings: unknown {unknown}")
+        return cls(**{**value, "crop_px": tuple(value.get("crop_px", (144, 192)))})
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished codec: where it lies, and its rate and quality on the pictures that were held out."""
+
+    folder: str
+    name: str
+    steps: int
+    bpp: float
+    psnr_db: float
+    linear_psnr_db: float
+    held_out_pictures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} in {self.folder}: {self.psnr_db:.2f} dB at {self.bpp:.3f} bpp on {self.held_out_pictures} "
+            f"held-out pictures ({self.linear_psnr_db:.2f} dB by its linear decoder), {self.steps} steps"
+        )

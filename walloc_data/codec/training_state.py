@@ -1,0 +1,142 @@
+"""What a training run leaves on disk: its checkpoint, its log, the plot of the log, and the model card."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from walloc_data.codec.checkpoints import CodecInfo
+from walloc_data.codec.pictures import Corpus
+from walloc_data.errors import CodecError
+
+__all__ = ["Checkpoint", "append_log", "draw_log", "model_card"]
+
+_FILE = "checkpoint.safetensors"
+_MAX_BYTES = 2**32
+_STATE_TYPES = {
+    "step": int, "total_steps": int, "seconds": float, "frozen": bool, "log_weight": float, "mean_bpp": float,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on, in one file, so that no kill can leave two halves of different ages."""
+
+    config: Mapping[str, Any]
+    state: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors below a prefix, without it."""
+        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+    def save(self, folder: Path) -> None:
+        """Replace the checkpoint of `folder`, or leave the one that is there."""
+        partial = folder / f"{_FILE}.partial"
+        metadata = {"walloc_data_training": json.dumps({"config": dict(self.config), "state": dict(self.state)})}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        save_file(tensors, partial, metadata=metadata)
+        with partial.open("rb+") as file:  # the name must not reach the disk before the bytes do
+            os.fsync(file.fileno())
+        partial.replace(folder / _FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Checkpoint | None":
+        """The checkpoint of `folder`, None if there is none. Tensors and JSON: reading it runs nothing."""
+        path = folder / _FILE
+        if not path.exists():
+            return None
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise CodecError(f"{path}: {size} bytes; at most {_MAX_BYTES} are read")
+        try:
+            with safe_open(path, framework="pt") as file:
+                value = json.loads((file.metadata() or {}).get("walloc_data_training", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            config, state = value["config"], value["state"]
+            if not isinstance(config, dict) or any(
+                type(state[name]) is not kind for name, kind in _STATE_TYPES.items()
+            ):
+                raise ValueError("a field of another type")
+        except (SafetensorError, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+            raise CodecError(f"{path}: not a training checkpoint ({error}): delete {folder} to start again") from error
+        return cls(config, state, tensors)
+
+
+def append_log(out: Path, entry: Mapping[str, Any]) -> None:
+    """Add one line to OUT/log.jsonl. After a kill, lines past the checkpoint appear a second time, as they happened."""
+    with (out / "log.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def draw_log(log: Path, path: Path) -> bool:
+    """Plot the validation points of a log: rate against quality, and both over time. False without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    points = [entry for entry in map(json.loads, log.read_text().splitlines()) if "validation_bpp" in entry]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    plane, course = figure.subplots(1, 2)
+    bpp, psnr = [entry["validation_bpp"] for entry in points], [entry["validation_psnr_db"] for entry in points]
+    plane.plot(bpp, psnr, ".-", color="0.7")
+    marks = plane.scatter(bpp, psnr, c=[entry["step"] for entry in points])
+    figure.colorbar(marks, ax=plane, label="step")
+    plane.set(xlabel="bits per pixel", ylabel="PSNR, dB", title="Held-out pictures")
+    course.plot([entry["seconds"] / 60 for entry in points], psnr, ".-")
+    course.set(xlabel="minutes", ylabel="PSNR, dB", title="Over time")
+    figure.savefig(path, dpi=100)
+    return True
+
+
+def model_card(info: CodecInfo, config: Mapping[str, Any], *, corpus: Corpus, result: Mapping[str, Any]) -> str:
+    """README.md of a codec: what it is, what it learned from, how, and how well it does."""
+    spec = info.spec
+    sources = "\n".join(f"| {name} | {weight:g} |" for name, weight in zip(corpus.names, corpus.weights, strict=True))
+    recipe = (
+        "Closed form: the KLT of wavelet-packet coefficients, and a linear decoder by least squares."
+        if config["closed_form"]
+        else "Encoder and decoder jointly by gradient descent (`walloc_data.codec.training`), from a KLT start."
+    )
+    return f"""# {spec.name}
+
+A walloc_data codec, written on {datetime.now(UTC):%Y-%m-%d}.
+
+- Shape: {spec.channels} colours, J {spec.J}, {spec.latent_dim} latent channels of {spec.latent_bits} bits:
+  {spec.dimensionality_reduction:g} times fewer values, one cell for {spec.cell_px} x {spec.cell_px} pixels
+- Encoder: one linear layer on wavelet-packet coefficients. Decoder: {info.decoder}
+- {recipe}
+- Encoder hash: `{spec.encoder_sha256}`
+
+## Data
+
+{len(corpus)} pictures, {corpus.shapes.prod(1).sum() / 1e6:.0f} megapixels.
+Licence of the data: {config["data_licence"]}.
+
+| source | weight |
+|---|---|
+{sources}
+
+## Rate and quality
+
+Means over {result["held_out_pictures"]} pictures that were held out of training; bytes are lossless WebP.
+
+| decoder | bits per pixel | PSNR, dB |
+|---|---|---|
+| {info.decoder} | {result["bpp"]} | {result["psnr_db"]} |
+| linear | {result["bpp"]} | {result["linear_psnr_db"]} |
+
+## Settings
+
+```json
+{json.dumps(config, indent=1, sort_keys=True)}
+```
+
+Steps taken: {result["steps"]}.
+"""
