@@ -30,7 +30,7 @@ from torch import Tensor
 from benchmarks.results import spread, write_results
 from walloc_data.codec import WallocCodec, load_codec
 from walloc_data.codec.encoding import keep_freed_memory
-from walloc_data.latents import encode_webp, pack
+from walloc_data.latents import encode_webps, pack
 
 Pictures = npt.NDArray[np.uint8]  # (N, H, W, 3)
 # The reference as it is, and where the allocator keeps freed memory, as walloc_data makes it do; then our efforts.
@@ -80,7 +80,7 @@ def our_stages(codec: WallocCodec, effort: Any) -> dict[str, Callable[[Any], Any
     return {
         "encode": lambda a: codec.encode(torch.from_numpy(a).permute(0, 3, 1, 2)),
         "pack": pack,
-        "webp": lambda packed: sum(len(encode_webp(picture, effort=effort)) for picture in packed),
+        "webp": lambda packed: sum(map(len, encode_webps(packed, effort=effort))),
     }
 
 

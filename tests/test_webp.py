@@ -13,7 +13,7 @@ from PIL import Image
 
 from walloc_data import webp
 from walloc_data.errors import CodecError
-from walloc_data.latents import OWN_WRITER_PIXELS, decode_webp, encode_webp
+from walloc_data.latents import OWN_WRITER_PIXELS, decode_webp, encode_webp, encode_webps
 from walloc_data.webp import encode_lossless
 
 Pictures = npt.NDArray[np.uint8]
@@ -127,6 +127,12 @@ def test_fast_grey_and_huge_pictures_are_libwebps() -> None:
     assert np.array_equal(decode_webp(grey), np.repeat(picture[..., :1], 3, axis=2))
     huge = np.full((1, OWN_WRITER_PIXELS // 4096 + 1, 3), 7, dtype=np.uint8).repeat(4096, axis=0)
     assert np.array_equal(decode_webp(encode_webp(huge)), huge)
+
+
+def test_many_at_once_are_the_same_files() -> None:
+    pictures = laplace((7, 16, 24, 3), scale=5)
+    for effort in ("default", "fast"):
+        assert encode_webps(pictures, effort=effort) == [encode_webp(picture, effort=effort) for picture in pictures]
 
 
 def test_what_is_no_picture_is_refused() -> None:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from walloc_data.codec.decoders import decode_tiled, halo_cells
-from walloc_data.codec.decoders import decode_tiled, halo_cells
 from walloc_data.codec.encoding import LinearEncoder
 from walloc_data.codec.wavelets import DEC_HI, DEC_LO, REC_HI, REC_LO, wavelet_analysis, wavelet_synthesis
 from walloc_data.errors import CodecError
@@ -25,9 +24,6 @@ __all__ = ["Companding", "Expanding", "Round", "WallocCodec"]
 
 # Cells of a picture that is decoded in one piece: 4.2 megapixels for J = 3. Larger ones go by tiles.
 _WHOLE_CELLS = 2**16
-
-
-_TILED_CELLS = 2**14  # a megapixel at J = 3
 
 
 class Companding(nn.Module):
