@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from walloc_data.format import (
     sample_key,
     shard_name,
 )
-from walloc_data.latents import encode_webp, pack
+from walloc_data.latents import encode_webps, pack
 from walloc_data.sources import Sample
 from walloc_data.storage import Store
 
@@ -41,7 +42,7 @@ Pixels = npt.NDArray[np.uint8]
 
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
-WINDOW_PICTURES = 64
+WINDOW_PICTURES = 128
 WINDOW_PIXELS = 2**22  # a larger picture is a window of its own
 
 
@@ -72,7 +73,7 @@ class _Item:
     source_index: int
     sample: Sample
     pixels: Pixels  # (H, W, 3)
-    packed: list[Pixels] = field(default_factory=list)  # the latent, and the mirrored one
+    files: list[bytes] = field(default_factory=list)  # the packed latent, and the mirrored one
 
 
 class ShardWorker:
@@ -101,7 +102,7 @@ class ShardWorker:
     ) -> None:
         self.plan, self.codec, self.store, self.staging = plan, codec, store, staging
         self.on_error, self.device, self.alive = on_error, torch.device(device), alive
-        # On an accelerator the analysis is quick and WebP is what is left: libwebp runs without the interpreter's lock.
+        # On an accelerator the analysis is quick and WebP is what is left, most of it outside the interpreter's lock.
         self._threads = ThreadPoolExecutor() if self.device.type != "cpu" else None
 
     def run(
@@ -149,17 +150,12 @@ class ShardWorker:
                 clock = _Clock(tally)
                 failures.extend(failed)
                 self._encode(items, counts, shapes, clock)
-                encode = self._webp
-                pictures = [picture for item in items for picture in item.packed]
-                files = iter(self._threads.map(encode, pictures) if self._threads else map(encode, pictures))
                 for item in items:
-                    members = [next(files) for _ in item.packed]
-                    clock.stop("webp")
-                    self._append(tar, item, members, rows, shard=shard)
+                    self._append(tar, item, rows, shard=shard)
                     tally.samples += 1
                     tally.pixels += item.pixels.shape[0] * item.pixels.shape[1]
-                    tally.webp_bytes += len(members[0])
-                    clock.stop("tar")
+                    tally.webp_bytes += len(item.files[0])
+                clock.stop("tar")
                 tally.failures = len(failed)
                 total.add(tally)
                 report(tally)
@@ -224,7 +220,7 @@ class ShardWorker:
     def _encode(
         self, items: list[_Item], counts: npt.NDArray[np.int64], shapes: set[tuple[int, ...]], clock: "_Clock"
     ) -> None:
-        """Fill every item's packed pictures, those of one shape in one batch."""
+        """Fill every item's files, those of one shape in one batch."""
         groups: dict[tuple[int, ...], list[_Item]] = {}
         for item in items:
             groups.setdefault(item.pixels.shape, []).append(item)
@@ -238,20 +234,23 @@ class ShardWorker:
                 latents = self.codec.encode(images.to(self.device)).cpu()  # (N, 12, H/8, W/8)
                 clock.stop("encode")
                 packed = pack(latents, colours=spec.channels)
-                for item, picture in zip(group, packed, strict=True):
-                    item.packed.append(picture)
                 clock.stop("pack")
+                for item, data in zip(group, self._webps(packed), strict=True):
+                    item.files.append(data)
+                clock.stop("webp")
                 if not mirrored:
                     shapes.add(tuple(latents.shape[1:]))
                     count_levels(latents.numpy(), counts)
                     clock.stop("count")
 
-    def _webp(self, picture: Pixels) -> bytes:
-        return encode_webp(picture, effort=self.plan.settings.webp_effort)
+    def _webps(self, packed: Pixels) -> list[bytes]:
+        effort = self.plan.settings.webp_effort
+        if self._threads is None:
+            return encode_webps(packed, effort=effort)
+        chunks = [packed[start : start + 8] for start in range(0, len(packed), 8)]
+        return [data for files in self._threads.map(partial(encode_webps, effort=effort), chunks) for data in files]
 
-    def _append(
-        self, tar: TarWriter, item: _Item, members: list[bytes], rows: dict[str, list[Any]], *, shard: int
-    ) -> None:
+    def _append(self, tar: TarWriter, item: _Item, rows: dict[str, list[Any]], *, shard: int) -> None:
         """One sample's members, adjacent, and its row of the index."""
         height, width = item.pixels.shape[:2]
         label = item.sample.label
@@ -264,16 +263,16 @@ class ShardWorker:
         }
         if self.plan.columns:
             meta["columns"] = {name: item.sample.columns.get(name) for name in self.plan.columns}
-        files = [(f"{item.key}.webp", members[0])]
+        members = [(f"{item.key}.webp", item.files[0])]
         if self.plan.settings.mirror:
-            files.append((f"{item.key}.mirror.webp", members[1]))
+            members.append((f"{item.key}.mirror.webp", item.files[1]))
         if self.plan.labelled:
-            files.append((f"{item.key}.cls", str(label).encode()))
-        files.append((f"{item.key}.json", _to_json(meta).encode()))
-        offsets = tar.add(files)
-        values = [item.key, shard, offsets[0], len(members[0]), label, height, width, item.source_index]
+            members.append((f"{item.key}.cls", str(label).encode()))
+        members.append((f"{item.key}.json", _to_json(meta).encode()))
+        offsets = tar.add(members)
+        values = [item.key, shard, offsets[0], len(item.files[0]), label, height, width, item.source_index]
         if self.plan.settings.mirror:
-            values += [offsets[1], len(members[1])]
+            values += [offsets[1], len(item.files[1])]
         for column, value in zip(rows.values(), values, strict=True):
             column.append(value)
 
