@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,17 @@ def test_a_lock_excludes_others_and_dies_with_its_holder(tmp_path: Path) -> None
             assert not again
 
 
+def test_a_lock_is_free_again_though_a_process_was_forked_under_it(tmp_path: Path) -> None:
+    """As the workers of one loader are, while another loader fetches."""
+    with file_lock(tmp_path / "lock"):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
+        child.start()
+    with file_lock(tmp_path / "lock", wait=False) as held:
+        assert held
+    child.kill()
+    child.join()
+
+
 def test_a_file_of_another_length_is_not_mapped(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     with pytest.raises(CorruptShardError, match=r"x.tar: 5 bytes; its record says 6. Was it changed or cut short\?"):
@@ -238,3 +251,27 @@ def _installed(name: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(name) is not None
+
+
+def test_a_web_server_is_a_store_too(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        store = Store(f"http://127.0.0.1:{server.server_port}")
+        assert store.read_bytes("a", max_bytes=3) == b"abc"
+        assert store.num_bytes("a") == 3
+        store.download("a", tmp_path / "b")
+        assert (tmp_path / "b").read_bytes() == b"abc"
+        with pytest.raises(StorageError, match=r"reading http://.*/nothing: FileNotFoundError"):
+            store.read_bytes("nothing", max_bytes=3)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass

@@ -33,7 +33,6 @@ INDEX_ROW = np.dtype(
     ]
 )
 _NUMBERS = ("shard", "offset", "length", "label", "height", "width", "source_index")
-_KEY = "^[a-z0-9][a-z0-9_-]{0,99}$"
 _MAX_PARQUET_BYTES_PER_ROW = 512
 
 
@@ -104,7 +103,6 @@ def _convert(store: Store, split: str, record: SplitRecord, spec: CodecSpec) -> 
 
 
 def _read(path: Path, record: SplitRecord) -> dict[str, npt.NDArray[np.int64]]:
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -112,20 +110,15 @@ def _read(path: Path, record: SplitRecord) -> dict[str, npt.NDArray[np.int64]]:
             raise FormatError(f"{file.metadata.num_rows} rows; the manifest says {record.num_samples}")
         present = set(file.schema_arrow.names)
         mirrors = tuple(column for column, _, _ in MIRROR_INDEX_COLUMNS if column in present)
-        if missing := [column for column in ("key", *_NUMBERS) if column not in present]:
+        if missing := [column for column in _NUMBERS if column not in present]:
             raise FormatError(f"no column {missing[0]!r}")
-        table = file.read(columns=["key", *_NUMBERS, *mirrors])
-    keys = table["key"]
-    if keys.null_count or (not pc.all(pc.match_substring_regex(keys, _KEY)).as_py() and len(keys)):
-        raise FormatError("a key is missing or not lower-case letters, digits, '_' and '-'")
-    if pc.count_distinct(keys).as_py() != len(keys):
-        raise FormatError("a key occurs twice")
+        table = file.read(columns=[*_NUMBERS, *mirrors])  # no keys: nothing is read or written by their name
     columns: dict[str, Any] = {}
     for column in (*_NUMBERS, *mirrors):
         values = table[column]
         if values.null_count and column != "label":
             raise FormatError(f"column {column!r} has empty rows")
-        filled = pc.fill_null(values, -1) if values.null_count else values
+        filled = values.fill_null(-1) if values.null_count else values
         columns[column] = filled.to_numpy().astype(np.int64)
     return columns
 

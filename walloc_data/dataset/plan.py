@@ -84,14 +84,14 @@ class SequencePlan:
         return self.num_batches * self.batch_size if self.last == "drop" else len(self.order)
 
     def batch(self, epoch: int, number: int) -> Batch:
+        if (number + 1) * self.batch_size <= len(self.order):
+            return Batch(self._rows(epoch, number), np.ones(self.batch_size, np.bool_))
         positions, valid = _positions(number * self.batch_size, len(self.order), self.batch_size, self.last)
+        tail = self._rows(epoch, number)
         if valid.all():
-            return Batch(self._rows(epoch, number), valid)
-        stop = len(self.order)
-        start = number * self.batch_size
-        tail = self.order.rows(epoch, start, stop)
-        head = self.order.rows(epoch, 0, min(stop, len(positions)))
-        return Batch(np.concatenate([tail, head[positions[stop - start :]]]), valid)
+            return Batch(tail, valid)
+        head = self.order.rows(epoch, 0, min(len(self.order), len(positions)))
+        return Batch(np.concatenate([tail, head[positions[len(tail) :]]]), valid)
 
     def _rows(self, epoch: int, number: int) -> Ints:
         chunk = number // _CHUNK_BATCHES

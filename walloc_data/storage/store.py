@@ -133,6 +133,10 @@ class Store:
                 time.sleep(random.uniform(0.5, 1.0) * min(20.0, 0.25 * 2**attempt))
         raise AssertionError("unreachable")
 
+    def _info(self, full: str) -> dict[str, Any]:
+        self._fs.invalidate_cache(full)  # a listing that was cached before the file changed would lie
+        return dict(self._fs.info(full))
+
     def exists(self, path: str) -> bool:
         """Whether a file is there."""
         if self.local_path is not None:
@@ -172,8 +176,10 @@ class Store:
             except OSError as error:
                 raise StorageError(f"{self.where(path)}: {_reason(error)}") from error
         full = self._full(path)
-        # A listing that was cached before the file changed would lie.
-        return int(self._retry(lambda: self._fs.info(full, refresh=True)["size"], what=f"looking at {full}"))
+        size = self._retry(lambda: self._info(full), what=f"looking at {full}")["size"]
+        if size is None:
+            raise StorageError(f"{full}: the server does not say how long it is")
+        return int(size)
 
     def etag(self, path: str) -> str | None:
         """What an object store says of a file's content, without quotes; None where nothing says anything.
@@ -183,7 +189,7 @@ class Store:
         if self.local_path is not None:
             return None
         full = self._full(path)
-        info = self._retry(lambda: self._fs.info(full, refresh=True), what=f"looking at {full}")
+        info = self._retry(lambda: self._info(full), what=f"looking at {full}")
         etag = info.get("ETag")
         return etag.strip('"') if isinstance(etag, str) else None
 
@@ -196,7 +202,8 @@ class Store:
 
         def listing() -> list[str]:
             try:
-                entries = self._fs.ls(full, detail=True, refresh=True)
+                self._fs.invalidate_cache(full)
+                entries = self._fs.ls(full, detail=True)
             except FileNotFoundError:
                 return []
             return [entry["name"].rstrip("/").rsplit("/", 1)[1] for entry in entries if entry["type"] == "directory"]
@@ -213,7 +220,8 @@ class Store:
 
         def listing() -> list[str]:
             try:
-                entries = self._fs.ls(full, detail=True, refresh=True)
+                self._fs.invalidate_cache(full)
+                entries = self._fs.ls(full, detail=True)
             except FileNotFoundError:
                 return []
             return [entry["name"].rsplit("/", 1)[1] for entry in entries if entry["type"] == "file"]
@@ -254,7 +262,7 @@ class Store:
 
         def upload() -> None:
             self._fs.put_file(str(source), full)
-            stored = self._fs.info(full, refresh=True)["size"]
+            stored = self._info(full)["size"]
             if stored != num_bytes:
                 raise OSError(f"{stored} of {num_bytes} bytes arrived")
 
