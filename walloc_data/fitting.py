@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def fit_codec_operators(
             a bundled codec's name.
         pictures: what `open_source` takes.
         num_pictures: drawn at random to fit; a few hundred photographs of any size determine the maps.
-        num_held_out: others, for the errors that are reported with them.
+        num_held_out: others, for the errors that are reported with them; at most an eighth of the source.
         max_side_px: larger pictures are cropped to their middle.
         seed: of the drawing.
         write: False only returns the operators.
@@ -55,20 +56,10 @@ def fit_codec_operators(
     order = np.random.default_rng(seed).permutation(source.num_items or 0).tolist()
     cell = loaded.spec.cell_px
     usable = _usable(iter(order), read, max_side_px=max_side_px, cell_px=cell)
-    held_out = [picture for _, picture in zip(range(num_held_out), usable, strict=False)]
-    seen = 0
-
-    def rest() -> Iterator[Tensor]:
-        nonlocal seen
-        for picture in usable:
-            if seen == num_pictures:
-                return
-            seen += 1
-            yield picture
-
-    operators = fit_operators(loaded, rest(), held_out=held_out)
-    if not held_out or not seen:
+    held_out = list(islice(usable, min(num_held_out, len(order) // 8)))
+    if not held_out:
         raise SourceError(f"{source.location}: {len(order)} pictures are too few to fit with and to hold some out")
+    operators = fit_operators(loaded, islice(usable, num_pictures), held_out=held_out)
     if write:
         operators.save(folder)
     return operators

@@ -1,0 +1,1 @@
+"""The proof: does training on latents pay? See `run.py`."""

@@ -1,0 +1,33 @@
+"""Operators are fitted from any source into the codec folder that a data set carries."""
+
+from pathlib import Path
+
+import pytest
+
+from walloc_data import encode_dataset
+from walloc_data.codec import bundled_codecs
+from walloc_data.errors import CodecError, SourceError
+from walloc_data.fitting import fit_codec_operators
+from walloc_data.transforms import LatentOperators
+
+
+def test_a_data_set_gets_its_operators(imagenette_folder: Path, tmp_path: Path):
+    encode_dataset(imagenette_folder, tmp_path, split="train", size_px=64, progress=False)
+    fitted = fit_codec_operators(tmp_path, pictures=imagenette_folder)
+    assert (tmp_path / "codec" / "operators.safetensors").is_file()
+    loaded = LatentOperators.load(tmp_path)
+    assert loaded.held_out_error == fitted.held_out_error
+    assert loaded.held_out_error["flip"] < 0.25 * loaded.held_out_error["flip_naive"]
+    # The same pictures are drawn again.
+    again = fit_codec_operators(tmp_path, pictures=imagenette_folder, write=False)
+    assert again.held_out_error == fitted.held_out_error
+
+
+def test_what_cannot_be_fitted_is_refused(imagenette_folder: Path, tmp_path: Path):
+    with pytest.raises(CodecError, match="operators are written into a codec's folder, and this is not one"):
+        fit_codec_operators(bundled_codecs()[0], pictures=imagenette_folder)
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "one.jpg").write_bytes(next(imagenette_folder.rglob("*.JPEG")).read_bytes())
+    with pytest.raises(SourceError, match="1 pictures are too few"):
+        fit_codec_operators(bundled_codecs()[0], pictures=few, write=False)

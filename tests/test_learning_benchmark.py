@@ -1,0 +1,41 @@
+"""The experiment runs from pictures to table, resumes, and gives every arm the same body."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.learning import plot, run
+
+
+@pytest.fixture
+def pictures(imagenette_folder: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for split in ("train", "val"):
+        (root / split).symlink_to(imagenette_folder)
+    return root
+
+
+def test_from_pictures_to_table(pictures, tmp_path, monkeypatch, capsys):
+    for module in (run, plot):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    arms = ["pixels, full resolution", "pixels, reduced 16x", "latents, fitted flip", "latents, stored mirrors"]
+    arguments = [str(pictures), "--size-px", "64", "--work", str(tmp_path / "work"), "--name", "tiny"]
+    arguments += ["--seeds", "0", "--epochs", "1", "--batch-size", "20", "--models", "vit", "--arms", *arms]
+    run.main(arguments)
+    log = tmp_path / "results" / "tiny.jsonl"
+    before = log.read_text()
+    run.main(arguments)
+    assert log.read_text() == before  # nothing is run twice
+    lines = [json.loads(line) for line in before.splitlines()]
+    runs = {line["arm"]: line for line in lines if "arm" in line}
+    assert set(runs) == set(arms)
+    # Sixteen times fewer values: the first layers cost the same, and the bodies are the same.
+    assert runs["pixels, reduced 16x"]["num_macs"] == runs["latents, fitted flip"]["num_macs"]
+    assert runs["pixels, reduced 16x"]["num_parameters"] == runs["latents, fitted flip"]["num_parameters"]
+    assert runs["pixels, full resolution"]["num_macs"] > runs["pixels, reduced 16x"]["num_macs"]
+    assert runs["latents, stored mirrors"]["stored_bytes"] == 2 * runs["latents, fitted flip"]["stored_bytes"]
+    assert min(next(line for line in lines if "read_samples_per_s" in line)["read_samples_per_s"].values()) > 0
+    assert "| vit | latents, fitted flip |" in plot.table("tiny")
+    assert plot.plot(["tiny"]).read_text().startswith("<?xml")
