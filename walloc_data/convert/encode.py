@@ -12,7 +12,7 @@ from typing import Any, Literal
 from walloc_data import __version__
 from walloc_data.convert.engine import OnError, WorkSetup, fetch_codec
 from walloc_data.convert.finish import check_siblings, join_split, read_manifest, read_plan
-from walloc_data.convert.lock import conversion_lock, lock_folder
+from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder
 from walloc_data.convert.overwrite import clean_leftovers, remove_split
 from walloc_data.convert.plan import Plan, differences, parse_part
 from walloc_data.convert.progress import Progress, ProgressPrinter
@@ -22,6 +22,7 @@ from walloc_data.convert.summary import ConversionSummary
 from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import MANIFEST_NAME, EncodeSettings, check_name, dump_json
 from walloc_data.sources import Source, open_source
+from walloc_data.sources.folder import FolderSource
 from walloc_data.storage import Store
 
 __all__ = ["encode_dataset"]
@@ -82,12 +83,13 @@ def encode_dataset(
         raise FormatError("overwrite and part exclude each other: parts of one conversion run side by side")
     store = Store(out, storage_options=storage_options)
     opened: Source = open_source(source, split=split, storage_options=storage_options)
-    _check_folder(store)
+    _check_folder(store, opened)
     printer = ProgressPrinter() if progress is True else None
     callback = printer if printer is not None else (progress if callable(progress) else None)
     with ExitStack() as stack:
         if printer is not None:
             stack.callback(printer.close)
+        stack.enter_context(disk_errors(store))
         locks = stack.enter_context(conversion_lock(store, part=_part_tag(split, where) if part else None))
         staging = stack.enter_context(_staging(store, tag=_part_tag(split, where)))
         if part is None:
@@ -130,10 +132,14 @@ def _part_tag(split: str, where: tuple[int, int]) -> str:
     return f"{split}-{where[0] + 1}-of-{where[1]}"
 
 
-def _check_folder(store: Store) -> None:
-    """Refuse a folder with somebody else's files in it."""
+def _check_folder(store: Store, source: Source) -> None:
+    """Refuse a folder with somebody else's files in it, or one inside the source."""
     folder = store.local_path
-    if folder is None or not folder.exists():
+    if folder is None:
+        return
+    if isinstance(source, FolderSource) and folder.resolve().is_relative_to(source.root.resolve()):
+        raise StorageError(f"{folder}: inside its own source, {source.root}; choose a folder elsewhere")
+    if not folder.exists():
         return
     if not folder.is_dir():
         raise StorageError(f"{folder}: not a folder")

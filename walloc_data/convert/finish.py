@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from walloc_data.convert.card import write_card
-from walloc_data.convert.lock import conversion_lock
+from walloc_data.convert.lock import conversion_lock, disk_errors
 from walloc_data.convert.plan import Plan, differences
 from walloc_data.convert.records import ShardDone, done_name, end_name, plan_name, rows_name, work_folder
 from walloc_data.convert.summary import ConversionSummary
@@ -61,7 +61,7 @@ def finish_dataset(
         BusyError: a conversion is still writing there.
     """
     store = Store(out, storage_options=storage_options)
-    with conversion_lock(store):
+    with disk_errors(store), conversion_lock(store):
         splits = [split] if split is not None else planned_splits(store)
         if not splits:
             raise ConversionError(f"{store.url}: no conversion was begun there")

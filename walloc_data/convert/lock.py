@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from walloc_data.errors import BusyError, StorageError
+from walloc_data.errors import BusyError, StorageError, WallocDataError
 from walloc_data.storage import Store
 
-__all__ = ["conversion_lock", "lock_folder"]
+__all__ = ["conversion_lock", "disk_errors", "lock_folder"]
 
 # A worker whose parent was killed notices between two windows of pictures.
 PATIENCE_S = 5.0
@@ -36,6 +36,20 @@ def lock_folder(store: Store) -> Path:
     except OSError as error:
         raise StorageError(f"{store.url}: cannot be written ({error.strerror}: {error.filename})") from error
     return folder
+
+
+@contextmanager
+def disk_errors(store: Store) -> Iterator[None]:
+    """A full or vanished local disk as an error of ours, which says what to do."""
+    try:
+        yield
+    except WallocDataError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{store.url}: {error.strerror or error} ({error.filename or 'while writing'}); what is published stays, "
+            "and the same command goes on from there"
+        ) from error
 
 
 @contextmanager
