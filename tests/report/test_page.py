@@ -12,7 +12,7 @@ import pytest
 
 from walloc_data.errors import FormatError, StorageError
 from walloc_data.format import Manifest
-from walloc_data.report import report
+from walloc_data.report import preview, report
 from walloc_data.report.charts import Charts, bar_table, number, picture_bytes
 from walloc_data.report.history import read_failures, read_runs
 from walloc_data.storage import Store
@@ -127,6 +127,36 @@ def test_unlabelled_pictures_of_several_shapes_have_their_charts(kodak_latents: 
     assert "Shapes: portrait left, landscape right" in text
     assert "of several shapes" in text
     assert "Every picture of the source was encoded." in text
+
+
+def test_many_classes_are_ranked_and_a_label_out_of_all_bounds_costs_nothing(
+    imagenette_latents: Any, tmp_path: Path
+) -> None:
+    import pyarrow.parquet
+
+    out = tmp_path / "out"
+    shutil.copytree(imagenette_latents.out, out)
+    path = out / "index" / "train.parquet"
+    table = pyarrow.parquet.read_table(path)
+    labels = [*range(1000, 1042), 2**62]
+    column = pyarrow.array(labels, table.schema.field("label").type)
+    pyarrow.parquet.write_table(table.set_column(table.schema.get_field_index("label"), "label", column), path)
+    page = Page(report(out, tmp_path / "a.html").read_text())
+    assert "label 4611686018427387904" in page.text
+    assert "54 classes; from 0 to 1 samples each" in page.text  # the eleven with names have none
+    assert "Class balance: samples of each class, largest first" in page.text
+
+
+def test_pictures_too_large_to_draw_are_left_out(
+    imagenette_latents: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("walloc_data.report.samples.MAX_DRAWN_PIXELS", 96 * 96 - 1)
+    page = Page(report(imagenette_latents.out, tmp_path / "a.html").read_text())
+    assert page.all("img") == []
+    with pytest.raises(FormatError, match="has 96 x 96 pixels; at most 9215 are drawn here"):
+        preview(imagenette_latents.out, tmp_path / "a.png", keys=["000000007"])
+    with pytest.raises(FormatError, match="0 samples to show"):
+        preview(imagenette_latents.out, tmp_path / "a.png")
 
 
 def test_what_a_conversion_left_behind_may_be_absent_or_nonsense(imagenette_latents: Any, tmp_path: Path) -> None:

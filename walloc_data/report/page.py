@@ -24,6 +24,7 @@ from walloc_data.storage import Store
 __all__ = ["report"]
 
 MAX_CLASSES_IN_TABLE = 40
+MAX_COLUMNS = 400
 MAX_SHARDS_LISTED = 2000
 _SHARD_COLUMNS = (("shard", ""), ("samples", ' class="num"'), ("bytes", ' class="num"'), ("sha256", ""))
 
@@ -181,32 +182,35 @@ def _shape(record: SplitRecord) -> str:
 
 
 def _classes(opened: OpenSplit, charts: Charts) -> str:
-    labels, names = opened.index["label"], opened.manifest.class_names or ()
-    size = max(len(names), int(labels.max()) + 1)
-    counts = np.bincount(labels[labels >= 0], minlength=size)
-    named = [names[i] if i < len(names) else f"label {i}" for i in range(size)]
+    names = opened.manifest.class_names or ()
+    labels = opened.index["label"]
+    present, numbers = np.unique(labels[labels >= 0], return_counts=True)
+    counts = dict.fromkeys(range(len(names)), 0) | dict(zip(present.tolist(), numbers.tolist(), strict=True))
+    ranked = sorted(counts, key=lambda label: (-counts[label], label))
+    mean = sum(counts.values()) / len(counts)
     caption = (
-        f"{size:,} classes; from {int(counts.min()):,} to {int(counts.max()):,} samples each, "
-        f"{number(float(counts.mean()))} on average"
+        f"{len(counts):,} classes; from {min(counts.values()):,} to {max(counts.values()):,} samples each, "
+        f"{number(mean)} on average"
     )
-    order = np.argsort(-counts, kind="stable").tolist()
-    if size <= MAX_CLASSES_IN_TABLE:
-        shown, chart = order, ""
-    else:
+    shown, chart = ranked, ""
+    if len(ranked) > MAX_CLASSES_IN_TABLE:
         half = MAX_CLASSES_IN_TABLE // 2
-        shown = order[:half] + order[-half:]
+        shown = ranked[:half] + ranked[-half:]
         caption += f". The table lists the {half} largest and the {half} smallest"
-        ranked = counts[order].astype(float).tolist()
+        step = -(-len(ranked) // MAX_COLUMNS)
         chart = charts.columns(
-            ranked,
+            [float(counts[label]) for label in ranked[::step]],
             title="Class balance: samples of each class, largest first",
             unit="samples",
-            what="rank of the class",
+            what="rank of the class" if step == 1 else f"rank of the class, divided by {step}",
         )
-    table = bar_table(
-        ((named[i], float(counts[i]), f"{int(counts[i]):,}") for i in shown), caption=caption, head=("class", "samples")
+    rows = (
+        (names[label] if label < len(names) else f"label {label}", float(counts[label]), f"{counts[label]:,}")
+        for label in shown
     )
-    return f"<h3>Class balance</h3>{chart}{table}"
+    table = bar_table(rows, caption=caption, head=("class", "samples"))
+    charted = f'<div class="charts">{chart}</div>' if chart else ""
+    return f"<h3>Class balance</h3>{charted}{table}"
 
 
 def _sizes(opened: OpenSplit, charts: Charts) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from walloc_data.codec import CodecInfo, WallocCodec
-from walloc_data.report.samples import OpenSplit, Shown, decode, spread_rows
+from walloc_data.report.samples import OpenSplit, Shown, decode
 from walloc_data.report.sheet import channel_grid, decoders_of, packed_picture
 
 __all__ = ["class_pictures", "walk_through"]
@@ -53,7 +53,7 @@ def walk_through(opened: OpenSplit, codec: WallocCodec, info: CodecInfo) -> str:
     """Two samples, each as its packed latent, its channels and what the decoders make of it."""
     statistics = opened.record.statistics
     strips = ["<p>In the channels, blue is below the channel's mean, orange above it.</p>"]
-    for shown in opened.read(spread_rows(opened.index["label"], _NUM_STRIPS, seed=1)):
+    for shown in opened.read(opened.choose(_NUM_STRIPS, seed=1)):
         c, h, w = shown.latent.shape
         packed = packed_picture(shown.latent, colours=codec.channels)
         grid = channel_grid(shown.latent, mean=statistics.mean, std=statistics.std)
@@ -83,7 +83,8 @@ def _title(shown: Shown) -> str:
 
 def class_pictures(opened: OpenSplit, codec: WallocCodec, info: CodecInfo, *, per_class: int, max_classes: int) -> str:
     """Pictures of every class, or of as many classes as fit; of unlabelled splits, just pictures."""
-    labels = opened.index["label"]
+    drawable = opened.drawable()
+    labels = opened.index["label"][drawable]
     present = np.unique(labels).tolist()
     rng = np.random.default_rng(0)
     classes = present
@@ -93,7 +94,7 @@ def class_pictures(opened: OpenSplit, codec: WallocCodec, info: CodecInfo, *, pe
         per_class *= max_classes
     groups: dict[int, list[int]] = {}
     for label in classes:
-        rows = np.flatnonzero(labels == label)
+        rows = drawable[labels == label]
         groups[label] = sorted(rng.choice(rows, min(per_class, len(rows)), replace=False).tolist())
     available = [how for _, how in decoders_of(codec, info)]
     if not available:

@@ -23,6 +23,7 @@ from walloc_data.storage import ShardCache, Store
 __all__ = ["OpenSplit", "Shown", "decode", "open_split", "psnr", "spread_rows"]
 
 MAX_CODEC_BYTES = 2**31
+MAX_DRAWN_PIXELS = 2**25  # decoding takes some 100 bytes a pixel
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class OpenSplit:
         index = load_index(store, split=split, record=self.record, spec=manifest.codec, folder=scratch)
         self.index = index.rows  # (num_samples,) with the fields of `dataset.index.INDEX_ROW`
         self._reader = ShardReader(store, self.record, manifest.codec, index, ShardCache(scratch))
+
+    def choose(self, num_samples: int, *, seed: int = 0) -> list[int]:
+        """`spread_rows` over the samples that are not too large to be drawn."""
+        rows = self.drawable()
+        return [int(rows[i]) for i in spread_rows(self.index["label"][rows], num_samples, seed=seed)]
+
+    def drawable(self) -> npt.NDArray[np.int64]:
+        """Rows of the samples of at most `MAX_DRAWN_PIXELS`."""
+        pixels = self.index["height"].astype(np.int64) * self.index["width"]
+        return np.flatnonzero(pixels <= MAX_DRAWN_PIXELS)
 
     def rows_of(self, keys: Sequence[str]) -> list[int]:
         """Rows of the samples with these keys, in the order given."""
@@ -141,6 +152,11 @@ def spread_rows(labels: npt.NDArray[np.int64], num_samples: int, *, seed: int = 
 
 def decode(codec: WallocCodec, shown: Shown, *, how: Literal["own", "linear"] = "own") -> Image.Image:
     """The picture that a latent stands for, without its padding, as RGB."""
+    if shown.height * shown.width > MAX_DRAWN_PIXELS:
+        raise FormatError(
+            f"sample {shown.key} has {shown.width} x {shown.height} pixels; at most {MAX_DRAWN_PIXELS} are drawn here: "
+            "choose others, or decode it with `walloc-data decode`"
+        )
     latent = torch.from_numpy(shown.latent)[None]
     picture = codec.decode(latent, linear=how == "linear")[0]  # (3, H, W)
     left, top, right, bottom = padding_for(shown.height, shown.width, multiple=2**codec.J)

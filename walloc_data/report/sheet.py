@@ -18,7 +18,7 @@ from walloc_data.codec import CodecInfo, WallocCodec
 from walloc_data.errors import FormatError, StorageError
 from walloc_data.format import ChannelStatistics, SplitRecord
 from walloc_data.latents import pack
-from walloc_data.report.samples import OpenSplit, Shown, decode, open_split, psnr, spread_rows
+from walloc_data.report.samples import OpenSplit, Shown, decode, open_split, psnr
 from walloc_data.storage import Store
 
 __all__ = ["add_preview", "channel_grid", "decoders_of", "packed_picture", "preview", "save_picture"]
@@ -83,7 +83,7 @@ def preview(
         else:
             if not 1 <= num_samples <= MAX_SAMPLES:
                 raise FormatError(f"num_samples must be in [1, {MAX_SAMPLES}], not {num_samples}")
-            rows = spread_rows(opened.index["label"], num_samples)
+            rows = opened.choose(num_samples)
         if not 1 <= len(rows) <= MAX_SAMPLES:
             raise FormatError(f"{opened.store.url} split {opened.split!r}: {len(rows)} samples to show")
         codec, info = opened.load_codec()
