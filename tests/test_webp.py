@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from walloc_data import webp
 from walloc_data.errors import CodecError
 from walloc_data.latents import OWN_WRITER_PIXELS, decode_webp, encode_webp, encode_webps
 from walloc_data.webp import encode_lossless
+from walloc_data.webp.codes import code_lengths
 
 Pictures = npt.NDArray[np.uint8]
 
@@ -71,7 +71,7 @@ def test_skewed_counts_keep_codes_within_fifteen_bits() -> None:
         fibonacci.append(fibonacci[-1] + fibonacci[-2])
     counts = np.zeros((1, 280), dtype=np.int64)
     counts[0, : len(fibonacci)] = fibonacci
-    lengths = webp._code_lengths(counts, longest=15)[0]
+    lengths = code_lengths(counts, longest=15)[0]
     assert lengths.max() <= 15
     assert sum(2.0 ** -int(length) for length in lengths if length) == 1.0
     values = np.repeat(np.arange(22), fibonacci).astype(np.uint8)
@@ -82,7 +82,7 @@ def test_skewed_counts_keep_codes_within_fifteen_bits() -> None:
 
 def test_code_lengths_are_huffmans() -> None:
     counts = np.array([[5, 9, 12, 13, 16, 45, 0], [1, 1, 0, 0, 0, 0, 0], [0, 0, 7, 0, 0, 0, 0]])
-    assert webp._code_lengths(counts, longest=15).tolist() == [[4, 4, 3, 3, 3, 1, 0], [1, 1, 0, 0, 0, 0, 0], [0] * 7]
+    assert code_lengths(counts, longest=15).tolist() == [[4, 4, 3, 3, 3, 1, 0], [1, 1, 0, 0, 0, 0, 0], [0] * 7]
 
 
 def test_bytes_depend_on_the_picture_alone() -> None:

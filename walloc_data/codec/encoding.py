@@ -5,10 +5,11 @@ strips, the kernel the CPU or the GPU picks, the order of its sums. Two passes:
 
 1. A float32 filter for speed. Down the height, 2^J bands of stride 2^J; then along the width one convolution of
    whole cells in which the projection, the bias and the scaling of pixels are folded. Then companding and rounding.
-2. Where the companded value lies within `margin` of a rounding boundary (some thirty cells of a 768 x 512
-   photograph), the cell is computed again, exactly: the whole encoder is one (2R+1) x (2R+1) x channels kernel; its
-   taps are rounded to a grid 2^-grid_bits on which every partial sum of taps times pixels is an integer below 2^53.
-   float64 holds such sums without rounding, in any order. Comparing with the boundaries, also on a grid, ends it.
+2. Where the companded value lies within `margin` of a rounding boundary (a hundred or so of the 6144 cells of a
+   768 x 512 photograph), the cell is computed again, exactly: the whole encoder is one kernel of (2R+1) x (2R+1)
+   pixels and all colours; its taps are rounded to a grid 2^-grid_bits on which every partial sum of taps times pixels
+   is an integer below 2^53. float64 holds such sums without rounding, in any order. Comparing with the boundaries,
+   also on a grid, ends it.
 
 The grid moves a value by less than 1e-7 of a quantisation step, so the definition is the formula of the paper to
 any accuracy that a float64 evaluation of it has.
@@ -37,11 +38,11 @@ MAX_ENCODE_LEVELS = 4  # the exact kernel has (8 * (2^J - 1) + 1)^2 taps a chann
 _STRIP_PIXELS = {"cpu": 2**17, "cuda": 2**24}
 _WINDOW_BYTES = 2**22  # float64 windows that pass 2 holds at once
 
-# Pass 1 errs by rounding only. |error of v| <= c * 2^-24 * gain, gain = the largest sum of |tap| * |pixel| through
-# both stages. The proven c grows as the number of terms (about 1600 for J = 3) and is far from what happens; roundings
-# that behave as independent give sqrt(1600) = 40 as a standard deviation's bound (Higham & Mary, SIAM J. Sci. Comput.
-# 41, 2019). Measured on photographs, noise and the worst pictures for the gain, c stays below 2
-# (tests/codec/test_encoding.py): the margin leaves a factor of 16.
+# Pass 1 errs by rounding only: by c * 2^-24 * gain in the companded value, gain = the largest sum of |tap| * |pixel|
+# through both stages times the steepest slope of the curve. The proven bound on c is the number of terms, about 1600
+# for J = 3, and is never met: roundings that behave as independent give a standard deviation below its square root, 40,
+# times the share of the gain that partial sums reach (Higham & Mary, SIAM J. Sci. Comput. 41, 2019). Measured on
+# photographs, noise and the worst pictures for the gain, c stays below 13; tests/codec/test_encoding.py holds it to 16.
 _ROUNDING = 32.0
 _HALO_CELLS = (4, 3)  # cells before and after that a kernel of radius R < 4 * 2^J reaches
 

@@ -1,0 +1,44 @@
+"""A writer of lossless WebP (VP8L) for packed latents: smaller than libwebp's default, several times faster, and
+the same bytes on every machine, whatever libwebp is there. Any WebP decoder reads them.
+
+libwebp looks for what photographs and graphics have: repeated strings, palettes, colours that move together. Packed
+latents have none of it: twelve channels of noise whose strength changes from place to place. What pays is one of a
+few predictors for every 4 x 4 block, and a set of prefix codes for every class of blocks, classes found by iterating
+between blocks and codes (Lloyd's algorithm with code length as the distance). That vectorises, so numpy does it.
+
+Format: RFC 9649, "WebP Image Format", section 3. Used here: the predictor transform, meta prefix codes, no colour
+cache, no backward references.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from walloc_data.errors import CodecError
+from walloc_data.webp.blocks import classify, grid_of, predict
+from walloc_data.webp.writing import write
+
+__all__ = ["MAX_SIDE", "encode_lossless"]
+
+MAX_SIDE = 16384  # the format's
+
+
+def encode_lossless(pictures: npt.NDArray[np.uint8]) -> list[bytes]:
+    """Write pictures as lossless WebP.
+
+    Args:
+        pictures: (N, H, W, 3) uint8, sides from 1 to 16384. Several at once cost less each.
+
+    Returns:
+        N files. Their pixels are the pictures', exactly; their bytes depend on the picture alone.
+    """
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
+        raise CodecError(f"lossless WebP takes pictures (N, H, W, 3) uint8, not {pictures.dtype} {pictures.shape}")
+    count, height, width = pictures.shape[:3]
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise CodecError(f"WebP takes sides from 1 to {MAX_SIDE} pixels, not {width} x {height}")
+    if count == 0:
+        return []
+    grid = grid_of(height, width)
+    residuals, modes, cost = predict(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)), grid)
+    classes = classify(residuals, modes, cost, grid)
+    return write(residuals, modes, classes, grid)

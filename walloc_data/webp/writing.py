@@ -1,0 +1,145 @@
+"""From blocks and classes to the bits of a file."""
+
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from walloc_data.webp.blocks import BLOCK_BITS, Grid
+from walloc_data.webp.codes import LENGTH_SYMBOLS, code_lengths, codes_of, run_tokens
+
+__all__ = ["write"]
+
+# Alphabets: green has 24 more symbols, for the backward references that are not used.
+_GREEN, _COLOUR = 280, 256
+_LENGTH_ORDER = np.array([17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
+
+_Bytes = npt.NDArray[np.uint8]
+_Ints = npt.NDArray[np.int64]
+
+
+class BitStream:
+    """Bits to be written, as (place, value, bits): sorted by place at the end, in the order of adding within one."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[_Ints, npt.NDArray[np.uint64], _Ints]] = []
+
+    def add(self, place: Any, value: Any, bits: Any) -> None:
+        """Values below 2^64 of `bits` bits each; scalars are repeated."""
+        place, value, bits = np.broadcast_arrays(place, value, bits)
+        self.parts.append((place.reshape(-1), value.reshape(-1).astype(np.uint64), bits.reshape(-1).astype(np.int64)))
+
+    def files(self, *, count: int, places: int) -> list[bytes]:
+        """The bytes of `count` files; file i has the places from i * places on."""
+        place = np.concatenate([part[0] for part in self.parts])
+        order = np.argsort(place, kind="stable")
+        value = np.concatenate([part[1] for part in self.parts])[order]
+        bits = np.concatenate([part[2] for part in self.parts])[order]
+        bounds = np.searchsorted(place[order], np.arange(count + 1) * places)
+        end = np.cumsum(bits)
+        start = end - bits
+        length = np.append(start, end[-1:])[bounds]  # of everything before each file
+        # Every file starts in a 64-bit word of its own.
+        words = -(-np.diff(length) // 64)
+        first_word = np.concatenate(([0], np.cumsum(words)))
+        file = np.repeat(np.arange(count), np.diff(bounds))
+        at = start - length[file] + first_word[file] * 64
+        word, shift = at >> 6, (at & 63).astype(np.uint64)
+        buffer = np.zeros(first_word[-1] + 1, dtype=np.uint64)
+        # Bits of different values do not overlap, so sums are unions. At most one value crosses into each word.
+        heads = np.flatnonzero(np.diff(word, prepend=-1))
+        buffer[word[heads]] = np.add.reduceat(value << shift, heads)
+        crossing = np.flatnonzero((at & 63) + bits > 64)
+        buffer[word[crossing] + 1] += value[crossing] >> (np.uint64(64) - shift[crossing])
+        data = buffer.astype("<u8").tobytes()
+        sizes = -(-np.diff(length) // 8)
+        return [data[8 * w : 8 * w + size] for w, size in zip(first_word[:-1].tolist(), sizes.tolist(), strict=True)]
+
+
+def write(residuals: _Bytes, modes: _Bytes, classes: _Ints, grid: Grid) -> list[bytes]:
+    count, blocks = len(residuals), grid.blocks
+    sets = classes.max(axis=1) + 1  # of codes, in each picture
+    first_set = np.concatenate(([0], np.cumsum(sets)))
+    num_sets = int(first_set[-1])
+
+    # A file's places, in order: header; modes; end of transforms; classes; four a set of codes; pixels.
+    places = 7 + 4 * int(sets.max())
+    begin = np.arange(count) * places
+    begin_set = np.repeat(begin, sets) + 6 + 4 * (np.arange(num_sets) - np.repeat(first_set[:-1], sets))
+
+    # Tables: green, red and blue of every set, then one for each picture of modes, then of classes.
+    table_place = np.concatenate(((begin_set[:, None] + np.arange(3)).reshape(-1), begin + 1, begin + 4))
+    alphabet = np.full(len(table_place), _GREEN)
+    alphabet[: 3 * num_sets].reshape(-1, 3)[:, 1:] = _COLOUR
+    picture = np.arange(count)[:, None]
+    of_block = (first_set[:-1, None] + classes) * (3 * _GREEN)
+    pixels = of_block[:, grid.of_pixel][:, None] + residuals.reshape(count, 3, -1)  # (N, 3, H * W)
+    pixels += np.array([1, 0, 2])[:, None] * _GREEN  # a set's tables: green, red, blue
+    mode_symbols = (3 * num_sets + picture) * _GREEN + modes.reshape(count, blocks)
+    class_symbols = (3 * num_sets + count + picture) * _GREEN + classes
+    every = np.concatenate((pixels.reshape(-1), mode_symbols.reshape(-1), class_symbols.reshape(-1)))
+    counts = np.bincount(every, minlength=len(alphabet) * _GREEN).reshape(-1, _GREEN)
+    lengths = code_lengths(counts, longest=15)
+    codes = codes_of(lengths, longest=15).astype(np.uint64).reshape(-1)
+    bits = lengths.reshape(-1)
+
+    stream = BitStream()
+    # Signature; sides; no alpha; version 0.
+    stream.add(begin, 0x2F | (grid.width - 1) << 8 | (grid.height - 1) << 22, 40)
+    # A transform, predictors, size of its blocks. Its picture: no colour cache.
+    stream.add(begin, 1 | (BLOCK_BITS - 2) << 3, 7)
+    # No more transforms; no colour cache; classes, size of their blocks. Their picture: no colour cache.
+    stream.add(begin + 3, 1 << 2 | (BLOCK_BITS - 2) << 3, 7)
+    for place, symbols in ((begin + 2, mode_symbols), (begin + 5, class_symbols)):
+        for _ in range(4):  # red, blue, alpha, distance: always 0, in no bits
+            stream.add(place, 1, 4)
+        stream.add(place[:, None], codes[symbols], bits[symbols])
+    for _ in range(2):  # alpha, distance
+        stream.add(begin_set + 3, 1, 4)
+    _add_tables(stream, table_place, counts, lengths, alphabet)
+    red, green, blue = (bits[pixels[:, colour]] for colour in range(3))  # (N, H * W)
+    value = codes[pixels[:, 1]]
+    value |= codes[pixels[:, 0]] << green.astype(np.uint64)
+    value |= codes[pixels[:, 2]] << (green + red).astype(np.uint64)
+    stream.add((begin + places - 1)[:, None], value, green + red + blue)
+    return [_riff(data) for data in stream.files(count=count, places=places)]
+
+
+def _add_tables(stream: BitStream, place: _Ints, counts: _Ints, lengths: _Ints, alphabet: _Ints) -> None:
+    """Add the descriptions of codes: their lengths, run-length coded, under a prefix code of their own."""
+    single = (counts > 0).sum(axis=1) == 1
+    # A code of one symbol, which then takes no bits: simple, one symbol, of 8 bits.
+    stream.add(place[single], 1 | 1 << 2 | counts[single].argmax(axis=1) << 3, 11)
+    place, lengths, alphabet = place[~single], lengths[~single], alphabet[~single]
+    if not len(place):
+        return
+    row, column = np.nonzero(np.arange(_GREEN) < alphabet[:, None])
+    length = lengths[row, column]
+    starts = np.flatnonzero((np.diff(length, prepend=-1) != 0) | (np.diff(row, prepend=-1) != 0))
+    run_length, run_row = length[starts], row[starts]
+    first, symbols, extra, extra_bits = run_tokens()
+    key = np.diff(starts, append=len(length)) + np.where(run_length > 0, 0, 300)
+    tokens = first[key + 1] - first[key]
+    run = np.repeat(np.arange(len(starts)), tokens)
+    at = np.arange(len(run)) - np.repeat(np.cumsum(tokens) - tokens, tokens) + first[key][run]
+    symbol = np.where(symbols[at] < 0, run_length[run], symbols[at])
+    token_row = run_row[run]
+    flat = token_row * LENGTH_SYMBOLS + symbol
+    counts = np.bincount(flat, minlength=len(place) * LENGTH_SYMBOLS).reshape(-1, LENGTH_SYMBOLS)
+    token_lengths = code_lengths(counts, longest=7)
+    token_codes = codes_of(token_lengths, longest=7).reshape(-1)
+    bits = token_lengths.reshape(-1)[flat]
+    # A single kind of token is said to have one bit, and takes none.
+    said = np.where((counts > 0).sum(axis=1, keepdims=True) == 1, counts > 0, token_lengths)[:, _LENGTH_ORDER]
+    written = np.maximum(4, LENGTH_SYMBOLS - np.argmax(said[:, ::-1] > 0, axis=1))
+    stream.add(place, (written - 4) << 1, 5)  # not simple; how many lengths of token codes follow
+    listed = np.arange(LENGTH_SYMBOLS) < written[:, None]
+    stream.add(np.repeat(place, written), said[listed], 3)
+    stream.add(place, 0, 1)  # tokens until the alphabet is full
+    stream.add(place[token_row], token_codes[flat] | extra[at] << bits, bits + extra_bits[at])
+
+
+def _riff(data: bytes) -> bytes:
+    padded = data + b"\0" * (len(data) % 2)
+    return b"RIFF" + struct.pack("<I", 12 + len(padded)) + b"WEBPVP8L" + struct.pack("<I", len(data)) + padded
