@@ -1,7 +1,7 @@
 """Fill the README's tables from benchmarks/results/: `python -m benchmarks.readme`, or `--check` to compare only.
 
-Each table stands between `<!-- NAME -->` and `<!-- end NAME -->`; a function of that name below makes it from
-NAME.json. So no number in the README was typed by hand, and a test holds the two together.
+Each table stands between `<!-- NAME -->` and `<!-- end NAME -->`; a function below makes it from a file of
+results. So no number in the README was typed by hand, and a test holds the two together.
 """
 
 import argparse
@@ -45,13 +45,49 @@ def encode_speed(results: dict[str, Any]) -> str:
     return table(("pictures", "ms a picture", "times faster (spread)", "bytes"), rows)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"encode_speed": encode_speed}
+def read_speed(results: dict[str, Any]) -> str:
+    """Samples into shuffled training batches, per second of processor time."""
+    labels = {
+        "webdataset_jpeg": "webdataset: JPEG, Pillow, RandomResizedCrop(224)",
+        "datasets_jpeg": "Hugging Face datasets: the same",
+        "streaming_jpeg": "mosaicml-streaming: the same",
+        "litdata_jpeg": "litdata: the same",
+        "latents_webdataset": "our shards through webdataset",
+        "latents_shards": "`LatentDataset`, from shards",
+        "latents_array": '`LatentDataset(cache="array")`',
+    }
+    rows = []
+    for name, label in labels.items():
+        found = results["pipelines"][name]
+        rows.append((label, f"{found['samples_per_cpu_second']['median']:,.0f}", times(found["times_webdataset_jpeg"])))
+    return table(("256-px pictures", "samples / CPU second", "against webdataset (spread)"), rows)
+
+
+def stored_bytes(results: dict[str, Any]) -> str:
+    """What one 256-px picture costs on disk."""
+    found = results["bytes_per_sample"]
+    labels = {
+        "raw_pixels_uint8": "raw pixels",
+        "jpeg_q90": "JPEG, quality 90",
+        "decoded_array": "decoded latents (the array cache)",
+        "shard": "shard: WebP latent, label, JSON, tar headers",
+        "webp_in_shard": "of which the WebP latent",
+    }
+    return table(("256-px pictures", "bytes each"), [(label, f"{found[name]:,.0f}") for name, label in labels.items()])
+
+
+# Name in the README: (results file, function).
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "encode_speed": ("encode_speed", encode_speed),
+    "read_speed": ("read_speed", read_speed),
+    "stored_bytes": ("read_speed", stored_bytes),
+}
 
 
 def fill(text: str) -> str:
     """The README's text with every table made anew."""
-    for name, make in TABLES.items():
-        value = json.loads((RESULTS / f"{name}.json").read_text())
+    for name, (file, make) in TABLES.items():
+        value = json.loads((RESULTS / f"{file}.json").read_text())
         body = f"<!-- {name} -->\n{make(value['results'])}\n\n`{value['command']}`\n<!-- end {name} -->"
         pattern = re.compile(rf"<!-- {name} -->.*?<!-- end {name} -->", re.DOTALL)
         if not pattern.search(text):
