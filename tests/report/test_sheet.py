@@ -1,5 +1,6 @@
 """The contact sheet shows the samples it was asked for, and tells the truth about them."""
 
+import html
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from walloc_data.codec import load_codec, save_codec
+from walloc_data.codec import WallocCodec, load_codec, save_codec
+from walloc_data.codec.decoders import build_decoder
 from walloc_data.convert import original_pictures
 from walloc_data.errors import CodecError, FormatError, StorageError
 from walloc_data.format import EncodeSettings
-from walloc_data.report import add_preview, preview
+from walloc_data.report import add_preview, preview, report
 from walloc_data.report.samples import decode, open_split, psnr, spread_rows
 from walloc_data.report.sheet import channel_grid, packed_picture
 from walloc_data.sources import open_source
@@ -187,3 +189,47 @@ def test_a_preview_is_put_into_the_data_set_and_its_card(imagenette_latents: Any
     assert card.count("](preview.webp)") == 1
     add_preview(out)
     assert (out / "README.md").read_text() == card
+
+
+def with_conv_decoder(out: Path) -> None:
+    """Give a data set's codec a small network beside its linear decoder."""
+    codec, info = load_codec(out / "codec")
+    torch.manual_seed(0)
+    network = build_decoder({"kind": "conv", "width": 8, "blocks": 1, "groups": 1}, latent_dim=12, out_channels=192)
+    both = WallocCodec(decoder=network, linear_decoder=codec.linear_decoder)
+    both.encoder.load_state_dict(codec.encoder.state_dict())
+    shutil.rmtree(out / "codec")
+    save_codec(both, out / "codec", name=info.name)
+
+
+def test_a_codec_with_two_decoders_is_shown_with_both(imagenette_latents: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(imagenette_latents.out, out)
+    with_conv_decoder(out)
+    sheet = np.asarray(opened_picture(preview(out, tmp_path / "a.png", keys=["000000007"])))
+    with open_split(out, split=None) as opened:
+        codec, info = opened.load_codec()
+        assert info.decoder == "conv"
+        [shown] = opened.read(opened.rows_of(["000000007"]))
+        own, linear = decode(codec, shown), decode(codec, shown, how="linear")
+    assert not np.array_equal(own, linear)
+    left = 28 + 224 + 14 + 298 + 14  # beyond the packed latent and the 4 x 3 channels
+    for picture in (linear, own):
+        expected = np.asarray(picture.resize((224, 224), Image.Resampling.LANCZOS))
+        assert np.array_equal(sheet[158 : 158 + 224, left : left + 224], expected)
+        left += 224 + 14
+    page = report(out, tmp_path / "a.html").read_text()
+    assert "Decoded by the codec's decoder." in html.unescape(page)
+
+
+def test_a_codec_that_only_encodes_leaves_the_pictures_out(imagenette_latents: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(imagenette_latents.out, out)
+    codec, info = load_codec(out / "codec")
+    bare = WallocCodec(decoder=torch.nn.Identity())
+    bare.encoder.load_state_dict(codec.encoder.state_dict())
+    shutil.rmtree(out / "codec")
+    save_codec(bare, out / "codec", name=info.name)
+    assert opened_picture(preview(out, tmp_path / "a.png", num_samples=1)).width == 860
+    page = report(out, tmp_path / "a.html").read_text()
+    assert "The codec in this data set has no decoder, so no pictures are shown." in page

@@ -272,7 +272,7 @@ def _caption(draw: ImageDraw.ImageDraw, shown: Shown, at: tuple[int, int], font:
 
 def _legend(draw: ImageDraw.ImageDraw, at: tuple[float, float], font: Font, limit: float) -> None:
     x, y = at
-    for colour, text in ((_BELOW, "below"), (_ABOVE, "above its mean")):
+    for colour, text in ((_BELOW, "below"), (_ABOVE, "above mean")):
         width = draw.textlength(text, font=font)
         if x + 14 + width > limit:
             return
