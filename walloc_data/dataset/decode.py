@@ -47,7 +47,7 @@ def _fast_decoder() -> Decoder | None:
         if webp_size(data) != out.shape[:2]:
             return False
         try:
-            webp_decode(data, out=out)  # type: ignore[arg-type]  # any buffer will do
+            webp_decode(data, out=out)
         except Exception:
             return False
         return True
