@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +40,10 @@ def webp_size(data: memoryview) -> tuple[int, int] | None:
 def _fast_decoder() -> Decoder | None:
     """The decoder of imagecodecs: answers whether it filled `out`. None where the package is not installed."""
     try:
-        from imagecodecs import webp_decode
+        import imagecodecs
     except ImportError:
         return None
+    webp_decode: Any = imagecodecs.webp_decode  # its stubs do not know that any buffer will do
 
     def decode(data: memoryview, out: npt.NDArray[np.uint8]) -> bool:
         if webp_size(data) != out.shape[:2]:
