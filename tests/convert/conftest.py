@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from walloc_data.codec import load_codec
+from walloc_data.codec import load_codec, save_codec
 
 
 @pytest.fixture(scope="session")
 def codec() -> object:
     """The bundled codec."""
     return load_codec()[0]
+
+
+@pytest.fixture(scope="session")
+def small_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec folder of a few kilobytes: it only encodes."""
+    folder = tmp_path_factory.mktemp("codec") / "small"
+    save_codec(load_codec(decoder=False)[0], folder, name="small")
+    return folder
 
 
 def picture(seed: int, *, width: int = 48, height: int = 40) -> Image.Image:

@@ -174,34 +174,33 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(pictures: Path, tmp_path: Pat
     same_as_reference(out)
 
 
-def test_a_full_disk_stops_cleanly_and_resumes(tmp_path: Path) -> None:
+def test_a_full_disk_stops_cleanly_and_resumes(tmp_path: Path, small_codec: Path) -> None:
     source = make_folder(tmp_path / "in", classes=1, per_class=4, width=400, height=400)
-    encode_dataset(source, tmp_path / "reference", samples_per_shard=4, progress=False)
+    encode_dataset(source, tmp_path / "reference", codec=small_codec, samples_per_shard=4, progress=False)
     out = tmp_path / "out"
     code = (
         "import resource, signal, sys\n"
         "from walloc_data import encode_dataset\n"
-        "from walloc_data.codec import load_codec\n"
-        "codec = load_codec()[0]\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
         "try:\n"
-        f"    encode_dataset({str(source)!r}, {str(out)!r}, codec=codec, samples_per_shard=4, progress=False)\n"
+        "    encode_dataset(*sys.argv[1:3], codec=sys.argv[3], samples_per_shard=4, progress=False)\n"
         "except Exception as error:\n"
         "    print(type(error).__name__, error)\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, source, out, small_codec]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.startswith(f"ConversionError {out}/data/train-00000.tar: cannot be written (File too large)")
     assert "the same command goes on from there" in result.stdout
     assert not list(out.glob("data/*"))
-    encode_dataset(source, out, samples_per_shard=4, progress=False)
+    encode_dataset(source, out, codec=small_codec, samples_per_shard=4, progress=False)
     assert hashes(out) == hashes(tmp_path / "reference")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_disk_that_is_really_full_stops_cleanly_and_resumes(tmp_path: Path) -> None:
+def test_a_disk_that_is_really_full_stops_cleanly_and_resumes(tmp_path: Path, small_codec: Path) -> None:
     source = make_folder(tmp_path / "in", classes=2, per_class=20, width=120, height=120)
-    encode_dataset(source, tmp_path / "reference", samples_per_shard=4, progress=False)
+    encode_dataset(source, tmp_path / "reference", codec=small_codec, samples_per_shard=4, progress=False)
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
@@ -212,10 +211,10 @@ def test_a_disk_that_is_really_full_stops_cleanly_and_resumes(tmp_path: Path) ->
     try:
         out = small / "out"
         with pytest.raises((ConversionError, StorageError), match="No space left on device"):
-            encode_dataset(source, out, samples_per_shard=4, progress=False)
+            encode_dataset(source, out, codec=small_codec, samples_per_shard=4, progress=False)
         assert 1 <= len(list(out.glob("data/*.tar"))) < 10
         subprocess.run(["mount", "-o", "remount,size=8m", small], check=True)
-        encode_dataset(source, out, samples_per_shard=4, progress=False)
+        encode_dataset(source, out, codec=small_codec, samples_per_shard=4, progress=False)
         assert hashes(out) == hashes(tmp_path / "reference")
         assert verify_dataset(out, progress=False).problems == ()
     finally:

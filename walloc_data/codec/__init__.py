@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from walloc_data.codec.checkpoints import CodecInfo, bundled_codecs, load_codec, save_codec
+    from walloc_data.codec.checkpoints import CodecInfo, bundled_codecs, codec_folder, load_codec, save_codec
     from walloc_data.codec.encoding import LinearEncoder
     from walloc_data.codec.model import WallocCodec
     from walloc_data.codec.page import (
@@ -30,6 +30,7 @@ _FILES = {
     "TrainResult": "training_config",
     "WallocCodec": "model",
     "bundled_codecs": "checkpoints",
+    "codec_folder": "checkpoints",
     "decode_from_blob": "page",
     "encode_to_latent": "page",
     "from_model_output": "page",
@@ -51,6 +52,7 @@ __all__ = [
     "TrainResult",
     "WallocCodec",
     "bundled_codecs",
+    "codec_folder",
     "decode_from_blob",
     "encode_to_latent",
     "from_model_output",

@@ -22,7 +22,7 @@ from walloc_data.codec.model import WallocCodec, _NoDecoder
 from walloc_data.errors import CodecError, FormatError, WallocDataError
 from walloc_data.format import CodecSpec, dump_json, load_json
 
-__all__ = ["DEFAULT_CODEC", "CodecInfo", "bundled_codecs", "load_codec", "save_codec"]
+__all__ = ["DEFAULT_CODEC", "CodecInfo", "bundled_codecs", "codec_folder", "load_codec", "save_codec"]
 
 DEFAULT_CODEC = "klt-16x"
 BUNDLED = Path(__file__).parent / "bundled"
@@ -78,6 +78,15 @@ def bundled_codecs() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{_CODEC_JSON}"))
 
 
+def codec_folder(source: str | Path | None = None) -> Path | None:
+    """The folder that `load_codec` reads for this source; None for a published checkpoint, which has none."""
+    source = DEFAULT_CODEC if source is None else source
+    path = Path(source)
+    if (path / _CODEC_JSON).is_file():
+        return path
+    return BUNDLED / source if isinstance(source, str) and source in bundled_codecs() else None
+
+
 def load_codec(
     source: str | Path | None = None,
     *,
@@ -118,10 +127,8 @@ def _load(source: str | Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo]
         from walloc_data.codec.published import load_published
 
         return load_published(path, decoder=decoder)
-    if (path / _CODEC_JSON).is_file():
-        return _load_folder(path, decoder=decoder)
-    if isinstance(source, str) and source in bundled_codecs():
-        return _load_folder(BUNDLED / source, decoder=decoder)
+    if (folder := codec_folder(source)) is not None:
+        return _load_folder(folder, decoder=decoder)
     raise CodecError(
         f"no codec at {str(source)!r}: expected a bundled name ({', '.join(bundled_codecs())}), a folder with "
         f"{_CODEC_JSON}, a .pth file, or hf://owner/repo/file.pth"

@@ -96,8 +96,8 @@ def encode_dataset(
             clean_leftovers(store, split)
         if overwrite:
             remove_split(store, split)
-        loaded = _load_codec(store, codec, staging=staging, device=device)
-        plan = _begin(store, _plan(opened, split, settings, loaded), loaded, staging=staging)
+        loaded, codec_files = _load_codec(store, codec, staging=staging, device=device)
+        plan = _begin(store, _plan(opened, split, settings, loaded), codec_files, staging=staging)
         if printer is not None:
             for note in opened.notes:
                 printer.note(f"{opened.location}: {note}")
@@ -173,15 +173,21 @@ def _staging(store: Store, *, tag: str) -> Iterator[Path]:
             folder.parent.rmdir()  # unless another part works there
 
 
-def _load_codec(store: Store, codec: Any, *, staging: Path, device: str) -> Any:
-    """The codec asked for, with its decoder, so that it can be copied into the data set."""
-    from walloc_data.codec import load_codec
+def _load_codec(store: Store, codec: Any, *, staging: Path, device: str) -> tuple[Any, Path]:
+    """The codec asked for, without its decoder, and a folder with all of it, to be copied into the data set."""
+    from walloc_data.codec import codec_folder, load_codec, save_codec
 
+    written = staging / "codec"
     if codec is not None and not isinstance(codec, str | Path):
-        return codec.to(device)
+        save_codec(codec, written)
+        return codec.to(device), written
     if codec is None and store.exists("codec/codec.json"):
         codec = fetch_codec(store, staging)
-    return load_codec(codec, device=device)[0]
+    loaded, _ = load_codec(codec, decoder=False, device=device)
+    folder = codec_folder(codec)
+    if folder is None:  # a published checkpoint: its decoder stays where it came from
+        save_codec(loaded, written)
+    return loaded, written if folder is None else folder
 
 
 def _plan(source: Source, split: str, settings: EncodeSettings, codec: Any) -> Plan:
@@ -202,7 +208,7 @@ def _plan(source: Source, split: str, settings: EncodeSettings, codec: Any) -> P
     )
 
 
-def _begin(store: Store, plan: Plan, codec: Any, *, staging: Path) -> Plan:
+def _begin(store: Store, plan: Plan, codec_files: Path, *, staging: Path) -> Plan:
     """The plan to follow: the one there, if this one agrees with it, else this one, now written down."""
     begun = read_plan(store, plan.split)
     manifest = read_manifest(store)
@@ -222,13 +228,11 @@ def _begin(store: Store, plan: Plan, codec: Any, *, staging: Path) -> Plan:
     check_siblings(store, plan, manifest)
     if begun is not None:
         return begun
-    from walloc_data.codec import save_codec
-
     if not store.exists("codec/codec.json"):
-        folder = staging / "codec-to-publish"
-        save_codec(codec, folder)
-        for path in sorted(folder.iterdir(), key=lambda path: (path.name == "codec.json", path.name)):
-            path.chmod(0o644)  # safetensors makes files that only their owner may read
-            store.publish(path, f"codec/{path.name}")
+        # codec.json last: it is what says that the others are there.
+        for name in ("README.md", "model.safetensors", "codec.json"):
+            if (codec_files / name).is_file():
+                shutil.copyfile(codec_files / name, staging / name)
+                store.publish(staging / name, f"codec/{name}")
     store.write_bytes(plan_name(plan.split), dump_json(plan.to_dict()).encode())
     return plan

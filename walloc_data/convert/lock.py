@@ -89,5 +89,6 @@ def _flock(path: Path, *, store: Store, shared: bool) -> Iterator[int]:
                     ) from error
                 time.sleep(0.05)
         yield descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a fork of this process holds a copy
     finally:
         os.close(descriptor)

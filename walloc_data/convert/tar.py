@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -56,11 +57,17 @@ class TarWriter:
 
     def close(self) -> None:
         """End the archive; its file and hashes are then final."""
-        self._write(bytes(2 * BLOCK_BYTES))
-        self._write(bytes(-self.num_bytes % RECORD_BYTES))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            self._write(bytes(2 * BLOCK_BYTES))
+            self._write(bytes(-self.num_bytes % RECORD_BYTES))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        finally:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        with suppress(OSError):  # what a full disk did not take will not be taken now
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +78,7 @@ class TarWriter:
         if kind is None:
             self.close()
         else:
-            self._file.close()
+            self._abandon()
 
 
 # What every header has: mode 0644 and nobody's, no time, a regular file, and zeros to the end of the block.
