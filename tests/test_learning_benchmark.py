@@ -21,6 +21,7 @@ def test_from_pictures_to_table(pictures, tmp_path, monkeypatch, capsys):
     for module in (run, plot):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     arms = ["pixels, full resolution", "pixels, reduced 16x", "latents, fitted flip", "latents, stored mirrors"]
+    arms += ["latents, mirrored stem"]
     arguments = [str(pictures), "--size-px", "64", "--work", str(tmp_path / "work"), "--name", "tiny"]
     arguments += ["--seeds", "0", "--epochs", "1", "--batch-size", "20", "--models", "vit", "--arms", *arms]
     run.main(arguments)

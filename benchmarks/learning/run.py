@@ -13,6 +13,7 @@ Runs are lines in benchmarks/learning/results/NAME.jsonl; what is there already 
 """
 
 import argparse
+import copy
 import json
 import time
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Arm:
     """One way of giving a network the pictures."""
 
     array: Literal["pixels", "reduced", "jpeg", "latents"]
-    flip: Literal["none", "exact", "naive", "fitted", "stored", "encoded"]
+    flip: Literal["none", "exact", "naive", "fitted", "stored", "stem", "encoded"]
     normalization: Literal["standard", "expand"] = "standard"
     extra_window_cells: int = 0  # stem windows that overlap
 
@@ -53,6 +54,7 @@ ARMS = {
     "latents, no flip": Arm("latents", "none"),
     "latents, cells reversed": Arm("latents", "naive"),
     "latents, fitted flip": Arm("latents", "fitted"),
+    "latents, mirrored stem": Arm("latents", "stem"),
     "latents, stored mirrors": Arm("latents", "stored"),
     "latents, stored mirrors, expanded": Arm("latents", "stored", normalization="expand"),
     "latents, stored mirrors, overlapping stem": Arm("latents", "stored", extra_window_cells=2),
@@ -87,6 +89,25 @@ class PixelStem(nn.Conv2d):
         return super().forward((pixels.float() - self.mean) / self.std)
 
 
+class MirroredStem(nn.Module):
+    """Two first layers in training: one for latents, one of its own for latents whose cells were reversed.
+
+    The second learns what a mirrored cell looks like; validation uses the first alone. Its start is the first
+    composed with nothing: the fitted operator is not needed.
+    """
+
+    def __init__(self, stem: nn.Module) -> None:
+        super().__init__()
+        self.plain, self.mirrored = stem, copy.deepcopy(stem)
+        self.reversed_rows: Tensor | None = None  # set by Augment for the batch to come
+
+    def forward(self, latents: Tensor) -> Tensor:
+        out: Tensor = self.plain(latents)
+        if not self.training or self.reversed_rows is None:
+            return out
+        return torch.where(self.reversed_rows, self.mirrored(latents), out)
+
+
 def make_model(kind: str, arm: Arm, prepared: Prepared, *, side_px: int) -> nn.Module:
     """The arm's network: the same body for all, with the stem that its input needs."""
     spec = MODELS[kind]
@@ -103,9 +124,11 @@ def make_model(kind: str, arm: Arm, prepared: Prepared, *, side_px: int) -> nn.M
         **kwargs,
     )
     model.num_macs = summarize(model).num_macs
+    parent, _, leaf = model.stem_site.path.rpartition(".")
+    if arm.flip == "stem":
+        setattr(model.get_submodule(parent), leaf, MirroredStem(stem_of(model)))
     if arm.array != "latents":
         stem = stem_of(model)
-        parent, _, leaf = model.stem_site.path.rpartition(".")
         cells_per_side = prepared.manifest.splits["train"].latent_shape[1]  # type: ignore[index]
         pixel_stem = PixelStem(stem, cell_px=side_px // cells_per_side)  # pixels of this arm under one cell
         windows = (cells_per_side // stem.stride[0]) ** 2
@@ -119,14 +142,17 @@ def make_model(kind: str, arm: Arm, prepared: Prepared, *, side_px: int) -> nn.M
 class Augment:
     """Shifts by up to a tenth of the side and, half of the time, a mirror: pixels exactly, latents as the arm says."""
 
-    def __init__(self, arm: Arm, prepared: Prepared, *, device: torch.device) -> None:
+    def __init__(self, arm: Arm, prepared: Prepared, *, model: nn.Module, device: torch.device) -> None:
         self.arm, self.device = arm, device
+        self.stems = [module for module in model.modules() if isinstance(module, MirroredStem)]
         self.flip = RandomHorizontalFlip(prepared.operators.flip, p=1.0).to(device) if arm.flip == "fitted" else None
         self.codec = load_codec(prepared.codec_folder(), decoder=False)[0] if arm.flip == "encoded" else None
 
     def __call__(self, x: Tensor, mirrored: Tensor | None, generator: torch.Generator) -> Tensor:
         heads = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)[:, None, None, None]
-        if self.arm.flip in ("exact", "naive", "encoded"):
+        for stem in self.stems:
+            stem.reversed_rows = heads
+        if self.arm.flip in ("exact", "naive", "encoded", "stem"):
             x = torch.where(heads, x.flip(-1), x)
         elif self.arm.flip == "stored" and mirrored is not None:
             x = torch.where(heads, mirrored, x)
@@ -167,7 +193,7 @@ def train_one(
         step_on_epochs=False,
         updates_per_epoch=steps,
     )
-    augment = Augment(arm, prepared, device=device)
+    augment = Augment(arm, prepared, model=model, device=device)
     generator = torch.Generator().manual_seed(seed)
     history, step, seconds = [], 0, 0.0
     for _ in range(epochs):

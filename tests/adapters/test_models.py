@@ -169,7 +169,8 @@ def test_freezing_leaves_the_named_parts_training(manifest):
 @pytest.mark.parametrize("normalization", ["standard", "expand"])
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "swin_tiny_patch4_window7_224", "test_resnet"])
 def test_a_saved_model_reloads_by_name_with_the_same_logits(name, normalization, manifest, latents, tmp_path):
-    model = create_latent_model(name, dataset=manifest, normalization=normalization, drop_path_rate=0.1).eval()
+    kwargs = {"depths": (1, 1, 1, 1), "embed_dim": 24} if "swin" in name else {"drop_path_rate": 0.1}
+    model = create_latent_model(name, dataset=manifest, normalization=normalization, **kwargs).eval()
     save_latent_model(model, tmp_path / "model")
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
     again = load_latent_model(tmp_path / "model", dataset=manifest)
@@ -204,6 +205,8 @@ def test_saved_files_that_lie_are_refused(model, tmp_path):
         ({"surprise": 1}, "unknown fields"),
         ({"name": "test_resnet"}, "weights do not fit test_resnet"),
         ({"input_shape": [3, 20, 20]}, "12 channels"),
+        ({"timm_kwargs": {"checkpoint_path": "elsewhere.pth"}}, r"\['checkpoint_path'\] cannot be passed on"),
+        ({"name": "hf-hub:someone/model"}, "timm has no model"),
     ]:
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ModelError, match=words):

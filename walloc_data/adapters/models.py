@@ -18,6 +18,11 @@ from walloc_data.storage import Store
 __all__ = ["LatentModelConfig", "LatentModelSummary", "create_latent_model", "latent_config", "stem_of", "summarize"]
 
 MAX_MANIFEST_BYTES = 64 * 2**20
+# What would fetch or open other files, or is a parameter of its own. A saved model's config is not trusted with these.
+_RESERVED_KWARGS = {
+    "cache_dir", "checkpoint_path", "features_only", "in_chans", "model_name", "num_classes", "pretrained",
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "scriptable",
+}  # fmt: skip
 
 
 @runtime_checkable
@@ -56,6 +61,8 @@ class LatentModelConfig:
             raise ModelError(f"{len(self.class_names)} class names for {self.num_classes} classes")
         if self.num_classes < 0:
             raise ModelError(f"num_classes must be 0 (features only) or more, not {self.num_classes}")
+        if reserved := sorted(_RESERVED_KWARGS & set(self.timm_kwargs)):
+            raise ModelError(f"{reserved} cannot be passed on to timm here")
         choices = {
             "geometry": ("skip_early", "all_stages", "pixel_grid"),
             "normalization": ("standard", "expand"),
@@ -208,7 +215,7 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
         model, site = family.build(create, config.geometry, config.input_shape[1:], config.timm_kwargs)
     except ModelError as error:
         raise ModelError(f"{config.name}: {error}") from error
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (AttributeError, TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise ModelError(
             f"{config.name}: timm cannot build it for {config.geometry!r} at {config.input_shape}: {error}"
         ) from error
