@@ -51,6 +51,8 @@ class LatentModelConfig:
     timm_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # JSON has no tuples: what was saved and loaded must equal what was made.
+        object.__setattr__(self, "timm_kwargs", {key: _frozen(value) for key, value in self.timm_kwargs.items()})
         if len(self.input_shape) != 3 or min(self.input_shape) < 1:
             raise ModelError(f"input_shape must be three positive integers, not {self.input_shape!r}")
         if self.input_shape[0] != self.codec.latent_dim:
@@ -91,6 +93,10 @@ class LatentModelConfig:
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{where}: not the config of a latent model ({error})") from error
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
