@@ -32,6 +32,11 @@ def _encode_arguments(parser: Parser) -> None:
     add("--on-error", choices=("record", "stop"), default="record", help="what a broken picture does (default: record)")
     add("--max-failures", type=int, metavar="N", help="stop after more than N broken pictures")
     add("--overwrite", action="store_true", help="delete this split first, if there is one")
+    _preview_argument(parser)
+
+
+def _preview_argument(parser: Parser) -> None:
+    parser.add_argument("--no-preview", action="store_true", help="do not draw the card's picture, preview.webp")
 
 
 def _encode(args: Args) -> Outcome:
@@ -68,13 +73,26 @@ def _encode(args: Args) -> Outcome:
         overwrite=args.overwrite,
         part=args.part,
     )
+    if args.part is None and summary.num_samples and not args.no_preview:
+        from walloc_data.report import add_preview
+
+        add_preview(args.out)
     return Outcome(summary.to_dict(), str(summary))
+
+
+def _finish_arguments(parser: Parser) -> None:
+    add_split(parser)
+    _preview_argument(parser)
 
 
 def _finish(args: Args) -> Outcome:
     from walloc_data.convert import finish_dataset
 
     summaries = finish_dataset(args.out, split=args.split)
+    if summaries and not args.no_preview:
+        from walloc_data.report import add_preview
+
+        add_preview(args.out)
     return Outcome(
         {"splits": {name: summary.to_dict() for name, summary in summaries.items()}},
         "\n".join(map(str, summaries.values())),
@@ -122,7 +140,7 @@ COMMANDS = {
     ),
     "finish": Command(
         "join the parts of a conversion into one data set",
-        add_split,
+        _finish_arguments,
         _finish,
         ("walloc-data encode photos/ my-latents --part 1/8   # ... --part 8/8", "walloc-data finish my-latents"),
     ),
