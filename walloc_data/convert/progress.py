@@ -64,12 +64,14 @@ class ProgressPrinter:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._terminal = self._stream.isatty()
-        self._next = time.monotonic() + 1.0
+        self._started = time.monotonic()
+        self._next = self._started + 1.0
         self._width = 0
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        if now < self._next:
+        starting = progress.samples_per_s == 0 and now < self._started + 10.0  # a rate of 0 tells nothing
+        if now < self._next or starting:
             return
         self._next = now + (0.25 if self._terminal else 10.0)
         text = str(progress)
