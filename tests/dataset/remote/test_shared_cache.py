@@ -1,0 +1,142 @@
+"""One cache folder for every worker and trainer of a machine: bounded, full, shared, and left by the killed."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from walloc_data import LatentDataset
+from walloc_data.dataset import LatentLoader
+from walloc_data.errors import LoaderError, StorageError
+from walloc_data.storage import file_lock
+
+pytestmark = [
+    pytest.mark.object_store,
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.usefixtures("credentials"),
+]
+
+Ids = Callable[[torch.Tensor], list[int]]
+
+
+def _ids(loader: LatentLoader, ids_of: Ids) -> list[list[int]]:
+    return [ids_of(batch[0]) for batch in loader]
+
+
+def test_a_cache_too_small_for_the_data_evicts_and_refetches(
+    url: str, source: Path, faults: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ids_of: Ids
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
+    largest = max(path.stat().st_size for path in (source / "data").iterdir())
+    limit = 6 * largest
+    dataset = LatentDataset(url, shuffle=True, window_shards=2, max_cache_bytes=limit, cache_folder=tmp_path / "small")
+    loader = dataset.loader(batch_size=8, num_workers=2)
+    most = 0
+    for _ in range(2):
+        seen = []
+        for batch in loader:
+            seen += ids_of(batch[0])
+            with file_lock(tmp_path / "small" / "locks" / "room.lock"):  # nothing comes or goes while we count
+                shards = list((tmp_path / "small" / "shards").glob("*.tar"))
+                most = max(most, sum(path.stat().st_size for path in shards))
+        assert sorted(seen) == list(range(320))
+    assert most <= limit
+    assert faults.count("data/train") > 30  # two epochs of 20 shards, hardly any of which stayed
+    with pytest.raises(LoaderError, match=r"windows of 2 shards needs \d+ bytes .* raise it, or lower window_shards"):
+        LatentDataset(url, shuffle=True, window_shards=2, max_cache_bytes=2 * largest)
+    with pytest.raises(StorageError, match="do not fit a cache of max_cache_bytes=100"):
+        LatentDataset(url, max_cache_bytes=100)[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount a small disk")
+def test_a_full_disk_is_one_clear_error(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a small disk here")
+    try:
+        dataset = LatentDataset(url, cache_folder=disk)
+        monkeypatch.setattr(LatentDataset, "shards_ahead", 0)
+        with pytest.raises(
+            StorageError, match=r"no room for s3://.*set cache_folder to another disk, or lower max_cache"
+        ):
+            list(dataset.loader(batch_size=16))
+        assert not [path for path in (disk / "shards").iterdir() if path.suffix == ".partial"]
+        array = LatentDataset(url, cache_folder=disk, cache="array", max_cache_bytes=60_000)
+        with pytest.raises(StorageError, match=r"cannot keep decoded latents there|no room for"):
+            list(array.loader(batch_size=16))
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+TRAINER = """
+import json, sys
+from walloc_data import LatentDataset
+url, folder, limit, log = sys.argv[1:]
+loader = LatentDataset(url, shuffle=True, window_shards=2, cache_folder=folder, max_cache_bytes=int(limit)).loader(
+    batch_size=8, num_workers=1
+)
+ids = []
+for _ in range(2):
+    for latents, _ in loader:
+        ids += ((latents[:, 0, 0, 0].int() & 255) + 256 * latents[:, 0, 0, 1].int()).tolist()
+open(log, "w").write(json.dumps(ids))
+"""
+
+
+def test_two_trainers_share_one_cache(
+    url: str, source: Path, faults: Any, tmp_path: Path, ids_of: Ids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
+    script = tmp_path / "trainer.py"
+    script.write_text(TRAINER)
+    roomy, largest = 10**9, max(path.stat().st_size for path in (source / "data").iterdir())
+    expected = _ids(LatentDataset(source, shuffle=True, window_shards=2).loader(batch_size=8), ids_of)
+    for limit in (roomy, 7 * largest):
+        folder = tmp_path / f"cache-{limit}"
+        before = faults.count("data/train")
+
+        def train(name: str, folder: Path = folder, limit: int = limit) -> list[int]:
+            log = tmp_path / name
+            command = [sys.executable, str(script), url, str(folder), str(limit), str(log)]
+            subprocess.run(command, check=True, timeout=100)
+            return json.loads(log.read_text())
+
+        with ThreadPoolExecutor(2) as executor:
+            first, second = executor.map(train, ("one", "two"))
+        assert first == second
+        assert first[:320] == list(itertools.chain(*expected))
+        assert sorted(first[320:]) == list(range(320))
+        if limit == roomy:
+            assert faults.count("data/train") - before == 20  # each shard once for both
+            assert not list((folder / "shards").glob("*.partial"))
+
+
+def test_a_fetcher_that_is_killed_blocks_nobody(
+    url: str, faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids_of: Ids
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
+    faults.rules = [("train-00000", "hang", 1)]
+    code = f"from walloc_data import LatentDataset; LatentDataset({url!r}, cache_folder={str(tmp_path)!r})[0]"
+    fetcher = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 30
+    while not list((tmp_path / "shards").glob("*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    fetcher.kill()
+    fetcher.wait()
+    assert list((tmp_path / "shards").glob("*.partial"))
+    loader = LatentDataset(url, cache_folder=tmp_path).loader(batch_size=16)
+    assert list(itertools.chain(*_ids(loader, ids_of))) == list(range(320))
+    assert not list((tmp_path / "shards").glob("*.partial"))
