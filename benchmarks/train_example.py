@@ -1,0 +1,57 @@
+"""The example's first result: encode a folder of pictures, train on the latents, keep what came out.
+
+    python -m benchmarks.train_example PICTURES --work SCRATCH --name imagenette160 --size-px 160 -- \\
+        --model vit_tiny_patch16_224 --model-kwargs '{"depth": 6, "patch_size": 4}' --epochs 14 --flip fitted
+
+PICTURES holds train/ and val/, one folder a class. What follows `--` goes to examples/train_timm.py. Interrupted, the
+same command goes on where it was.
+"""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+from benchmarks.results import write_results
+from walloc_data import encode_dataset
+from walloc_data.fitting import fit_codec_operators
+from walloc_data.format import Manifest
+from walloc_data.transforms import OPERATORS_NAME
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "train_timm.py"
+
+
+def main(argv: list[str] | None = None) -> None:
+    given = sys.argv[1:] if argv is None else argv
+    split_at = given.index("--") if "--" in given else len(given)
+    own, passed_on = given[:split_at], given[split_at + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--name", required=True, help="of the result: benchmarks/results/train_NAME.json")
+    parser.add_argument("--size-px", type=int, required=True)
+    parser.add_argument("--codec", help="what load_codec takes; default the bundled one")
+    args = parser.parse_args(own)
+    latents = args.work / "latents"
+    for split in ("train", "val"):
+        codec = args.codec if split == "train" else None
+        encode_dataset(args.pictures / split, latents, split=split, size_px=args.size_px, codec=codec)
+    if not (latents / "codec" / OPERATORS_NAME).exists():
+        fit_codec_operators(latents, pictures=args.pictures / "train")
+    spec = importlib.util.spec_from_file_location("train_timm", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    result = module.main([str(latents), "--output", str(args.work / "run"), *passed_on])
+    result["arguments"].pop("output")
+    manifest = Manifest.from_json((latents / "walloc.json").read_bytes(), where="walloc.json")
+    record = manifest.splits["train"]
+    result["bits_per_pixel"] = 8 * record.num_bytes / record.num_samples / args.size_px**2
+    result["top1"] = result["history"][-1]["top1"]
+    result["ema_top1"] = result["history"][-1]["ema_top1"]
+    shown = [Path(word).name if Path(word).is_absolute() else word for word in given]
+    quoted = [f"'{word}'" if " " in word else word for word in shown]
+    print(f"written to {write_results(f'train_{args.name}', result, arguments=quoted)}")
+
+
+if __name__ == "__main__":
+    main()
