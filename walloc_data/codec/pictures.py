@@ -41,14 +41,20 @@ class PictureSet:
 
 
 def read_pictures(path: str | Path, *, say: Callable[[str], None] | None = None) -> Iterator[Pixels]:
-    """Every picture in a folder (with its subfolders) or an uncompressed tar, in order of names, as RGB.
+    """Every picture in a folder (with its subfolders) or an uncompressed tar, or one picture file; as RGB, in order.
 
     Large ones are reduced. What cannot be read is skipped, named to `say`.
     """
     path, count, bad = Path(path), 0, 0
     if not path.exists():
         raise CodecError(f"{path}: no such folder or tar of pictures")
-    for name, data in _tar_members(path) if path.is_file() else _folder_files(path):
+    if path.is_dir():
+        files = _folder_files(path)
+    elif path.suffix.lower() in _SUFFIXES:
+        files = iter([(path.name, path.read_bytes)])
+    else:
+        files = _tar_members(path)
+    for name, data in files:
         try:
             yield _decode(data())
             count += 1
