@@ -73,6 +73,18 @@ def test_a_transform_may_bring_samples_to_one_size(mixed_shapes: Path, ids_of: I
         next(iter(forgetful.loader(batch_size=9)))
 
 
+def test_our_random_crop_is_such_a_transform(mixed_shapes: Path) -> None:
+    from walloc_data.transforms import RandomCrop
+
+    def batches(num_workers: int) -> list[torch.Tensor]:
+        dataset = LatentDataset(mixed_shapes, shuffle=True, transform=RandomCrop(3))
+        return [latents for latents, _ in dataset.loader(batch_size=30, num_workers=num_workers)]
+
+    here, there = batches(0), batches(1)
+    assert {(tuple(latents.shape), latents.dtype) for latents in here} == {((30, 12, 3, 3), torch.int8)}
+    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
 def _noisy(latent: torch.Tensor) -> torch.Tensor:
     return latent + torch.randint(0, 3, latent.shape, dtype=torch.int8)
 

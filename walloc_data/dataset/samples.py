@@ -199,7 +199,7 @@ class LatentSamples(Dataset[Sample]):
 
 
 _SHAPES_REMEDY = (
-    "pass bucket_by_shape=True, or a transform to one size (for instance walloc_data.transforms), or encode with a size"
+    "pass bucket_by_shape=True, or a transform to one size (walloc_data.transforms.RandomCrop), or encode with a size"
 )
 
 
