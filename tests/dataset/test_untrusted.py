@@ -67,6 +67,21 @@ def test_an_index_without_a_column_is_refused(root: Path) -> None:
         LatentDataset(root)
 
 
+def test_an_index_that_would_unpack_to_a_hundredfold_is_refused(root: Path) -> None:
+    count = 300_000
+    zeros = pa.array([0]).take(pa.array([0] * count))
+    names = ("shard", "offset", "length", "label", "height", "width", "source_index")
+    pq.write_table(pa.table(dict.fromkeys(names, zeros)), root / "index" / "train.parquet")
+    manifest = json.loads((root / "walloc.json").read_text())
+    split = manifest["splits"]["train"]
+    split["num_samples"] = count
+    split["shards"] = split["shards"][:1]
+    split["shards"][0]["num_samples"] = count
+    (root / "walloc.json").write_text(json.dumps(manifest))
+    with pytest.raises(FormatError, match=r"300000 rows in \d+ bytes; refused"):
+        LatentDataset(root)
+
+
 def test_an_index_that_is_missing_is_named(root: Path) -> None:
     (root / "index" / "train.parquet").unlink()
     with pytest.raises(StorageError, match=r"index/train.parquet: no such file"):

@@ -34,6 +34,7 @@ INDEX_ROW = np.dtype(
 )
 _NUMBERS = ("shard", "offset", "length", "label", "height", "width", "source_index")
 _MAX_PARQUET_BYTES_PER_ROW = 512
+_MAX_ROWS_PER_PARQUET_BYTE = 4  # places and sizes of real samples do not compress like this; a bomb's do
 
 
 def split_identity(spec: CodecSpec, record: SplitRecord) -> str:
@@ -108,6 +109,8 @@ def _read(path: Path, record: SplitRecord) -> dict[str, npt.NDArray[np.int64]]:
     with pq.ParquetFile(path) as file:
         if file.metadata.num_rows != record.num_samples:
             raise FormatError(f"{file.metadata.num_rows} rows; the manifest says {record.num_samples}")
+        if record.num_samples > _MAX_ROWS_PER_PARQUET_BYTE * path.stat().st_size:
+            raise FormatError(f"{record.num_samples} rows in {path.stat().st_size} bytes; refused")
         present = set(file.schema_arrow.names)
         mirrors = tuple(column for column, _, _ in MIRROR_INDEX_COLUMNS if column in present)
         if missing := [column for column in _NUMBERS if column not in present]:
