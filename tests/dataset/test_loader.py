@@ -99,6 +99,12 @@ def test_decoding_threads_change_nothing(hundred: Path) -> None:
         assert torch.equal(a, b)
 
 
+def test_workers_may_be_forked_after_threads_have_decoded(hundred: Path, ids_of: Ids) -> None:
+    dataset = LatentDataset(hundred, num_threads=2)
+    first = [ids_of(latents) for latents, _ in dataset.loader(batch_size=16)]
+    assert [ids_of(latents) for latents, _ in dataset.loader(batch_size=16, num_workers=1)] == first
+
+
 def test_drop_last_leaves_out_what_does_not_fill_a_batch(hundred: Path, ids_of: Ids) -> None:
     loader = LatentDataset(hundred, shuffle=True).loader(batch_size=32, drop_last=True)
     assert (len(loader), loader.num_samples) == (3, 96)

@@ -1,5 +1,6 @@
 """Latents of given rows, from shards as they are or from an array of decoded ones."""
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -63,11 +64,11 @@ class ShardReader:
         self._ends = np.cumsum(np.array(counts, dtype=np.int64))
         self._open: OrderedDict[int, memoryview] = OrderedDict()
         self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
+        self._executors: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not come through a fork
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps, locks and threads stay in their process.
-        state = self.__dict__ | {"_open": OrderedDict(), "_executor": None}
+        state = self.__dict__ | {"_open": OrderedDict(), "_executors": {}}
         del state["_lock"]
         return state
 
@@ -110,7 +111,9 @@ class ShardReader:
     ) -> npt.NDArray[np.int8]:
         executor = None
         if self.num_threads > 1 and len(payloads) > 1:
-            executor = self._executor = self._executor or ThreadPoolExecutor(self.num_threads)
+            executor = self._executors.get(os.getpid())
+            if executor is None:
+                executor = self._executors[os.getpid()] = ThreadPoolExecutor(self.num_threads)
         return decode_latents(
             payloads,
             shape=(self.spec.latent_dim, *sides),
