@@ -108,7 +108,7 @@ def halo_cells(network: nn.Module) -> int | None:
 
 
 def decode_tiles(
-    network: Callable[[Tensor], Tensor], latents: Tensor, *, J: int, halo: int, tile_cells: int = 192
+    network: Callable[[Tensor], Tensor], latents: Tensor, *, J: int, halo: int, tile_cells: int = 128
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Decode one picture piece by piece; memory does not grow with the picture.
 
@@ -139,7 +139,7 @@ def decode_tiles(
 
 
 def decode_tiled(
-    network: Callable[[Tensor], Tensor], latents: Tensor, *, J: int, halo: int, tile_cells: int = 192
+    network: Callable[[Tensor], Tensor], latents: Tensor, *, J: int, halo: int, tile_cells: int = 128
 ) -> Tensor:
     """Whole pictures by overlapping tiles: (N, C, h, w) to (N, colours, 2^J h, 2^J w), not clamped.
 
