@@ -29,12 +29,14 @@ def make_plan(num_items: int | None = 100, **fields: object) -> Plan:
     return Plan("train", source, options, SPEC, ("cat", "dog"), {"walloc_data": "0"})
 
 
+@settings(deadline=None)
 @given(num_items=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1))
 def test_the_shuffle_is_a_permutation(num_items: int, seed: int) -> None:
     order = permute(np.arange(num_items), num_items=num_items, seed=seed)
     assert np.array_equal(np.sort(order), np.arange(num_items))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_position_is_sent_to_the_same_place_whatever_it_is_asked_with(data: st.DataObject) -> None:
     num_items = data.draw(st.integers(1, 10**12))
@@ -67,7 +69,7 @@ def test_another_seed_is_another_order() -> None:
 
 
 @given(num_items=st.integers(1, 500), samples_per_shard=st.integers(1, 600), seed=st.none() | st.integers(0, 9))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_shards_cover_the_source_once(num_items: int, samples_per_shard: int, seed: int | None) -> None:
     plan = make_plan(num_items, samples_per_shard=samples_per_shard, shuffle_seed=seed)
     assert plan.num_shards is not None
