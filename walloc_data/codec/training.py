@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from walloc_data.codec.arrangement import arrange_channels
 from walloc_data.codec.checkpoints import load_codec, save_codec
 from walloc_data.codec.closed_form import centred, fit_klt, fit_linear_decoder, latent_statistics, whole_cells
 from walloc_data.codec.decoders import build_decoder
@@ -41,6 +42,7 @@ __all__ = ["TrainConfig", "TrainResult", "train_codec"]
 _LATENT_BITS = 8
 _LOG_OFFSET = 25.0  # squared error, in units of 1/255, below which a crop is good enough: 34 dB
 _MAX_FIT_PICTURES = 400  # for closed forms and statistics
+_MAX_ARRANGE_PICTURES = 32
 _TIMED_STEPS = 20  # that tell how many steps fit in the minutes given
 _ENCODER_SPEED = 3.0  # its entries are about ten times as large as the decoder's
 
@@ -152,6 +154,9 @@ def _evaluate(codec: WallocCodec, corpus: Corpus, *, linear: bool = False) -> tu
 def _finish(codec: WallocCodec, corpus: Corpus, config: TrainConfig, *, out: Path, steps: int) -> TrainResult:
     """Write the folder, read it back, and measure what was read."""
     codec = codec.cpu().eval()
+    if config.arrange:
+        sample = corpus.training_pictures(limit=_MAX_ARRANGE_PICTURES, seed=config.seed)
+        arrange_channels(codec, (corpus[i][:512, :768] for i in sample))
     if codec.linear_decoder is None:
         codec._linear_decoder = fit_linear_decoder(codec, _fit_pictures(corpus, config))
     codec.statistics = latent_statistics(codec, _fit_pictures(corpus, config))

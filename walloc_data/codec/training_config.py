@@ -34,6 +34,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     ema_decay: float = 0.9995
     frozen_from: float = 0.85  # of all steps: from here on the encoder is final
+    arrange: bool = True  # in the end, order the channels for the fewest bytes: a minute or so for 12, more for 48
     seed: int = 0
     device: str = "cpu"
     checkpoint_seconds: float = 120.0
