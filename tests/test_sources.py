@@ -436,3 +436,11 @@ def test_a_million_names_cost_their_bytes() -> None:
     assert len(pickle.dumps(names)) < 1000 * (17 + 8) + 1000
     with pytest.raises(IndexError):
         names[1000]
+
+
+def test_a_split_whose_labels_are_withheld_says_how_to_go_on() -> None:
+    values = rows() | {"label": [-1] * NUM}
+    withheld = datasets.Dataset.from_dict(values, features=FEATURES)
+    with pytest.raises(SourceError, match="the first label is -1, as in test splits without labels"):
+        open_source(withheld)
+    assert open_source(withheld, label_column="none").num_items == NUM

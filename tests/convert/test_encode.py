@@ -435,3 +435,24 @@ def test_progress_counts_every_picture_and_summary_adds_up(mixed: Path, tmp_path
     pixels = sum(row["height"] * row["width"] for row in rows)
     assert summary.bits_per_pixel == pytest.approx(8 * sum(row["length"] for row in rows) / pixels)
     assert summary.to_dict()["num_failures"] == 3
+
+
+def test_a_source_of_broken_pictures_alone_is_an_error_that_shows_some(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "ant"
+    folder.mkdir(parents=True)
+    for number in range(5):
+        (folder / f"{number}.jpg").write_text("broken")
+    with pytest.raises(ConversionError, match=r"none of 5 pictures could be encoded, the first:\n  ant/\d\.jpg \("):
+        encode_dataset(tmp_path / "in", tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "walloc.json").exists()
+
+
+def test_a_done_mark_of_another_shard_is_refused(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encode_dataset(pictures, out, samples_per_shard=8, progress=False)
+    marks = out / ".walloc" / "train"
+    shutil.copyfile(marks / "00001.json", marks / "00002.json")
+    with pytest.raises(
+        FormatError, match=r"00002\.json: speaks of data/train-00001\.tar, not of data/train-00002\.tar"
+    ):
+        finish_dataset(out)

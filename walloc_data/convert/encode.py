@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from walloc_data import __version__
 from walloc_data.convert.engine import OnError, WorkSetup, fetch_codec
-from walloc_data.convert.finish import check_siblings, join_split, read_manifest, read_plan
-from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder
+from walloc_data.convert.finish import join_split
+from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
 from walloc_data.convert.overwrite import clean_leftovers, remove_split
 from walloc_data.convert.plan import Plan, differences, parse_part
 from walloc_data.convert.progress import Progress, ProgressPrinter
 from walloc_data.convert.records import plan_name
 from walloc_data.convert.run import Run
+from walloc_data.convert.state import check_siblings, read_manifest, read_plan
 from walloc_data.convert.summary import ConversionSummary
 from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import MANIFEST_NAME, EncodeSettings, check_name, dump_json
@@ -97,7 +98,8 @@ def encode_dataset(
         if overwrite:
             remove_split(store, split)
         loaded, codec_files = _load_codec(store, codec, staging=staging, device=device)
-        plan = _begin(store, _plan(opened, split, settings, loaded), codec_files, staging=staging)
+        with plan_lock(store):  # parts begin side by side
+            plan = _begin(store, _plan(opened, split, settings, loaded), codec_files, staging=staging)
         if printer is not None:
             for note in opened.notes:
                 printer.note(f"{opened.location}: {note}")

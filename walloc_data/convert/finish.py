@@ -2,45 +2,33 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from walloc_data.convert.card import write_card
 from walloc_data.convert.lock import conversion_lock, disk_errors
-from walloc_data.convert.plan import Plan, differences
-from walloc_data.convert.records import ShardDone, done_name, end_name, plan_name, rows_name, work_folder
-from walloc_data.convert.summary import ConversionSummary
-from walloc_data.errors import ConversionError, FormatError, SettingsMismatchError
-from walloc_data.format import (
-    MANIFEST_NAME,
-    MAX_JSON_BYTES,
-    ChannelStatistics,
-    CodecSpec,
-    EncodeSettings,
-    Manifest,
-    SplitRecord,
-    dump_json,
-    index_name,
-    load_json,
+from walloc_data.convert.overwrite import clean_leftovers
+from walloc_data.convert.plan import Plan
+from walloc_data.convert.records import done_name, rows_name
+from walloc_data.convert.state import (
+    check_siblings,
+    done_marks,
+    finished_shards,
+    in_order,
+    planned_splits,
+    read_manifest,
+    read_plan,
 )
+from walloc_data.convert.summary import ConversionSummary
+from walloc_data.errors import ConversionError, FormatError
+from walloc_data.format import MANIFEST_NAME, ChannelStatistics, Manifest, SplitRecord, dump_json, index_name
 from walloc_data.storage import Store
 
-__all__ = [
-    "check_siblings",
-    "done_marks",
-    "finish_dataset",
-    "finished_shards",
-    "join_split",
-    "read_manifest",
-    "read_plan",
-]
+__all__ = ["finish_dataset", "join_split", "timm_info"]
 
-T = TypeVar("T")
 ROWS_PER_GROUP = 2**17  # of the index's parquet file
 
 
@@ -65,95 +53,9 @@ def finish_dataset(
         splits = [split] if split is not None else planned_splits(store)
         if not splits:
             raise ConversionError(f"{store.url}: no conversion was begun there")
+        for name in splits:
+            clean_leftovers(store, name)
         return {name: join_split(store, name) for name in splits}
-
-
-def planned_splits(store: Store) -> list[str]:
-    """Splits whose conversion was begun, finished or not."""
-    return [name for name in store.list_folders(".walloc") if store.exists(plan_name(name))]
-
-
-def check_siblings(store: Store, plan: Plan, manifest: Manifest | None) -> None:
-    """All splits of a data set share codec, settings and class names, finished or not.
-
-    Raises:
-        SettingsMismatchError: names every field by which this plan differs from another split's.
-    """
-    others: dict[str, tuple[CodecSpec, EncodeSettings, tuple[str, ...] | None]] = {}
-    for name in planned_splits(store):
-        if name != plan.split and (other := read_plan(store, name)) is not None:
-            others[f"split {name!r}"] = (other.codec, other.settings, other.class_names)
-    if manifest is not None and set(manifest.splits) - {plan.split}:
-        splits = ", ".join(sorted(set(manifest.splits) - {plan.split}))
-        others[f"the manifest (splits {splits})"] = (manifest.codec, manifest.settings, manifest.class_names)
-    for what, (codec, settings, class_names) in others.items():
-        there = replace(plan, codec=codec, settings=settings)
-        if class_names is not None and plan.class_names is not None:
-            there = replace(there, class_names=class_names)
-        if found := differences(there, plan):
-            raise SettingsMismatchError(
-                f"{store.url}: {what} and split {plan.split!r} differ:\n  "
-                + "\n  ".join(found)
-                + "\nAll splits of a data set share codec, settings and class names"
-            )
-
-
-def read_manifest(store: Store) -> Manifest | None:
-    """The data set's manifest, or None where there is none yet."""
-    if not store.exists(MANIFEST_NAME):
-        return None
-    return Manifest.from_json(
-        store.read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES), where=store.where(MANIFEST_NAME)
-    )
-
-
-def read_plan(store: Store, split: str) -> Plan | None:
-    """A split's plan, with a stream's length where its end has been seen; None where no conversion was begun."""
-    if not store.exists(plan_name(split)):
-        return None
-    plan = Plan.from_dict(_json(store, plan_name(split)), where=store.where(plan_name(split)))
-    if plan.num_items is None and store.exists(end_name(split)):
-        value = _json(store, end_name(split)).get("num_items")
-        if type(value) is not int or value < 1:
-            raise FormatError(f"{store.where(end_name(split))}: num_items must be a positive integer, not {value!r}")
-        plan = plan.with_num_items(value)
-    return plan
-
-
-def _json(store: Store, path: str) -> dict[str, Any]:
-    return load_json(store.read_bytes(path, max_bytes=MAX_JSON_BYTES), where=store.where(path))
-
-
-def finished_shards(store: Store, split: str) -> set[int]:
-    """Numbers of the shards that need no more work: their done mark is there, and so is the file it speaks of."""
-    names = {path.rpartition("/")[2] for path in store.list(work_folder(split))}
-    marked = {int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()}
-    files = set(store.list("data"))
-    for shard in sorted(marked):
-        if f"data/{split}-{shard:05d}.tar" not in files:
-            [done] = done_marks(store, split, [shard])
-            if done.shard is not None:
-                marked.discard(shard)
-    return marked
-
-
-def done_marks(store: Store, split: str, shards: list[int]) -> Iterator[ShardDone]:
-    """Done marks in the order asked for; a remote store is asked for several at once."""
-
-    def read(shard: int) -> ShardDone:
-        path = done_name(split, shard)
-        return ShardDone.from_json(store.read_bytes(path, max_bytes=MAX_JSON_BYTES), where=store.where(path))
-
-    yield from _ahead(read, shards, store=store)
-
-
-def _ahead(read: Any, shards: list[int], *, store: Store) -> Iterator[Any]:
-    if store.local_path is not None:
-        yield from map(read, shards)
-        return
-    with ThreadPoolExecutor(16) as threads:
-        for start in range(0, len(shards), 256):  # a bound on what waits in memory
-            yield from threads.map(read, shards[start : start + 256])
 
 
 def join_split(store: Store, split: str) -> ConversionSummary:
@@ -201,6 +103,7 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
     counts = np.zeros((spec.latent_dim, 2**spec.latent_bits), dtype=np.int64)
     shards, shapes, numbers = [], set(), []
     num_failures = num_pixels = source_bytes = webp_bytes = expected = 0
+    first_failures: list[str] = []
     shardlist = []
     with (folder / "failures.jsonl").open("w", encoding="utf-8") as failures:
         for number, done in enumerate(done_marks(store, split, list(range(num_shards)))):
@@ -210,6 +113,7 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
             for failure in done.failures:
                 failures.write(json.dumps(vars(failure), sort_keys=True) + "\n")
             num_failures += len(done.failures)
+            first_failures = [*first_failures, *map(str, done.failures)][:3]
             source_bytes += done.source_bytes
             if done.shard is None:
                 continue
@@ -229,6 +133,11 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
             )
     if expected != plan.num_items:
         raise FormatError(f"{store.url}: the shards of {split!r} end at {expected} of {plan.num_items} pictures")
+    if not shards:
+        some = "\n  ".join(first_failures)
+        raise ConversionError(
+            f"{store.url}: none of the {num_failures} pictures could be encoded, the first:\n  {some}"
+        )
     [shape] = shapes if len(shapes) == 1 else [None]
     record = SplitRecord(
         source=plan.source,
@@ -275,7 +184,7 @@ def _join_rows(store: Store, plan: Plan, numbers: list[int], target: Path) -> No
 
     with pa.parquet.ParquetWriter(target, schema) as writer:
         waiting: list[Any] = []
-        for position, table in enumerate(_ahead(read, numbers, store=store)):
+        for position, table in enumerate(in_order(read, numbers, store=store)):
             column = pa.array(np.full(len(table), position, dtype=np.int32))
             waiting.append(table.set_column(schema.get_field_index("shard"), "shard", column))
             if sum(map(len, waiting)) >= ROWS_PER_GROUP:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from walloc_data.convert.finish import finished_shards, planned_splits, read_manifest, read_plan
 from walloc_data.convert.inspect import open_manifest
 from walloc_data.convert.progress import format_bytes
+from walloc_data.convert.state import finished_shards, planned_splits, read_manifest, read_plan
 from walloc_data.format import Manifest
 from walloc_data.storage import Store
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from walloc_data.convert.finish import read_manifest
+from walloc_data.convert.state import read_manifest
 from walloc_data.errors import FormatError
 from walloc_data.format import MANIFEST_NAME, Manifest, index_name
 from walloc_data.storage import Store

@@ -18,7 +18,7 @@ from pathlib import Path
 from walloc_data.errors import BusyError, StorageError, WallocDataError
 from walloc_data.storage import Store
 
-__all__ = ["conversion_lock", "disk_errors", "lock_folder"]
+__all__ = ["conversion_lock", "disk_errors", "lock_folder", "plan_lock"]
 
 # A worker whose parent was killed notices between two windows of pictures.
 PATIENCE_S = 5.0
@@ -70,13 +70,20 @@ def conversion_lock(store: Store, *, part: str | None = None) -> Iterator[tuple[
 
 
 @contextmanager
-def _flock(path: Path, *, store: Store, shared: bool) -> Iterator[int]:
+def plan_lock(store: Store) -> Iterator[None]:
+    """Held while a plan is compared or written down; a hundred parts that begin at once wait for each other."""
+    with _flock(lock_folder(store) / "lock-plan", store=store, shared=False, patience_s=120.0):
+        yield
+
+
+@contextmanager
+def _flock(path: Path, *, store: Store, shared: bool, patience_s: float | None = None) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise StorageError(f"{store.url}: cannot be written ({error.strerror}: {error.filename})") from error
     try:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
         while True:
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -4,8 +4,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from walloc_data.convert.finish import read_manifest
 from walloc_data.convert.records import plan_name, work_folder
+from walloc_data.convert.state import read_manifest
 from walloc_data.format import MANIFEST_NAME, index_name
 from walloc_data.storage import Store
 
@@ -39,8 +39,7 @@ def remove_split(store: Store, split: str) -> None:
         else:
             store.delete(MANIFEST_NAME)
     if not splits:
-        for name in ("README.md", "_info.json"):
-            store.delete(name)
+        store.delete("_info.json")  # README.md may hold what a person wrote
     for name in (index_name(split), f"index/{split}.wids.json", f"failures/{split}.jsonl"):
         store.delete(name)
     # Files before their marks: a mark without its file is work to do, a file without its mark is replaced.

@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import Any
 
 from walloc_data.convert.engine import Task, WorkSetup, run_here
-from walloc_data.convert.finish import done_marks, finished_shards
 from walloc_data.convert.progress import Progress, ProgressMeter
 from walloc_data.convert.records import Failure, ShardDone, end_name, work_folder
 from walloc_data.convert.spool import write_spool
+from walloc_data.convert.state import done_marks, finished_shards
 from walloc_data.convert.summary import ConversionSummary
 from walloc_data.convert.worker import Tally
 from walloc_data.errors import ConversionError

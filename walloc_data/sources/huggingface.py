@@ -56,6 +56,13 @@ class HuggingFaceSource(Source):
             dataset = dataset.cast_column(self._image, datasets.Image(decode=False))
         keep = [self._image, *self.columns, *([self._label] if self._label else [])]
         self._dataset = dataset.select_columns(keep).with_format(None)
+        if self.num_items is not None and self._label is not None:
+            first = self._dataset.select_columns([self._label])[0][self._label]
+            if first is None or first == -1:
+                raise SourceError(
+                    f"{location}: the first label is {first}, as in test splits without labels: pass "
+                    "label_column='none' (--label-column none) to encode without them"
+                )
 
     def _read_classes(self, dataset: Any, feature: Any) -> None:
         import datasets

@@ -1,0 +1,128 @@
+"""What is there already: manifest, plans, done marks. Everything read here is checked, nothing is written."""
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from walloc_data.convert.plan import Plan, differences
+from walloc_data.convert.records import ShardDone, done_name, end_name, plan_name, work_folder
+from walloc_data.errors import FormatError, SettingsMismatchError
+from walloc_data.format import (
+    MANIFEST_NAME,
+    MAX_JSON_BYTES,
+    CodecSpec,
+    EncodeSettings,
+    Manifest,
+    load_json,
+    shard_name,
+)
+from walloc_data.storage import Store
+
+__all__ = [
+    "check_siblings",
+    "done_marks",
+    "finished_shards",
+    "in_order",
+    "planned_splits",
+    "read_manifest",
+    "read_plan",
+]
+
+T = TypeVar("T")
+_DONE = re.compile(r"([0-9]{5,12})\.json")
+
+
+def planned_splits(store: Store) -> list[str]:
+    """Splits whose conversion was begun, finished or not."""
+    return [name for name in store.list_folders(".walloc") if store.exists(plan_name(name))]
+
+
+def check_siblings(store: Store, plan: Plan, manifest: Manifest | None) -> None:
+    """All splits of a data set share codec, settings and class names, finished or not.
+
+    Raises:
+        SettingsMismatchError: names every field by which this plan differs from another split's.
+    """
+    others: dict[str, tuple[CodecSpec, EncodeSettings, tuple[str, ...] | None]] = {}
+    for name in planned_splits(store):
+        if name != plan.split and (other := read_plan(store, name)) is not None:
+            others[f"split {name!r}"] = (other.codec, other.settings, other.class_names)
+    if manifest is not None and set(manifest.splits) - {plan.split}:
+        splits = ", ".join(sorted(set(manifest.splits) - {plan.split}))
+        others[f"the manifest (splits {splits})"] = (manifest.codec, manifest.settings, manifest.class_names)
+    for what, (codec, settings, class_names) in others.items():
+        there = replace(plan, codec=codec, settings=settings)
+        if class_names is not None and plan.class_names is not None:
+            there = replace(there, class_names=class_names)
+        if found := differences(there, plan):
+            raise SettingsMismatchError(
+                f"{store.url}: {what} and split {plan.split!r} differ:\n  "
+                + "\n  ".join(found)
+                + "\nAll splits of a data set share codec, settings and class names"
+            )
+
+
+def read_manifest(store: Store) -> Manifest | None:
+    """The data set's manifest, or None where there is none yet."""
+    if not store.exists(MANIFEST_NAME):
+        return None
+    return Manifest.from_json(
+        store.read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES), where=store.where(MANIFEST_NAME)
+    )
+
+
+def read_plan(store: Store, split: str) -> Plan | None:
+    """A split's plan, with a stream's length where its end has been seen; None where no conversion was begun."""
+    if not store.exists(plan_name(split)):
+        return None
+    plan = Plan.from_dict(_json(store, plan_name(split)), where=store.where(plan_name(split)))
+    if plan.split != split:
+        raise FormatError(f"{store.where(plan_name(split))}: the plan of split {plan.split!r}")
+    if plan.num_items is None and store.exists(end_name(split)):
+        value = _json(store, end_name(split)).get("num_items")
+        if type(value) is not int or value < 1:
+            raise FormatError(f"{store.where(end_name(split))}: num_items must be a positive integer, not {value!r}")
+        plan = plan.with_num_items(value)
+    return plan
+
+
+def _json(store: Store, path: str) -> dict[str, Any]:
+    return load_json(store.read_bytes(path, max_bytes=MAX_JSON_BYTES), where=store.where(path))
+
+
+def finished_shards(store: Store, split: str) -> set[int]:
+    """Numbers of the shards that need no more work: their done mark is there, and so is the file it speaks of."""
+    names = {path.rpartition("/")[2] for path in store.list(work_folder(split))}
+    marked = {int(match[1]) for name in names if (match := _DONE.fullmatch(name))}
+    files = set(store.list("data"))
+    for shard in sorted(marked):
+        if shard_name(split, shard) not in files:
+            [done] = done_marks(store, split, [shard])
+            if done.shard is not None:
+                marked.discard(shard)
+    return marked
+
+
+def done_marks(store: Store, split: str, shards: list[int]) -> Iterator[ShardDone]:
+    """Done marks in the order asked for."""
+
+    def read(shard: int) -> ShardDone:
+        path = done_name(split, shard)
+        done = ShardDone.from_json(store.read_bytes(path, max_bytes=MAX_JSON_BYTES), where=store.where(path))
+        if done.shard is not None and done.shard.name != shard_name(split, shard):
+            raise FormatError(f"{store.where(path)}: speaks of {done.shard.name}, not of {shard_name(split, shard)}")
+        return done
+
+    yield from in_order(read, shards, store=store)
+
+
+def in_order(read: Callable[[int], T], shards: list[int], *, store: Store) -> Iterator[T]:
+    """`read` of each shard, in order; a remote store is asked for several at once."""
+    if store.local_path is not None:
+        yield from map(read, shards)
+        return
+    with ThreadPoolExecutor(16) as threads:
+        for start in range(0, len(shards), 256):  # a bound on what waits in memory
+            yield from threads.map(read, shards[start : start + 256])
