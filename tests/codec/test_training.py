@@ -95,6 +95,8 @@ def test_other_settings_do_not_continue_a_run(pictures: list[Pixels], tmp_path: 
     _begin(pictures, tmp_path)
     with pytest.raises(SettingsMismatchError, match=r"learning_rate 0\.002, now 0\.001"):
         train(pictures, tmp_path, learning_rate=0.001)
+    train(pictures, tmp_path, checkpoint_seconds=7.0)  # how often to save is not what a run is
+    (tmp_path / "codec.json").unlink()
     config = TrainConfig(**TINY, steps=3, learning_rate=0.001)  # type: ignore[arg-type]
     result = train_codec([PictureSet("photographs", pictures)], tmp_path, config=config, resume=False)
     assert result.steps == 3

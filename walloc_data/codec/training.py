@@ -91,7 +91,7 @@ def train_codec(
 
 
 def _check_settings(begun: Mapping[str, Any], now: Mapping[str, Any], *, where: Path) -> None:
-    names = sorted(set(begun) | set(now) - {"checkpoint_seconds", "validate_seconds"})
+    names = sorted((set(begun) | set(now)) - {"checkpoint_seconds", "validate_seconds"})
     if differing := [
         f"{name} {begun.get(name)!r}, now {now.get(name)!r}" for name in names if begun.get(name) != now.get(name)
     ]:
