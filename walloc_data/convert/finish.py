@@ -135,9 +135,7 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
         raise FormatError(f"{store.url}: the shards of {split!r} end at {expected} of {plan.num_items} pictures")
     if not shards:
         some = "\n  ".join(first_failures)
-        raise ConversionError(
-            f"{store.url}: none of the {num_failures} pictures could be encoded, the first:\n  {some}"
-        )
+        raise ConversionError(f"{store.url}: none of {num_failures} pictures could be encoded, the first:\n  {some}")
     [shape] = shapes if len(shapes) == 1 else [None]
     record = SplitRecord(
         source=plan.source,
