@@ -5,8 +5,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from walloc_data.cli import build_parser
 
@@ -24,12 +26,13 @@ def test_every_python_block_runs_in_order(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "photos").symlink_to(imagenette_folder)
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     code = blocks("python")
     assert code
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert tuple(namespace["latents"].shape) == (16, 12, 20, 20)  # type: ignore[attr-defined]
+    assert tuple(namespace["latents"].shape) == (16, 12, 20, 20)
+    assert torch.equal(namespace["third"], next(namespace["batches"])[0])
 
 
 def test_every_walloc_data_command_parses() -> None:
