@@ -99,7 +99,7 @@ def test_another_codec_is_refused_and_a_missing_one_asked_for(served, tmp_path):
         load_classifier(tmp_path)
 
 
-@pytest.mark.parametrize("normalization", ["standard", "expand"])
+@pytest.mark.parametrize(("served", "normalization"), [(96, "standard"), (100, "expand")], indirect=["served"])
 def test_exported_programs_give_the_same_labels(normalization, served, imagenette_folder, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

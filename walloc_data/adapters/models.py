@@ -165,7 +165,7 @@ def create_latent_model(
     if dataset is not None:
         manifest = _manifest(dataset)
         record = manifest.split(
-            split, where=str(getattr(dataset, "url", dataset if isinstance(dataset, str) else name))
+            split, where=str(getattr(dataset, "url", dataset if isinstance(dataset, str | os.PathLike) else name))
         )
         codec, statistics = codec or manifest.codec, statistics or record.statistics
         input_shape = input_shape or record.latent_shape
