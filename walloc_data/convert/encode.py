@@ -232,7 +232,7 @@ def _begin(store: Store, plan: Plan, codec_files: Path, *, staging: Path) -> Pla
         return begun
     if not store.exists("codec/codec.json"):
         # codec.json last: it is what says that the others are there.
-        for name in ("README.md", "model.safetensors", "codec.json"):
+        for name in ("README.md", "model.safetensors", "operators.safetensors", "codec.json"):
             if (codec_files / name).is_file():
                 shutil.copyfile(codec_files / name, staging / name)
                 store.publish(staging / name, f"codec/{name}")
