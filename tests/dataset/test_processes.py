@@ -95,12 +95,12 @@ with open(log, "a") as out:
 """
 
 
-@pytest.mark.parametrize("cache", ["shards", "array"])
-def test_a_killed_trainer_resumes_where_it_was(hundred: Path, tmp_path: Path, cache: str) -> None:
+def test_a_killed_trainer_resumes_where_it_was(hundred: Path, tmp_path: Path) -> None:
+    """Twice, and each time with another number of workers and another cache."""
     script, log, state = tmp_path / "trainer.py", tmp_path / "log", tmp_path / "state.json"
     script.write_text(TRAINER)
     kills = 0
-    for num_workers, steps in ((1, 5), (0, 9), (1, None)):
+    for num_workers, cache, steps in ((1, "shards", 5), (0, "array", 9), (1, "array", None)):
         pause = "0" if steps is None else "0.05"
         command = [sys.executable, str(script), str(hundred), str(log), str(state), str(num_workers), cache, pause]
         trainer = subprocess.Popen(command, start_new_session=True)

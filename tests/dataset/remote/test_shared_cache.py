@@ -84,12 +84,11 @@ def test_a_full_disk_is_one_clear_error(url: str, tmp_path: Path, monkeypatch: p
 TRAINER = """
 import json, sys
 from walloc_data import LatentDataset
-url, folder, limit, log = sys.argv[1:]
-loader = LatentDataset(url, shuffle=True, window_shards=2, cache_folder=folder, max_cache_bytes=int(limit)).loader(
-    batch_size=8, num_workers=1
-)
+url, folder, small, log = sys.argv[1:]
 ids = []
-for _ in range(2):
+for name, limit in (("roomy", 10**9), ("small", int(small))):
+    dataset = LatentDataset(url, shuffle=True, window_shards=2, cache_folder=f"{folder}/{name}", max_cache_bytes=limit)
+    loader = dataset.loader(batch_size=8, num_workers=1)
     for latents, _ in loader:
         ids += ((latents[:, 0, 0, 0].int() & 255) + 256 * latents[:, 0, 0, 1].int()).tolist()
 open(log, "w").write(json.dumps(ids))
@@ -102,26 +101,22 @@ def test_two_trainers_share_one_cache(
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
-    roomy, largest = 10**9, max(path.stat().st_size for path in (source / "data").iterdir())
+    largest = max(path.stat().st_size for path in (source / "data").iterdir())
     expected = _ids(LatentDataset(source, shuffle=True, window_shards=2).loader(batch_size=8), ids_of)
-    for limit in (roomy, 7 * largest):
-        folder = tmp_path / f"cache-{limit}"
-        before = faults.count("data/train")
 
-        def train(name: str, folder: Path = folder, limit: int = limit) -> list[int]:
-            log = tmp_path / name
-            command = [sys.executable, str(script), url, str(folder), str(limit), str(log)]
-            subprocess.run(command, check=True, timeout=100)
-            return json.loads(log.read_text())
+    def train(name: str) -> list[int]:
+        log = tmp_path / name
+        command = [sys.executable, str(script), url, str(tmp_path), str(7 * largest), str(log)]
+        subprocess.run(command, check=True, timeout=300)
+        return json.loads(log.read_text())
 
-        with ThreadPoolExecutor(2) as executor:
-            first, second = executor.map(train, ("one", "two"))
-        assert first == second
-        assert first[:320] == list(itertools.chain(*expected))
-        assert sorted(first[320:]) == list(range(320))
-        if limit == roomy:
-            assert faults.count("data/train") - before == 20  # each shard once for both
-            assert not list((folder / "shards").glob("*.partial"))
+    with ThreadPoolExecutor(2) as executor:
+        first, second = executor.map(train, ("one", "two"))
+    assert first == second == 2 * list(itertools.chain(*expected))
+    assert len(list((tmp_path / "roomy" / "shards").glob("*.tar"))) == 20
+    assert not list(tmp_path.glob("*/shards/*.partial"))
+    # Each shard once for both where there is room; where there is not, a few come again.
+    assert 40 <= faults.count("data/train") <= 80
 
 
 def test_a_fetcher_that_is_killed_blocks_nobody(
