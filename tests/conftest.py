@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
+# The suite runs two tests at a time (see pyproject.toml): torch must not take both cores for each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file share their fixtures, and those of the object store share one store: keep them together."""
+    for item in items:
+        together = "object_store" if item.get_closest_marker("object_store") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(together))
 
 
 def find_shared() -> Path | None:
