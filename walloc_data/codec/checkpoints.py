@@ -24,7 +24,7 @@ from walloc_data.format import CodecSpec, dump_json, load_json
 
 __all__ = ["DEFAULT_CODEC", "CodecInfo", "bundled_codecs", "codec_folder", "load_codec", "save_codec"]
 
-DEFAULT_CODEC = "klt-16x"
+DEFAULT_CODEC = "rgb-16x-v1"
 BUNDLED = Path(__file__).parent / "bundled"
 MAX_CONFIG_BYTES = 2**20
 MAX_WEIGHTS_BYTES = 2**31
