@@ -1,17 +1,20 @@
 """Whole conversions: samples a second, where each millisecond goes, beside what libjpeg and libwebp alone take.
 
     python -m benchmarks.convert_speed [--repeats 3] [--shared ../shared/data] [--limit N]
+    python -m benchmarks.convert_speed --workers       the same conversions with two workers, on an idle machine
 
 1. Imagenette (9469 JPEGs of 224 px) as it is, one worker in a process of its own. Times are CPU time, so that other
    programs on the machine count little; of the repeats the median is kept, with the spread. The floor is libjpeg
    reading the same files and libwebp writing the same latents losslessly (method 4, at quality 0, the quickest that
    is no larger than Pillow's default, and at that default), and nothing else.
-2. The same with two workers, in wall-clock time, from the call to the manifest, processes' start included. It means
-   something on an idle machine only; the load before each run stands beside it.
-3. Peak memory of one process on 1000 pictures and on all.
-4. An estimate for ImageNet-1k and for a billion pictures: 900 photographs of ImageNet's classes, doubled to about
+2. Peak memory of one process on 1000 pictures and on all.
+3. An estimate for ImageNet-1k and for a billion pictures: 900 photographs of ImageNet's classes, doubled to about
    ImageNet's usual 500 x 375 and saved at quality 98, near the 108 kB that ImageNet's files have on average (its
    training tar is 138 GB), encoded at 256 px.
+
+With --workers: wall-clock time from the call to the manifest, workers' start included, with one worker and with two in
+turn; and the CPU time of all processes together, which tells what a second worker costs where the clock is disturbed.
+Once over Imagenette, and once over four times as many pictures, where the start weighs less.
 """
 
 import argparse
@@ -83,11 +86,17 @@ def child(source: str, out: str, options: dict[str, Any]) -> None:
     if os.environ.get("CPU_CLOCK"):
         worker.time = types.SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
     codec = load_codec(decoder=False)[0]
+    before = time.process_time()
     begin, begin_cpu = time.perf_counter(), time.process_time()
     summary = encode_dataset(source, out, codec=codec, progress=False, **options)
     value = summary.to_dict() | {
         "wall_s": time.perf_counter() - begin,
         "cpu_s": time.process_time() - begin_cpu,
+        "cpu_of_all_s": sum(
+            usage.ru_utime + usage.ru_stime
+            for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        )
+        - before,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "stages_s": json.loads((Path(out) / ".walloc/train/log.jsonl").read_text().splitlines()[-1])["stages_s"],
     }
@@ -148,6 +157,25 @@ def one_worker(source: Path, folder: Path, *, repeats: int, options: dict[str, A
     }
 
 
+def workers(shared: Path, folder: Path, *, repeats: int, limit: int | None) -> dict[str, Any]:
+    """Two workers against one, on the clock."""
+    results: dict[str, Any] = {}
+    for copies in (1, 4):
+        source = folder / f"source-{copies}"
+        total = sum(unpack_tar(shared / "imagenette160-train.tar", source / str(i), limit=limit) for i in range(copies))
+        found: dict[str, Any] = {"load_before": [], "wall_s": {1: [], 2: []}, "cpu_of_all_s": {1: [], 2: []}}
+        for number in range(repeats):
+            for count in (1, 2):
+                found["load_before"].append(round(os.getloadavg()[0], 2))
+                options = {"workers": count, "samples_per_shard": 512}
+                run = convert(source, folder / f"out-{copies}-{number}-{count}", options, cpu_clock=False)
+                for key in ("wall_s", "cpu_of_all_s"):
+                    found[key][count].append(run[key])
+        found["times_faster"] = spread([one / two for one, two in zip(*found["wall_s"].values(), strict=True)])
+        results[f"{total}_pictures"] = found
+    return results
+
+
 def estimate(found: dict[str, Any], pictures: int) -> dict[str, float]:
     """Core hours and bytes for a number of pictures, at a measured rate."""
     return {
@@ -164,6 +192,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--limit", type=int, help="fewer pictures, to try the benchmark out; writes no results")
+    parser.add_argument("--workers", action="store_true", help="two workers against one, on the clock")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -171,6 +200,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if args.workers:
+            found = workers(args.shared, folder, repeats=args.repeats, limit=args.limit)
+            print(json.dumps(found, indent=1) if args.limit else write_results("convert_workers", found))
+            return
         total = unpack_tar(args.shared / "imagenette160-train.tar", folder / "all", limit=args.limit)
         unpack_tar(args.shared / "imagenette160-train.tar", folder / "few", limit=min(1000, total))
         doubled(args.shared / "photos-halfres.tar", folder / "photos", limit=args.limit)
@@ -197,15 +230,6 @@ def main() -> None:
             f"{few['samples']}_pictures": few["peak_memory_bytes"],
             f"{total}_pictures": results["imagenette_default"]["peak_memory_bytes"],
         }
-        results["wall_clock"] = two = {"load_before": [], "one_worker_s": [], "two_workers_s": []}
-        for number in range(args.repeats):
-            for workers, key in ((1, "one_worker_s"), (2, "two_workers_s")):
-                two["load_before"].append(round(os.getloadavg()[0], 2))
-                out = folder / f"wall-{workers}-{number}"
-                run = convert(folder / "all", out, options | {"workers": workers}, cpu_clock=False)
-                two[key].append(run["wall_s"])
-        ratios = [one / both for one, both in zip(two["one_worker_s"], two["two_workers_s"], strict=True)]
-        results["two_workers_times_faster"] = spread(ratios)
     if args.limit is None:
         print(write_results("convert_speed", results))
     else:
