@@ -2,8 +2,8 @@
 
     python examples/figures.py [--codec CODEC] [--out FOLDER]
 
-The photographs are free: `astronaut` is NASA's (public domain), `chelsea` and `coffee` are CC0 by their photographers
-(Stefan van der Walt, Rachel Michetti), as scikit-image says of them. So are the figures.
+The photographs are free: `astronaut` is NASA's (public domain), `chelsea` is CC0 by its photographer
+(Stefan van der Walt), as scikit-image says of them. So are the figures.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from PIL import Image
 from walloc_data.codec import load_codec
 from walloc_data.report import latent_strip, save_picture
 
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
+PHOTOGRAPHS = ("astronaut", "chelsea")
 
 
 def main() -> None:
