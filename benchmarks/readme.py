@@ -76,11 +76,87 @@ def stored_bytes(results: dict[str, Any]) -> str:
     return table(("256-px pictures", "bytes each"), [(label, f"{found[name]:,.0f}") for name, label in labels.items()])
 
 
+def rate_distortion(results: dict[str, Any]) -> str:
+    """Means over the Kodak pictures at hand."""
+    labels = {"ours": "`rgb-16x-v1`", "ours, linear decoder": "`rgb-16x-v1`, linear decoder", "klt-16x": "`klt-16x`"}
+    rows = []
+    for name, found in results["mean"].items():
+        label = labels.get(name, name.replace("jpeg at", "JPEG, quality").replace("webp at", "lossy WebP, quality"))
+        rows.append((label, f"{found['bpp']:.3f}", f"{found['psnr_db']:.2f}", f"{found['ms_ssim']:.4f}"))
+    return table(("Kodak, 11 pictures", "bits per pixel", "PSNR, dB", "MS-SSIM"), rows)
+
+
+def decode_speed(results: dict[str, Any]) -> str:
+    """Against the published decoder's architecture."""
+    found = results["decode_speed"]
+    rows = [
+        ("parameters", f"{found['parameters_ours']:,}", f"{found['parameters_published']:,}", ""),
+        (
+            "decoding 768x512, s",
+            f"{found['seconds_whole_ours']['median']:.3f}",
+            f"{found['seconds_whole_published']['median']:.2f}",
+            times(found["ratio_whole"]),
+        ),
+    ]
+    return table(("one thread", "`rgb-16x-v1`", "published architecture", "times faster (spread)"), rows)
+
+
+def convert_speed(results: dict[str, Any]) -> str:
+    """Where the milliseconds of a whole conversion go."""
+    columns = ("imagenette_default", "photos_at_256_default")
+    stages = ("read", "decode", "resize", "pad", "encode", "count", "pack", "webp", "tar", "publish", "everything_else")
+    rows = [
+        (stage.replace("_", " "), *(f"{results[c]['stages_cpu_ms_a_sample'][stage]['median']:.2f}" for c in columns))
+        for stage in stages
+    ]
+    rows.append(("all", *(f"{results[c]['cpu_ms_a_sample']['median']:.2f}" for c in columns)))
+    rows.append(
+        ("samples per second and core", *(f"{results[c]['samples_per_s_per_core']['median']:.0f}" for c in columns))
+    )
+    return table(("CPU ms a picture", "Imagenette 160 px", "photographs to 256 px"), rows)
+
+
+def estimates(results: dict[str, Any]) -> str:
+    """What the measured rate means for larger data sets, at 256 px."""
+    found = results["photos_at_256_default"]["estimates"]
+    rows = []
+    for name, label in (("imagenet_1k", "ImageNet-1k"), ("a_billion", "a billion pictures")):
+        hours, gigabytes = found[name]["core_hours"], found[name]["shard_bytes"] / 1e9
+        rows.append((label, f"{found[name]['pictures']:,}", f"{hours:,.0f}", f"{hours / 64:,.2f}", f"{gigabytes:,.0f}"))
+    return table(("at 256 px", "pictures", "core hours", "hours on 64 cores", "GB of shards"), rows)
+
+
+def train_example(results: dict[str, Any]) -> str:
+    """The example's result on Imagenette."""
+    row = (
+        f"{results['arguments']['model']}, depth {results['arguments']['model_kwargs']['depth']}",
+        results["arguments"]["epochs"],
+        f"{results['top1']:.1f}",
+        f"{results['ema_top1']:.1f}",
+    )
+    return table(("Imagenette 160 px, 25 tokens", "epochs", "top-1, %", "EMA top-1, %"), [row])
+
+
+def transform_fidelity(results: dict[str, Any]) -> str:
+    """What each transform of latents is worth."""
+    rows = [
+        (row["transform"], f"{row['error']:.3f}", f"{row['psnr_db']:.1f}", f"{row['codec_psnr_db']:.1f}")
+        for row in results["rows"]
+    ]
+    return table(("transform of latents", "error / variance", "PSNR, dB", "of the codec alone"), rows)
+
+
 # Name in the README: (results file, function).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "convert_speed": ("convert_speed", convert_speed),
+    "decode_speed": ("rate_distortion", decode_speed),
     "encode_speed": ("encode_speed", encode_speed),
+    "estimates": ("convert_speed", estimates),
+    "rate_distortion": ("rate_distortion", rate_distortion),
     "read_speed": ("read_speed", read_speed),
     "stored_bytes": ("read_speed", stored_bytes),
+    "train_example": ("train_imagenette160", train_example),
+    "transform_fidelity": ("transform_fidelity", transform_fidelity),
 }
 
 
