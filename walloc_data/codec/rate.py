@@ -3,8 +3,8 @@
 WebP predicts each pixel from its neighbours by one of several rules, chosen per block for all three colours at once,
 and codes what is left with Huffman tables that adapt to the region. The estimate does the same, smoothly: per block
 and per tile of the packed picture, the cheapest of four rules, where a rule costs log2(2 e s) bits a value for a mean
-absolute remainder s, the entropy of a Laplace distribution. On Kodak its correlation with real bytes is 0.996 over
-pictures; the bytes are about 1.1 times the estimate (benchmarks/results/rate_distortion.json has both).
+absolute remainder s, the entropy of a Laplace distribution. Over photographs it correlates with real bytes by more
+than 0.95 (tests/codec/test_training.py holds it to that); the bytes are somewhat more than the estimate.
 """
 
 import math
