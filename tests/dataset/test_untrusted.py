@@ -89,7 +89,7 @@ def test_an_index_that_is_missing_is_named(root: Path) -> None:
 
 
 def test_a_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"nothing/walloc.json: FileNotFoundError"):
+    with pytest.raises(FormatError, match=r"nothing: no walloc.json: not a data set of latents"):
         LatentDataset(tmp_path / "nothing")
 
 

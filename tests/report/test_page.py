@@ -200,7 +200,7 @@ def test_runs_add_up_over_the_log(tmp_path: Path) -> None:
 
 
 def test_a_damaged_data_set_or_an_unwritable_target_is_one_error(imagenette_latents: Any, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no data set of latents here"):
+    with pytest.raises(FormatError, match="not a data set of latents"):
         report(tmp_path, tmp_path / "a.html")
     with pytest.raises(StorageError, match="the report could not be written"):
         report(imagenette_latents.out, tmp_path / "no" / "a.html")

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from walloc_data.adapters.families import Geometry, find_family
 from walloc_data.adapters.stem import LatentConv2d, Normalization, normalization_buffers
 from walloc_data.errors import FormatError, ModelError
-from walloc_data.format import MANIFEST_NAME, ChannelStatistics, CodecSpec, Manifest
-from walloc_data.storage import Store
+from walloc_data.format import ChannelStatistics, CodecSpec, Manifest
+from walloc_data.storage import Store, read_manifest
 
 __all__ = ["LatentModelConfig", "LatentModelSummary", "create_latent_model", "latent_config", "stem_of", "summarize"]
 
-MAX_MANIFEST_BYTES = 64 * 2**20
 # What would fetch or open other files, or is a parameter of its own. A saved model's config is not trusted with these.
 _RESERVED_KWARGS = {
     "cache_dir", "checkpoint_path", "features_only", "in_chans", "model_name", "num_classes", "pretrained",
@@ -336,10 +335,7 @@ def _manifest(dataset: HasManifest | Manifest | str | os.PathLike[str]) -> Manif
     if isinstance(dataset, Manifest):
         return dataset
     if isinstance(dataset, (str, os.PathLike)):
-        store = Store(dataset)
-        return Manifest.from_json(
-            store.read_bytes(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES), where=store.where(MANIFEST_NAME)
-        )
+        return read_manifest(Store(dataset))
     if isinstance(dataset, HasManifest):
         return dataset.manifest
     raise FormatError(f"dataset must be a LatentDataset, a Manifest or a path, not {type(dataset).__name__}")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from walloc_data import storage
 from walloc_data.convert.plan import Plan, differences
 from walloc_data.convert.records import ShardDone, done_name, end_name, plan_name, work_folder
 from walloc_data.errors import FormatError, SettingsMismatchError
@@ -68,9 +69,7 @@ def read_manifest(store: Store) -> Manifest | None:
     """The data set's manifest, or None where there is none yet."""
     if not store.exists(MANIFEST_NAME):
         return None
-    return Manifest.from_json(
-        store.read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES), where=store.where(MANIFEST_NAME)
-    )
+    return storage.read_manifest(store)
 
 
 def read_plan(store: Store, split: str) -> Plan | None:

@@ -19,8 +19,8 @@ from walloc_data.dataset.reader import Reader, ShardReader
 from walloc_data.dataset.samples import LatentSamples, Transform
 from walloc_data.dataset.subset import Condition, class_labels, select, take_fraction
 from walloc_data.errors import LoaderError
-from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, ChannelStatistics, Manifest, SplitRecord
-from walloc_data.storage import DEFAULT_MAX_CACHE_BYTES, ShardCache, Store
+from walloc_data.format import MANIFEST_NAME, ChannelStatistics, Manifest, SplitRecord
+from walloc_data.storage import DEFAULT_MAX_CACHE_BYTES, ShardCache, Store, read_manifest
 
 __all__ = ["LatentDataset"]
 
@@ -91,8 +91,7 @@ class LatentDataset(LatentSamples):
         store = Store(url, storage_options=storage_options)
         self.url, self.split_name, self.shuffle, self.seed = store.url, split, shuffle, seed
         self.transform, self.mirror = transform, mirror
-        data = store.read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
-        self.manifest = Manifest.from_json(data, where=store.where(MANIFEST_NAME))
+        self.manifest: Manifest = read_manifest(store)
         self.record: SplitRecord = self.manifest.split(split, where=store.where(MANIFEST_NAME))
         if mirror and not self.manifest.settings.mirror:
             raise LoaderError(

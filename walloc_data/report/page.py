@@ -17,9 +17,9 @@ from walloc_data.format import Manifest, SplitRecord
 from walloc_data.report.charts import Charts, bar_table, number, picture_bytes
 from walloc_data.report.history import read_failures, read_runs
 from walloc_data.report.pictures import class_pictures, walk_through
-from walloc_data.report.samples import OpenSplit, open_split, read_manifest
+from walloc_data.report.samples import OpenSplit, open_split
 from walloc_data.report.style import STYLE
-from walloc_data.storage import Store
+from walloc_data.storage import Store, read_manifest
 
 __all__ = ["report"]
 

@@ -17,8 +17,8 @@ from walloc_data.codec import CodecInfo, WallocCodec, load_codec
 from walloc_data.dataset.index import load_index
 from walloc_data.dataset.reader import ShardReader
 from walloc_data.errors import CodecError, FormatError
-from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, Manifest, SplitRecord, padding_for, sample_key
-from walloc_data.storage import ShardCache, Store
+from walloc_data.format import MANIFEST_NAME, Manifest, SplitRecord, padding_for, sample_key
+from walloc_data.storage import ShardCache, Store, read_manifest
 
 __all__ = ["OpenSplit", "Shown", "decode", "open_split", "psnr", "spread_rows"]
 
@@ -124,14 +124,6 @@ def open_split(
     name = split if split is not None else ("train" if "train" in manifest.splits else min(manifest.splits))
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
         yield OpenSplit(store, manifest, name, Path(scratch))
-
-
-def read_manifest(store: Store) -> Manifest:
-    """The manifest, or an error that says that there is no data set."""
-    if not store.exists(MANIFEST_NAME):
-        raise FormatError(f"{store.url}: no data set of latents here ({MANIFEST_NAME} is missing)")
-    data = store.read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
-    return Manifest.from_json(data, where=store.where(MANIFEST_NAME))
 
 
 def spread_rows(labels: npt.NDArray[np.int64], num_samples: int, *, seed: int = 0) -> list[int]:
