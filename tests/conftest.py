@@ -1,8 +1,15 @@
 """Fixtures that several rooms share: where real pictures are, and small data sets made from them."""
 
 import os
+import shutil
+import socket
+import subprocess
 import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +63,78 @@ def imagenette_folder(shared_data: Path, tmp_path_factory: pytest.TempPathFactor
                 target.parent.mkdir(exist_ok=True)
                 target.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
     return root
+
+
+class Swift:
+    """A real S3 endpoint (OpenStack Swift) on loopback; can be killed and started again on the same data."""
+
+    def __init__(self, scripts: Path, folder: Path) -> None:
+        self.scripts, self.folder = scripts, folder
+        self.port = _five_free_ports()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = ["bash", self.scripts / "up.sh", self.folder, str(self.port)]
+        started = subprocess.run(command, capture_output=True, text=True, check=False)
+        if started.returncode:
+            pytest.fail(f"Swift did not start: {started.stderr}")
+
+    def kill(self) -> None:
+        subprocess.run(["bash", self.scripts / "down.sh", self.folder], check=False)
+
+
+def _five_free_ports() -> int:
+    """The first of five neighbours; another run of the suite on this machine gets others."""
+    for first in range(20000 + os.getpid() % 1000 * 10, 32000, 10):
+        try:
+            for port in range(first, first + 5):
+                with socket.create_server(("127.0.0.1", port)):
+                    pass
+        except OSError:
+            continue
+        return first
+    raise OSError("no five free ports")
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
+    """The endpoint, running; access key test:tester, secret testing. Whoever kills it starts it again."""
+    scripts = Path(os.environ.get("WALLOC_DATA_OBJECT_STORE") or ROOT.parent / "shared" / "object-store")
+    if not (scripts / "up.sh").is_file() or shutil.which("swift-proxy-server") is None:
+        pytest.skip("needs OpenStack Swift and the scripts that start it: set WALLOC_DATA_OBJECT_STORE")
+    pytest.importorskip("s3fs")
+    store = Swift(scripts, tmp_path_factory.mktemp("swift"))
+    try:
+        store.start()
+        yield store
+    finally:
+        store.kill()
+
+
+@pytest.fixture(scope="session")
+def make_bucket(swift: Swift) -> Callable[[str], dict[str, Any]]:
+    """Make a bucket, and give the storage options that reach it."""
+    import s3fs
+
+    def make(name: str) -> dict[str, Any]:
+        options = {
+            "key": "test:tester",
+            "secret": "testing",
+            "endpoint_url": swift.url,
+            "client_kwargs": {"region_name": "us-east-1"},
+            "config_kwargs": {"s3": {"addressing_style": "path"}},
+        }
+        fs = s3fs.S3FileSystem(**options, skip_instance_cache=True)
+        for attempt in range(60):  # the endpoint answers before the servers behind it do, and says 503 meanwhile
+            try:
+                with suppress(FileExistsError):  # made by an attempt whose answer was an error all the same
+                    fs.mkdir(name)
+                fs.pipe_file(f"{name}/there", b"1")
+                break
+            except OSError:
+                if attempt == 59:
+                    raise
+                time.sleep(1)
+        return options
+
+    return make

@@ -1,10 +1,8 @@
 """Converting to and from a real object store (OpenStack Swift's S3 API), which is killed and started again midway."""
 
-import os
 import shutil
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +18,18 @@ from walloc_data.storage import Store
 
 pytestmark = pytest.mark.object_store
 
-ROOT = Path(__file__).resolve().parents[2]
-PORT = 8290
 BUCKET = "converting"
 
 Check = Callable[[Path], None]
 
 
-class Swift:
-    """The endpoint, and a switch."""
-
-    def __init__(self, scripts: Path, folder: Path) -> None:
-        self.scripts, self.folder, self.url = scripts, folder, ""
-
-    def start(self) -> None:
-        command = ["bash", self.scripts / "up.sh", self.folder, str(PORT)]
-        started = subprocess.run(command, capture_output=True, text=True, check=False)
-        if started.returncode:
-            pytest.fail(f"Swift did not start: {started.stderr}")
-        self.url = started.stdout.strip()
-
-    def kill(self) -> None:
-        subprocess.run(["bash", self.scripts / "down.sh", self.folder], check=False)
-
-
-@pytest.fixture(scope="module")
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
-    scripts = Path(os.environ.get("WALLOC_DATA_OBJECT_STORE") or ROOT.parent / "shared" / "object-store")
-    if not (scripts / "up.sh").is_file() or shutil.which("swift-proxy-server") is None:
-        pytest.skip("needs OpenStack Swift and the scripts that start it: set WALLOC_DATA_OBJECT_STORE")
-    s3fs = pytest.importorskip("s3fs")
-    store = Swift(scripts, tmp_path_factory.mktemp("swift"))
-    store.start()
-    options = {"key": "test:tester", "secret": "testing", "endpoint_url": store.url}
-    s3fs.S3FileSystem(**options, skip_instance_cache=True).mkdir(BUCKET)
-    yield store
-    store.kill()
+@pytest.fixture(scope="module", autouse=True)
+def bucket(make_bucket: Callable[[str], dict[str, Any]]) -> None:
+    make_bucket(BUCKET)
 
 
 @pytest.fixture(autouse=True)
-def credentials(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> None:
+def credentials(swift: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the ecosystem keeps them."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test:tester")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
@@ -116,7 +86,7 @@ def test_overwriting_in_a_bucket_leaves_nothing_of_the_old(pictures: Path, copy_
 
 
 def test_a_store_that_is_killed_and_started_again_costs_time_only(
-    swift: Swift, pictures: Path, same_as_reference: Check, copy_of: Callable[[str], Path]
+    swift: Any, pictures: Path, same_as_reference: Check, copy_of: Callable[[str], Path]
 ) -> None:
     url = f"s3://{BUCKET}/outage"
     restarted: list[threading.Timer] = []
@@ -133,7 +103,7 @@ def test_a_store_that_is_killed_and_started_again_costs_time_only(
 
 
 def test_a_store_that_stays_away_stops_the_run_which_resumes(
-    swift: Swift,
+    swift: Any,
     pictures: Path,
     same_as_reference: Check,
     copy_of: Callable[[str], Path],

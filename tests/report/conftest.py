@@ -3,11 +3,8 @@
 import base64
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -236,42 +233,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     thread.join()
 
 
-def _make_bucket(fs: Any, name: str) -> None:
-    """Until it is there: the endpoint answers before the servers behind it do, and says 503 meanwhile."""
-    for attempt in range(60):
-        try:
-            fs.mkdir(name)
-            fs.pipe_file(f"{name}/there", b"1")
-            return
-        except OSError:
-            if attempt == 59:
-                raise
-            time.sleep(1)
-
-
 @pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, Any]]]:
+def bucket(make_bucket: Callable[[str], dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """A bucket of a real S3 endpoint (OpenStack Swift) on loopback, and the storage options that reach it."""
-    scripts = Path(os.environ.get("WALLOC_DATA_OBJECT_STORE") or ROOT.parent / "shared" / "object-store")
-    if not (scripts / "up.sh").is_file() or shutil.which("swift-proxy-server") is None:
-        pytest.skip("needs OpenStack Swift and the scripts that start it: set WALLOC_DATA_OBJECT_STORE")
-    s3fs = pytest.importorskip("s3fs")
-    root = tmp_path_factory.mktemp("swift")
-    started = subprocess.run(["bash", scripts / "up.sh", root, "8285"], capture_output=True, text=True, check=False)
-    if started.returncode:
-        pytest.fail(f"Swift did not start: {started.stderr}")
-    options = {
-        "key": "test:tester",
-        "secret": "testing",
-        "endpoint_url": started.stdout.strip(),
-        "client_kwargs": {"region_name": "us-east-1"},
-        "config_kwargs": {"s3": {"addressing_style": "path"}},
-    }
-    try:
-        _make_bucket(s3fs.S3FileSystem(**options), "report-tests")
-        yield "s3://report-tests", options
-    finally:
-        subprocess.run(["bash", scripts / "down.sh", root], check=False)
+    return "s3://report-tests", make_bucket("report-tests")
 
 
 HOSTILE_CLASS = '<img src=x onerror="document.title=1">'

@@ -1,9 +1,6 @@
 """A real S3 endpoint that can be killed, and a proxy in front of it that injects faults."""
 
 import itertools
-import os
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,45 +8,13 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from walloc_data.format import Manifest
 
-ROOT = Path(__file__).resolve().parents[3]
-PORT = 8190
 BUCKET = "reading"
-
-
-class Swift:
-    """The real endpoint; can be killed and started again on the same data."""
-
-    def __init__(self, scripts: Path, folder: Path) -> None:
-        self.scripts, self.folder = scripts, folder
-        self.url = ""
-
-    def start(self) -> None:
-        command = ["bash", self.scripts / "up.sh", self.folder, str(PORT)]
-        started = subprocess.run(command, capture_output=True, text=True, check=False)
-        if started.returncode:
-            pytest.fail(f"Swift did not start: {started.stderr}")
-        self.url = started.stdout.strip()
-
-    def kill(self) -> None:
-        subprocess.run(["bash", self.scripts / "down.sh", self.folder], check=False)
-
-
-@pytest.fixture(scope="session")
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
-    where = os.environ.get("WALLOC_DATA_OBJECT_STORE") or ROOT.parent / "shared" / "object-store"
-    scripts = Path(where)
-    if not (scripts / "up.sh").is_file() or shutil.which("swift-proxy-server") is None:
-        pytest.skip("needs OpenStack Swift and the scripts that start it: set WALLOC_DATA_OBJECT_STORE")
-    pytest.importorskip("s3fs")
-    store = Swift(scripts, tmp_path_factory.mktemp("swift"))
-    store.start()
-    yield store
-    store.kill()
 
 
 @dataclass
@@ -75,7 +40,7 @@ class Faults:
 
 
 @pytest.fixture
-def faults(swift: Swift) -> Iterator[Faults]:
+def faults(swift: Any) -> Iterator[Faults]:
     faults = Faults()
 
     class Handler(BaseHTTPRequestHandler):
@@ -83,7 +48,7 @@ def faults(swift: Swift) -> Iterator[Faults]:
 
         def forward(self) -> None:
             fault = faults.take(self.path) if self.command == "GET" else None
-            upstream = HTTPConnection("127.0.0.1", PORT)
+            upstream = HTTPConnection("127.0.0.1", swift.port)
             length = int(self.headers.get("Content-Length") or 0)
             upstream.request(self.command, self.path, self.rfile.read(length), dict(self.headers))
             response = upstream.getresponse()
@@ -141,7 +106,7 @@ def faults(swift: Swift) -> Iterator[Faults]:
 
 
 @pytest.fixture
-def credentials(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> None:
+def credentials(swift: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the ecosystem keeps them: the environment."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test:tester")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
@@ -150,7 +115,7 @@ def credentials(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def source(swift: Swift, tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., Manifest]) -> Path:
+def source(swift: Any, tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., Manifest]) -> Path:
     """20 shards of 16 samples on disk."""
     root = tmp_path_factory.mktemp("source")
     make_dataset(root, num_samples=320)
@@ -165,12 +130,12 @@ def _options(url: str) -> dict[str, object]:
 
 
 @pytest.fixture(scope="session")
-def upload(swift: Swift) -> Callable[[Path], str]:
+def upload(swift: Any, make_bucket: Callable[[str], dict[str, Any]]) -> Callable[[Path], str]:
     """Put a folder into the bucket under a prefix of its own; gives the url."""
     import s3fs
 
     fs = s3fs.S3FileSystem(**_options(swift.url))
-    fs.mkdir(BUCKET)
+    make_bucket(BUCKET)
 
     def put(folder: Path) -> str:
         prefix = f"{BUCKET}/{next(_numbers)}"
@@ -187,7 +152,7 @@ def url(upload: Callable[[Path], str], source: Path) -> str:
 
 
 @pytest.fixture
-def change(swift: Swift) -> Callable[[str, str, bytes | None], None]:
+def change(swift: Any) -> Callable[[str, str, bytes | None], None]:
     """Replace one file of an uploaded data set, or remove it."""
     import s3fs
 
