@@ -112,10 +112,12 @@ def test_a_store_that_stays_away_stops_the_run_which_resumes(
     url = f"s3://{BUCKET}/away"
     monkeypatch.setitem(Store.__init__.__kwdefaults__, "max_attempts", 2)
 
+    killed: list[bool] = []
+
     def outage(progress: Any) -> None:
-        if progress.num_done >= 10 and swift.url:
+        if progress.num_done >= 10 and not killed:
             swift.kill()
-            swift.url = ""
+            killed.append(True)
 
     with pytest.raises(StorageError, match=r"away/data/train-0000\d\.tar: failed 2 times"):
         encode_dataset(pictures, url, samples_per_shard=5, progress=outage)
