@@ -157,6 +157,19 @@ def test_a_picture_that_kills_its_worker_every_time_is_named_by_its_shard(
         encode_dataset(folder, tmp_path / "out", samples_per_shard=2, shuffle_seed=None, workers=2, progress=False)
 
 
+def test_what_a_worker_left_when_it_was_killed_is_gone_at_the_end(
+    pictures: Path, tmp_path: Path, same_as_reference: Check
+) -> None:
+    out = tmp_path / "out"
+
+    def leave_half_a_file(progress: Any) -> None:
+        if progress.num_done >= 10:
+            (out / ".walloc" / "train" / ".00001.json.x.partial").write_bytes(b"half")
+
+    encode_dataset(pictures, out, samples_per_shard=5, progress=leave_half_a_file)
+    same_as_reference(out)
+
+
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(pictures: Path, tmp_path: Path, same_as_reference: Check) -> None:
     out = tmp_path / "out"
 

@@ -53,13 +53,12 @@ def finish_dataset(
         splits = [split] if split is not None else planned_splits(store)
         if not splits:
             raise ConversionError(f"{store.url}: no conversion was begun there")
-        for name in splits:
-            clean_leftovers(store, name)
         return {name: join_split(store, name) for name in splits}
 
 
 def join_split(store: Store, split: str) -> ConversionSummary:
     """Write a split's index and failures, and the manifest with the split in it. The caller holds the lock."""
+    clean_leftovers(store, split)  # workers may have been killed during this very run
     plan = read_plan(store, split)
     if plan is None:
         raise ConversionError(f"{store.url}: no conversion of split {split!r} was begun there")
