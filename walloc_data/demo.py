@@ -122,13 +122,13 @@ def evaluate(model: nn.Module, dataset: LatentDataset) -> float:
 
 
 def run_demo(
-    out: str | os.PathLike[str], *, epochs: int = 20, workers: int = 1, say: Callable[[str], None] = print
+    out: str | os.PathLike[str], *, epochs: int = 10, workers: int = 1, say: Callable[[str], None] = print
 ) -> DemoResult:
     """Encode, verify, train, look.
 
     Args:
         out: a folder to work in; crops go to `crops/`, latents to `latents/`, the picture to `demo.png`.
-        epochs: of training; twenty take about a minute on two cores.
+        epochs: of training; ten take one to two minutes on two cores.
         workers: of the conversion.
         say: receives the progress, line by line.
     """

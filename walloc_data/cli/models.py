@@ -14,7 +14,7 @@ def _say(line: str) -> None:
 
 def _demo_arguments(parser: Parser) -> None:
     parser.add_argument("out", metavar="FOLDER", nargs="?", default="walloc-demo", help="(default: walloc-demo)")
-    parser.add_argument("--epochs", type=int, default=20, help="of training (default: 20, about a minute)")
+    parser.add_argument("--epochs", type=int, default=10, help="of training (default: 10, one to two minutes)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="of the conversion (default: 1)")
 
 
