@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ class Warm:
         return int(self._stdout.readline())
 
     def end(self) -> tuple[int, float]:
-        """(exit code, seconds), once it has ended."""
+        """(exit code, seconds), once it has ended. Until this is called its process id stays its own."""
+        self._stdin.write("\n")
+        self._stdin.flush()
         code, seconds = json.loads(self._stdout.readline())
         return code, seconds
 
@@ -75,10 +78,13 @@ def children_of(process: int) -> list[int]:
 def test_killed_at_thirty_moments_and_resumed_the_bytes_are_the_same(
     warm: Warm, pictures: Path, tmp_path: Path, same_as_reference: Check
 ) -> None:
-    # How long an undisturbed run takes says which moments there are.
-    warm.begin(pictures, tmp_path / "timed", samples_per_shard=5)
-    code, duration = warm.end()
-    assert code == 0
+    # How long an undisturbed run takes says which moments there are; a first run takes longer than those after it.
+    duration = float("inf")
+    for name in ("timed-0", "timed-1"):
+        warm.begin(pictures, tmp_path / name, samples_per_shard=5)
+        code, seconds = warm.end()
+        assert code == 0
+        duration = min(duration, seconds)
     moments = random.Random(0)
     killed = 0
     out, number = tmp_path / "out-0", 0
@@ -109,7 +115,8 @@ def test_a_killed_tree_and_killed_workers_leave_the_same_bytes(
     tree = [process, *children_of(process)]
     assert len(tree) == 3
     for member in tree:
-        os.kill(member, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # a worker that has noticed already
+            os.kill(member, signal.SIGKILL)
     assert warm.end()[0] == -signal.SIGKILL
     # The parent alone: workers notice, stop, and the next run waits for them.
     process = warm.begin(pictures, out, samples_per_shard=5, workers=2)
@@ -120,7 +127,8 @@ def test_a_killed_tree_and_killed_workers_leave_the_same_bytes(
     process = warm.begin(pictures, out, samples_per_shard=5, workers=2)
     wait_for(lambda: len(children_of(process)) == 2 or (out / "walloc.json").exists(), what="two workers")
     for child in children_of(process)[:1]:
-        os.kill(child, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it had nothing left to do
+            os.kill(child, signal.SIGKILL)
     assert warm.end()[0] == 0
     same_as_reference(out)
 

@@ -1,7 +1,9 @@
 """A process that has everything imported, and forks one that encodes for each line it reads.
 
 For tests that kill conversions at many moments: starting Python and torch each time would take a hundred times longer
-than what is tested. Reads JSON lines [source, out, options]; answers with the fork's process id, then its exit status.
+than what is tested. Reads a JSON line [source, out, options] and answers with the fork's process id; reads an empty
+line and answers with [exit code, seconds it ran]. Between the two the process id stays the fork's, ended or not, so
+that whoever kills it at a moment of their own never meets another process or none.
 """
 
 import json
@@ -27,7 +29,8 @@ for line in sys.stdin:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             os._exit(1)
         os._exit(0)
-    print(child, flush=True)
     started = time.perf_counter()
+    print(child, flush=True)
+    sys.stdin.readline()
     _, status = os.waitpid(child, 0)
     print(json.dumps([os.waitstatus_to_exitcode(status), time.perf_counter() - started]), flush=True)
