@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     result["arguments"].pop("output")
     manifest = Manifest.from_json((latents / "walloc.json").read_bytes(), where="walloc.json")
     record = manifest.splits["train"]
-    result["bits_per_pixel"] = 8 * record.num_bytes / record.num_samples / args.size_px**2
+    result["shard_bits_per_pixel"] = 8 * record.num_bytes / record.num_samples / args.size_px**2
     result["top1"] = result["history"][-1]["top1"]
     result["ema_top1"] = result["history"][-1]["ema_top1"]
     shown = [Path(word).name if Path(word).is_absolute() else word for word in given]

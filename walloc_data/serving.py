@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from walloc_data.adapters import check_codec, latent_config, load_latent_model
-from walloc_data.codec import bundled_codecs, load_codec, save_codec
+from walloc_data.codec import bundled_codecs, fetch_codec, load_codec, save_codec
 from walloc_data.convert.pictures import PictureError, decode_picture, pillow_limits, resize_and_crop
 from walloc_data.errors import CodecError, ModelError, SourceError
 from walloc_data.format import EncodeSettings, padding_for
 from walloc_data.storage import Store
 
 __all__ = ["PictureClassifier", "Prediction", "attach_codec", "load_classifier", "predict"]
-
-MAX_CODEC_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ class PictureClassifier(nn.Module):
         """The same classifier in plain tensor operations, for torch.export and ONNX.
 
         It takes (N, 3, H, W) uint8 of the model's own picture size. Filtering is in float32 without the exact second
-        pass, so that a value that falls on a rounding boundary (about one in 100,000) may differ by one step.
+        pass, so that a value that falls on a rounding boundary may differ by one step.
         """
         return _PlainClassifier(self).eval()
 
@@ -177,9 +175,7 @@ def attach_codec(folder: str | os.PathLike[str], *, dataset: str | os.PathLike[s
     store = Store(dataset)
     prefix = "codec/" if store.exists("codec/codec.json") else ""
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("codec.json", "model.safetensors"):
-            (Path(scratch) / name).write_bytes(store.read_bytes(prefix + name, max_bytes=MAX_CODEC_BYTES))
-        codec, _ = load_codec(scratch, decoder=False)
+        codec, _ = load_codec(fetch_codec(store, scratch=Path(scratch), prefix=prefix), decoder=False)
     check_codec(load_latent_model(folder), codec.spec)
     target = Path(folder) / "codec"
     save_codec(codec, target)

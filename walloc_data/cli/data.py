@@ -21,7 +21,12 @@ def _encode_arguments(parser: Parser) -> None:
     add("--samples-per-shard", type=int, default=2048, metavar="N", help="(default: 2048)")
     add("--shuffle-seed", type=int, default=0, metavar="SEED", help="of the order in the shards (default: 0)")
     add("--no-shuffle", action="store_true", help="keep the source's order")
-    add("--effort", choices=("default", "fast"), default="default", help="of WebP; fast makes up to 15%% more bytes")
+    add(
+        "--effort",
+        choices=("default", "fast"),
+        default="default",
+        help="of WebP; fast: a few per cent more bytes",
+    )
     add("--mirror", action="store_true", help="also store the latent of every mirrored picture: twice the bytes")
     add("--max-pixels", type=int, default=2**28, metavar="N", help="larger pictures become failures (default: 2^28)")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         to_model_input,
     )
     from walloc_data.codec.pictures import PictureSet, read_pictures
+    from walloc_data.codec.stored import fetch_codec
     from walloc_data.codec.training import train_codec
     from walloc_data.codec.training_config import TrainConfig, TrainResult
     from walloc_data.codec.wavelets import wavelet_analysis, wavelet_synthesis
@@ -33,6 +34,7 @@ _FILES = {
     "codec_folder": "checkpoints",
     "decode_from_blob": "page",
     "encode_to_latent": "page",
+    "fetch_codec": "stored",
     "from_model_output": "page",
     "latent_to_webp_bytes": "page",
     "load_codec": "checkpoints",
@@ -55,6 +57,7 @@ __all__ = [
     "codec_folder",
     "decode_from_blob",
     "encode_to_latent",
+    "fetch_codec",
     "from_model_output",
     "latent_to_webp_bytes",
     "load_codec",

@@ -159,7 +159,7 @@ class WallocCodec(nn.Module):
 
         Args:
             latents: (N, latent_dim, h, w), int8 or whole floats.
-            linear: use the linear decoder: much faster, one or two dB worse.
+            linear: use the linear decoder: much faster, and worse by what the model card says.
 
         Returns:
             (N, C, 2^J * h, 2^J * w) float32, clamped to [-1/2, 1/2].

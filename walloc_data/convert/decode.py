@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from walloc_data.convert.engine import fetch_codec
 from walloc_data.convert.inspect import index_rows, index_where, local_file, open_manifest
 from walloc_data.errors import CodecError, CorruptShardError, FormatError
 from walloc_data.format import Manifest, check_key, index_name, padding_for
@@ -43,7 +42,7 @@ def decode_dataset(
         FormatError: no such split or key.
         CodecError: the codec did not make these latents, or has no decoder.
     """
-    from walloc_data.codec import load_codec
+    from walloc_data.codec import fetch_codec, load_codec
 
     store = Store(out, storage_options=storage_options)
     manifest = open_manifest(store)
@@ -55,7 +54,9 @@ def decode_dataset(
         if codec is None:
             import tempfile
 
-            codec = fetch_codec(store, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="walloc_data-"))))
+            codec = fetch_codec(
+                store, scratch=Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="walloc_data-")))
+            )
         loaded, _ = load_codec(codec, device=device)
         if loaded.spec.encoder_sha256 != manifest.codec.encoder_sha256:
             raise CodecError(

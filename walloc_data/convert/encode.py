@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from walloc_data import __version__
-from walloc_data.convert.engine import OnError, WorkSetup, fetch_codec
+from walloc_data.convert.engine import OnError, WorkSetup
 from walloc_data.convert.finish import join_split
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
 from walloc_data.convert.overwrite import clean_leftovers, remove_split
@@ -177,14 +177,14 @@ def _staging(store: Store, *, tag: str) -> Iterator[Path]:
 
 def _load_codec(store: Store, codec: Any, *, staging: Path, device: str) -> tuple[Any, Path]:
     """The codec asked for, without its decoder, and a folder with all of it, to be copied into the data set."""
-    from walloc_data.codec import codec_folder, load_codec, save_codec
+    from walloc_data.codec import codec_folder, fetch_codec, load_codec, save_codec
 
     written = staging / "codec"
     if codec is not None and not isinstance(codec, str | Path):
         save_codec(codec, written)
         return codec.to(device), written
     if codec is None and store.exists("codec/codec.json"):
-        codec = fetch_codec(store, staging)
+        codec = fetch_codec(store, scratch=staging)
     loaded, _ = load_codec(codec, decoder=False, device=device)
     folder = codec_folder(codec)
     if folder is None:  # a published checkpoint: its decoder stays where it came from

@@ -1,6 +1,5 @@
 """What an engine is given and what it gives back; and the simplest engine: this process."""
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -53,9 +52,9 @@ class WorkSetup:
         )
 
     def _load_codec(self, staging: Path) -> Any:
-        from walloc_data.codec import load_codec
+        from walloc_data.codec import fetch_codec, load_codec
 
-        folder = fetch_codec(self.store, staging)
+        folder = fetch_codec(self.store, scratch=staging)
         codec, _ = load_codec(folder, decoder=False, device=self.device)
         if codec.spec.encoder_sha256 != self.plan.codec.encoder_sha256:
             raise CodecError(f"{self.store.where('codec')}: not the codec that the plan names; was the folder changed?")
@@ -69,18 +68,6 @@ class WorkSetup:
             raise TypeError("a stream's task has a spool")
         source = self.source
         return ((index, source.read(index)) for index in self.plan.source_indices(task.shard).tolist())
-
-
-def fetch_codec(store: Store, staging: Path) -> Path:
-    """A local copy of the data set's codec folder, or the folder itself where it is local."""
-    if store.local_path is not None:
-        return store.local_path / "codec"
-    folder = staging / "codec"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for path in store.list("codec"):
-        store.download(path, folder / path.rpartition("/")[2])
-    return folder
 
 
 def run_here(

@@ -101,16 +101,15 @@ def verify_dataset(
 
 def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator[str]:
     """The codec's folder, and what readers other than ours look for."""
-    from walloc_data.convert.engine import fetch_codec
 
     with ExitStack() as stack:
         try:
             import tempfile
 
-            from walloc_data.codec import load_codec
+            from walloc_data.codec import fetch_codec, load_codec
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="walloc_data-")))
-            codec, _ = load_codec(fetch_codec(store, folder), decoder=False)
+            codec, _ = load_codec(fetch_codec(store, scratch=folder), decoder=False)
             if codec.spec != manifest.codec:
                 yield f"{store.where('codec')}: {codec.spec} is not the manifest's {manifest.codec}"
         except WallocDataError as error:

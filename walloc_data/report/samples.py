@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from walloc_data.codec import CodecInfo, WallocCodec, load_codec
+from walloc_data.codec import CodecInfo, WallocCodec, fetch_codec, load_codec
 from walloc_data.dataset.index import load_index
 from walloc_data.dataset.reader import ShardReader
 from walloc_data.errors import CodecError, FormatError
@@ -22,7 +22,6 @@ from walloc_data.storage import ShardCache, Store, read_manifest
 
 __all__ = ["OpenSplit", "Shown", "decode", "open_split", "psnr", "spread_rows"]
 
-MAX_CODEC_BYTES = 2**31
 MAX_DRAWN_PIXELS = 2**25  # decoding takes some 100 bytes a pixel
 
 
@@ -94,16 +93,7 @@ class OpenSplit:
 
     def load_codec(self) -> tuple[WallocCodec, CodecInfo]:
         """The codec in the data set's own folder, which must be the one that the manifest names."""
-        if self.store.local_path is not None:
-            folder = self.store.local_path / "codec"
-        else:
-            folder = self._scratch / "codec"
-            folder.mkdir(exist_ok=True)
-            for name in ("codec.json", "model.safetensors"):
-                if (num_bytes := self.store.num_bytes(f"codec/{name}")) > MAX_CODEC_BYTES:
-                    raise CodecError(f"{self.store.where(f'codec/{name}')}: {num_bytes} bytes; refused")
-                self.store.download(f"codec/{name}", folder / name)
-        codec, info = load_codec(folder)
+        codec, info = load_codec(fetch_codec(self.store, scratch=self._scratch))
         if info.encoder_sha256 != self.manifest.codec.encoder_sha256:
             raise CodecError(
                 f"{self.store.where('codec')}: this codec ({info.name}, encoder {info.encoder_sha256[:12]}) is not the "

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from walloc_data.errors import MissingExtraError, StorageError, WallocDataError
 from walloc_data.format import check_relative_path
@@ -193,11 +193,11 @@ class Store:
         etag = info.get("ETag")
         return etag.strip('"') if isinstance(etag, str) else None
 
-    def list_folders(self, folder: str) -> list[str]:
-        """Sorted names of the folders directly in a folder; empty where there is none."""
+    def _names(self, folder: str, *, kind: Literal["file", "directory"]) -> list[str]:
         if self.local_path is not None:
             path = self._local(folder)
-            return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+            entries = path.iterdir() if path.is_dir() else ()
+            return sorted(entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir()))
         full = self._full(folder)
 
         def listing() -> list[str]:
@@ -206,27 +206,17 @@ class Store:
                 entries = self._fs.ls(full, detail=True)
             except FileNotFoundError:
                 return []
-            return [entry["name"].rstrip("/").rsplit("/", 1)[1] for entry in entries if entry["type"] == "directory"]
+            return [entry["name"].rstrip("/").rsplit("/", 1)[1] for entry in entries if entry["type"] == kind]
 
         return sorted(self._retry(listing, what=f"listing {full}"))
 
+    def list_folders(self, folder: str) -> list[str]:
+        """Sorted names of the folders directly in a folder; empty where there is none."""
+        return self._names(folder, kind="directory")
+
     def list(self, folder: str) -> list[str]:
         """Sorted paths, relative to the root, of the files directly in a folder; empty where there is none."""
-        if self.local_path is not None:
-            path = self._local(folder)
-            names = [entry.name for entry in path.iterdir() if entry.is_file()] if path.is_dir() else []
-            return sorted(f"{folder}/{name}" for name in names)
-        full = self._full(folder)
-
-        def listing() -> list[str]:
-            try:
-                self._fs.invalidate_cache(full)
-                entries = self._fs.ls(full, detail=True)
-            except FileNotFoundError:
-                return []
-            return [entry["name"].rsplit("/", 1)[1] for entry in entries if entry["type"] == "file"]
-
-        return sorted(f"{folder}/{name}" for name in self._retry(listing, what=f"listing {full}"))
+        return [f"{folder}/{name}" for name in self._names(folder, kind="file")]
 
     def download(self, path: str, target: Path) -> None:
         """Fetch a file whole to a local path, which is replaced only once all of it is there."""
