@@ -1,7 +1,7 @@
 """Does training on latents pay? One command, every arm, seeds fixed, resumable.
 
     python -m benchmarks.learning.run PICTURES --size-px 160 --work SCRATCH --name imagenette
-    python -m benchmarks.learning.run PICTURES --size-px 256 --work SCRATCH --name imagewoof --epochs 14
+    python -m benchmarks.learning.run PICTURES --size-px 256 --work SCRATCH --name imagewoof --patch-cells 8
     python -m benchmarks.learning.plot imagenette imagewoof
 
 PICTURES holds train/ and val/, one folder a class: Imagenette-160 or Imagewoof (github.com/fastai/imagenette; as plain
@@ -27,7 +27,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.learning.data import Prepared, prepare, read_speed
+from benchmarks.learning.data import Prepared, prepare
 from benchmarks.results import machine_facts
 from walloc_data.adapters import create_latent_model, parameter_groups, stem_of, summarize
 from walloc_data.codec import load_codec
@@ -62,10 +62,24 @@ ARMS = {
     "latents, encoded after augmenting pixels": Arm("latents", "encoded"),
 }
 
-# The networks of the trials that the project began with: a ViT on patches of 32 px, a small ResNet on a grid of 8 px.
-MODELS: dict[str, dict[str, Any]] = {
-    "vit": {"name": "vit_tiny_patch16_224", "depth": 6, "patch_cells": 4, "lr": 1e-3, "epochs": 14},
-    "resnet": {"name": "resnet18", "layers": (1, 1, 1, 1), "patch_cells": 1, "lr": 2e-3, "epochs": 8},
+
+@dataclass(frozen=True)
+class Network:
+    """What the arms share."""
+
+    name: str  # timm's
+    options: dict[str, Any]
+    patch_cells: int  # one token, or one cell of the first grid, covers so many latent cells a side
+    lr: float
+    epochs: int
+
+
+# Of one cost: at 160 px both take about 70 million multiply-accumulates.
+NETWORKS = {
+    "vit": Network("vit_tiny_patch16_224", {"depth": 6}, patch_cells=4, lr=1e-3, epochs=14),
+    "resnet": Network(
+        "resnet18", {"channels": (32, 64, 128, 256), "geometry": "all_stages"}, patch_cells=1, lr=2e-3, epochs=8
+    ),
 }
 
 
@@ -108,16 +122,15 @@ class MirroredStem(nn.Module):
         return torch.where(self.reversed_rows, self.mirrored(latents), out)
 
 
-def make_model(kind: str, arm: Arm, prepared: Prepared, *, side_px: int) -> nn.Module:
+def make_model(kind: str, arm: Arm, prepared: Prepared, *, side_px: int, patch_cells: int) -> nn.Module:
     """The arm's network: the same body for all, with the stem that its input needs."""
-    spec = MODELS[kind]
-    kwargs: dict[str, Any] = {"depth": spec["depth"]} if "depth" in spec else {"layers": spec["layers"]}
-    cells = spec["patch_cells"]
+    network = NETWORKS[kind]
+    kwargs = dict(network.options)
     if kind == "vit":
-        kwargs["patch_size"] = cells
-    window = None if not arm.extra_window_cells else (cells if kind == "vit" else 3) + arm.extra_window_cells
+        kwargs["patch_size"] = patch_cells
+    window = None if not arm.extra_window_cells else (patch_cells if kind == "vit" else 3) + arm.extra_window_cells
     model: Any = create_latent_model(
-        spec["name"],
+        network.name,
         dataset=prepared.manifest,
         normalization=arm.normalization,
         stem_kernel_cells=window,
@@ -168,7 +181,15 @@ class Augment:
 
 
 def train_one(
-    kind: str, arm_name: str, seed: int, prepared: Prepared, *, epochs: int, batch_size: int, device: torch.device
+    kind: str,
+    arm_name: str,
+    seed: int,
+    prepared: Prepared,
+    *,
+    epochs: int,
+    batch_size: int,
+    patch_cells: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """One run: (model, arm, seed)."""
     arm = ARMS[arm_name]
@@ -177,12 +198,13 @@ def train_one(
     mirrored = prepared.array("mirrored", "train") if arm.flip == "stored" else None
     held_out, labels = prepared.array(arm.array, "val"), prepared.labels
     torch.manual_seed(seed)
-    model: Any = make_model(kind, arm, prepared, side_px=held_out.shape[-1]).to(device)
+    model: Any = make_model(kind, arm, prepared, side_px=held_out.shape[-1], patch_cells=patch_cells)
+    model = model.to(device, memory_format=torch.channels_last)
     if arm.array == "latents":
         groups: Any = parameter_groups(model, weight_decay=0.05)
     else:
         groups = model
-    optimizer = create_optimizer_v2(groups, opt="adamw", lr=MODELS[kind]["lr"], weight_decay=0.05)
+    optimizer = create_optimizer_v2(groups, opt="adamw", lr=NETWORKS[kind].lr, weight_decay=0.05)
     steps = len(data) // batch_size
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -206,7 +228,10 @@ def train_one(
             x = torch.from_numpy(data[rows]).to(device)
             y = None if mirrored is None else torch.from_numpy(mirrored[rows]).to(device)
             target = labels["train"][torch.from_numpy(rows)].to(device)
-            loss = F.cross_entropy(model(augment(x, y, generator)), target, label_smoothing=0.1)
+            x = augment(x, y, generator)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                logits = model(x)
+            loss = F.cross_entropy(logits.float(), target, label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -220,6 +245,7 @@ def train_one(
         "model": kind,
         "arm": arm_name,
         "seed": seed,
+        "patch_cells": patch_cells,
         "epochs": epochs,
         "batch_size": batch_size,
         "num_macs": model.num_macs,
@@ -237,7 +263,7 @@ def accuracy(model: nn.Module, data: Any, labels: Tensor, device: torch.device) 
     """Top-1 in percent."""
     model.eval()
     correct = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
         for start in range(0, len(data), 256):
             x = torch.from_numpy(np.array(data[start : start + 256])).to(device)
             correct += int((model(x).argmax(1).cpu() == labels[start : start + 256]).sum())
@@ -251,10 +277,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for arrays: about 0.2 MB a picture at 160 px")
     parser.add_argument("--name", required=True, help="of the results file")
     parser.add_argument("--codec", help="what load_codec takes; default the bundled one")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="default: the model's own")
+    parser.add_argument("--patch-cells", type=int, help="side of a ViT's patch, in latent cells of 8 px (default: 4)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
@@ -262,18 +289,14 @@ def main(argv: list[str] | None = None) -> None:
     RESULTS.mkdir(exist_ok=True)
     log = RESULTS / f"{args.name}.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    done = {
-        (line["model"], line["arm"], line["seed"], line["epochs"], line["codec"]) for line in lines if "arm" in line
-    }
-    if not any("read_samples_per_s" in line for line in lines):
-        speeds = read_speed(prepared, args.pictures, size_px=args.size_px)
-        with log.open("a") as file:
-            file.write(json.dumps({"read_samples_per_s": speeds, "machine": machine_facts()}) + "\n")
+    key = ("model", "arm", "seed", "epochs", "patch_cells", "codec")
+    done = {tuple(line[name] for name in key) for line in lines}
     for seed in args.seeds:
         for kind in args.models:
             for arm in args.arms:
-                epochs = args.epochs or MODELS[kind]["epochs"]
-                if (kind, arm, seed, epochs, prepared.manifest.codec.name) in done:
+                epochs = args.epochs or NETWORKS[kind].epochs
+                cells = args.patch_cells if args.patch_cells and kind == "vit" else NETWORKS[kind].patch_cells
+                if (kind, arm, seed, epochs, cells, prepared.manifest.codec.name) in done:
                     continue
                 result = train_one(
                     kind,
@@ -282,6 +305,7 @@ def main(argv: list[str] | None = None) -> None:
                     prepared,
                     epochs=epochs,
                     batch_size=args.batch_size,
+                    patch_cells=cells,
                     device=torch.device(args.device),
                 )
                 with log.open("a") as file:  # a line a run: an interruption loses one run at most
