@@ -174,3 +174,39 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(imagenette_folder: Path, tmp_
     assert "Traceback" not in err
     assert main(arguments) == 0
     assert main(["verify", str(out)]) == 0
+
+
+def test_options_that_are_not_what_they_should_be_are_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, said in (
+        (["encode", "a", "b", "--background", "white"], "'white' is not three numbers, such as 255,255,255"),
+        (["info", "a", "--storage-options", "anon"], "'anon' is not a JSON object"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_transparent_pictures_lie_on_the_background_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "in" / "a.png")
+    assert run(capsys, "encode", tmp_path / "in", tmp_path / "x", "--background", "200,30,30", "--no-preview")[0] == 0
+    assert run(capsys, "decode", tmp_path / "x", "-o", tmp_path / "png")[0] == 0
+    [decoded] = (tmp_path / "png").rglob("*.png")
+    with Image.open(decoded) as picture:
+        red, green, blue = picture.convert("RGB").getpixel((32, 32))  # type: ignore[misc]
+    assert abs(red - 200) < 20
+    assert abs(green - 30) < 20
+    assert abs(blue - 30) < 20
+
+
+def test_something_slow_says_what_it_is_doing(capsys: pytest.CaptureFixture[str]) -> None:
+    from walloc_data.cli.command import say_if_slow
+
+    with say_if_slow("quick", after_s=60):
+        pass
+    with say_if_slow("photos: looking", after_s=0):
+        time.sleep(0.2)
+    assert capsys.readouterr().err == "photos: looking\n"

@@ -38,6 +38,12 @@ def compand(v: Tensor, *, latent_bits: int) -> Tensor:
     """Squeeze real values into the open interval (-m, m), m = 2^(bits-1) - 0.501: u = 2 m (Phi(v / s) - 1/2).
 
     Any shape and float dtype. Its inverse is `expand`.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.latents import compand
+        >>> compand(torch.tensor([-1000.0, 0.0, 1000.0]), latent_bits=8)
+        tensor([-127.4990, 0.0000, 127.4990])
     """
     m, s = _curve(latent_bits)
     return m * torch.erf(v / (s * math.sqrt(2)))
@@ -47,6 +53,13 @@ def expand(u: Tensor, *, latent_bits: int) -> Tensor:
     """Undo `compand`, for integers or real values: v = s Phi^-1(clip(u / 2m + 1/2, 1e-4, 1 - 1e-4)).
 
     Any shape; integer tensors become float32. At 8 bits |v| stays below 256.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.latents import compand, expand
+        >>> v = torch.tensor([-100.0, 0.0, 12.5])
+        >>> expand(compand(v, latent_bits=8), latent_bits=8).round(decimals=2).tolist()
+        [-100.0, 0.0, 12.5]
     """
     m, s = _curve(latent_bits)
     p = (u if u.is_floating_point() else u.float()) / (2 * m) + 0.5
@@ -55,7 +68,14 @@ def expand(u: Tensor, *, latent_bits: int) -> Tensor:
 
 
 def expansion_table(latent_bits: int) -> Tensor:
-    """`expand` of every integer, (2^bits,) float32: entry i belongs to the value i - 2^(bits-1)."""
+    """`expand` of every integer, (2^bits,) float32: entry i belongs to the value i - 2^(bits-1).
+
+    Example:
+        >>> from walloc_data.latents import expansion_table
+        >>> table = expansion_table(8)
+        >>> table.shape, round(table[0].item(), 1), table[128].item()  # of -128 and of 0
+        (torch.Size([256]), -255.3, 0.0)
+    """
     half = 2 ** (latent_bits - 1)
     return expand(torch.arange(-half, half, dtype=torch.float64), latent_bits=latent_bits).float()
 
@@ -78,6 +98,13 @@ def pack(latent: Tensor, *, colours: int = 3) -> npt.NDArray[np.uint8]:
 
     Returns:
         (N, n*h, n*w, colours) uint8, value + 128. `unpack` is its inverse.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.latents import pack
+        >>> picture = pack(torch.zeros(1, 12, 20, 20, dtype=torch.int8))
+        >>> picture.shape, picture[0, 0, 0].tolist()
+        ((1, 40, 40, 3), [128, 128, 128])
     """
     if latent.dtype != torch.int8 or latent.ndim != 4:
         raise CodecError(f"pack takes an int8 latent (N, C, h, w), not {latent.dtype} {tuple(latent.shape)}")
@@ -90,7 +117,15 @@ def pack(latent: Tensor, *, colours: int = 3) -> npt.NDArray[np.uint8]:
 
 
 def unpack(picture: npt.NDArray[np.uint8], *, latent_dim: int = 12) -> npt.NDArray[np.int8]:
-    """Undo `pack`: (N, n*h, n*w, colours) or (n*h, n*w, colours) uint8 to (N, C, h, w) or (C, h, w) int8."""
+    """Undo `pack`: (N, n*h, n*w, colours) or (n*h, n*w, colours) uint8 to (N, C, h, w) or (C, h, w) int8.
+
+    Example:
+        >>> import numpy as np
+        >>> from walloc_data.latents import unpack
+        >>> latent = unpack(np.full((40, 40, 3), 125, np.uint8))
+        >>> latent.shape, latent[:, 0, 0].tolist()
+        ((12, 20, 20), [-3, -3, -3, -3, -3, -3, -3, -3, -3, -3, -3, -3])
+    """
     if picture.dtype != np.uint8 or picture.ndim not in (3, 4):
         raise CodecError(f"unpack takes uint8 pictures (N, H, W, colours), not {picture.dtype} {picture.shape}")
     *batch, height, width, colours = picture.shape
@@ -108,18 +143,36 @@ def encode_webp(picture: npt.NDArray[np.uint8], *, effort: Literal["default", "f
 
     The effort changes the bytes and the time, never the pixels. `default` is our own writer (`walloc_data.webp`),
     whose bytes depend on the picture alone; `fast`, grey pictures and very large ones are libwebp's.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.latents import decode_webp, encode_webp, pack
+        >>> latent, label = LatentDataset("my-latents")[0]
+        >>> picture = pack(latent[None])[0]  # (24, 24, 3) uint8
+        >>> (decode_webp(encode_webp(picture)) == picture).mean().item()
+        1.0
     """
     return encode_webps(picture[None], effort=effort)[0]
 
 
 def encode_webps(pictures: npt.NDArray[np.uint8], *, effort: Literal["default", "fast"] = "default") -> list[bytes]:
-    """`encode_webp` of packed pictures of one size, (N, H, W, colours): the same bytes, less time for small ones."""
+    """`encode_webp` of packed pictures of one size, (N, H, W, colours): the same bytes, less time for small ones.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.latents import encode_webp, encode_webps, pack
+        >>> latents, labels = next(iter(LatentDataset("my-latents").loader(batch_size=8)))
+        >>> pictures = pack(latents)  # (8, 24, 24, 3) uint8
+        >>> encode_webps(pictures) == [encode_webp(picture) for picture in pictures]
+        True
+    """
     from PIL import Image
 
     height, width, colours = pictures.shape[1:]
     if effort == "default" and colours == 3 and height * width <= OWN_WRITER_PIXELS:
         together = max(1, OWN_WRITER_PIXELS // (height * width))
         return [data for i in range(0, len(pictures), together) for data in encode_lossless(pictures[i : i + together])]
+    require_webp("writing a packed latent")
     method, quality = _EFFORT[effort]
     files = []
     for picture in pictures:
@@ -136,6 +189,14 @@ def decode_webp(
     """Read one packed picture: (H, W, 3) uint8.
 
     `size` is the (H, W) that it must have, if known; `where` is named if the bytes are not a lossless RGB WebP of it.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> from walloc_data.latents import decode_webp
+        >>> Image.new("RGB", (64, 48)).save(file := io.BytesIO(), "WEBP", lossless=True)
+        >>> decode_webp(file.getvalue(), size=(48, 64)).shape
+        (48, 64, 3)
     """
     from PIL import Image
 
@@ -153,4 +214,15 @@ def decode_webp(
     except CorruptShardError:
         raise
     except Exception as error:  # Pillow raises many kinds on damaged files
+        require_webp(where)
         raise CorruptShardError(f"{where}: not a readable WebP picture ({error})") from error
+
+
+def require_webp(where: str) -> None:
+    """Raise CodecError, naming `where`, if Pillow can neither read nor write WebP: a build from source may lack it."""
+    from PIL import features
+
+    if not features.check("webp"):
+        raise CodecError(
+            f"{where}: this Pillow was built without WebP. Its wheels have it: pip install --force-reinstall pillow"
+        )

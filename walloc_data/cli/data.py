@@ -1,6 +1,8 @@
 """Commands that make and check data sets."""
 
-from walloc_data.cli.command import Args, Command, Outcome, Parser, add_dataset, add_split
+import argparse
+
+from walloc_data.cli.command import Args, Command, Outcome, Parser, add_dataset, add_split, add_storage, say_if_slow
 
 __all__ = ["COMMANDS"]
 
@@ -37,7 +39,17 @@ def _encode_arguments(parser: Parser) -> None:
     add("--on-error", choices=("record", "stop"), default="record", help="what a broken picture does (default: record)")
     add("--max-failures", type=int, metavar="N", help="stop after more than N broken pictures")
     add("--overwrite", action="store_true", help="delete this split first, if there is one")
+    add("--background", type=_colour, default=(255, 255, 255), metavar="R,G,B", help="under alpha (default: white)")
+    add_storage(parser)
     _preview_argument(parser)
+
+
+def _colour(text: str) -> tuple[int, ...]:
+    """Three numbers; `EncodeSettings` says whether they are a colour."""
+    try:
+        return tuple(int(value) for value in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers, such as 255,255,255") from None
 
 
 def _preview_argument(parser: Parser) -> None:
@@ -49,13 +61,15 @@ def _encode(args: Args) -> Outcome:
     from walloc_data.format import EncodeSettings
     from walloc_data.sources import open_source
 
-    source = open_source(
-        args.source,
-        split=args.source_split or args.split,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        streaming=args.streaming,
-    )
+    with say_if_slow(f"{args.source}: looking at what is there ..."):
+        source = open_source(
+            args.source,
+            split=args.source_split or args.split,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            streaming=args.streaming,
+            storage_options=args.storage_options,
+        )
     summary = encode_dataset(
         source,
         args.out,
@@ -68,6 +82,7 @@ def _encode(args: Args) -> Outcome:
             webp_effort=args.effort,
             mirror=args.mirror,
             max_pixels=args.max_pixels,
+            background=args.background,
         ),
         workers=args.workers,
         engine=args.engine,
@@ -77,11 +92,12 @@ def _encode(args: Args) -> Outcome:
         max_failures=args.max_failures,
         overwrite=args.overwrite,
         part=args.part,
+        storage_options=args.storage_options,
     )
     if args.part is None and summary.num_samples and not args.no_preview:
         from walloc_data.report import add_preview
 
-        add_preview(args.out)
+        add_preview(args.out, storage_options=args.storage_options)
     return Outcome(summary.to_dict(), str(summary))
 
 
@@ -93,11 +109,11 @@ def _finish_arguments(parser: Parser) -> None:
 def _finish(args: Args) -> Outcome:
     from walloc_data.convert import finish_dataset
 
-    summaries = finish_dataset(args.out, split=args.split)
+    summaries = finish_dataset(args.out, split=args.split, storage_options=args.storage_options)
     if summaries and not args.no_preview:
         from walloc_data.report import add_preview
 
-        add_preview(args.out)
+        add_preview(args.out, storage_options=args.storage_options)
     return Outcome(
         {"splits": {name: summary.to_dict() for name, summary in summaries.items()}},
         "\n".join(map(str, summaries.values())),
@@ -107,14 +123,14 @@ def _finish(args: Args) -> Outcome:
 def _info(args: Args) -> Outcome:
     from walloc_data.convert import dataset_info
 
-    info = dataset_info(args.out)
+    info = dataset_info(args.out, storage_options=args.storage_options)
     return Outcome(info.to_dict(), str(info))
 
 
 def _verify(args: Args) -> Outcome:
     from walloc_data.convert import verify_dataset
 
-    found = verify_dataset(args.out, split=args.split)
+    found = verify_dataset(args.out, split=args.split, storage_options=args.storage_options)
     return Outcome(found.to_dict(), str(found), exit_code=1 if found.problems else 0)
 
 
@@ -128,7 +144,14 @@ def _decode_arguments(parser: Parser) -> None:
 def _decode(args: Args) -> Outcome:
     from walloc_data.convert import decode_dataset
 
-    paths = decode_dataset(args.out, args.output, split=args.split, keys=args.keys, codec=args.codec)
+    paths = decode_dataset(
+        args.out,
+        args.output,
+        split=args.split,
+        keys=args.keys,
+        codec=args.codec,
+        storage_options=args.storage_options,
+    )
     return Outcome({"pictures": [str(path) for path in paths]}, f"{len(paths)} pictures in {args.output}")
 
 

@@ -21,8 +21,9 @@ def _preview(args: Args) -> Outcome:
     from walloc_data.sources import open_source
 
     original = None
-    if args.original is not None and (manifest := dataset_info(args.out).manifest) is not None:
-        source = open_source(args.original, split=args.split)
+    options = args.storage_options
+    if args.original is not None and (manifest := dataset_info(args.out, storage_options=options).manifest) is not None:
+        source = open_source(args.original, split=args.split, storage_options=options)
         original = original_pictures(source, settings=manifest.settings)
     path = preview(
         args.out,
@@ -31,6 +32,7 @@ def _preview(args: Args) -> Outcome:
         keys=args.keys,
         num_samples=args.num_samples,
         original=original,
+        storage_options=options,
     )
     return Outcome({"picture": str(path)}, str(path))
 
@@ -38,12 +40,20 @@ def _preview(args: Args) -> Outcome:
 def _report_arguments(parser: Parser) -> None:
     add_dataset(parser)
     parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="(default: report.html)")
+    parser.add_argument("--samples-per-class", type=int, default=3, metavar="N", help="pictures to show (default: 3)")
+    parser.add_argument("--max-classes", type=int, default=24, metavar="N", help="classes to show (default: 24)")
 
 
 def _report(args: Args) -> Outcome:
     from walloc_data.report import report
 
-    path = report(args.out, args.output)
+    path = report(
+        args.out,
+        args.output,
+        samples_per_class=args.samples_per_class,
+        max_classes=args.max_classes,
+        storage_options=args.storage_options,
+    )
     return Outcome({"page": str(path)}, str(path))
 
 
@@ -70,6 +80,7 @@ def _push(args: Args) -> Outcome:
         replace=args.replace,
         private=args.private,
         progress=progress,
+        storage_options=args.storage_options,
     )
     verb = "would go" if result.dry_run else "sent"
     text = (

@@ -16,7 +16,7 @@ from walloc_data.convert.inspect import failure_lines, index_rows, index_where, 
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, format_bytes
 from walloc_data.convert.tar import BLOCK_BYTES, header
 from walloc_data.convert.worker import count_levels
-from walloc_data.errors import FormatError, WallocDataError
+from walloc_data.errors import FormatError, StorageError, WallocDataError
 from walloc_data.format import Manifest, ShardRecord, SplitRecord, index_name, load_json, padding_for, sample_key
 from walloc_data.latents import decode_webp, unpack
 from walloc_data.storage import Store
@@ -29,7 +29,14 @@ MAX_MEMBER_BYTES = 2**31
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify_dataset` found."""
+    """What `verify_dataset` found.
+
+    Example:
+        >>> from walloc_data.convert import verify_dataset
+        >>> verification = verify_dataset("my-latents")
+        >>> verification.num_shards, verification.num_samples, verification.problems
+        (2, 8, ())
+    """
 
     url: str
     num_splits: int
@@ -73,6 +80,15 @@ def verify_dataset(
 
     Raises:
         FormatError: there is no manifest, or no such split.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data.convert import verify_dataset
+        >>> print(verify_dataset("my-latents"))
+        my-latents: whole. 8 samples and 0 failures make up the sources of 1 splits; 2 shards, ...
+        >>> Path("my-latents/index/train.wids.json").unlink()
+        >>> print(verify_dataset("my-latents").problems[0])
+        my-latents/index/train.wids.json: ...
     """
     store = Store(out, storage_options=storage_options)
     manifest = open_manifest(store)
@@ -166,7 +182,7 @@ class _Split:
                     yield from self._shard(position, shard, mine)
                 if next(rows, None) is not None:
                     yield f"{where}: has more rows than the manifest's {self.record.num_samples} samples"
-        except WallocDataError as error:
+        except (FormatError, StorageError) as error:
             yield str(error)
         yield from self._failures()
         yield from self._totals()
@@ -220,7 +236,7 @@ class _Split:
                     if hashlib.sha256(data).hexdigest() != shard.sha256:
                         yield f"{where}: its SHA-256 is not the manifest's"
                     yield from self._members(where, position, data, rows)
-        except WallocDataError as error:
+        except (FormatError, StorageError) as error:
             yield str(error)
 
     def _members(self, where: str, position: int, data: mmap.mmap, rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -41,6 +41,15 @@ def open_source(
 
     Raises:
         SourceError: what is wrong with the source, and what to do about it.
+
+    Example:
+        >>> from walloc_data.sources import open_source
+        >>> source = open_source("pictures")  # or hf:imagenet-1k, wds:s3://bucket/train-{0000..0146}.tar
+        >>> source.num_items, source.class_names
+        (8, ('cat', 'coffee'))
+        >>> open_source("my-latents/data")
+        Traceback (most recent call last):
+        walloc_data.errors.SourceError: my-latents/data: holds tars; for WebDataset tars write ...
     """
     from walloc_data.sources import huggingface
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from pathlib import PurePath
 from typing import Any, overload
 
 import numpy as np
@@ -25,6 +26,12 @@ class Sample:
     """One picture as its source has it, still encoded.
 
     `problem` says why there is no picture, or no usable label: the converter records it as a failure.
+
+    Example:
+        >>> from walloc_data.sources import open_source
+        >>> sample = open_source("pictures").read(4)
+        >>> sample.name, sample.label, sample.problem
+        ('coffee/0.jpg', 1, None)
     """
 
     name: str  # a path or an id inside the source
@@ -39,6 +46,14 @@ class Source(ABC):
 
     Sources are pickled into worker processes, so they hold no open files when pickled. `read` is called from one
     thread at a time.
+
+    Example:
+        >>> from walloc_data.sources import open_source
+        >>> source = open_source("pictures")
+        >>> source.kind, source.num_items, source.class_names
+        ('folder', 8, ('cat', 'coffee'))
+        >>> [sample.label for sample in source.stream()]
+        [0, 0, 0, 0, 1, 1, 1, 1]
     """
 
     kind: str
@@ -54,7 +69,7 @@ class Source(ABC):
         """What the manifest and the plan record; a resumed conversion compares all of it but the location."""
         return {
             "kind": self.kind,
-            "location": self.location,
+            "location": published_location(self.location),
             "num_items": self.num_items,
             "identity": self.identity,
             "labelled": self.labelled,
@@ -71,6 +86,34 @@ class Source(ABC):
         if self.num_items is None:
             raise NotImplementedError
         return (self.read(index) for index in range(self.num_items))
+
+
+def published_location(location: str) -> str:
+    """A source's location as anyone may read it: a local path without the folders above it.
+
+    Data sets are published with their manifest, and where a path lay on one machine says more about the machine than
+    about the pictures.
+
+    Example:
+        >>> from walloc_data.sources.base import published_location
+        >>> published_location("/home/me/photos"), published_location("wds:/data/me/cats/{000..012}.tar")
+        ('photos', 'wds:cats/{000..012}.tar')
+        >>> published_location("hf:uoft-cs/cifar10"), published_location("wds:s3://bucket/a.tar")
+        ('hf:uoft-cs/cifar10', 'wds:s3://bucket/a.tar')
+    """
+    if location.startswith(("hf:", "datasets:")):
+        return location
+    prefix = next((kind for kind in ("folder:", "parquet:", "wds:") if location.startswith(kind)), "")
+    return prefix + "::".join(map(_without_folders, location.removeprefix(prefix).split("::")))
+
+
+def _without_folders(path: str) -> str:
+    path = path.removeprefix("file://")
+    if "://" in path:
+        return path
+    parts = PurePath(path).parts
+    kept = 2 if parts and set(parts[-1]) & set("*?[{") else 1  # a pattern alone says nothing
+    return "/".join(part for part in parts[-kept:] if part not in ("/", "..", ".", "~"))
 
 
 class Names(Sequence[str]):

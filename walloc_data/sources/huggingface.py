@@ -1,6 +1,8 @@
 """Hugging Face data sets: from the Hub, saved to disk, or in parquet files; by position or as a stream."""
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +248,8 @@ def _load(path: str, config: str | None, *, split: str, streaming: bool, locatio
     import datasets
 
     try:
-        return datasets.load_dataset(path, config, split=split, streaming=streaming, **options)
+        with _one_line_of_retries(location):
+            return datasets.load_dataset(path, config, split=split, streaming=streaming, **options)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise SourceError(
             f"{location}: the Hub has no such data set, or it is gated or private (then: huggingface-cli login). "
@@ -262,3 +265,26 @@ def _load(path: str, config: str | None, *, split: str, streaming: bool, locatio
         if "network" in text.lower() or "connect" in text.lower() or "resolve" in text.lower():
             raise SourceError(f"{location}: the Hub does not answer ({type(error).__name__}: {text})") from error
         raise SourceError(f"{location}: cannot be loaded ({type(error).__name__}: {text})") from error
+
+
+@contextmanager
+def _one_line_of_retries(location: str) -> Iterator[None]:
+    """huggingface_hub logs two lines for every try that it makes anew; one line says as much."""
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    said = False
+
+    def first_only(record: logging.LogRecord) -> bool:
+        nonlocal said
+        if record.levelno != logging.WARNING:
+            return True
+        if said:
+            return False
+        said = True
+        record.msg, record.args = f"{location}: the Hub does not answer yet; asking again for half a minute", ()
+        return True
+
+    logger.addFilter(first_only)
+    try:
+        yield
+    finally:
+        logger.removeFilter(first_only)

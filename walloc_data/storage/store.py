@@ -62,6 +62,14 @@ class Store:
             ``hf://datasets/owner/name``, ``https://host/folder``.
         storage_options: passed to the fsspec file system (``endpoint_url``, ``anon``, ...).
         max_attempts: tries per operation on a remote store, with jittered exponential backoff between them.
+
+    Example:
+        >>> from walloc_data.storage import Store
+        >>> store = Store("my-latents")  # or s3://bucket/my-latents, hf://datasets/me/my-latents
+        >>> store.list("data")
+        ['data/train-00000.tar', 'data/train-00001.tar']
+        >>> store.read_bytes("walloc.json", max_bytes=2**20)[:1]
+        b'{'
     """
 
     def __init__(
@@ -300,7 +308,23 @@ def _deserves_retry(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    name = type(error).__name__
+    return (f"{name}: {error}" if str(error) else name) + _remedy(error)
+
+
+def _remedy(error: BaseException) -> str:
+    """What to do about the refusals that somebody new to a store meets first."""
+    name = type(error).__name__
+    if name in ("NoCredentialsError", "PartialCredentialsError"):
+        return (
+            ". Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws; for a public bucket give "
+            "storage_options={'anon': True} or --storage-options (AWS_ENDPOINT_URL names a store that is not Amazon's)"
+        )
+    if name == "ProfileNotFound":
+        return ". AWS_PROFILE names a profile that ~/.aws/config does not have"
+    if isinstance(error, PermissionError) and error.errno is None:  # a store's answer; the system's has a number
+        return ". These credentials are wrong, have expired, or may not do this"
+    return ""
 
 
 @contextmanager
