@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.learning import plot, run
+from benchmarks.learning import plot, run, speed
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def pictures(imagenette_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_from_pictures_to_table(pictures, tmp_path, monkeypatch, capsys):
-    for module in (run, plot):
+    for module in (run, plot, speed):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     arms = ["pixels, full resolution", "pixels, reduced 16x", "latents, fitted flip", "latents, stored mirrors"]
     arms += ["latents, mirrored stem"]
@@ -37,6 +37,13 @@ def test_from_pictures_to_table(pictures, tmp_path, monkeypatch, capsys):
     assert runs["pixels, reduced 16x"]["num_parameters"] == runs["latents, fitted flip"]["num_parameters"]
     assert runs["pixels, full resolution"]["num_macs"] > runs["pixels, reduced 16x"]["num_macs"]
     assert runs["latents, stored mirrors"]["stored_bytes"] == 2 * runs["latents, fitted flip"]["stored_bytes"]
-    assert min(next(line for line in lines if "read_samples_per_s" in line)["read_samples_per_s"].values()) > 0
     assert "| vit | latents, fitted flip |" in plot.table("tiny")
     assert plot.plot(["tiny"]).read_text().startswith("<?xml")
+    monkeypatch.setattr(speed, "NETWORKS", {"vit": run.NETWORKS["vit"]})
+    speed.main([*arguments[:7], "--rounds", "1"])
+    measured = json.loads((tmp_path / "results" / "tiny-speed.json").read_text())
+    assert set(measured["train_samples_per_s"]["vit"]) == set(run.ARMS)
+    assert all(found["min"] > 0 for found in measured["read_samples_per_s"].values())
+    first, later = plot.seconds_a_sample(measured, "vit", "latents, fitted flip")
+    assert first > later  # from shards, then from the array
+    assert plot.plot(["tiny"]).read_text().count("seconds on one core") == 1

@@ -1,13 +1,11 @@
 """What each arm of the experiment is given: the same pictures, in the same order, as pixels, fewer pixels or latents.
 
 Everything is made once by the package's own converter and kept as memory-mapped uint8 or int8 arrays in a work folder,
-so that accuracy does not depend on how fast a disk is; `read_speed` measures reading from the stored form.
+so that accuracy does not depend on how fast a disk is; `benchmarks.learning.speed` measures reading what is stored.
 """
 
 import io
 import json
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,41 +125,3 @@ def _write_arrays(
     for array in arrays.values():
         array.flush()
     return {kind: total / count for kind, total in sizes.items()}
-
-
-def read_speed(prepared: Prepared, pictures: Path, *, size_px: int, seconds: float = 5.0) -> dict[str, float]:
-    """Samples per second that one process reads and decodes from the stored form, by kind."""
-
-    def from_files() -> Iterator[int]:
-        from PIL import Image
-
-        for path in sorted((pictures / "train").rglob("*.JPEG")):
-            with Image.open(path) as image:
-                short = min(image.size)
-                left, top = (image.width - short) // 2, (image.height - short) // 2
-                np.asarray(image.convert("RGB").resize((size_px, size_px), box=(left, top, left + short, top + short)))
-            yield 1
-
-    def from_shards() -> Iterator[int]:
-        dataset = LatentDataset(prepared.folder / "latents", shuffle=True)
-        for latents, _ in dataset.loader(batch_size=128):
-            yield len(latents)
-
-    def from_array() -> Iterator[int]:
-        cache = prepared.folder / "cache"
-        dataset = LatentDataset(prepared.folder / "latents", shuffle=True, cache="array", cache_folder=cache)
-        for _ in dataset.loader(batch_size=128):  # the first epoch fills the array
-            pass
-        for latents, _ in dataset.loader(batch_size=128):
-            yield len(latents)
-
-    result = {}
-    for name, make in (("jpeg files", from_files), ("latent shards", from_shards), ("latent array", from_array)):
-        samples, begun = 0, None
-        for count in make():
-            begun = time.perf_counter() if begun is None else begun
-            samples += count
-            if time.perf_counter() - begun > seconds:
-                break
-        result[name] = samples / max(1e-9, time.perf_counter() - (begun or 0.0))
-    return result

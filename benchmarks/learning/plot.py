@@ -1,9 +1,10 @@
-"""The table and the plot of `benchmarks.learning.run`'s results.
+"""The tables and the plot of `benchmarks.learning.run`'s results.
 
     python -m benchmarks.learning.plot NAME [NAME ...]
 
 Prints a Markdown table a data set (mean and standard deviation over seeds) and writes results/learning.svg: accuracy
-against multiply-accumulates, samples per second and stored bytes.
+against multiply-accumulates, against the seconds that training took on one core with reading (where
+`benchmarks.learning.speed` has been run), and against stored bytes.
 """
 
 import json
@@ -13,67 +14,123 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.learning.run import ARMS
+
 RESULTS = Path(__file__).parent / "results"
+TITLES = {"imagenette": "Imagenette, 160 px", "imagewoof": "Imagewoof, 256 px"}
+# What an arm reads in its first epoch, and in those after it.
+READS = {
+    "pixels": ("JPEG files as they came",) * 2,
+    "jpeg": ("JPEG files of the latents' bytes",) * 2,
+    "reduced": ("reduced pictures, lossless WebP",) * 2,
+    "latents": ("latent shards", "latent array"),
+}
+Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
 
-def load(name: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Runs by (model, arm)."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+def load(name: str) -> Runs:
+    """Runs by (model, arm), in the order of `ARMS`."""
+    groups: Runs = defaultdict(list)
     for line in (RESULTS / f"{name}.jsonl").read_text().splitlines():
         run = json.loads(line)
-        if "arm" in run:
-            groups[run["model"], run["arm"]].append(run)
-    return groups
+        groups[run["model"], run["arm"]].append(run)
+    order = list(ARMS)
+    return dict(sorted(groups.items(), key=lambda item: (item[0][0] != "vit", order.index(item[0][1]))))
+
+
+def load_speed(name: str) -> dict[str, Any] | None:
+    """Samples per second, where they were measured."""
+    path = RESULTS / f"{name}-speed.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def seconds_a_sample(speed: dict[str, Any], model: str, arm: str) -> tuple[float, float]:
+    """One core's, reading and training: (in the first epoch, in those after it)."""
+    train = 1 / speed["train_samples_per_s"][model][arm]["median"]
+    first, later = (1 / speed["read_samples_per_s"][form]["median"] for form in READS[ARMS[arm].array])
+    return train + first, train + later
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Over seeds."""
     accuracies = [run["accuracy"] for run in runs]
     return {
         "runs": len(runs),
         "accuracy": statistics.mean(accuracies),
         "deviation": statistics.stdev(accuracies) if len(runs) > 1 else 0.0,
         "num_macs": runs[0]["num_macs"],
-        "samples_per_s": statistics.median(run["samples_per_s"] for run in runs),
         "stored_bytes": runs[0]["stored_bytes"],
     }
 
 
-def table(name: str) -> str:
-    rows = [
-        "| model | input | accuracy, % | runs | MMAC | samples/s trained | stored bytes |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def rows(name: str) -> list[tuple[str, ...]]:
+    """(model, input, accuracy, runs, MMAC, samples/s, stored bytes), as text."""
+    speed = load_speed(name)
+    found = []
     for (model, arm), runs in load(name).items():
         s = summary(runs)
-        accuracy = f"{s['accuracy']:.1f} ± {s['deviation']:.1f}"
-        cost = f"{s['num_macs'] / 1e6:.0f} | {s['samples_per_s']:.0f} | {s['stored_bytes']:.0f}"
-        rows.append(f"| {model} | {arm} | {accuracy} | {s['runs']} | {cost} |")
-    return "\n".join(rows)
+        accuracy = f"{s['accuracy']:.1f} ± {s['deviation']:.1f}" if len(runs) > 1 else f"{s['accuracy']:.1f}"
+        rate = f"{1 / seconds_a_sample(speed, model, arm)[1]:.0f}" if speed else ""
+        found.append(
+            (model, arm, accuracy, str(s["runs"]), f"{s['num_macs'] / 1e6:.0f}", rate, f"{s['stored_bytes']:,.0f}")
+        )
+    return found
+
+
+HEADER = ("network", "input", "accuracy, %", "runs", "MMAC", "samples/s", "stored bytes")
+
+
+def table(name: str) -> str:
+    """As Markdown."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|---|---|" + "---:|" * (len(HEADER) - 2)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows(name)])
+
+
+def _time_course(runs: list[dict[str, Any]], seconds: tuple[float, float], num_samples: int) -> tuple[Any, Any]:
+    """(seconds, mean accuracy) after each epoch."""
+    epochs = min(len(run["history"]) for run in runs)
+    accuracy = [statistics.mean(run["history"][e]["accuracy"] for run in runs) for e in range(epochs)]
+    first, later = seconds
+    return [num_samples * (first + e * later) for e in range(epochs)], accuracy
 
 
 def plot(names: list[str]) -> Path:
+    """Write results/learning.svg."""
     import matplotlib as mpl
 
     mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "walloc_data"  # the same results, the same file
     from matplotlib import pyplot as plt
 
-    axes_of = (("num_macs", "MAC per sample"), ("samples_per_s", "samples/s trained"), ("stored_bytes", "bytes stored"))
-    figure, axes = plt.subplots(len(names), 3, figsize=(13, 4 * len(names)), squeeze=False, sharey="row")
+    colours = {arm: plt.get_cmap("tab20")(i) for i, arm in enumerate(ARMS)}
+    markers = {"vit": "o", "resnet": "s"}
+    figure, axes = plt.subplots(len(names), 3, figsize=(13, 3.8 * len(names)), squeeze=False, sharey="row")
     for row, name in zip(axes, names, strict=True):
+        speed = load_speed(name)
         for (model, arm), runs in load(name).items():
             s = summary(runs)
-            for axis, (key, label) in zip(row, axes_of, strict=True):
-                marker = "o" if model == "vit" else "s"
-                axis.errorbar(
-                    s[key], s["accuracy"], yerr=s["deviation"], fmt=marker, capsize=3, label=f"{model}: {arm}"
+            style: dict[str, Any] = {"color": colours[arm], "marker": markers[model], "markersize": 5}
+            for axis, key in ((row[0], "num_macs"), (row[2], "stored_bytes")):
+                axis.errorbar(s[key], s["accuracy"], yerr=s["deviation"], capsize=3, linestyle="", **style)
+            if speed:
+                course = _time_course(runs, seconds_a_sample(speed, model, arm), runs[0]["num_samples"])
+                row[1].plot(
+                    *course, linestyle="-" if model == "vit" else "--", linewidth=1, **(style | {"markersize": 3})
                 )
-                axis.set(xlabel=label, xscale="log", title=name)
-        row[0].set_ylabel("validation accuracy, %")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=3, fontsize=7)
-    figure.tight_layout(rect=(0, 0.12 / len(names) + 0.06, 1, 1))
+        row[0].set(xlabel="multiply-accumulates a sample", ylabel="validation accuracy, %")
+        row[0].set_title(TITLES.get(name, name))
+        row[1].set(xlabel="seconds on one core, reading and training", xscale="log")
+        row[2].set(xlabel="stored bytes a sample", xscale="log")
+        for axis in row:
+            axis.grid(visible=True, alpha=0.25)
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colours[arm], marker="o", linestyle="", label=arm) for arm in ARMS]
+    handles += [Line2D([], [], color="grey", marker=markers[m], linestyle="", label=m) for m in markers]
+    figure.legend(handles=handles, loc="lower center", ncol=4, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.75 / (3.8 * len(names)), 1, 1))
     path = RESULTS / "learning.svg"
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
     return path
 
