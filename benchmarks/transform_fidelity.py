@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.results import write_results
-from walloc_data.codec import load_codec
+from walloc_data.codec import codec_folder, load_codec
 from walloc_data.fitting import fit_codec_operators
 from walloc_data.transforms import (
     CenterCrop,
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num-fit", type=int, default=400)
     parser.add_argument("--side-px", type=int, default=256)
     args = parser.parse_args(argv)
-    folder = Path(args.codec) / "codec" if (Path(args.codec) / "codec").is_dir() else args.codec
+    folder = Path(args.codec) / "codec" if (Path(args.codec) / "codec").is_dir() else codec_folder(args.codec)
     codec, info = load_codec(folder)
     if args.fit_pictures:
         ops = fit_codec_operators(folder, pictures=args.fit_pictures, num_pictures=args.num_fit, write=False)
