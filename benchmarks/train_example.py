@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.results import write_results
 from walloc_data import encode_dataset
@@ -18,7 +19,28 @@ from walloc_data.fitting import fit_codec_operators
 from walloc_data.format import Manifest
 from walloc_data.transforms import OPERATORS_NAME
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_timm.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load_example(name: str) -> Any:
+    """The module examples/NAME.py."""
+    spec: Any = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def encode_splits(pictures: Path, latents: Path, *, size_px: int, codec: str | None) -> None:
+    """Encode train/ and val/ where that is not done yet."""
+    for split in ("train", "val"):
+        chosen = codec if split == "train" else None
+        encode_dataset(pictures / split, latents, split=split, size_px=size_px, codec=chosen)
+
+
+def shown(given: list[str]) -> list[str]:
+    """A command's arguments as anybody may read them: where a folder lies on one machine is nobody's business."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in given]
+    return [f"'{word}'" if " " in word else word for word in words]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,24 +55,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--codec", help="what load_codec takes; default the bundled one")
     args = parser.parse_args(own)
     latents = args.work / "latents"
-    for split in ("train", "val"):
-        codec = args.codec if split == "train" else None
-        encode_dataset(args.pictures / split, latents, split=split, size_px=args.size_px, codec=codec)
+    encode_splits(args.pictures, latents, size_px=args.size_px, codec=args.codec)
     if not (latents / "codec" / OPERATORS_NAME).exists():
         fit_codec_operators(latents, pictures=args.pictures / "train")
-    spec = importlib.util.spec_from_file_location("train_timm", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    result = module.main([str(latents), "--output", str(args.work / "run"), *passed_on])
+    result = load_example("train_timm").main([str(latents), "--output", str(args.work / "run"), *passed_on])
     result["arguments"].pop("output")
     manifest = Manifest.from_json((latents / "walloc.json").read_bytes(), where="walloc.json")
     record = manifest.splits["train"]
     result["shard_bits_per_pixel"] = 8 * record.num_bytes / record.num_samples / args.size_px**2
     result["top1"] = result["history"][-1]["top1"]
     result["ema_top1"] = result["history"][-1]["ema_top1"]
-    shown = [Path(word).name if Path(word).is_absolute() else word for word in given]
-    quoted = [f"'{word}'" if " " in word else word for word in shown]
-    print(f"written to {write_results(f'train_{args.name}', result, arguments=quoted)}")
+    print(f"written to {write_results(f'train_{args.name}', result, arguments=shown(given))}")
 
 
 if __name__ == "__main__":
