@@ -26,7 +26,15 @@ def _windows(latents: Tensor, *, window_cells: tuple[int, int], stride_cells: in
 
 @dataclass(frozen=True)
 class WindowMap:
-    """target = weight * window + bias."""
+    """target = weight * window + bias.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.regression import WindowMap
+        >>> average = WindowMap(torch.full((1, 12, 2, 2), 1 / 48), torch.zeros(1), stride_cells=2)  # of 2 x 2 cells
+        >>> average(torch.full((4, 12, 20, 20), 6)).shape
+        torch.Size([4, 1, 10, 10])
+    """
 
     weight: Tensor  # (T, C, kh, kw) float32
     bias: Tensor  # (T,) float32
@@ -52,6 +60,16 @@ class WindowRegression:
             a convolution with symmetric padding.
         stride_cells: cells between windows.
         interior_only: leave out windows that reach over a border: for targets that do not wrap around as latents do.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.regression import WindowRegression
+        >>> latents = torch.randint(-128, 128, (4, 12, 20, 20))
+        >>> sums = WindowRegression(12, num_targets=1, window_cells=(1, 1))
+        >>> sums.update(latents, 3 * latents[:, :1] + 5)
+        >>> fitted = sums.solve()
+        >>> sums.num_windows, round(fitted.weight[0, 0].item(), 3), round(fitted.bias.item(), 3)
+        (1600, 3.0, 5.0)
     """
 
     def __init__(

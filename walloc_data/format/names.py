@@ -37,14 +37,32 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def dump_json(value: Any) -> str:
-    """JSON with sorted keys and a final newline: equal values give equal bytes. NaN and infinity are refused."""
+    """JSON with sorted keys and a final newline: equal values give equal bytes. NaN and infinity are refused.
+
+    Example:
+        >>> from walloc_data.format import dump_json
+        >>> print(dump_json({"std": [9.5, 4.25], "mean": [0, 1]}), end="")
+        {
+         "mean": [0, 1],
+         "std": [9.5, 4.25]
+        }
+    """
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     # Lists of numbers on one line: a histogram is 3072 of them. A string holds no bare newline, so none is touched.
     return _NUMBERS.sub(lambda match: "[" + ", ".join(match[0][1:-1].replace(",", " ").split()) + "]", text) + "\n"
 
 
 def load_json(data: bytes | str, *, where: str) -> dict[str, Any]:
-    """Parse one JSON object of bounded size; `where` is named in every error."""
+    """Parse one JSON object of bounded size; `where` is named in every error.
+
+    Example:
+        >>> from walloc_data.format import load_json
+        >>> load_json(b'{"size_px": 256}', where="settings.json")
+        {'size_px': 256}
+        >>> load_json(b'{"size_px": 256', where="settings.json")
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: settings.json: not valid JSON (...)
+    """
     if len(data) > MAX_JSON_BYTES:
         raise FormatError(f"{where}: {len(data)} bytes of JSON; at most {MAX_JSON_BYTES} are read")
     try:
@@ -57,7 +75,16 @@ def load_json(data: bytes | str, *, where: str) -> dict[str, Any]:
 
 
 def check_name(name: str, *, what: str, where: str) -> str:
-    """A split, codec or key: lower case, digits, '_' and '-', at most 100 characters (ustar and Hub rules)."""
+    """A split, codec or key: lower case, digits, '_' and '-', at most 100 characters (ustar and Hub rules).
+
+    Example:
+        >>> from walloc_data.format import check_name
+        >>> check_name("validation", what="split", where="encode")
+        'validation'
+        >>> check_name("Validation", what="split", where="encode")
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: encode: split 'Validation' must be lower-case letters, digits, '_' or '-', ...
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise FormatError(
             f"{where}: {what} {name!r} must be lower-case letters, digits, '_' or '-', at most 100 characters, "
@@ -67,12 +94,30 @@ def check_name(name: str, *, what: str, where: str) -> str:
 
 
 def check_key(key: str, *, where: str) -> str:
-    """A sample's key. Dots would end the key early for WebDataset readers, upper case breaks HF's."""
+    """A sample's key. Dots would end the key early for WebDataset readers, upper case breaks HF's.
+
+    Example:
+        >>> from walloc_data.format import check_key
+        >>> check_key("000000042", where="train.csv")
+        '000000042'
+        >>> check_key("IMG_1.jpg", where="train.csv")
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: train.csv: key 'IMG_1.jpg' must be lower-case letters, digits, '_' or '-', ...
+    """
     return check_name(key, what="key", where=where)
 
 
 def check_relative_path(path: str, *, where: str) -> str:
-    """A path inside a data set: relative, '/'-separated, without '..', so that nothing outside is ever touched."""
+    """A path inside a data set: relative, '/'-separated, without '..', so that nothing outside is ever touched.
+
+    Example:
+        >>> from walloc_data.format import check_relative_path
+        >>> check_relative_path("data/train-00000.tar", where="walloc.json")
+        'data/train-00000.tar'
+        >>> check_relative_path("../secrets", where="walloc.json")
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: walloc.json: '../secrets' is not a relative path inside the data set
+    """
     parts = PurePosixPath(path).parts if isinstance(path, str) else ()
     if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or ":" in parts[0]:
         raise FormatError(f"{where}: {path!r} is not a relative path inside the data set")
@@ -80,17 +125,35 @@ def check_relative_path(path: str, *, where: str) -> str:
 
 
 def sample_key(source_index: int) -> str:
-    """The key of the sample at a position in its source: nine digits or more."""
+    """The key of the sample at a position in its source: nine digits or more.
+
+    Example:
+        >>> from walloc_data.format import sample_key
+        >>> sample_key(42)
+        '000000042'
+    """
     return f"{source_index:09d}"
 
 
 def shard_name(split: str, shard_index: int) -> str:
-    """Where a shard lies inside its data set, e.g. ``data/train-00000.tar``."""
+    """Where a shard lies inside its data set, e.g. ``data/train-00000.tar``.
+
+    Example:
+        >>> from walloc_data.format import shard_name
+        >>> shard_name("train", 7)
+        'data/train-00007.tar'
+    """
     return f"data/{split}-{shard_index:05d}.tar"
 
 
 def index_name(split: str) -> str:
-    """Where a split's index lies, e.g. ``index/train.parquet``."""
+    """Where a split's index lies, e.g. ``index/train.parquet``.
+
+    Example:
+        >>> from walloc_data.format import index_name
+        >>> index_name("train")
+        'index/train.parquet'
+    """
     return f"index/{split}.parquet"
 
 
@@ -98,6 +161,11 @@ def padding_for(height: int, width: int, *, multiple: int) -> tuple[int, int, in
     """(left, top, right, bottom) pixels that make a picture's sides multiples of `multiple`.
 
     Split evenly with the odd pixel at the right and bottom, as `walloc.compute_padding` does.
+
+    Example:
+        >>> from walloc_data.format import padding_for
+        >>> padding_for(height=500, width=375, multiple=8)  # to 504 x 376
+        (0, 2, 1, 2)
     """
     x, y = -width % multiple, -height % multiple
     return (x // 2, y // 2, x - x // 2, y - y // 2)
@@ -108,6 +176,15 @@ def encoder_sha256(spec: Mapping[str, Any], weight: Sequence[float], bias: Seque
 
     `spec` holds channels, J, latent_dim, latent_bits and wavelet; `weight` is the (latent_dim, channels * 4^J)
     matrix in row-major order and `bias` (latent_dim,), both rounded to float32.
+
+    Example:
+        >>> from walloc_data.codec import load_codec
+        >>> from walloc_data.format import encoder_sha256
+        >>> codec, info = load_codec(decoder=False)
+        >>> encoder = codec.linear_encoder()
+        >>> found = encoder_sha256(info.spec.to_dict(), encoder.weight.flatten().tolist(), encoder.bias.tolist())
+        >>> found == info.encoder_sha256
+        True
     """
     names = ("J", "channels", "latent_bits", "latent_dim", "wavelet")
     digest = hashlib.sha256(json.dumps([spec[name] for name in names]).encode())

@@ -51,7 +51,16 @@ def _check_int(name: str, value: Any, *, low: int, high: int = 2**63 - 1) -> Non
 
 @dataclass(frozen=True)
 class CodecSpec(_Record):
-    """What a latent means: the codec's shape, and the hash of the weights that make latents from pictures."""
+    """What a latent means: the codec's shape, and the hash of the weights that make latents from pictures.
+
+    Example:
+        >>> from walloc_data.storage import Store, read_manifest
+        >>> spec = read_manifest(Store("my-latents")).codec
+        >>> spec.cell_px, spec.latent_bits, spec.dimensionality_reduction
+        (8, 8, 16.0)
+        >>> spec.latent_shape(height=512, width=768)
+        (12, 64, 96)
+    """
 
     name: str
     channels: int  # of the picture: 3
@@ -97,7 +106,16 @@ class CodecSpec(_Record):
 
 @dataclass(frozen=True)
 class EncodeSettings(_Record):
-    """Everything besides source and codec that a shard's bytes depend on."""
+    """Everything besides source and codec that a shard's bytes depend on.
+
+    Example:
+        >>> from walloc_data.format import EncodeSettings
+        >>> settings = EncodeSettings(size_px=256, mirror=True)
+        >>> settings.samples_per_shard, settings.background
+        (2048, (255, 255, 255))
+        >>> EncodeSettings.from_dict(settings.to_dict(), where="settings") == settings
+        True
+    """
 
     size_px: int | None = None  # the shorter side is resized to this, then the centre is cropped; None: as it is
     samples_per_shard: int = 2048
@@ -129,6 +147,14 @@ class ChannelStatistics(_Record):
     """How often each latent value occurs in each channel; everything else follows from these exact counts.
 
     Counts add up over shards in any order, so the statistics of a split are the same however it was made.
+
+    Example:
+        >>> from walloc_data.format import ChannelStatistics
+        >>> seen = ChannelStatistics(((0, 1, 2, 1),))  # one channel of 2 bits: -1 once, 0 twice, 1 once
+        >>> seen.mean, seen.entropy_bits, seen.bounds
+        ((0.0,), (1.5,), ((-1, 1),))
+        >>> (seen + seen).counts
+        ((0, 2, 4, 2),)
     """
 
     counts: tuple[tuple[int, ...], ...]  # (latent_dim, 2^latent_bits); column i counts the value i - 2^(bits-1)
@@ -191,7 +217,13 @@ class ChannelStatistics(_Record):
 
 @dataclass(frozen=True)
 class ShardRecord(_Record):
-    """One published shard."""
+    """One published shard.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> [(shard.name, shard.num_samples) for shard in LatentDataset("my-latents").record.shards]
+        [('data/train-00000.tar', 4), ('data/train-00001.tar', 4)]
+    """
 
     name: str  # relative to the data set's root
     num_samples: int
@@ -207,7 +239,14 @@ class ShardRecord(_Record):
 
 @dataclass(frozen=True)
 class SplitRecord(_Record):
-    """One split: its shards in order, and what became of every picture of its source."""
+    """One split: its shards in order, and what became of every picture of its source.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> record = LatentDataset("my-latents").record
+        >>> record.num_samples, record.num_failures, record.latent_shape, len(record.shards)
+        (8, 0, (12, 12, 12), 2)
+    """
 
     source: Mapping[str, Any]  # what was encoded: kind, location, length
     num_samples: int
@@ -259,7 +298,17 @@ class SplitRecord(_Record):
 
 @dataclass(frozen=True)
 class Manifest(_Record):
-    """`walloc.json`: what a reader must know before it opens a shard."""
+    """`walloc.json`: what a reader must know before it opens a shard.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data import Manifest
+        >>> manifest = Manifest.from_json(Path("my-latents/walloc.json").read_bytes(), where="walloc.json")
+        >>> manifest.class_names, manifest.settings.size_px, manifest.codec.name
+        (('cat', 'coffee'), 96, 'rgb-16x-v1')
+        >>> manifest.split("train", where="walloc.json").num_samples
+        8
+    """
 
     codec: CodecSpec
     settings: EncodeSettings

@@ -32,12 +32,29 @@ _PARTIAL = re.compile(r"[0-9a-f]{64}\.\d+\.partial")
 
 
 def default_cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/walloc_data``, or ``~/.cache/walloc_data``."""
+    """``$XDG_CACHE_HOME/walloc_data``, or ``~/.cache/walloc_data``.
+
+    Example:
+        >>> import os
+        >>> from walloc_data.storage import default_cache_folder
+        >>> os.environ["XDG_CACHE_HOME"] = "/scratch/me"
+        >>> default_cache_folder()
+        PosixPath('/scratch/me/walloc_data')
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "walloc_data"
 
 
 def map_file(path: Path, *, num_bytes: int, where: str) -> memoryview:
-    """Map a file for reading; its length must be what its record says, so that no stored offset points outside."""
+    """Map a file for reading; its length must be what its record says, so that no stored offset points outside.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data.storage import map_file
+        >>> path = Path("my-latents/data/train-00000.tar")
+        >>> shard = map_file(path, num_bytes=path.stat().st_size, where=str(path))
+        >>> bytes(shard[257:262])  # what makes it a tar
+        b'ustar'
+    """
     with path.open("rb") as file:
         found = os.fstat(file.fileno()).st_size
         if found != num_bytes:
@@ -54,6 +71,13 @@ class ShardCache:
         folder: where; None is `default_cache_folder()`. Made when first needed.
         max_bytes: what the shards in it may occupy, unfinished ones included. Shards that are still mapped keep their
             disk space until their reader closes them.
+
+    Example:
+        >>> from walloc_data.storage import ShardCache, Store, read_manifest
+        >>> store = Store("my-latents")
+        >>> shard = read_manifest(store).splits["train"].shards[0]
+        >>> len(ShardCache("cache", max_bytes=2**30).open(store, shard)) == shard.num_bytes
+        True
     """
 
     def __init__(

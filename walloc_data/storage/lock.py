@@ -19,6 +19,13 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
     Args:
         path: the lock file. It is left behind: removing it would let two processes hold two different files.
         wait: False yields False at once where another holds the lock.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data.storage import file_lock
+        >>> with file_lock(Path("my.lock")) as taken, file_lock(Path("my.lock"), wait=False) as taken_again:
+        ...     print(taken, taken_again)
+        True False
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:

@@ -13,6 +13,11 @@ def read_manifest(store: Store) -> Manifest:
     Raises:
         FormatError: a folder without a manifest, or one that breaks the contract.
         StorageError: a remote store refuses, or has none there.
+
+    Example:
+        >>> from walloc_data.storage import Store, read_manifest
+        >>> read_manifest(Store("my-latents")).class_names
+        ('cat', 'coffee')
     """
     if store.local_path is not None and not store.exists(MANIFEST_NAME):
         raise FormatError(

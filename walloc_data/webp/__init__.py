@@ -30,6 +30,16 @@ def encode_lossless(pictures: npt.NDArray[np.uint8]) -> list[bytes]:
 
     Returns:
         N files. Their pixels are the pictures', exactly; their bytes depend on the picture alone.
+
+    Example:
+        >>> import io
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from walloc_data.webp import encode_lossless
+        >>> pictures = np.random.default_rng(0).integers(256, size=(2, 32, 48, 3), dtype=np.uint8)
+        >>> files = encode_lossless(pictures)
+        >>> np.array_equal(Image.open(io.BytesIO(files[1])), pictures[1])
+        True
     """
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
         raise CodecError(f"lossless WebP takes pictures (N, H, W, 3) uint8, not {pictures.dtype} {pictures.shape}")
