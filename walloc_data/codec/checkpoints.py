@@ -37,6 +37,12 @@ class CodecInfo:
     """What a codec is: the spec that data sets record, and what its folder says besides.
 
     `statistics` are (mean, std) per latent channel of the integers on the training pictures, None where unknown.
+
+    Example:
+        >>> from walloc_data import load_codec
+        >>> codec, info = load_codec()
+        >>> info.name, info.latent_dim, info.dimensionality_reduction, info.decoder
+        ('rgb-16x-v1', 12, 16.0, 'conv')
     """
 
     spec: CodecSpec
@@ -74,12 +80,24 @@ class CodecInfo:
 
 
 def bundled_codecs() -> list[str]:
-    """Names of the codecs inside the package."""
+    """Names of the codecs inside the package.
+
+    Example:
+        >>> from walloc_data.codec import bundled_codecs
+        >>> bundled_codecs()
+        ['klt-16x', 'rgb-16x-v1']
+    """
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{_CODEC_JSON}"))
 
 
 def codec_folder(source: str | Path | None = None) -> Path | None:
-    """The folder that `load_codec` reads for this source; None for a published checkpoint, which has none."""
+    """The folder that `load_codec` reads for this source; None for a published checkpoint, which has none.
+
+    Example:
+        >>> from walloc_data.codec import codec_folder
+        >>> sorted(path.name for path in codec_folder("rgb-16x-v1").iterdir())
+        ['README.md', 'codec.json', 'model.safetensors', 'operators.safetensors']
+    """
     source = DEFAULT_CODEC if source is None else source
     path = Path(source)
     if (path / _CODEC_JSON).is_file():
@@ -108,6 +126,16 @@ def load_codec(
 
     Raises:
         CodecError: the source is no codec, is damaged, or is of a kind that this package does not run.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data import load_codec
+        >>> codec, info = load_codec()
+        >>> latents = codec.encode(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
+        >>> latents.shape, latents.dtype
+        (torch.Size([1, 12, 8, 12]), torch.int8)
+        >>> codec.decode(latents).shape
+        torch.Size([1, 3, 64, 96])
     """
     if not torch_dtype.is_floating_point:
         raise CodecError(f"torch_dtype must be a float type, not {torch_dtype}")
@@ -248,6 +276,13 @@ def save_codec(
         name, statistics, card: the codec's own unless given. `name` is lower case; `statistics` is {"mean": [...],
             "std": [...]} of the latents' integers, one number a channel; `card` is the README's text.
         decoder_dtype: of a decoder network's tensors on disk; the linear maps stay float32.
+
+    Example:
+        >>> from walloc_data.codec import load_codec, save_codec
+        >>> codec, info = load_codec("klt-16x")
+        >>> saved = save_codec(codec, "my-codec", name="mine")
+        >>> saved.name, saved.encoder_sha256 == info.encoder_sha256
+        ('mine', True)
     """
     folder = Path(folder)
     encoder, network = codec.linear_encoder(), codec.decoder[1]

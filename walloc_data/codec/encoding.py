@@ -54,6 +54,14 @@ class LinearEncoder:
         weight: (latent_dim, channels * 4^J) float32, columns in the order of `wavelet_analysis`.
         bias: (latent_dim,) float32.
         channels, J, latent_bits: the codec's shape.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data import load_codec
+        >>> encoder = load_codec(decoder=False)[0].linear_encoder()
+        >>> grey = torch.full((1, 3, 64, 96), 128, dtype=torch.uint8)
+        >>> encoder.encode(grey).shape, encoder.values(grey).dtype
+        (torch.Size([1, 12, 8, 12]), torch.float32)
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, *, channels: int, J: int, latent_bits: int) -> None:

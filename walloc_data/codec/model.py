@@ -86,6 +86,16 @@ class WallocCodec(nn.Module):
     Attributes:
         name, statistics, card: what its folder says: what data sets call it, (mean, std) per channel of the latents'
             integers on the training pictures, the model card.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.codec import WallocCodec
+        >>> codec = WallocCodec(latent_dim=48).eval()  # untrained; load_codec gives trained ones
+        >>> codec.encode(torch.zeros(1, 3, 64, 96, dtype=torch.uint8)).shape
+        torch.Size([1, 48, 8, 12])
+        >>> x_hat, pixel_error, coefficient_error = codec(torch.zeros(1, 3, 64, 96))
+        >>> x_hat.shape
+        torch.Size([1, 3, 64, 96])
     """
 
     name: str = "unnamed"

@@ -20,12 +20,26 @@ __all__ = ["decode_from_blob", "encode_to_latent", "from_model_output", "latent_
 
 
 def to_model_input(x: Tensor) -> Tensor:
-    """Pictures in [0, 1], float, to the codec's [-1/2, 1/2]."""
+    """Pictures in [0, 1], float, to the codec's [-1/2, 1/2].
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.codec import to_model_input
+        >>> to_model_input(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([-0.5000, 0.0000, 0.5000])
+    """
     return x - 0.5
 
 
 def from_model_output(x_hat: Tensor) -> Tensor:
-    """Pictures in [-1/2, 1/2] to [0, 1]."""
+    """Pictures in [-1/2, 1/2] to [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.codec import from_model_output
+        >>> from_model_output(torch.tensor([-0.5, 0.0, 0.5]))
+        tensor([0.0000, 0.5000, 1.0000])
+    """
     return x_hat + 0.5
 
 
@@ -34,6 +48,14 @@ def encode_to_latent(codec: WallocCodec, x: Tensor) -> Tensor:
     """Latents of float pictures (N, C, H, W) in [-1/2, 1/2]: whole numbers in x's dtype, (N, latent_dim, h, w).
 
     Pictures that come from 8-bit pixels get the latent that `WallocCodec.encode` gives those pixels.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.codec import encode_to_latent, load_codec, to_model_input
+        >>> codec, info = load_codec()
+        >>> z_hat = encode_to_latent(codec, to_model_input(torch.rand(1, 3, 64, 96)))
+        >>> z_hat.shape, z_hat.dtype, (z_hat == z_hat.round()).all().item()
+        (torch.Size([1, 12, 8, 12]), torch.float32, True)
     """
     pixels = ((x.float() + 0.5) * 255).round()
     from_bytes = bool(((pixels / 255 - 0.5 - x).abs() < 1e-6).all() and pixels.min() >= 0 and pixels.max() <= 255)
@@ -41,7 +63,15 @@ def encode_to_latent(codec: WallocCodec, x: Tensor) -> Tensor:
 
 
 def latent_to_webp_bytes(z_hat: Tensor, latent_bits: int = 8) -> bytes:
-    """One latent (1, C, h, w) of whole numbers, any dtype, as the bytes of a lossless WebP picture."""
+    """One latent (1, C, h, w) of whole numbers, any dtype, as the bytes of a lossless WebP picture.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.codec import latent_to_webp_bytes
+        >>> blob = latent_to_webp_bytes(torch.zeros(1, 12, 8, 12))
+        >>> blob[:4], blob[8:12]
+        (b'RIFF', b'WEBP')
+    """
     half = 2 ** (latent_bits - 1)
     if z_hat.ndim != 4 or z_hat.shape[0] != 1:
         raise CodecError(f"latent_to_webp_bytes takes one latent (1, C, h, w), not {tuple(z_hat.shape)}")
@@ -58,7 +88,16 @@ def decode_from_blob(
     device: str | torch.device = "cpu",
     torch_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The picture behind a blob of `latent_to_webp_bytes`: (1, C, H, W) in [-1/2, 1/2]."""
+    """The picture behind a blob of `latent_to_webp_bytes`: (1, C, H, W) in [-1/2, 1/2].
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.codec import decode_from_blob, encode_to_latent, latent_to_webp_bytes, load_codec
+        >>> codec, info = load_codec()
+        >>> blob = latent_to_webp_bytes(encode_to_latent(codec, torch.zeros(1, 3, 64, 96)))
+        >>> decode_from_blob(codec, blob, info.latent_dim, info.latent_bits).shape
+        torch.Size([1, 3, 64, 96])
+    """
     if latent_bits != codec.latent_bits or latent_dim != codec.latent_dim:
         raise CodecError(
             f"the codec has {codec.latent_dim} channels of {codec.latent_bits} bits, "

@@ -33,7 +33,14 @@ _HELD_OUT_EVERY, _MAX_HELD_OUT = 40, 16
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Some of the training pictures: (H, W, 3) uint8 arrays, and how often crops are taken from them."""
+    """Some of the training pictures: (H, W, 3) uint8 arrays, and how often crops are taken from them.
+
+    Example:
+        >>> from walloc_data.codec import PictureSet, read_pictures
+        >>> mine = PictureSet("mine", list(read_pictures("pictures")), weight=2.0)  # crops twice as often as of 1.0
+        >>> len(mine.pictures), mine.pictures[0].shape
+        (8, (128, 128, 3))
+    """
 
     name: str
     pictures: Iterable[Pixels]
@@ -44,6 +51,12 @@ def read_pictures(path: str | Path, *, say: Callable[[str], None] | None = None)
     """Every picture in a folder (with its subfolders) or an uncompressed tar, or one picture file; as RGB, in order.
 
     Large ones are reduced. What cannot be read is skipped, named to `say`.
+
+    Example:
+        >>> from walloc_data.codec import read_pictures
+        >>> pictures = list(read_pictures("pictures"))
+        >>> len(pictures), pictures[0].shape, pictures[0].dtype
+        (8, (128, 128, 3), dtype('uint8'))
     """
     path, count, bad = Path(path), 0, 0
     if not path.exists():

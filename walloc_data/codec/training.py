@@ -67,6 +67,14 @@ def train_codec(
     Raises:
         SettingsMismatchError: a run was begun in `out` with other settings.
         CodecError: `out` holds a finished codec, or the pictures cannot be used.
+
+    Example:
+        >>> from walloc_data.codec import PictureSet, TrainConfig, load_codec, read_pictures, train_codec
+        >>> config = TrainConfig(name="mine", closed_form=True, arrange=False)  # or minutes=60, for a better one
+        >>> result = train_codec([PictureSet("mine", read_pictures("pictures"))], "my-codec", config=config)
+        >>> codec, info = load_codec("my-codec")
+        >>> info.name, info.decoder, result.held_out_pictures
+        ('mine', 'linear', 1)
     """
     out, say = Path(out), say or (lambda line: None)
     if (out / "codec.json").exists():

@@ -14,7 +14,17 @@ __all__ = ["TrainConfig", "TrainResult"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training run does. `steps` or `minutes` says how long; only `steps` is the same on every machine."""
+    """What a training run does. `steps` or `minutes` says how long; only `steps` is the same on every machine.
+
+    Example:
+        >>> from walloc_data.codec import TrainConfig
+        >>> config = TrainConfig(name="mine", steps=20_000, target_bpp=0.6)
+        >>> config.batch_size, config.crop_px
+        (9, (144, 192))
+        >>> TrainConfig(name="mine", steps=20_000, latent_dim=10)
+        Traceback (most recent call last):
+        walloc_data.errors.CodecError: latent_dim 10 does not pack: it must be 3 times a square
+    """
 
     name: str = "my-codec"
     latent_dim: int = 12
@@ -75,7 +85,15 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished codec: where it lies, and its rate and quality on the pictures that were held out."""
+    """A finished codec: where it lies, and its rate and quality on the pictures that were held out.
+
+    Example:
+        >>> from walloc_data.codec import PictureSet, TrainConfig, read_pictures, train_codec
+        >>> pictures = [PictureSet("mine", read_pictures("pictures"))]
+        >>> result = train_codec(pictures, "my-codec", config=TrainConfig(closed_form=True, arrange=False))
+        >>> print(result)
+        my-codec in my-codec: ... dB at ... bpp on 1 held-out pictures (... dB by its linear decoder), 0 steps
+    """
 
     folder: str
     name: str
