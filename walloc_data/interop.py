@@ -33,6 +33,14 @@ def unpack_picture(picture: Any, *, latent_dim: int = 12) -> Tensor:
 
     Returns:
         (latent_dim, h, w) int8.
+
+    Example:
+        >>> from timm.data import create_dataset
+        >>> from walloc_data.interop import unpack_picture
+        >>> dataset = create_dataset("wds/latents", root="my-latents", split="train", transform=unpack_picture)
+        >>> samples = list(dataset)
+        >>> len(samples), samples[0][0].shape, samples[0][0].dtype
+        (8, torch.Size([12, 12, 12]), torch.int8)
     """
     if isinstance(picture, Mapping) and "bytes" in picture:
         picture = picture["bytes"]
@@ -54,6 +62,13 @@ def unpack_sample(sample: Mapping[str, Any], *, latent_dim: int = 12) -> tuple[T
     """One sample of webdataset or wids, decoded by it or not, to `(latent, label)`; the label is -1 if there is none.
 
     Keys may carry a leading dot, as in wids.
+
+    Example:
+        >>> import webdataset
+        >>> from walloc_data.interop import unpack_sample
+        >>> shards = webdataset.WebDataset("my-latents/data/train-{00000..00001}.tar", shardshuffle=False)
+        >>> sorted(label for latent, label in shards.map(unpack_sample))
+        [0, 0, 0, 0, 1, 1, 1, 1]
     """
     members = {key.removeprefix("."): value for key, value in sample.items()}
     if "webp" not in members:
@@ -65,7 +80,15 @@ def unpack_sample(sample: Mapping[str, Any], *, latent_dim: int = 12) -> tuple[T
 
 
 def unpack_rows(rows: Mapping[str, Sequence[Any]], *, latent_dim: int = 12) -> dict[str, list[Any]]:
-    """A batch of rows of `datasets` to the columns `latent` and, where there are labels, `label`."""
+    """A batch of rows of `datasets` to the columns `latent` and, where there are labels, `label`.
+
+    Example:
+        >>> from datasets import load_dataset
+        >>> from walloc_data.interop import unpack_rows
+        >>> rows = load_dataset("my-latents", split="train").with_transform(unpack_rows)
+        >>> rows[0]["latent"].shape, len(rows[:4]["label"])
+        (torch.Size([12, 12, 12]), 4)
+    """
     columns: dict[str, list[Any]] = {
         "latent": [unpack_picture(picture, latent_dim=latent_dim) for picture in rows["webp"]]
     }

@@ -63,6 +63,17 @@ class LatentDataset(LatentSamples):
         StorageError: the data set, its index or a shard cannot be had.
         FormatError: it is not what it claims to be.
         LoaderError: the arguments do not fit the data set.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> train = LatentDataset("my-latents", shuffle=True, seed=0)
+        >>> train
+        LatentDataset('my-latents', split='train': 8 latents of 12 x 12 x 12 int8, 2 classes, order 'full')
+        >>> latent, label = train[0]
+        >>> latent.shape, latent.dtype
+        (torch.Size([12, 12, 12]), torch.int8)
+        >>> len(train.subset(classes=["cat"]))
+        4
     """
 
     def __init__(

@@ -87,6 +87,17 @@ class LatentLoader:
         epoch: the epoch of the running pass or, between passes, of the next.
         position: global batches handed out in it.
         batch_size: samples of a global batch, over all ranks.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> loader = LatentDataset("my-latents", shuffle=True).loader(batch_size=2)
+        >>> latents, labels = next(iter(loader))  # (2, 12, 12, 12) int8, (2,) int64
+        >>> state = loader.state_dict()
+        >>> state["epoch"], state["position"], state["num_batches"]
+        (0, 1, 4)
+        >>> loader.load_state_dict(state)  # in another run
+        >>> sum(1 for batch in loader)  # what was left of the epoch
+        3
     """
 
     def __init__(

@@ -28,6 +28,15 @@ class LatentMixture(LatentSamples):
         weights: share of each data set; None is its number of samples.
         num_samples: draws of an epoch; None is the number of samples of all data sets.
         seed: of the draws. The data sets' own seeds decide what is random in a sample.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.dataset import LatentDataset, LatentMixture
+        >>> data = LatentDataset("my-latents")
+        >>> parts = [data.subset(classes=["cat"]), data.subset(classes=["coffee"])]
+        >>> mixture = LatentMixture(parts, weights=[3, 1])
+        >>> torch.cat([labels for _, labels in mixture.loader(batch_size=4)]).bincount().tolist()
+        [6, 2]
     """
 
     shuffle = True

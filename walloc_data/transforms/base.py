@@ -18,6 +18,15 @@ class LatentTransform(nn.Module):
 
     Random numbers are drawn on the CPU from `generator`, else from torch's global generator, so that a seed means the
     same on every device. In a loader's workers the global generator is seeded from (seed, epoch, sample).
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.transforms import LatentTransform
+        >>> class Negate(LatentTransform):
+        ...     def transform(self, latents, *, generator):
+        ...         return -latents
+        >>> Negate()(torch.full((12, 20, 20), 3, dtype=torch.int8)).unique()  # one latent, or a batch
+        tensor([-3], dtype=torch.int8)
     """
 
     def forward(self, latents: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -38,9 +47,12 @@ class Compose(LatentTransform):
     """Several transforms, one after the other.
 
     Example:
-        >>> augment = Compose([RandomCrop(18), RandomHorizontalFlip(operators.flip)])  # (N, 12, 20, 20)
-        >>> augment(latents, generator=torch.Generator().manual_seed(0)).shape
-        torch.Size([N, 12, 18, 18])
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.transforms import Compose, LatentOperators, RandomCrop, RandomHorizontalFlip
+        >>> latents, labels = next(iter(LatentDataset("my-latents").loader(batch_size=8)))  # (8, 12, 12, 12) int8
+        >>> augment = Compose([RandomCrop(10), RandomHorizontalFlip(LatentOperators.load("my-latents").flip)])
+        >>> augment(latents).shape
+        torch.Size([8, 12, 10, 10])
     """
 
     def __init__(self, transforms: Sequence[LatentTransform]) -> None:
@@ -54,7 +66,15 @@ class Compose(LatentTransform):
 
 
 class RandomApply(LatentTransform):
-    """Apply a transform to each sample with probability p. It must keep the shape."""
+    """Apply a transform to each sample with probability p. It must keep the shape.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.transforms import QuantizationNoise, RandomApply
+        >>> changed = RandomApply(QuantizationNoise(), p=0.3)(torch.zeros(1000, 12, 4, 4, dtype=torch.int8))
+        >>> round(changed.flatten(1).any(1).float().mean().item(), 1)
+        0.3
+    """
 
     def __init__(self, transform: LatentTransform, *, p: float = 0.5) -> None:
         super().__init__()

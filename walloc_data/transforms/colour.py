@@ -58,6 +58,16 @@ class ColorJitter(_ColourTransform):
         brightness, contrast, saturation: a factor is drawn uniformly from [max(0, 1 - s), 1 + s], or from the given
             (low, high), as in torchvision: 1 changes nothing. Brightness multiplies pixels; contrast blends with the
             picture's mean grey; saturation blends with its grey version.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.transforms import ColorJitter, LatentOperators
+        >>> latents, labels = next(iter(LatentDataset("my-latents").loader(batch_size=8)))  # (8, 12, 12, 12) int8
+        >>> jitter = ColorJitter(LatentOperators.load("my-latents"), brightness=0.4, contrast=(0.8, 1.2))
+        >>> jitter
+        ColorJitter(brightness=(0.6, 1.4), contrast=(0.8, 1.2), saturation=(1.0, 1.0))
+        >>> jitter(latents).shape, jitter(latents).dtype
+        (torch.Size([8, 12, 12, 12]), torch.float32)
     """
 
     def __init__(
@@ -96,7 +106,15 @@ class ColorJitter(_ColourTransform):
 
 
 class RandomGrayscale(_ColourTransform):
-    """Turn each sample grey with probability p."""
+    """Turn each sample grey with probability p.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.transforms import LatentOperators, RandomGrayscale
+        >>> latents, labels = next(iter(LatentDataset("my-latents").loader(batch_size=8)))  # (8, 12, 12, 12) int8
+        >>> RandomGrayscale(LatentOperators.load("my-latents"), p=0.5)(latents).shape
+        torch.Size([8, 12, 12, 12])
+    """
 
     def __init__(self, operators: LatentOperators, *, p: float = 0.1) -> None:
         super().__init__(operators)
@@ -114,7 +132,16 @@ class RandomGrayscale(_ColourTransform):
 
 
 class QuantizationNoise(LatentTransform):
-    """Add noise uniform in (-1/2, 1/2) steps: other values that would have been stored as the same integer."""
+    """Add noise uniform in (-1/2, 1/2) steps: other values that would have been stored as the same integer.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.transforms import QuantizationNoise
+        >>> latents = torch.randint(-128, 128, (16, 12, 20, 20)).to(torch.int8)
+        >>> noisy = QuantizationNoise()(latents)
+        >>> noisy.dtype, ((noisy - latents).abs() <= 0.5).all().item()
+        (torch.float32, True)
+    """
 
     def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
         noise = torch.rand(latents.shape, generator=generator) - 0.5

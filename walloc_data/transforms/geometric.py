@@ -51,7 +51,14 @@ def _crop(latents: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> 
 
 
 class CenterCrop(LatentTransform):
-    """The middle `size_cells`; an odd remainder goes to the bottom and right."""
+    """The middle `size_cells`; an odd remainder goes to the bottom and right.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.transforms import CenterCrop
+        >>> CenterCrop(18)(torch.zeros(16, 12, 20, 20, dtype=torch.int8)).shape
+        torch.Size([16, 12, 18, 18])
+    """
 
     def __init__(self, size_cells: Size) -> None:
         super().__init__()
@@ -68,7 +75,15 @@ class CenterCrop(LatentTransform):
 
 
 class RandomCrop(LatentTransform):
-    """`size_cells` from a random place, each sample its own."""
+    """`size_cells` from a random place, each sample its own.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.transforms import RandomCrop
+        >>> crop = RandomCrop((16, 18))  # cells high, cells wide
+        >>> crop(torch.zeros(16, 12, 20, 20, dtype=torch.int8), generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([16, 12, 16, 18])
+    """
 
     def __init__(self, size_cells: Size) -> None:
         super().__init__()
@@ -91,6 +106,13 @@ class RandomTranslate(LatentTransform):
     Args:
         max_cells: the largest shift.
         fill: (C,) values for the cells that come in, e.g. the stored integers of mid-grey; default 0.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.transforms import RandomTranslate
+        >>> shifted = RandomTranslate(2)(torch.ones(16, 12, 20, 20, dtype=torch.int8))
+        >>> shifted.shape, shifted[:, :, 2:-2, 2:-2].unique()
+        (torch.Size([16, 12, 20, 20]), tensor([1], dtype=torch.int8))
     """
 
     fill: Tensor | None
@@ -128,6 +150,14 @@ class RandomHorizontalFlip(LatentTransform):
             None reverses the cells alone, which leaves each cell's inside unmirrored: most of the latent's variance
             is then wrong, though a model may still learn from it.
         p: probability.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.transforms import LatentOperators, RandomHorizontalFlip
+        >>> latents, labels = next(iter(LatentDataset("my-latents").loader(batch_size=8)))  # (8, 12, 12, 12) int8
+        >>> flip = RandomHorizontalFlip(LatentOperators.load("my-latents").flip, p=1.0)
+        >>> flip(latents).shape, flip(latents).dtype
+        (torch.Size([8, 12, 12, 12]), torch.float32)
     """
 
     weight: Tensor | None
@@ -161,6 +191,14 @@ class RandomErasing(LatentTransform):
         scale: smallest and largest area, relative to the latent's.
         ratio: smallest and largest height / width.
         fill: (C,) values to fill with; default 0.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.transforms import RandomErasing
+        >>> erase = RandomErasing(p=1.0, scale=(0.25, 0.25), ratio=(1.0, 1.0))
+        >>> erased = erase(torch.ones(16, 12, 20, 20, dtype=torch.int8))
+        >>> (erased == 0).float().mean().item()
+        0.25
     """
 
     fill: Tensor | None
@@ -206,6 +244,13 @@ class RandomResizedCrop(LatentTransform):
             crops as they are, which is exact; the model must then take varying sizes.
         scale: smallest and largest area, relative to the latent's.
         ratio: smallest and largest height / width.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.transforms import RandomResizedCrop
+        >>> crop = RandomResizedCrop(20, scale=(0.5, 1.0))
+        >>> crop(torch.ones(16, 12, 28, 28, dtype=torch.int8)).shape
+        torch.Size([16, 12, 20, 20])
     """
 
     def __init__(

@@ -41,7 +41,16 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class LatentOperators:
-    """Linear maps on the latents of one codec. v is `expand` of the stored integers z."""
+    """Linear maps on the latents of one codec. v is `expand` of the stored integers z.
+
+    Example:
+        >>> from walloc_data.transforms import LatentOperators
+        >>> operators = LatentOperators.load("my-latents")
+        >>> operators.flip.weight.shape, operators.grey.shape
+        (torch.Size([12, 12, 3, 5]), torch.Size([12]))
+        >>> {name: round(error, 2) for name, error in operators.held_out_error.items()}  # naive: cells reversed alone
+        {'flip': 0.13, 'flip_naive': 1.0, 'grayscale': 0.18}
+    """
 
     encoder_sha256: str
     latent_bits: int
@@ -162,6 +171,17 @@ def fit_operators(
         pictures: batches (N, 3, H, W) uint8, sides multiples of the cell; a few hundred photographs determine the maps.
         held_out: other pictures, for the errors that `held_out_error` reports.
         flip_window_cells: (height, width) of the flip's window.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from walloc_data.codec import load_codec, read_pictures
+        >>> from walloc_data.transforms import fit_operators
+        >>> codec, info = load_codec(decoder=False)
+        >>> pictures = torch.from_numpy(np.stack(list(read_pictures("pictures")))).permute(0, 3, 1, 2)  # (8, 3, H, W)
+        >>> operators = fit_operators(codec, [pictures[1:]], held_out=[pictures[:1]])
+        >>> sorted(operators.held_out_error)
+        ['flip', 'flip_naive', 'grayscale']
     """
     spec = codec.spec
     fitted, other = (_Sums(spec, flip_window_cells=flip_window_cells) for _ in range(2))
