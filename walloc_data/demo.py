@@ -38,7 +38,14 @@ CROPS = {"train": 160, "validation": 40}  # of each photograph
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration measured."""
+    """What the demonstration measured.
+
+    Example:
+        >>> from walloc_data.demo import run_demo
+        >>> result = run_demo("walloc-demo", epochs=1, say=lambda line: None)
+        >>> print(result)
+        accuracy ...% on crops of the held-out thirds (chance 8.3%), ... look at walloc-demo/demo.png
+    """
 
     accuracy: float  # on crops of the held-out third
     chance: float
@@ -131,6 +138,15 @@ def run_demo(
         epochs: of training; ten take one to two minutes on two cores.
         workers: of the conversion.
         say: receives the progress, line by line.
+
+    Example:
+        >>> from walloc_data.demo import run_demo
+        >>> result = run_demo("walloc-demo", epochs=1)
+        encode: train: ... samples and 0 failures in 1 shards; ...
+        encode: validation: ... samples and 0 failures in 1 shards; ...
+        verify: walloc-demo/latents: whole. ...
+        train: vit_tiny_patch16_224 (skip_early): latents (12, 12, 12) of 96 x 96 px pictures, 1.20 M parameters, 0.046 GMAC
+        train: epoch  1 of 1, loss ..., validation accuracy ...%
     """
     folder = Path(out)
     data = folder / "latents"

@@ -41,6 +41,11 @@ def decode_dataset(
     Raises:
         FormatError: no such split or key.
         CodecError: the codec did not make these latents, or has no decoder.
+
+    Example:
+        >>> from walloc_data.convert import decode_dataset
+        >>> decode_dataset("my-latents", "decoded", keys=["000000004"])
+        [PosixPath('decoded/000000004.png')]
     """
     from walloc_data.codec import fetch_codec, load_codec
 

@@ -74,6 +74,14 @@ def encode_dataset(
         SettingsMismatchError: `out` was begun with other settings, another codec or another source.
         BusyError: another conversion writes to `out`.
         ConversionError: stopped before the end; what is published stays, and the same call goes on from there.
+
+    Example:
+        >>> from walloc_data import encode_dataset
+        >>> summary = encode_dataset("pictures", "latents", split="validation", size_px=64)
+        >>> summary.new_samples, summary.num_failures
+        (8, 0)
+        >>> encode_dataset("pictures", "latents", split="validation", size_px=64).new_samples  # all is done
+        0
     """
     check_name(split, what="split", where="encode")
     settings = _settings(settings, fields)

@@ -47,6 +47,13 @@ def finish_dataset(
     Raises:
         ConversionError: shards are missing; it names them, and nothing is written.
         BusyError: a conversion is still writing there.
+
+    Example:
+        >>> from walloc_data.convert import encode_dataset, finish_dataset
+        >>> for part in ("1/2", "2/2"):  # on two machines, perhaps
+        ...     summary = encode_dataset("pictures", "latents", size_px=64, samples_per_shard=4, part=part)
+        >>> finish_dataset("latents")["train"].num_samples
+        8
     """
     store = Store(out, storage_options=storage_options)
     with disk_errors(store), conversion_lock(store):

@@ -16,7 +16,15 @@ __all__ = ["DatasetInfo", "dataset_info"]
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a data set is, and which conversions into it are unfinished."""
+    """What a data set is, and which conversions into it are unfinished.
+
+    Example:
+        >>> from walloc_data.convert import dataset_info, encode_dataset
+        >>> summary = encode_dataset("pictures", "latents", size_px=64, samples_per_shard=2, part="1/4")
+        >>> info = dataset_info("latents")
+        >>> info.manifest is None, info.unfinished  # shards done, shards planned
+        (True, {'train': (1, 4)})
+    """
 
     url: str
     manifest: Manifest | None
@@ -64,6 +72,14 @@ def dataset_info(out: str | Path, *, storage_options: Mapping[str, Any] | None =
 
     Raises:
         FormatError: neither a data set nor an unfinished conversion.
+
+    Example:
+        >>> from walloc_data.convert import dataset_info
+        >>> print(dataset_info("my-latents"))
+        my-latents
+        codec rgb-16x-v1: 12 channels of 8 bits at 1/8 size, 16x fewer values (encoder ...)
+        pictures at 96 px squares; 2 classes
+        train: 8 samples, 0 failures, 2 shards, ... kB; latents 12x12x12
     """
     store = Store(out, storage_options=storage_options)
     unfinished = {}

@@ -18,6 +18,14 @@ def original_pictures(source: Source, *, settings: EncodeSettings) -> Callable[[
 
     Raises:
         SourceError: the source is a stream, which has no positions; from the function: no picture there.
+
+    Example:
+        >>> from walloc_data.convert import original_pictures
+        >>> from walloc_data.format import EncodeSettings
+        >>> from walloc_data.sources import open_source
+        >>> picture = original_pictures(open_source("pictures"), settings=EncodeSettings(size_px=96))
+        >>> picture(4).shape, picture(4).dtype
+        ((96, 96, 3), dtype('uint8'))
     """
     if source.num_items is None:
         raise SourceError(f"{source.location}: a stream cannot be read at a position; give a source that can")

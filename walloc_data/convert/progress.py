@@ -11,7 +11,15 @@ __all__ = ["Progress", "ProgressMeter", "ProgressPrinter", "format_bytes", "form
 
 @dataclass(frozen=True)
 class Progress:
-    """A conversion's state at one moment."""
+    """A conversion's state at one moment.
+
+    Example:
+        >>> from walloc_data import encode_dataset
+        >>> reports = []
+        >>> summary = encode_dataset("pictures", "latents", size_px=64, progress=reports.append)
+        >>> reports[-1].num_done, reports[-1].num_items, reports[-1].num_failures
+        (8, 8, 0)
+    """
 
     split: str
     num_done: int  # pictures encoded or recorded as failures, those of earlier runs included

@@ -10,7 +10,16 @@ __all__ = ["ConversionSummary"]
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """What a split holds now, and how fast this run was."""
+    """What a split holds now, and how fast this run was.
+
+    Example:
+        >>> from walloc_data import encode_dataset
+        >>> summary = encode_dataset("pictures", "latents", size_px=64)
+        >>> summary.num_samples, summary.num_failures, summary.num_pixels
+        (8, 0, 32768)
+        >>> print(summary)
+        train: 8 samples and 0 failures in 1 shards; ... in, ... out, ... bits per pixel; 8 made in ..., ... samples/s
+    """
 
     url: str
     split: str
