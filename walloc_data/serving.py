@@ -30,7 +30,14 @@ __all__ = ["PictureClassifier", "Prediction", "attach_codec", "load_classifier",
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one picture."""
+    """What a classifier says of one picture.
+
+    Example:
+        >>> from walloc_data.serving import load_classifier
+        >>> [prediction] = load_classifier("my-model").predict_files(["pictures/coffee/0.jpg"])
+        >>> prediction.name, prediction.label, prediction.probability > 0.5, len(prediction.top)
+        ('coffee', 1, True, 2)
+    """
 
     picture: str
     label: int
@@ -51,6 +58,15 @@ class PictureClassifier(nn.Module):
 
     Raises:
         ModelError: if the codec is another one.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.adapters import load_latent_model
+        >>> from walloc_data.codec import load_codec
+        >>> from walloc_data.serving import PictureClassifier
+        >>> classifier = PictureClassifier(load_latent_model("my-model"), load_codec(decoder=False)[0])
+        >>> classifier(torch.zeros(4, 3, 96, 96, dtype=torch.uint8)).shape
+        torch.Size([4, 2])
     """
 
     def __init__(self, model: nn.Module, codec: Any) -> None:
@@ -171,6 +187,13 @@ def attach_codec(folder: str | os.PathLike[str], *, dataset: str | os.PathLike[s
     Args:
         folder: what `save_latent_model` wrote.
         dataset: an encoded data set or a codec's folder, local or remote.
+
+    Example:
+        >>> from walloc_data.adapters import load_latent_model, save_latent_model
+        >>> from walloc_data.serving import attach_codec, load_classifier
+        >>> folder = save_latent_model(load_latent_model("my-model"), "runs/first")
+        >>> attach_codec(folder, dataset="my-latents")
+        PosixPath('runs/first/codec')
     """
     store = Store(dataset)
     prefix = "codec/" if store.exists("codec/codec.json") else ""
@@ -193,6 +216,13 @@ def load_classifier(
 
     Raises:
         CodecError: if no codec of the model's encoder is at hand.
+
+    Example:
+        >>> import skimage
+        >>> from walloc_data.serving import load_classifier
+        >>> [prediction] = load_classifier("my-model").predict([skimage.data.chelsea()[60:188, 100:228]])
+        >>> prediction.name
+        'cat'
     """
     model = load_latent_model(folder, device=device)
     wanted = latent_config(model).codec
@@ -219,5 +249,13 @@ def predict(
     top: int = 5,
     device: str = "cpu",
 ) -> list[Prediction]:
-    """Classify picture files with a saved model: `walloc-data predict CHECKPOINT PICTURES...`."""
+    """Classify picture files with a saved model: `walloc-data predict CHECKPOINT PICTURES...`.
+
+    Example:
+        >>> from walloc_data.serving import predict
+        >>> for prediction in predict("my-model", ["pictures/cat/0.jpg", "pictures/coffee/0.jpg"]):
+        ...     print(prediction)
+        pictures/cat/0.jpg: cat (...%)
+        pictures/coffee/0.jpg: coffee (...%)
+    """
     return load_classifier(checkpoint, codec=codec, device=device).predict_files(pictures, top=top)

@@ -23,6 +23,12 @@ def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     Args:
         model: made by `create_latent_model`; DDP and compiled modules are unwrapped.
         folder: made where it does not exist.
+
+    Example:
+        >>> from walloc_data.adapters import create_latent_model, save_latent_model
+        >>> model = create_latent_model("vit_tiny_patch16_224", dataset="my-latents", depth=1)
+        >>> sorted(path.name for path in save_latent_model(model, "runs/first").iterdir())
+        ['config.json', 'model.safetensors']
     """
     from safetensors.torch import save
 
@@ -52,6 +58,15 @@ def load_latent_model(
 
     Raises:
         ModelError: for a folder that is not a model, weights that do not fit, or latents of another codec.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.adapters import load_latent_model
+        >>> validation = LatentDataset("my-latents")
+        >>> model = load_latent_model("my-model", dataset=validation)
+        >>> latents, labels = next(iter(validation.loader(batch_size=8)))
+        >>> (model(latents).argmax(1) == labels).float().mean().item()
+        1.0
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -83,6 +98,17 @@ def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], 
         config: e.g. `LatentModelConfig.from_dict(checkpoint["config"], where=path)`.
         weights: the model's `state_dict()`.
         where: named in errors.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.adapters import LatentModelConfig, latent_config, load_latent_model, model_from_config
+        >>> model = load_latent_model("my-model")
+        >>> torch.save({"config": latent_config(model).to_dict(), "model": model.state_dict()}, "last.pt")
+        >>> checkpoint = torch.load("last.pt")
+        >>> config = LatentModelConfig.from_dict(checkpoint["config"], where="last.pt")
+        >>> again = model_from_config(config, weights=checkpoint["model"], where="last.pt")
+        >>> torch.equal(again.head.weight, model.head.weight)
+        True
     """
     channels = config.codec.latent_dim
     if config.normalization == "standard":
@@ -104,6 +130,13 @@ def check_codec(model: nn.Module, dataset: HasManifest | Manifest | CodecSpec) -
 
     Raises:
         ModelError: names both codecs. Latents of two encoders look alike and mean different things.
+
+    Example:
+        >>> from walloc_data.adapters import check_codec, load_latent_model
+        >>> from walloc_data.codec import load_codec
+        >>> check_codec(load_latent_model("my-model"), load_codec("klt-16x")[1].spec)
+        Traceback (most recent call last):
+        walloc_data.errors.ModelError: the model was made for latents of codec 'rgb-16x-v1' (...), these are ...
     """
     own = latent_config(model).codec
     other = (

@@ -49,7 +49,14 @@ class StemSite:
 
 @dataclass(frozen=True)
 class Family:
-    """timm modules that share one surgery."""
+    """timm modules that share one surgery.
+
+    Example:
+        >>> from walloc_data.adapters import FAMILIES
+        >>> [resnets] = [family for family in FAMILIES if "resnet" in family.modules]
+        >>> resnets.name, resnets.geometries
+        ('ResNet, ResNeXt, SE-ResNet', ('skip_early', 'all_stages', 'pixel_grid'))
+    """
 
     name: str
     modules: tuple[str, ...]  # in timm.models

@@ -26,6 +26,12 @@ def parameter_groups(
 
     Returns:
         Groups for `timm.optim.create_optimizer_v2`; the stem's are the last ones and carry `name` "stem".
+
+    Example:
+        >>> from walloc_data.adapters import load_latent_model, parameter_groups
+        >>> groups = parameter_groups(load_latent_model("my-model"), weight_decay=0.1, stem_lr_scale=2.0)
+        >>> [(group["name"], group["weight_decay"], group["lr_scale"]) for group in groups]
+        [('body', 0.0, 1.0), ('body', 0.1, 1.0), ('stem', 0.0, 2.0), ('stem', 0.1, 2.0)]
     """
     from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
@@ -56,6 +62,11 @@ def freeze_except(model: nn.Module, *parts: str) -> list[str]:
 
     Returns:
         The names of the parameters that still train.
+
+    Example:
+        >>> from walloc_data.adapters import freeze_except, load_latent_model
+        >>> freeze_except(load_latent_model("my-model"), "stem", "head")
+        ['patch_embed.proj.weight', 'patch_embed.proj.bias', 'head.weight', 'head.bias']
     """
     inner = unwrap(model)
     head = str(inner.pretrained_cfg.get("classifier", "head"))
@@ -75,5 +86,14 @@ def freeze_except(model: nn.Module, *parts: str) -> list[str]:
 
 
 def unfreeze(model: nn.Module) -> None:
-    """Train everything again. Build the optimizer after this, or its groups will lack what was frozen."""
+    """Train everything again. Build the optimizer after this, or its groups will lack what was frozen.
+
+    Example:
+        >>> from walloc_data.adapters import freeze_except, load_latent_model, unfreeze
+        >>> model = load_latent_model("my-model")
+        >>> training = freeze_except(model, "head")  # first the head alone
+        >>> unfreeze(model)
+        >>> all(parameter.requires_grad for parameter in model.parameters())
+        True
+    """
     model.requires_grad_(True)

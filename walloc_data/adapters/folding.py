@@ -34,6 +34,18 @@ class PixelPrediction:
         margin_px: pixels around the patch that are predicted as well, for kernels that reach over it.
         cell_px: pixels along one side of a cell.
         expand_bits: the codec's latent_bits to predict from v = expand(z), for models that normalise by "expand".
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from walloc_data.adapters import PixelPrediction
+        >>> from walloc_data.codec import load_codec, read_pictures
+        >>> codec, info = load_codec()
+        >>> pictures = torch.from_numpy(np.stack(list(read_pictures("pictures")))).permute(0, 3, 1, 2)  # (8, 3, H, W)
+        >>> sums = PixelPrediction(info.latent_dim, window_cells=2, patch_cells=2)
+        >>> sums.update(codec.encode(pictures), pictures)
+        >>> sums.solve().weight.shape  # 16 x 16 RGB pixels from 2 x 2 cells
+        torch.Size([768, 12, 2, 2])
     """
 
     def __init__(
@@ -137,6 +149,19 @@ def fold_stem(
         pixel_model: the model whose stem is folded.
         prediction: solved `PixelPrediction.for_model(model, pixel_model)`.
         mean, std: the pixel model's normalisation; default: its `pretrained_cfg`.
+
+    Example:
+        >>> import timm, torch, numpy as np
+        >>> from walloc_data.adapters import PixelPrediction, create_latent_model, fold_stem
+        >>> from walloc_data.codec import load_codec, read_pictures
+        >>> pixel_model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)  # pretrained, in earnest
+        >>> model = create_latent_model("vit_tiny_patch16_224", dataset="my-latents", depth=1, pretrained=pixel_model)
+        >>> pictures = torch.from_numpy(np.stack(list(read_pictures("pictures")))).permute(0, 3, 1, 2)  # (8, 3, H, W)
+        >>> sums = PixelPrediction.for_model(model, pixel_model)
+        >>> sums.update(load_codec()[0].encode(pictures), pictures)
+        >>> fold_stem(model, pixel_model, prediction=sums.solve())
+        >>> sums.psnr_db(sums.solve()) > 20  # of the pixels that the stem now sees
+        True
     """
     config, stem = latent_config(model), stem_of(model)
     conv = _pixel_stem(pixel_model, unwrap(model).stem_site.path)
@@ -178,6 +203,17 @@ def fit_stem(model: nn.Module, *, batches: Iterable[tuple[Tensor, Tensor]]) -> f
 
     Returns:
         The error on the pictures seen, relative to the targets' variance.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data import LatentDataset, create_latent_model
+        >>> from walloc_data.adapters import fit_stem
+        >>> train = LatentDataset("my-latents")
+        >>> model = create_latent_model("resnet18", dataset=train, stem_bias=True)
+        >>> latents, labels = next(iter(train.loader(batch_size=8)))
+        >>> targets = latents[:, :1].float().repeat(1, 64, 1, 1)  # for a pixel model's features
+        >>> round(fit_stem(model, batches=[(latents, targets)]), 3)
+        0.0
     """
     config, stem = latent_config(model), stem_of(model)
     kernel = (int(stem.kernel_size[0]), int(stem.kernel_size[1]))
@@ -211,6 +247,17 @@ def stage_output(model: nn.Module, inputs: Tensor, *, latent_model: nn.Module) -
 
     Returns:
         The stage's output, with its gradient: of the same shape from both models.
+
+    Example:
+        >>> import timm
+        >>> import torch
+        >>> from walloc_data.adapters import create_latent_model, stage_output
+        >>> pixel_model = timm.create_model("resnet18", num_classes=2)
+        >>> model = create_latent_model("resnet18", dataset="my-latents", pretrained=pixel_model)
+        >>> stage_output(pixel_model, torch.zeros(2, 3, 96, 96), latent_model=model).shape
+        torch.Size([2, 128, 12, 12])
+        >>> stage_output(model, torch.zeros(2, 12, 12, 12), latent_model=model).shape
+        torch.Size([2, 128, 12, 12])
     """
     path = unwrap(latent_model).stem_site.feeds
     if path is None:
@@ -232,6 +279,16 @@ def copy_pixel_weights(model: nn.Module, pixel_model: nn.Module) -> None:
 
     Raises:
         ModelError: if anything else is missing, left over or of another shape.
+
+    Example:
+        >>> import timm
+        >>> import torch
+        >>> from walloc_data.adapters import copy_pixel_weights, create_latent_model
+        >>> pixel_model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
+        >>> model = create_latent_model("vit_tiny_patch16_224", dataset="my-latents", depth=1)
+        >>> copy_pixel_weights(model, pixel_model)
+        >>> torch.equal(model.head.weight, pixel_model.head.weight), model.pos_embed.shape
+        (True, torch.Size([1, 37, 192]))
     """
     config = latent_config(model)
     inner = unwrap(model)

@@ -34,7 +34,14 @@ class HasManifest(Protocol):
 
 @dataclass(frozen=True)
 class LatentModelConfig:
-    """All that is needed to build the same module again, besides its weights."""
+    """All that is needed to build the same module again, besides its weights.
+
+    Example:
+        >>> from walloc_data.adapters import latent_config, load_latent_model
+        >>> config = latent_config(load_latent_model("my-model"))
+        >>> config.name, config.geometry, config.input_shape, config.timm_kwargs
+        ('vit_tiny_patch16_224', 'skip_early', (12, 12, 12), {'depth': 1})
+    """
 
     name: str  # timm's
     geometry: Geometry
@@ -100,7 +107,14 @@ def _frozen(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class LatentModelSummary:
-    """What a model costs."""
+    """What a model costs.
+
+    Example:
+        >>> from walloc_data.adapters import load_latent_model, summarize
+        >>> summary = summarize(load_latent_model("my-model"))
+        >>> summary.picture_shape_px, summary.num_parameters
+        ((3, 96, 96), 462338)
+    """
 
     name: str
     geometry: Geometry
@@ -160,6 +174,14 @@ def create_latent_model(
 
     Raises:
         ModelError: for a family without a latent stem, a size that the model cannot take, or missing facts.
+
+    Example:
+        >>> from walloc_data import LatentDataset, create_latent_model
+        >>> train = LatentDataset("my-latents")
+        >>> model = create_latent_model("resnet18", dataset=train)
+        >>> latents, labels = next(iter(train.loader(batch_size=8)))  # (8, 12, 12, 12) int8
+        >>> model(latents).shape
+        torch.Size([8, 2])
     """
     if dataset is not None:
         manifest = _manifest(dataset)
@@ -273,7 +295,17 @@ def unwrap(model: nn.Module) -> Any:
 
 
 def latent_config(model: nn.Module) -> LatentModelConfig:
-    """A latent model's config, through DDP or `torch.compile`, and true to a classifier that was reset since."""
+    """A latent model's config, through DDP or `torch.compile`, and true to a classifier that was reset since.
+
+    Example:
+        >>> from walloc_data.adapters import latent_config, load_latent_model
+        >>> model = load_latent_model("my-model")
+        >>> latent_config(model).class_names
+        ('cat', 'coffee')
+        >>> model.reset_classifier(10)
+        >>> latent_config(model).num_classes, latent_config(model).class_names
+        (10, None)
+    """
     inner = unwrap(model)
     config: LatentModelConfig = inner.latent_config
     if inner.num_classes != config.num_classes:
@@ -282,7 +314,14 @@ def latent_config(model: nn.Module) -> LatentModelConfig:
 
 
 def stem_of(model: nn.Module) -> LatentConv2d:
-    """A latent model's first layer."""
+    """A latent model's first layer.
+
+    Example:
+        >>> from walloc_data.adapters import load_latent_model, stem_of
+        >>> stem = stem_of(load_latent_model("my-model"))
+        >>> stem.weight.shape, stem.latent_mean.shape
+        (torch.Size([192, 12, 2, 2]), torch.Size([12]))
+    """
     for module in model.modules():
         if isinstance(module, LatentConv2d):
             return module
@@ -290,7 +329,13 @@ def stem_of(model: nn.Module) -> LatentConv2d:
 
 
 def summarize(model: nn.Module) -> LatentModelSummary:
-    """Input shape, parameters and MACs of a latent model."""
+    """Input shape, parameters and MACs of a latent model.
+
+    Example:
+        >>> from walloc_data.adapters import load_latent_model, summarize
+        >>> print(summarize(load_latent_model("my-model")))
+        vit_tiny_patch16_224 (skip_early): latents (12, 12, 12) of 96 x 96 px pictures, 0.46 M parameters, 0.017 GMAC
+    """
     config = latent_config(model)
     channels, h, w = config.input_shape
     cell = config.codec.cell_px

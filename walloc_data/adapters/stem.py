@@ -54,6 +54,17 @@ class LatentConv2d(nn.Conv2d):
 
     Input: (N, C, h, w), the stored integers as int8, or floats in the same units (after a mixup, say).
     Output: (N, out_channels, shuffle * h / stride, shuffle * w / stride) in the weight's dtype.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.adapters import LatentConv2d
+        >>> from walloc_data.adapters.stem import normalization_buffers
+        >>> train = LatentDataset("my-latents")
+        >>> buffers = normalization_buffers(train.statistics, kind="standard")
+        >>> stem = LatentConv2d(12, out_channels=64, kernel_cells=3, buffers=buffers)  # for a network of your own
+        >>> latents, labels = next(iter(train.loader(batch_size=8)))
+        >>> stem(latents).shape
+        torch.Size([8, 64, 12, 12])
     """
 
     latent_mean: Tensor
