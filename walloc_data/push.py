@@ -30,7 +30,14 @@ _S3_PART_BYTES = 50 * 2**20
 
 @dataclass(frozen=True)
 class PushResult:
-    """What an upload did, or with `dry_run` would do."""
+    """What an upload did, or with `dry_run` would do.
+
+    Example:
+        >>> from walloc_data.push import push
+        >>> result = push("my-latents", "memory://my-latents", dry_run=True)  # or hf://datasets/me/my-latents, s3://...
+        >>> result.uploaded[-1], result.unchanged, result.left_out
+        ('walloc.json', (), ())
+    """
 
     destination: str
     uploaded: tuple[str, ...]  # in the order in which they went
@@ -84,8 +91,10 @@ def push(
         StorageError: the destination refused or failed; run the same call again to go on.
 
     Example:
-        >>> push("my-latents", "hf://datasets/me/my-latents", dry_run=True).num_bytes  # doctest: +SKIP
-        7312384
+        >>> from walloc_data.push import push
+        >>> result = push("my-latents", "memory://my-latents")  # or hf://datasets/me/my-latents, s3://bucket/my-latents
+        >>> result.uploaded[0], result.uploaded[-1]
+        ('data/train-00000.tar', 'walloc.json')
     """
     root = Path(out)
     manifest_bytes, manifest = _read_manifest(root)

@@ -31,8 +31,14 @@ def latent_strip(
         An RGB picture. Under each part stands what it is, and how large or how exact.
 
     Example:
-        >>> codec, info = load_codec()  # doctest: +SKIP
-        >>> latent_strip(skimage.data.chelsea(), codec=codec, info=info).save("strip.webp")  # doctest: +SKIP
+        >>> import skimage
+        >>> from walloc_data import load_codec
+        >>> from walloc_data.report import latent_strip
+        >>> codec, info = load_codec()
+        >>> strip = latent_strip(skimage.data.chelsea(), codec=codec, info=info)
+        >>> strip.save("strip.webp")
+        >>> strip.mode, strip.height
+        ('RGB', 324)
     """
     original = Image.fromarray(pixels)
     shown = _encode(pixels, codec)

@@ -52,7 +52,8 @@ def report(
         FormatError: no data set there, or a damaged one.
 
     Example:
-        >>> report("my-latents", "report.html")  # doctest: +SKIP
+        >>> from walloc_data.report import report
+        >>> report("my-latents", "report.html")
         PosixPath('report.html')
     """
     store = Store(out, storage_options=storage_options)

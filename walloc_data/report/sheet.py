@@ -74,7 +74,8 @@ def preview(
         CodecError: the codec in the data set is not the one that made the latents.
 
     Example:
-        >>> preview("my-latents", "preview.png", num_samples=4)  # doctest: +SKIP
+        >>> from walloc_data.report import preview
+        >>> preview("my-latents", "preview.png", num_samples=2)
         PosixPath('preview.png')
     """
     with open_split(out, split=split, storage_options=storage_options) as opened:
@@ -102,7 +103,11 @@ def add_preview(
     """Put a contact sheet into a data set, as `preview.webp`, and show it in its card (README.md).
 
     Example:
-        >>> add_preview("my-latents")  # doctest: +SKIP
+        >>> from pathlib import Path
+        >>> from walloc_data.report import add_preview
+        >>> add_preview("my-latents", num_samples=2)
+        >>> "](preview.webp)" in Path("my-latents/README.md").read_text()
+        True
     """
     store = Store(out, storage_options=storage_options)
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
@@ -299,7 +304,14 @@ def _readable(character: str) -> str:
 
 
 def save_picture(picture: Image.Image, target: str | os.PathLike[str]) -> Path:
-    """Write a picture whole or not at all, in the format of the file's suffix."""
+    """Write a picture whole or not at all, in the format of the file's suffix.
+
+    Example:
+        >>> from PIL import Image
+        >>> from walloc_data.report import save_picture
+        >>> save_picture(Image.new("RGB", (64, 48)), "black.webp")
+        PosixPath('black.webp')
+    """
     path = Path(target)
     formats = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
     if path.suffix.lower() not in formats:
