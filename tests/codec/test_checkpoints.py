@@ -84,6 +84,7 @@ def test_saving_and_loading_keeps_everything(codec: WallocCodec, tmp_path: Path,
     written = save_codec(codec, tmp_path / "mine")
     again, info = load_codec(tmp_path / "mine")
     assert written.spec == info.spec == codec.spec
+    assert written == info
     assert (info.decoder, info.statistics, again.card) == ("linear", codec.statistics, codec.card)
     z = codec.encode(kodak_pictures[0])
     assert torch.equal(again.encode(kodak_pictures[0]), z)

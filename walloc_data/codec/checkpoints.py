@@ -277,12 +277,15 @@ def save_codec(
             "std": [...]} of the latents' integers, one number a channel; `card` is the README's text.
         decoder_dtype: of a decoder network's tensors on disk; the linear maps stay float32.
 
+    Returns:
+        What `load_codec` says of the folder.
+
     Example:
         >>> from walloc_data.codec import load_codec, save_codec
         >>> codec, info = load_codec("klt-16x")
         >>> saved = save_codec(codec, "my-codec", name="mine")
-        >>> saved.name, saved.encoder_sha256 == info.encoder_sha256
-        ('mine', True)
+        >>> saved.name, saved.decoder, saved.encoder_sha256 == info.encoder_sha256
+        ('mine', 'linear', True)
     """
     folder = Path(folder)
     encoder, network = codec.linear_encoder(), codec.decoder[1]
@@ -313,4 +316,4 @@ def save_codec(
         (folder / _CODEC_JSON).write_text(dump_json(value))
     except OSError as error:
         raise WallocDataError(f"{folder}: the codec could not be written ({error})") from error
-    return _load_folder(folder, decoder=False)[1]
+    return replace(_load_folder(folder, decoder=False)[1], decoder=description["kind"])
