@@ -1,7 +1,6 @@
 """Every public name shows itself at work: its docstring has an example, and the example does what it says."""
 
 import doctest
-import gc
 import importlib
 import inspect
 import pkgutil
@@ -86,6 +85,7 @@ def test_every_public_name_has_an_example_that_runs(
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(MemoryFileSystem, "store", {})  # memory:// stands for a bucket
     monkeypatch.setattr(demo, "CROPS", {"train": 6, "validation": 1})  # of each photograph
     runner = doctest.DocTestRunner(optionflags=FLAGS)
@@ -93,5 +93,4 @@ def test_every_public_name_has_an_example_that_runs(
     for found in doctest.DocTestFinder(exclude_empty=True).find(value, name, globs={}):
         assert all(doctest.SKIP not in example.options for example in found.examples), f"{found.name}: skips a line"
         runner.run(found, out=output.append)
-    gc.collect()  # what an example leaves open is its own test's failure, not another's
     assert not runner.failures, "".join(output)

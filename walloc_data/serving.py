@@ -190,7 +190,7 @@ def attach_codec(folder: str | os.PathLike[str], *, dataset: str | os.PathLike[s
 
     Example:
         >>> from walloc_data.adapters import load_latent_model, save_latent_model
-        >>> from walloc_data.serving import attach_codec, load_classifier
+        >>> from walloc_data.serving import attach_codec
         >>> folder = save_latent_model(load_latent_model("my-model"), "runs/first")
         >>> attach_codec(folder, dataset="my-latents")
         PosixPath('runs/first/codec')

@@ -62,9 +62,9 @@ def load_latent_model(
     Example:
         >>> from walloc_data import LatentDataset
         >>> from walloc_data.adapters import load_latent_model
-        >>> validation = LatentDataset("my-latents")
-        >>> model = load_latent_model("my-model", dataset=validation)
-        >>> latents, labels = next(iter(validation.loader(batch_size=8)))
+        >>> data = LatentDataset("my-latents")
+        >>> model = load_latent_model("my-model", dataset=data)
+        >>> latents, labels = next(iter(data.loader(batch_size=8)))
         >>> (model(latents).argmax(1) == labels).float().mean().item()
         1.0
     """

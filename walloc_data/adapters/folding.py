@@ -154,7 +154,7 @@ def fold_stem(
         >>> import timm, torch, numpy as np
         >>> from walloc_data.adapters import PixelPrediction, create_latent_model, fold_stem
         >>> from walloc_data.codec import load_codec, read_pictures
-        >>> pixel_model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)  # pretrained, in earnest
+        >>> pixel_model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)  # or pretrained=True
         >>> model = create_latent_model("vit_tiny_patch16_224", dataset="my-latents", depth=1, pretrained=pixel_model)
         >>> pictures = torch.from_numpy(np.stack(list(read_pictures("pictures")))).permute(0, 3, 1, 2)  # (8, 3, H, W)
         >>> sums = PixelPrediction.for_model(model, pixel_model)
