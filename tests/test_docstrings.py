@@ -20,7 +20,7 @@ from walloc_data.adapters import create_latent_model, save_latent_model
 from walloc_data.dataset import LatentDataset
 from walloc_data.serving import attach_codec
 
-# `walloc-data --help` shows the command line's examples, and tests/test_cli.py runs them.
+# The command line has its examples in `--help` (tests/test_cli.py).
 NOT_ROOMS = {"__main__", "cli"}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
