@@ -309,6 +309,8 @@ def _deserves_retry(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     name = type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:  # the system's own; the caller names the file
+        return error.strerror
     return (f"{name}: {error}" if str(error) else name) + _remedy(error)
 
 
