@@ -2,8 +2,8 @@
 
     python examples/figures.py [--codec CODEC] [--out FOLDER] [--demo FOLDER]
 
-With --demo and the folder that `walloc-data demo FOLDER` left: also its contact sheet, and the top of its report, seen
-by Chromium through playwright.
+With --demo and the folder that `walloc-data demo FOLDER` left: also its contact sheet, and the charts of its report,
+seen by Chromium through playwright.
 
 The photographs are free: `astronaut` is NASA's (public domain), `chelsea` is CC0 by its photographer
 (Stefan van der Walt), as scikit-image says of them. So are the figures.
@@ -25,17 +25,21 @@ from walloc_data.report import latent_strip, report, save_picture
 PHOTOGRAPHS = ("astronaut", "chelsea")
 
 
-def report_top(latents: Path, *, width_px: int = 1100, height_px: int = 1000) -> Image.Image:
-    """What a browser shows of a data set's report before anybody scrolls."""
+def report_charts(latents: Path, *, width_px: int = 1100) -> Image.Image:
+    """What a browser shows of a data set's report, from its first chart of sizes to its last of channels."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         page_file = report(latents, Path(folder) / "report.html")
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": width_px, "height": height_px})
+        page = browser.new_page(viewport={"width": width_px, "height": 1000})
         page.goto(page_file.as_uri())
-        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        top, bottom = (
+            page.locator(f"h3:text-is('{text}')").first.bounding_box() for text in ("Sizes and bits", "Failures")
+        )
+        clip = {"x": 0, "y": top["y"] - 16, "width": width_px, "height": bottom["y"] - top["y"]}
+        picture = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip))).convert("RGB")
         browser.close()
     return picture
 
@@ -57,7 +61,7 @@ def main() -> None:
     if args.demo is not None:
         with Image.open(args.demo / "demo.png") as sheet:
             print(save_picture(sheet.convert("RGB"), args.out / "preview.webp"))
-        print(save_picture(report_top(args.demo / "latents"), args.out / "report.webp"))
+        print(save_picture(report_charts(args.demo / "latents"), args.out / "report.webp"))
 
 
 if __name__ == "__main__":

@@ -266,11 +266,17 @@ def _channels(opened: OpenSplit, charts: Charts) -> str:
         line=spent,
         line_text=f"WebP spends {spent:.2f} bits per value",
     )
+    # WebP sees neighbours, and each small picture brings its own code tables: either may weigh more.
+    why = (
+        "as it also uses what neighbours have in common"
+        if spent < sum(entropy) / len(entropy)
+        else "with code tables of its own in every picture"
+    )
     return (
         f"<p>How often each integer occurs in each channel, over all {num_values:,} values; the vertical scale is "
         "logarithmic. A coder that knew these frequencies and nothing else would need "
         f"{sum(entropy) / len(entropy):.2f} bits per value ({per_pixel:.3f} bits per pixel); lossless WebP spends "
-        f"{spent:.2f}, as it also uses what neighbours have in common. Unpacked, a value takes {spec.latent_bits} bits."
+        f"{spent:.2f}, {why}. Unpacked, a value takes {spec.latent_bits} bits."
         f'</p><div class="panels">{panels}</div><div class="charts">{compare}</div>'
     )
 
