@@ -418,7 +418,7 @@ def test_impossible_options_are_refused(
 
 
 def test_an_unknown_setting_is_named_beside_the_known(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"'sizepx'; its settings are .*'size_px'"):
+    with pytest.raises(TypeError, match=r"unknown settings \['sizepx'\]; its settings are .*'size_px'"):
         encode_dataset(pictures, tmp_path / "out", sizepx=3, progress=False)
 
 

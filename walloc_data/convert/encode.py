@@ -132,10 +132,10 @@ def encode_dataset(
 
 
 def _settings(settings: EncodeSettings | None, fields: dict[str, Any]) -> EncodeSettings:
-    try:
-        return replace(settings if settings is not None else EncodeSettings(), **fields)
-    except TypeError as error:
-        raise TypeError(f"encode_dataset: {error}; its settings are {sorted(EncodeSettings().to_dict())}") from error
+    known = sorted(EncodeSettings().to_dict())
+    if unknown := sorted(fields.keys() - set(known)):
+        raise TypeError(f"encode_dataset: unknown settings {unknown}; its settings are {known}")
+    return replace(settings if settings is not None else EncodeSettings(), **fields)
 
 
 def _part_tag(split: str, where: tuple[int, int]) -> str:
