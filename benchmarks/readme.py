@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.learning import plot
 from benchmarks.results import RESULTS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -137,6 +138,25 @@ def train_example(results: dict[str, Any]) -> str:
     return table(("Imagenette 160 px, 25 tokens", "epochs", "top-1, %", "EMA top-1, %"), [row])
 
 
+def learning(name: str) -> str:
+    """Every arm of the learning experiment that has been run."""
+    labels = {"vit": "ViT", "resnet": "ResNet"}
+    return table(plot.HEADER, [(labels[model], *rest) for model, *rest in plot.rows(name)])
+
+
+def folded(results: dict[str, Any]) -> str:
+    """A pixel classifier on latents."""
+    rows = [
+        ("the pixel model, on pixels", f"{results['pixels']:.1f}"),
+        ("its weights on latents, stem random", f"{results['copied, stem random']:.1f}"),
+        ("its stem folded, before any training on latents", f"{results['before fine-tuning']:.1f}"),
+        ("folded, after one epoch of fine-tuning", f"{results['fine-tuned'][0]:.1f}"),
+        (f"folded, after {len(results['fine-tuned'])} epochs", f"{results['fine-tuned'][-1]:.1f}"),
+        (f"from scratch on latents, {len(results['from scratch'])} epochs", f"{results['from scratch'][-1]:.1f}"),
+    ]
+    return table(("Imagenette 160 px, one run", "top-1, %"), rows)
+
+
 def transform_fidelity(results: dict[str, Any]) -> str:
     """What each transform of latents is worth."""
     rows = [
@@ -146,6 +166,11 @@ def transform_fidelity(results: dict[str, Any]) -> str:
     return table(("transform of latents", "error / variance", "PSNR, dB", "of the codec alone"), rows)
 
 
+# Tables of `benchmarks.learning`, whose results are kept apart: a line a run.
+LEARNING = {
+    "learning_imagenette": ("imagenette", "PICTURES --size-px 160 --work SCRATCH --name imagenette"),
+    "learning_imagewoof": ("imagewoof", "PICTURES --size-px 256 --work SCRATCH --name imagewoof --patch-cells 8"),
+}
 # Name in the README: (results file, function).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "convert_speed": ("convert_speed", convert_speed),
@@ -162,9 +187,12 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 
 def fill(text: str) -> str:
     """The README's text with every table made anew."""
+    bodies = {name: (learning(file), f"python -m benchmarks.learning.run {a}") for name, (file, a) in LEARNING.items()}
     for name, (file, make) in TABLES.items():
         value = json.loads((RESULTS / f"{file}.json").read_text())
-        body = f"<!-- {name} -->\n{make(value['results'])}\n\n`{value['command']}`\n<!-- end {name} -->"
+        bodies[name] = (make(value["results"]), value["command"])
+    for name, (made, command) in bodies.items():
+        body = f"<!-- {name} -->\n{made}\n\n`{command}`\n<!-- end {name} -->"
         pattern = re.compile(rf"<!-- {name} -->.*?<!-- end {name} -->", re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(f"README.md has no place for {name}")

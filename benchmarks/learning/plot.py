@@ -102,7 +102,11 @@ def plot(names: list[str]) -> Path:
     mpl.rcParams["svg.hashsalt"] = "walloc_data"  # the same results, the same file
     from matplotlib import pyplot as plt
 
-    colours = {arm: plt.get_cmap("tab20")(i) for i, arm in enumerate(ARMS)}
+    # Pixels are blue, latents anything warmer.
+    cool = iter(("#08519c", "#3182bd", "#9ecae1"))
+    warm = iter(("#7f7f7f", "#bcbd22", "#ff7f0e", "#8c564b", "#d62728", "#e377c2", "#9467bd", "#2ca02c"))
+    colours = {arm: next(cool if arm.startswith("pixels") else warm) for arm in ARMS}
+    seen = {arm for name in names for _, arm in load(name)}
     markers = {"vit": "o", "resnet": "s"}
     figure, axes = plt.subplots(len(names), 3, figsize=(13, 3.8 * len(names)), squeeze=False, sharey="row")
     for row, name in zip(axes, names, strict=True):
@@ -110,14 +114,14 @@ def plot(names: list[str]) -> Path:
         for (model, arm), runs in load(name).items():
             s = summary(runs)
             style: dict[str, Any] = {"color": colours[arm], "marker": markers[model], "markersize": 5}
-            for axis, key in ((row[0], "num_macs"), (row[2], "stored_bytes")):
-                axis.errorbar(s[key], s["accuracy"], yerr=s["deviation"], capsize=3, linestyle="", **style)
+            for axis, x in ((row[0], s["num_macs"] / 1e6), (row[2], s["stored_bytes"])):
+                axis.errorbar(x, s["accuracy"], yerr=s["deviation"], capsize=3, linestyle="", **style)
             if speed:
                 course = _time_course(runs, seconds_a_sample(speed, model, arm), runs[0]["num_samples"])
                 row[1].plot(
                     *course, linestyle="-" if model == "vit" else "--", linewidth=1, **(style | {"markersize": 3})
                 )
-        row[0].set(xlabel="multiply-accumulates a sample", ylabel="validation accuracy, %")
+        row[0].set(xlabel="million multiply-accumulates a sample", ylabel="validation accuracy, %")
         row[0].set_title(TITLES.get(name, name))
         row[1].set(xlabel="seconds on one core, reading and training", xscale="log")
         row[2].set(xlabel="stored bytes a sample", xscale="log")
@@ -125,8 +129,12 @@ def plot(names: list[str]) -> Path:
             axis.grid(visible=True, alpha=0.25)
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colours[arm], marker="o", linestyle="", label=arm) for arm in ARMS]
-    handles += [Line2D([], [], color="grey", marker=markers[m], linestyle="", label=m) for m in markers]
+    handles = [Line2D([], [], color=colours[arm], marker="o", linestyle="", label=arm) for arm in ARMS if arm in seen]
+    networks = {"vit": "ViT (solid)", "resnet": "ResNet (dashed)"}
+    handles += [
+        Line2D([], [], color="black", fillstyle="none", marker=markers[m], linestyle="", label=text)
+        for m, text in networks.items()
+    ]
     figure.legend(handles=handles, loc="lower center", ncol=4, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.75 / (3.8 * len(names)), 1, 1))
     path = RESULTS / "learning.svg"
