@@ -133,10 +133,9 @@ def test_a_missing_shard_and_a_missing_bucket_fail_at_once(
 
 def test_wrong_credentials_fail_at_once_and_show_no_secret(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tell-nobody")
-    started = time.monotonic()
-    with pytest.raises(StorageError, match=r"walloc\.json: PermissionError") as caught:
+    # Tried again, it would say "walloc.json: failed 8 times, last with PermissionError".
+    with pytest.raises(StorageError, match=r"walloc\.json: PermissionError.*These credentials are wrong") as caught:
         LatentDataset(url)
-    assert time.monotonic() - started < 5
     assert "tell-nobody" not in str(caught.value)
     store = Store(url, storage_options={"secret": "tell-nobody"})
     assert "tell-nobody" not in repr(store)
