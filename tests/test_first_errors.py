@@ -113,9 +113,9 @@ def test_what_is_not_there_is_named(arguments: tuple[str, ...], said: str, tmp_p
         datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "a.parquet")
         capsys.readouterr()
     assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 1
-    lines = [
-        line for line in capsys.readouterr().err.splitlines() if line and "examples/s" not in line
-    ]  # datasets' own
+    # datasets' own progress, and the word that a slow machine gets, are not errors.
+    other = ("examples/s", "looking at what is there ...")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line and not any(text in line for text in other)]
     assert len(lines) == 1
     assert lines[0].startswith("walloc-data: ")
     assert said in lines[0]
