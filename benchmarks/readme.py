@@ -144,19 +144,6 @@ def learning(name: str) -> str:
     return table(plot.HEADER, [(labels[model], *rest) for model, *rest in plot.rows(name)])
 
 
-def folded(results: dict[str, Any]) -> str:
-    """A pixel classifier on latents."""
-    rows = [
-        ("the pixel model, on pixels", f"{results['pixels']:.1f}"),
-        ("its weights on latents, stem random", f"{results['copied, stem random']:.1f}"),
-        ("its stem folded, before any training on latents", f"{results['before fine-tuning']:.1f}"),
-        ("folded, after one epoch of fine-tuning", f"{results['fine-tuned'][0]:.1f}"),
-        (f"folded, after {len(results['fine-tuned'])} epochs", f"{results['fine-tuned'][-1]:.1f}"),
-        (f"from scratch on latents, {len(results['from scratch'])} epochs", f"{results['from scratch'][-1]:.1f}"),
-    ]
-    return table(("Imagenette 160 px, one run", "top-1, %"), rows)
-
-
 def transform_fidelity(results: dict[str, Any]) -> str:
     """What each transform of latents is worth."""
     rows = [
@@ -176,6 +163,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "convert_speed": ("convert_speed", convert_speed),
     "decode_speed": ("rate_distortion", decode_speed),
     "encode_speed": ("encode_speed", encode_speed),
+    "encode_speed_again": ("encode_speed_again", encode_speed),
     "estimates": ("convert_speed", estimates),
     "rate_distortion": ("rate_distortion", rate_distortion),
     "read_speed": ("read_speed", read_speed),

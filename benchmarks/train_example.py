@@ -22,6 +22,18 @@ from walloc_data.transforms import OPERATORS_NAME
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+def parse(given: list[str], *, description: str, result: str) -> tuple[argparse.Namespace, list[str]]:
+    """A benchmark's own arguments, and those after `--`, which are the example's."""
+    split_at = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--name", required=True, help=f"of the result: benchmarks/results/{result}.json")
+    parser.add_argument("--size-px", type=int, required=True)
+    parser.add_argument("--codec", help="what load_codec takes; default the bundled one")
+    return parser.parse_args(given[:split_at]), given[split_at + 1 :]
+
+
 def load_example(name: str) -> Any:
     """The module examples/NAME.py."""
     spec: Any = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
@@ -45,15 +57,7 @@ def shown(given: list[str]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     given = sys.argv[1:] if argv is None else argv
-    split_at = given.index("--") if "--" in given else len(given)
-    own, passed_on = given[:split_at], given[split_at + 1 :]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--name", required=True, help="of the result: benchmarks/results/train_NAME.json")
-    parser.add_argument("--size-px", type=int, required=True)
-    parser.add_argument("--codec", help="what load_codec takes; default the bundled one")
-    args = parser.parse_args(own)
+    args, passed_on = parse(given, description=__doc__, result="train_NAME")
     latents = args.work / "latents"
     encode_splits(args.pictures, latents, size_px=args.size_px, codec=args.codec)
     if not (latents / "codec" / OPERATORS_NAME).exists():

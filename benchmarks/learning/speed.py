@@ -28,7 +28,7 @@ BATCH = 128
 READ = 1024  # samples a round
 
 
-def read_jpeg_files(pictures: Path, size_px: int, side_px: int) -> Iterator[int]:
+def read_jpeg_files(pictures: Path, side_px: int) -> Iterator[int]:
     """What trains on pixels today: decode, take the centre square, resize."""
     for path in sorted((pictures / "train").rglob("*.JPEG"))[:READ]:
         with Image.open(path) as image:
@@ -78,7 +78,7 @@ def reading(prepared: Prepared, pictures: Path, *, size_px: int, rounds: int) ->
     reduced = files_of(prepared, "reduced", format="WEBP", lossless=True)
     jpeg = files_of(prepared, "jpeg", format="JPEG", quality=int(prepared.stored_bytes["jpeg_quality"]))
     ways: dict[str, Callable[[], Iterator[int]]] = {
-        "JPEG files as they came": lambda: read_jpeg_files(pictures, size_px, size_px),
+        "JPEG files as they came": lambda: read_jpeg_files(pictures, size_px),
         "JPEG files of the latents' bytes": lambda: decode_files(jpeg),
         "reduced pictures, lossless WebP": lambda: decode_files(reduced),
         "latent shards": latent_batches(prepared),
