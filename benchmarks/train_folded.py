@@ -8,7 +8,6 @@ the pixel model itself.
 """
 
 import sys
-from pathlib import Path
 
 from benchmarks.results import write_results
 from benchmarks.train_example import encode_splits, load_example, parse, shown
