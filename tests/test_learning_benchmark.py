@@ -1,11 +1,12 @@
 """The experiment runs from pictures to table, resumes, and gives every arm the same body."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.learning import plot, run, speed
+from benchmarks.learning import arms, plot, run, speed
 
 
 @pytest.fixture
@@ -20,10 +21,13 @@ def pictures(imagenette_folder: Path, tmp_path: Path) -> Path:
 def test_from_pictures_to_table(pictures, tmp_path, monkeypatch, capsys):
     for module in (run, plot, speed):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    arms = ["pixels, full resolution", "pixels, reduced 16x", "latents, fitted flip", "latents, stored mirrors"]
-    arms += ["latents, mirrored stem"]
+    monkeypatch.setitem(arms.NETWORKS, "vit", dataclasses.replace(arms.NETWORKS["vit"], epochs=1))
+    chosen = ["pixels, full resolution", "pixels, reduced 16x", "latents, fitted flip", "latents, stored mirrors"]
+    chosen += ["latents, mirrored stem", "latents, stored mirrors, two-layer stem"]
+    chosen += ["latents, stored mirrors, folded start", "latents, stored mirrors, one scale"]
     arguments = [str(pictures), "--size-px", "64", "--work", str(tmp_path / "work"), "--name", "tiny"]
-    arguments += ["--seeds", "0", "--epochs", "1", "--batch-size", "20", "--models", "vit", "--arms", *arms]
+    arguments += ["--patch-cells", "2"]
+    arguments += ["--seeds", "0", "--batch-size", "20", "--models", "vit", "--arms", *chosen]
     run.main(arguments)
     log = tmp_path / "results" / "tiny.jsonl"
     before = log.read_text()
@@ -31,7 +35,7 @@ def test_from_pictures_to_table(pictures, tmp_path, monkeypatch, capsys):
     assert log.read_text() == before  # nothing is run twice
     lines = [json.loads(line) for line in before.splitlines()]
     runs = {line["arm"]: line for line in lines if "arm" in line}
-    assert set(runs) == set(arms)
+    assert set(runs) == set(chosen)
     # Sixteen times fewer values: the first layers cost the same, and the bodies are the same.
     assert runs["pixels, reduced 16x"]["num_macs"] == runs["latents, fitted flip"]["num_macs"]
     assert runs["pixels, reduced 16x"]["num_parameters"] == runs["latents, fitted flip"]["num_parameters"]
@@ -39,10 +43,10 @@ def test_from_pictures_to_table(pictures, tmp_path, monkeypatch, capsys):
     assert runs["latents, stored mirrors"]["stored_bytes"] == 2 * runs["latents, fitted flip"]["stored_bytes"]
     assert "| vit | latents, fitted flip |" in plot.table("tiny")
     assert plot.plot(["tiny"]).read_text().startswith("<?xml")
-    monkeypatch.setattr(speed, "NETWORKS", {"vit": run.NETWORKS["vit"]})
-    speed.main([*arguments[:7], "--rounds", "1"])
+    monkeypatch.setattr(speed, "NETWORKS", {"vit": arms.NETWORKS["vit"]})
+    speed.main([*arguments[:9], "--rounds", "1"])
     measured = json.loads((tmp_path / "results" / "tiny-speed.json").read_text())
-    assert set(measured["train_samples_per_s"]["vit"]) == set(run.ARMS)
+    assert set(measured["train_samples_per_s"]["vit"]) == set(arms.ARMS)
     assert all(found["min"] > 0 for found in measured["read_samples_per_s"].values())
     first, later = plot.seconds_a_sample(measured, "vit", "latents, fitted flip")
     assert first > later  # from shards, then from the array

@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning.run import ARMS
+from benchmarks.learning.arms import ARMS
 
 RESULTS = Path(__file__).parent / "results"
 TITLES = {"imagenette": "Imagenette, 160 px", "imagewoof": "Imagewoof, 256 px"}
@@ -103,8 +103,8 @@ def plot(names: list[str]) -> Path:
     from matplotlib import pyplot as plt
 
     # Pixels are blue, latents anything warmer.
-    cool = iter(("#08519c", "#3182bd", "#9ecae1"))
-    warm = iter(("#7f7f7f", "#bcbd22", "#ff7f0e", "#8c564b", "#d62728", "#e377c2", "#9467bd", "#2ca02c"))
+    cool = iter(("#08306b", "#2171b5", "#6baed6", "#9ecae1"))
+    warm = iter("#7f7f7f #bcbd22 #ff7f0e #8c564b #d62728 #e377c2 #9467bd #2ca02c #98df8a #17becf #ffbb78".split())
     colours = {arm: next(cool if arm.startswith("pixels") else warm) for arm in ARMS}
     seen = {arm for name in names for _, arm in load(name)}
     markers = {"vit": "o", "resnet": "s"}

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
+from benchmarks.learning.arms import ARMS, NETWORKS
 from benchmarks.learning.data import Prepared, prepare
-from benchmarks.learning.run import ARMS, NETWORKS, RESULTS, Arm, Augment, make_model
+from benchmarks.learning.run import RESULTS
+from benchmarks.learning.training import Trainer, device_name
 from benchmarks.results import machine_facts, spread
 from walloc_data import LatentDataset
 
@@ -93,44 +94,26 @@ def reading(prepared: Prepared, pictures: Path, *, size_px: int, rounds: int) ->
     return {name: spread(values) for name, values in rates.items()}
 
 
-class Trainer:
-    """Training steps of one arm on its first batch: the work of a step does not depend on what is in it."""
-
-    def __init__(self, kind: str, arm: Arm, prepared: Prepared, *, patch_cells: int) -> None:
-        source = "pixels" if arm.flip == "encoded" else arm.array
-        side_px = prepared.array(arm.array, "val").shape[-1]
-        model = make_model(kind, arm, prepared, side_px=side_px, patch_cells=patch_cells)
-        self.model = model.to(memory_format=torch.channels_last)
-        self.augment = Augment(arm, prepared, model=model, device=torch.device("cpu"))
-        self.x = torch.from_numpy(prepared.array(source, "train")[:BATCH].copy())
-        self.y = torch.from_numpy(prepared.array("mirrored", "train")[:BATCH].copy()) if arm.flip == "stored" else None
-        self.target = prepared.labels["train"][:BATCH]
-        self.optimizer = torch.optim.AdamW(model.parameters())
-        self.generator = torch.Generator().manual_seed(0)
-
-    def step(self) -> None:
-        x = self.augment(self.x, self.y, self.generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = self.model(x)
-        loss = F.cross_entropy(logits.float(), self.target)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-
-
-def training(prepared: Prepared, *, patch_cells: int | None, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Samples per second trained, by network and arm."""
+def training(
+    prepared: Prepared, *, patch_cells: int | None, rounds: int, device: torch.device
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Samples per second trained, by network and arm: steps on the first batch, as the work does not depend on it."""
     result: dict[str, dict[str, dict[str, float]]] = {}
+    steps = 1 if device.type == "cpu" else 20  # a round
     for kind, network in NETWORKS.items():
         cells = patch_cells if patch_cells and kind == "vit" else network.patch_cells
-        trainers = {name: Trainer(kind, arm, prepared, patch_cells=cells) for name, arm in ARMS.items()}
+        rows = np.arange(min(BATCH, len(prepared.labels["train"])))
+        options = {"patch_cells": cells, "seed": 0, "epochs": 1, "batch_size": len(rows)}
+        trainers = {name: Trainer(kind, arm, prepared, device=device, **options) for name, arm in ARMS.items()}
         rates: dict[str, list[float]] = {name: [] for name in trainers}
         for round_number in range(rounds + 1):
             for name, trainer in trainers.items():
                 begun = time.perf_counter()
-                trainer.step()
+                for _ in range(steps):
+                    loss = trainer.step(rows)
+                float(loss)  # waits for an accelerator
                 if round_number:  # the first is slower
-                    rates[name].append(BATCH / (time.perf_counter() - begun))
+                    rates[name].append(steps * len(rows) / (time.perf_counter() - begun))
         result[kind] = {name: spread(values) for name, values in rates.items()}
     return result
 
@@ -144,16 +127,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--codec")
     parser.add_argument("--patch-cells", type=int)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu", help="of training; reading is one core's work (default: cpu)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     prepared = prepare(args.pictures, size_px=args.size_px, codec=args.codec, folder=args.work)
     value = {
         "read_samples_per_s": reading(prepared, args.pictures, size_px=args.size_px, rounds=args.rounds),
-        "train_samples_per_s": training(prepared, patch_cells=args.patch_cells, rounds=args.rounds),
-        "machine": machine_facts(),
+        "train_samples_per_s": training(
+            prepared, patch_cells=args.patch_cells, rounds=args.rounds, device=torch.device(args.device)
+        ),
+        "machine": machine_facts() | {"device": device_name(torch.device(args.device))},
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{args.name}-speed.json").write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    suffix = "-speed" if args.device == "cpu" else "-speed-gpu"
+    (RESULTS / f"{args.name}{suffix}.json").write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
     print(json.dumps({key: value[key] for key in ("read_samples_per_s", "train_samples_per_s")}, indent=1))
 
 

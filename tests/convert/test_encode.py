@@ -57,6 +57,14 @@ def test_two_workers_make_the_same_bytes_as_one_even_in_a_script_without_a_main_
     whole(tmp_path / "out")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_gpu_makes_the_same_bytes(pictures: Path, tmp_path: Path, same_as_reference: Check, workers: int) -> None:
+    out = tmp_path / "out"
+    encode_dataset(pictures, out, samples_per_shard=5, device="cuda", workers=workers, progress=False)
+    same_as_reference(out)
+
+
 def test_parts_in_any_order_make_the_same_bytes(pictures: Path, tmp_path: Path, same_as_reference: Check) -> None:
     out = tmp_path / "out"
     for part in ("3/3", "1/3"):

@@ -1,0 +1,207 @@
+"""The arms of the experiment: ways of giving one network the same pictures, and the first layer that each needs."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.learning.data import Prepared
+from walloc_data.adapters import LatentConv2d, PixelPrediction, create_latent_model, fold_stem, stem_of, summarize
+from walloc_data.regression import WindowMap
+
+IMAGENET_MEAN, IMAGENET_STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
+FIRST_LAYER_CHANNELS = 48  # of a stem of two layers
+FOLD_PICTURES = 2000  # that the linear prediction of pixels is fitted on
+_predictions: dict[Any, WindowMap] = {}  # fitted once for all seeds
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of giving a network the pictures."""
+
+    array: Literal["pixels", "reduced", "jpeg", "latents"]
+    flip: Literal["none", "exact", "naive", "fitted", "stored", "stem", "encoded"]
+    normalization: Literal["standard", "expand", "one scale"] = "standard"
+    extra_window_cells: int = 0  # stem windows that overlap
+    stem: Literal["one layer", "two layers", "folded"] = "one layer"
+
+
+ARMS = {
+    "pixels, full resolution": Arm("pixels", "exact"),
+    "pixels, reduced 16x": Arm("reduced", "exact"),
+    "pixels, JPEG of the latents' bytes": Arm("jpeg", "exact"),
+    "pixels, reduced 16x, two-layer stem": Arm("reduced", "exact", stem="two layers"),
+    "latents, no flip": Arm("latents", "none"),
+    "latents, cells reversed": Arm("latents", "naive"),
+    "latents, fitted flip": Arm("latents", "fitted"),
+    "latents, mirrored stem": Arm("latents", "stem"),
+    "latents, stored mirrors": Arm("latents", "stored"),
+    "latents, stored mirrors, expanded": Arm("latents", "stored", normalization="expand"),
+    "latents, stored mirrors, one scale": Arm("latents", "stored", normalization="one scale"),
+    "latents, stored mirrors, overlapping stem": Arm("latents", "stored", extra_window_cells=2),
+    "latents, stored mirrors, two-layer stem": Arm("latents", "stored", stem="two layers"),
+    "latents, stored mirrors, folded start": Arm("latents", "stored", stem="folded"),
+    # Not a data set of latents: what augmentation finer than a cell would give.
+    "latents, encoded after augmenting pixels": Arm("latents", "encoded"),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the arms share."""
+
+    name: str  # timm's
+    options: dict[str, Any]
+    patch_cells: int  # one token, or one cell of the first grid, covers so many latent cells a side
+    lr: float
+    epochs: int
+
+
+# Of one cost: at 160 px both take about 70 million multiply-accumulates.
+NETWORKS = {
+    "vit": Network("vit_tiny_patch16_224", {"depth": 6}, patch_cells=4, lr=1e-3, epochs=14),
+    "resnet": Network(
+        "resnet18", {"channels": (32, 64, 128, 256), "geometry": "all_stages"}, patch_cells=1, lr=2e-3, epochs=8
+    ),
+}
+
+
+class PixelConv2d(nn.Conv2d):
+    """A convolution of standardised colours that sees the pixels which `like`, a convolution of cells, sees."""
+
+    def __init__(self, like: nn.Conv2d, *, cell_px: int) -> None:
+        (kernel, _), (stride, _), (padding, _) = like.kernel_size, like.stride, like.padding  # type: ignore[misc]
+        super().__init__(
+            3,
+            like.out_channels,
+            kernel * cell_px,
+            stride=stride * cell_px,
+            padding=padding * cell_px,
+            bias=like.bias is not None,
+        )
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward((pixels.float() - self.mean) / self.std)
+
+
+class TwoLayerStem(nn.Sequential):
+    """3 x 3 cells to a few channels a cell, and then what the one layer did: its window, its stride, its outputs."""
+
+    def __init__(self, first: nn.Conv2d, like: nn.Conv2d) -> None:
+        second = nn.Conv2d(
+            first.out_channels,
+            like.out_channels,
+            like.kernel_size,  # type: ignore[arg-type]
+            stride=like.stride,  # type: ignore[arg-type]
+            padding=like.padding,  # type: ignore[arg-type]
+            bias=like.bias is not None,
+        )
+        super().__init__(first, nn.BatchNorm2d(first.out_channels), nn.GELU(), second)
+
+
+class MirroredStem(nn.Module):
+    """Two first layers in training: one for latents, one of its own for latents whose cells were reversed.
+
+    The second learns what a mirrored cell looks like; validation uses the first alone. Its start is the first
+    composed with nothing: the fitted operator is not needed.
+    """
+
+    def __init__(self, stem: nn.Module) -> None:
+        super().__init__()
+        self.plain, self.mirrored = stem, copy.deepcopy(stem)
+        self.reversed_rows: Tensor | None = None  # (N, 1, 1, 1) bool of the batch to come
+
+    def forward(self, latents: Tensor) -> Tensor:
+        out: Tensor = self.plain(latents)
+        if not self.training or self.reversed_rows is None:
+            return out
+        return torch.where(self.reversed_rows, self.mirrored(latents), out)
+
+
+def make_model(kind: str, arm: Arm, prepared: Prepared, *, side_px: int, patch_cells: int) -> nn.Module:
+    """The arm's network: the same body for all, with the stem that its input needs.
+
+    Args:
+        side_px: side of the arm's pixels; for latents, of their grid.
+        patch_cells: side of a ViT's patch.
+
+    Returns:
+        The model; its `num_macs` are multiply-accumulates a sample.
+    """
+    network = NETWORKS[kind]
+    kwargs = dict(network.options)
+    if kind == "vit":
+        kwargs["patch_size"] = patch_cells
+    window = None if not arm.extra_window_cells else (patch_cells if kind == "vit" else 3) + arm.extra_window_cells
+    model: Any = create_latent_model(
+        network.name,
+        dataset=prepared.manifest,
+        normalization="standard" if arm.normalization == "one scale" else arm.normalization,
+        stem_kernel_cells=window,
+        stem_bias=True if arm.stem == "folded" else None,
+        **kwargs,
+    )
+    model.num_macs = summarize(model).num_macs
+    stem: Any = stem_of(model)
+    if arm.normalization == "one scale":  # channels keep their natural proportions
+        stem.latent_std.fill_(stem.latent_std.square().mean().sqrt())
+    cells = prepared.manifest.splits["train"].latent_shape[1]  # type: ignore[index]
+    new = stem
+    if arm.array != "latents":
+        new = PixelConv2d(stem, cell_px=side_px // cells)  # pixels of this arm under one cell
+        model.num_macs += (cells // stem.stride[0]) ** 2 * (new.weight.numel() - stem.weight.numel())
+    if arm.stem == "two layers":
+        first: nn.Conv2d = LatentConv2d(
+            stem.in_channels,
+            out_channels=FIRST_LAYER_CHANNELS,
+            kernel_cells=3,
+            bias=False,
+            buffers=dict(stem.named_buffers()),
+        )
+        if arm.array != "latents":
+            first = PixelConv2d(first, cell_px=side_px // cells)
+        two = TwoLayerStem(first, stem)
+        model.num_macs += cells**2 * first.weight.numel()
+        model.num_macs += (cells // stem.stride[0]) ** 2 * (two[-1].weight.numel() - new.weight.numel())
+        new = two
+    if arm.stem == "folded":
+        _fold(model, prepared)
+    if arm.flip == "stem":
+        new = MirroredStem(stem)
+    parent, _, leaf = model.stem_site.path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new)
+    if arm.array != "latents" and kind == "vit":
+        model.patch_embed.img_size = None  # its check is in cells
+    return model  # type: ignore[no-any-return]
+
+
+def _fold(model: Any, prepared: Prepared) -> None:
+    """Start where a network of pixels starts: its random stem, predicted from latents."""
+    pixel_model = copy.deepcopy(model)
+    parent, _, leaf = model.stem_site.path.rpartition(".")
+    setattr(pixel_model.get_submodule(parent), leaf, PixelConv2d(stem_of(model), cell_px=8))
+    fold_stem(
+        model,
+        pixel_model,
+        prediction=_prediction(prepared, model, pixel_model),
+        mean=tuple(value / 255 for value in IMAGENET_MEAN),
+        std=tuple(value / 255 for value in IMAGENET_STD),
+    )
+
+
+def _prediction(prepared: Prepared, model: Any, pixel_model: nn.Module) -> WindowMap:
+    """The pixels that the stem of `pixel_model` sees, from the latents that the stem of `model` sees."""
+    sums = PixelPrediction.for_model(model, pixel_model)
+    key = (prepared.folder, stem_of(model).kernel_size, sums.patch_px, sums.margin_px)
+    if key not in _predictions:
+        latents, pictures = prepared.array("latents", "train"), prepared.array("pixels", "train")
+        rows = np.sort(np.random.default_rng(0).permutation(len(latents))[:FOLD_PICTURES])
+        for some in np.array_split(rows, -(-len(rows) // 100)):
+            sums.update(torch.from_numpy(latents[some]), torch.from_numpy(pictures[some]))
+        _predictions[key] = sums.solve()
+    return _predictions[key]
