@@ -104,7 +104,21 @@ def plot(names: list[str]) -> Path:
 
     # Pixels are blue, latents anything warmer.
     cool = iter(("#08306b", "#2171b5", "#6baed6", "#9ecae1"))
-    warm = iter("#7f7f7f #bcbd22 #ff7f0e #8c564b #d62728 #e377c2 #9467bd #2ca02c #98df8a #17becf #ffbb78".split())
+    warm = iter(
+        [
+            "#7f7f7f",
+            "#bcbd22",
+            "#ff7f0e",
+            "#8c564b",
+            "#d62728",
+            "#e377c2",
+            "#9467bd",
+            "#2ca02c",
+            "#98df8a",
+            "#17becf",
+            "#ffbb78",
+        ]
+    )
     colours = {arm: next(cool if arm.startswith("pixels") else warm) for arm in ARMS}
     seen = {arm for name in names for _, arm in load(name)}
     markers = {"vit": "o", "resnet": "s"}
