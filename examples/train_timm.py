@@ -44,6 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-kwargs", type=json.loads, default={}, help="JSON for timm, e.g. '{\"depth\": 6}'")
     parser.add_argument("--geometry", choices=("skip_early", "all_stages", "pixel_grid"))
     parser.add_argument("--normalization", choices=("standard", "expand"), default="standard")
+    parser.add_argument("--stem-hidden-channels", type=int, default=48, help="between two layers; 0: a stem of one")
     parser.add_argument("--train-split", default="train")
     parser.add_argument("--val-split", default="val")
     parser.add_argument("--epochs", type=int, default=12)
@@ -145,7 +146,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     torch.manual_seed(args.seed)
     model = create_latent_model(
-        args.model, dataset=train, geometry=args.geometry, normalization=args.normalization, **args.model_kwargs
+        args.model,
+        dataset=train,
+        geometry=args.geometry,
+        normalization=args.normalization,
+        stem_hidden_channels=args.stem_hidden_channels or None,
+        **args.model_kwargs,
     ).to(device)
     num_classes = model.num_classes
     summary = summarize(model)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.learning.data import Prepared
-from walloc_data.adapters import LatentConv2d, PixelPrediction, create_latent_model, fold_stem, stem_of, summarize
+from walloc_data.adapters import PixelPrediction, create_latent_model, fold_stem, stem_of, summarize
 from walloc_data.regression import WindowMap
 
 IMAGENET_MEAN, IMAGENET_STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
@@ -89,21 +89,6 @@ class PixelConv2d(nn.Conv2d):
         return super().forward((pixels.float() - self.mean) / self.std)
 
 
-class TwoLayerStem(nn.Sequential):
-    """3 x 3 cells to a few channels a cell, and then what the one layer did: its window, its stride, its outputs."""
-
-    def __init__(self, first: nn.Conv2d, like: nn.Conv2d) -> None:
-        second = nn.Conv2d(
-            first.out_channels,
-            like.out_channels,
-            like.kernel_size,  # type: ignore[arg-type]
-            stride=like.stride,  # type: ignore[arg-type]
-            padding=like.padding,  # type: ignore[arg-type]
-            bias=like.bias is not None,
-        )
-        super().__init__(first, nn.BatchNorm2d(first.out_channels), nn.GELU(), second)
-
-
 class MirroredStem(nn.Module):
     """Two first layers in training: one for latents, one of its own for latents whose cells were reversed.
 
@@ -144,6 +129,7 @@ def make_model(kind: str, arm: Arm, prepared: Prepared, *, side_px: int, patch_c
         normalization="standard" if arm.normalization == "one scale" else arm.normalization,
         stem_kernel_cells=window,
         stem_bias=True if arm.stem == "folded" else None,
+        stem_hidden_channels=FIRST_LAYER_CHANNELS if arm.stem == "two layers" else None,
         **kwargs,
     )
     model.num_macs = summarize(model).num_macs
@@ -151,40 +137,29 @@ def make_model(kind: str, arm: Arm, prepared: Prepared, *, side_px: int, patch_c
     if arm.normalization == "one scale":  # channels keep their natural proportions
         stem.latent_std.fill_(stem.latent_std.square().mean().sqrt())
     cells = prepared.manifest.splits["train"].latent_shape[1]  # type: ignore[index]
-    new = stem
-    if arm.array != "latents":
-        new = PixelConv2d(stem, cell_px=side_px // cells)  # pixels of this arm under one cell
-        model.num_macs += (cells // stem.stride[0]) ** 2 * (new.weight.numel() - stem.weight.numel())
-    if arm.stem == "two layers":
-        first: nn.Conv2d = LatentConv2d(
-            stem.in_channels,
-            out_channels=FIRST_LAYER_CHANNELS,
-            kernel_cells=3,
-            bias=False,
-            buffers=dict(stem.named_buffers()),
-        )
-        if arm.array != "latents":
-            first = PixelConv2d(first, cell_px=side_px // cells)
-        two = TwoLayerStem(first, stem)
-        model.num_macs += cells**2 * first.weight.numel()
-        model.num_macs += (cells // stem.stride[0]) ** 2 * (two[-1].weight.numel() - new.weight.numel())
-        new = two
     if arm.stem == "folded":
         _fold(model, prepared)
+    path = model.pretrained_cfg["first_conv"]
+    if arm.array != "latents":
+        pixel_stem = PixelConv2d(stem, cell_px=side_px // cells)  # pixels of this arm under one cell
+        model.num_macs += (cells // stem.stride[0]) ** 2 * (pixel_stem.weight.numel() - stem.weight.numel())
+        _replace(model, path, pixel_stem)
+        if kind == "vit":
+            model.patch_embed.img_size = None  # its check is in cells
     if arm.flip == "stem":
-        new = MirroredStem(stem)
-    parent, _, leaf = model.stem_site.path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, new)
-    if arm.array != "latents" and kind == "vit":
-        model.patch_embed.img_size = None  # its check is in cells
+        _replace(model, path, MirroredStem(stem))
     return model  # type: ignore[no-any-return]
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
 
 
 def _fold(model: Any, prepared: Prepared) -> None:
     """Start where a network of pixels starts: its random stem, predicted from latents."""
     pixel_model = copy.deepcopy(model)
-    parent, _, leaf = model.stem_site.path.rpartition(".")
-    setattr(pixel_model.get_submodule(parent), leaf, PixelConv2d(stem_of(model), cell_px=8))
+    _replace(pixel_model, model.stem_site.path, PixelConv2d(stem_of(model), cell_px=8))
     fold_stem(
         model,
         pixel_model,

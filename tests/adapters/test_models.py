@@ -12,14 +12,17 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import CheckpointSaver, ModelEmaV3
 
 from walloc_data.adapters import (
+    PixelPrediction,
     check_codec,
     create_latent_model,
+    fit_stem,
     freeze_except,
     latent_config,
     load_latent_model,
     parameter_groups,
     save_latent_model,
     stem_of,
+    summarize,
     unfreeze,
 )
 from walloc_data.errors import ModelError, StorageError
@@ -176,6 +179,41 @@ def test_a_saved_model_reloads_by_name_with_the_same_logits(name, normalization,
     again = load_latent_model(tmp_path / "model", dataset=manifest)
     assert latent_config(again) == latent_config(model)
     assert torch.equal(again(latents), model(latents))
+
+
+@pytest.mark.parametrize(
+    ("name", "geometry"),
+    [("test_vit", None), ("test_convnext", None), ("resnet18", "all_stages"), ("test_efficientnet", "pixel_grid")],
+)
+def test_a_stem_of_two_layers_takes_the_place_of_one(name, geometry, manifest, latents, tmp_path):
+    one = create_latent_model(name, dataset=manifest, geometry=geometry).eval()
+    two = create_latent_model(name, dataset=manifest, geometry=geometry, stem_hidden_channels=8)
+    two(latents)  # in train mode: running statistics that a reload must bring back
+    two.eval()
+    assert two(latents).shape == one(latents).shape == (4, 3)
+    window = stem_of(one).weight[0, 0].numel()
+    grid = 20 * 20
+    windows = (20 // stem_of(one).stride[0]) ** 2
+    extra = grid * 8 * 12 * 9 + windows * stem_of(one).weight.shape[0] * (8 - 12) * window
+    assert summarize(two).num_macs - summarize(one).num_macs == extra
+    stem = [p for group in parameter_groups(two) if group["name"] == "stem" for p in group["params"]]
+    path = two.stem_site.path
+    assert {id(p) for p in stem} == {id(p) for n, p in two.named_parameters() if n.startswith(path + ".")}
+    assert len(stem) >= 4  # two kernels, and the norm between them
+    save_latent_model(two, tmp_path / "model")
+    again = load_latent_model(tmp_path / "model", dataset=manifest)
+    assert torch.equal(again(latents), two(latents))
+
+
+def test_a_stem_of_two_layers_is_not_folded(manifest):
+    pixel_model = timm.create_model("test_vit", num_classes=3)
+    model = create_latent_model("test_vit", dataset=manifest, stem_hidden_channels=8, pretrained=pixel_model)
+    assert torch.equal(model.head.weight, pixel_model.head.weight)
+    for fold in (PixelPrediction.for_model, lambda m, p: fit_stem(m, batches=[])):
+        with pytest.raises(ModelError, match="two layers has no closed form: create the model without"):
+            fold(model, pixel_model)
+    with pytest.raises(ModelError, match="stem_hidden_channels must be 1 to 4096"):
+        create_latent_model("test_vit", dataset=manifest, stem_hidden_channels=0)
 
 
 def test_latents_of_another_codec_are_refused_by_name(model, manifest, tmp_path):

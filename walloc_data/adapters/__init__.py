@@ -12,7 +12,7 @@ from walloc_data.adapters.models import (
     stem_of,
     summarize,
 )
-from walloc_data.adapters.stem import LatentConv2d
+from walloc_data.adapters.stem import LatentConv2d, TwoLayerStem
 
 __all__ = [
     "FAMILIES",
@@ -22,6 +22,7 @@ __all__ = [
     "LatentModelConfig",
     "LatentModelSummary",
     "PixelPrediction",
+    "TwoLayerStem",
     "check_codec",
     "copy_pixel_weights",
     "create_latent_model",

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from walloc_data.adapters.models import stem_of, unwrap
+from walloc_data.adapters.models import stem_module, unwrap
 from walloc_data.errors import ModelError
 
 __all__ = ["freeze_except", "parameter_groups", "unfreeze"]
@@ -42,7 +42,7 @@ def parameter_groups(
         groups = param_groups_weight_decay(inner, weight_decay, no_weight_decay_list=exempt)
     else:
         groups = param_groups_layer_decay(inner, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
-    stem = {id(parameter) for parameter in stem_of(model).parameters()}
+    stem = {id(parameter) for parameter in stem_module(model).parameters()}
     result, stem_groups = [], []
     for group in groups:
         group = {"lr_scale": 1.0} | group
@@ -70,7 +70,7 @@ def freeze_except(model: nn.Module, *parts: str) -> list[str]:
     """
     inner = unwrap(model)
     head = str(inner.pretrained_cfg.get("classifier", "head"))
-    stem = {id(parameter) for parameter in stem_of(model).parameters()}
+    stem = {id(parameter) for parameter in stem_module(model).parameters()}
     prefixes = tuple(head if part == "head" else part for part in parts if part != "stem")
     training = []
     for name, parameter in inner.named_parameters():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from walloc_data.adapters.models import latent_config, stem_of, unwrap
+from walloc_data.adapters.models import LatentModelConfig, latent_config, stem_of, unwrap
 from walloc_data.adapters.stem import LatentConv2d
 from walloc_data.errors import ModelError
 from walloc_data.latents import expand
@@ -72,7 +72,7 @@ class PixelPrediction:
     @classmethod
     def for_model(cls, model: nn.Module, pixel_model: nn.Module) -> "PixelPrediction":
         """Sums of the right window, patch and margin to fold `pixel_model`'s stem into `model`'s."""
-        config, stem = latent_config(model), stem_of(model)
+        config, stem = _linear_stem(model)
         conv = _pixel_stem(pixel_model, unwrap(model).stem_site.path)
         before, after = _reach(stem, conv, cell_px=config.codec.cell_px)
         return cls(
@@ -105,6 +105,15 @@ class PixelPrediction:
         """How well the map predicts the pixels seen here: 10 log10(1 / mean squared error)."""
         squared = self.regression.relative_error(fitted) * self.regression.variance()
         return float(-10 * squared.mean().log10())
+
+
+def _linear_stem(model: nn.Module) -> tuple[LatentModelConfig, LatentConv2d]:
+    config = latent_config(model)
+    if config.stem_hidden_channels is not None:
+        raise ModelError(
+            f"{config.name}: a stem of two layers has no closed form: create the model without stem_hidden_channels"
+        )
+    return config, stem_of(model)
 
 
 def _pixel_stem(pixel_model: nn.Module, path: str) -> nn.Conv2d:
@@ -163,7 +172,7 @@ def fold_stem(
         >>> sums.psnr_db(sums.solve()) > 20  # of the pixels that the stem now sees
         True
     """
-    config, stem = latent_config(model), stem_of(model)
+    config, stem = _linear_stem(model)
     conv = _pixel_stem(pixel_model, unwrap(model).stem_site.path)
     before, after = _reach(stem, conv, cell_px=config.codec.cell_px)
     margin = max(before, after, 0)
@@ -215,7 +224,7 @@ def fit_stem(model: nn.Module, *, batches: Iterable[tuple[Tensor, Tensor]]) -> f
         >>> round(fit_stem(model, batches=[(latents, targets)]), 3)
         0.0
     """
-    config, stem = latent_config(model), stem_of(model)
+    config, stem = _linear_stem(model)
     kernel = (int(stem.kernel_size[0]), int(stem.kernel_size[1]))
     sums = WindowRegression(
         config.codec.latent_dim,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from walloc_data.adapters.families import Geometry, find_family
-from walloc_data.adapters.stem import LatentConv2d, Normalization, normalization_buffers
+from walloc_data.adapters.stem import LatentConv2d, Normalization, TwoLayerStem, normalization_buffers
 from walloc_data.errors import FormatError, ModelError
 from walloc_data.format import ChannelStatistics, CodecSpec, Manifest
 from walloc_data.storage import Store, read_manifest
@@ -53,6 +53,7 @@ class LatentModelConfig:
     stem_kernel_cells: int | None = None  # None: the family's own
     stem_bias: bool | None = None
     stem_padding: Literal["zeros", "circular"] = "zeros"
+    stem_hidden_channels: int | None = None  # None: a stem of one layer
     size_px: int | None = None  # pictures were scaled and cropped to this before encoding; None: as they were
     timm_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -71,6 +72,9 @@ class LatentModelConfig:
             raise ModelError(f"num_classes must be 0 (features only) or more, not {self.num_classes}")
         if reserved := sorted(_RESERVED_KWARGS & set(self.timm_kwargs)):
             raise ModelError(f"{reserved} cannot be passed on to timm here")
+        hidden = self.stem_hidden_channels
+        if hidden is not None and (type(hidden) is not int or not 1 <= hidden <= 4096):
+            raise ModelError(f"stem_hidden_channels must be 1 to 4096, or None for one layer, not {hidden!r}")
         choices = {
             "geometry": ("skip_early", "all_stages", "pixel_grid"),
             "normalization": ("standard", "expand"),
@@ -144,6 +148,7 @@ def create_latent_model(
     stem_kernel_cells: int | None = None,
     stem_bias: bool | None = None,
     stem_padding: Literal["zeros", "circular"] = "zeros",
+    stem_hidden_channels: int | None = None,
     codec: CodecSpec | None = None,
     statistics: ChannelStatistics | None = None,
     **timm_kwargs: Any,
@@ -166,6 +171,8 @@ def create_latent_model(
         normalization: "standard", or "expand" to undo the codec's companding by a table first.
         input_shape: (latent_dim, h, w) where the data set's shapes vary or a transform crops.
         stem_kernel_cells, stem_bias, stem_padding: the stem's window and bias, where the family's own do not suit.
+        stem_hidden_channels: a `TwoLayerStem` with so many channels between its layers, for training from scratch.
+            With 48, a ViT of 32-px patches gained eight points for 7 % more work (benchmarks/learning).
         codec, statistics: in place of `dataset`.
         timm_kwargs: passed to `timm.create_model` (drop_path_rate, window_size, depth, ...).
 
@@ -213,6 +220,7 @@ def create_latent_model(
         stem_kernel_cells=stem_kernel_cells,
         stem_bias=stem_bias,
         stem_padding=stem_padding,
+        stem_hidden_channels=stem_hidden_channels,
         size_px=size_px,
         timm_kwargs=timm_kwargs,
     )
@@ -246,16 +254,20 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
         raise ModelError(
             f"{config.name}: timm cannot build it for {config.geometry!r} at {config.input_shape}: {error}"
         ) from error
-    stem = LatentConv2d(
-        config.input_shape[0],
-        out_channels=site.out_channels,
-        kernel_cells=config.stem_kernel_cells or site.kernel_cells,
-        stride_cells=site.stride_cells,
-        shuffle=site.shuffle,
-        bias=site.bias if config.stem_bias is None else config.stem_bias,
-        padding_mode=config.stem_padding,
-        buffers=dict(buffers),
-    )
+    options: dict[str, Any] = {
+        "out_channels": site.out_channels,
+        "kernel_cells": config.stem_kernel_cells or site.kernel_cells,
+        "stride_cells": site.stride_cells,
+        "shuffle": site.shuffle,
+        "bias": site.bias if config.stem_bias is None else config.stem_bias,
+        "padding_mode": config.stem_padding,
+        "buffers": dict(buffers),
+    }
+    stem: nn.Module
+    if config.stem_hidden_channels is None:
+        stem = LatentConv2d(config.input_shape[0], **options)
+    else:
+        stem = TwoLayerStem(config.input_shape[0], hidden_channels=config.stem_hidden_channels, **options)
     parent, _, leaf = site.path.rpartition(".")
     owner = model.get_submodule(parent)
     if isinstance(owner, nn.Sequential):
@@ -277,7 +289,7 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
         "std": (1.0,) * channels,
         "crop_pct": 1.0,
         "num_classes": config.num_classes,
-        "first_conv": site.path,
+        "first_conv": site.path if config.stem_hidden_channels is None else f"{site.path}.0",
     }
     model.pretrained_cfg = model.default_cfg = cfg
     _count_macs(model, config)  # also the proof that such a latent goes through
@@ -311,6 +323,13 @@ def latent_config(model: nn.Module) -> LatentModelConfig:
     if inner.num_classes != config.num_classes:
         return replace(config, num_classes=inner.num_classes, class_names=None)
     return config
+
+
+def stem_module(model: nn.Module) -> nn.Module:
+    """A latent model's whole stem: its first layer, or both of a `TwoLayerStem`."""
+    inner = unwrap(model)
+    stem: nn.Module = inner.get_submodule(inner.stem_site.path)
+    return stem
 
 
 def stem_of(model: nn.Module) -> LatentConv2d:

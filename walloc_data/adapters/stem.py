@@ -15,7 +15,7 @@ from walloc_data.errors import ModelError
 from walloc_data.format import ChannelStatistics
 from walloc_data.latents import expansion_table
 
-__all__ = ["LatentConv2d", "Normalization", "normalization_buffers"]
+__all__ = ["LatentConv2d", "Normalization", "TwoLayerStem", "normalization_buffers"]
 
 # "standard": (z - mean) / std of the integers. "expand": the same for v = expand(z), by a table of 2^bits entries.
 Normalization = Literal["standard", "expand"]
@@ -37,6 +37,15 @@ def normalization_buffers(statistics: ChannelStatistics, *, kind: Normalization)
     mean = (counts * values).sum(1, keepdim=True) / total
     std = ((counts * (values - mean).square()).sum(1, keepdim=True) / total).sqrt()
     return {"latent_table": ((values - mean) / torch.where(std > 0, std, 1.0)).float()}
+
+
+def check_window(kernel_cells: int, stride_cells: int) -> None:
+    """Refuse windows that cannot be centred on their stride."""
+    if kernel_cells < stride_cells or (kernel_cells - stride_cells) % 2:
+        raise ModelError(
+            f"a stem window of {kernel_cells} cells at stride {stride_cells}: it must be the stride plus an even "
+            f"number, e.g. {stride_cells} or {stride_cells + 2}"
+        )
 
 
 class LatentConv2d(nn.Conv2d):
@@ -83,11 +92,7 @@ class LatentConv2d(nn.Conv2d):
         padding_mode: Literal["zeros", "circular"] = "zeros",
         buffers: dict[str, Tensor],
     ) -> None:
-        if kernel_cells < stride_cells or (kernel_cells - stride_cells) % 2:
-            raise ModelError(
-                f"a stem window of {kernel_cells} cells at stride {stride_cells}: it must be the stride plus an even "
-                f"number, e.g. {stride_cells} or {stride_cells + 2}"
-            )
+        check_window(kernel_cells, stride_cells)
         super().__init__(
             in_channels,
             out_channels * shuffle**2,
@@ -161,3 +166,65 @@ class LatentConv2d(nn.Conv2d):
         values = expansion_table((table.shape[1] - 1).bit_length()).to(table)
         std = (values[-1] - values[0]) / (table[:, -1] - table[:, 0])
         return (values[0] - table[:, 0] * std).to(dtype), std.to(dtype)
+
+
+class TwoLayerStem(nn.Sequential):
+    """A first layer that learns more from a large patch: 3 x 3 cells to `hidden_channels` a cell, and then the window.
+
+    One linear map of a patch of 4 x 4 cells sees every edge at every place anew; a convolution and a nonlinearity
+    before it do not (Xiao et al., "Early convolutions help transformers see better", NeurIPS 2021). For training from
+    scratch: it cannot be folded.
+
+    Args:
+        in_channels: the codec's latent_dim.
+        hidden_channels: features of each cell between the layers.
+        out_channels, kernel_cells, stride_cells, shuffle, bias: what one `LatentConv2d` in its place would have.
+        padding_mode: of both layers.
+        buffers: from `normalization_buffers`.
+
+    Input and output: as `LatentConv2d`.
+
+    Example:
+        >>> from walloc_data import LatentDataset, create_latent_model
+        >>> train = LatentDataset("my-latents")
+        >>> model = create_latent_model("vit_tiny_patch16_224", dataset=train, stem_hidden_channels=48)
+        >>> type(model.patch_embed.proj).__name__, model.patch_embed.proj[0].weight.shape
+        ('TwoLayerStem', torch.Size([48, 12, 3, 3]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        hidden_channels: int,
+        out_channels: int,
+        kernel_cells: int,
+        stride_cells: int = 1,
+        shuffle: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "circular"] = "zeros",
+        buffers: dict[str, Tensor],
+    ) -> None:
+        check_window(kernel_cells, stride_cells)
+        layers: list[nn.Module] = [
+            LatentConv2d(
+                in_channels,
+                out_channels=hidden_channels,
+                kernel_cells=3,
+                bias=False,
+                padding_mode=padding_mode,
+                buffers=buffers,
+            ),
+            nn.BatchNorm2d(hidden_channels),
+            nn.GELU(),
+            nn.Conv2d(
+                hidden_channels,
+                out_channels * shuffle**2,
+                kernel_cells,
+                stride=stride_cells,
+                padding=(kernel_cells - stride_cells) // 2,
+                bias=bias,
+                padding_mode=padding_mode,
+            ),
+        ]
+        super().__init__(*layers, *([nn.PixelShuffle(shuffle)] if shuffle > 1 else []))
