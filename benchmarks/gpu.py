@@ -14,6 +14,7 @@ PICTURES is a class folder, as `walloc-data encode` takes it. Three parts:
 
 import argparse
 import hashlib
+import sys
 import tempfile
 import time
 import warnings
@@ -26,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.results import spread, write_results
+from benchmarks.results import shown, spread, write_results
 from walloc_data import encode_dataset
 from walloc_data.codec import WallocCodec, load_codec
 
@@ -143,7 +144,7 @@ def main() -> None:
     results["conversions"] = conversions(args.pictures, workers=args.workers)
     results["analysis_megapixels_per_s"] = analysis(codec, kodak, rounds=args.rounds)
     print(results["analysis_megapixels_per_s"], flush=True)
-    print(write_results("gpu", results, arguments=["PICTURES"]))
+    print(write_results("gpu", results, arguments=shown(sys.argv[1:])))
 
 
 if __name__ == "__main__":

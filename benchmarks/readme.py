@@ -117,6 +117,31 @@ def convert_speed(results: dict[str, Any]) -> str:
     return table(("CPU ms a picture", "Imagenette, as it is", "photographs to 256 px"), rows)
 
 
+def gpu(results: dict[str, Any]) -> str:
+    """What a GPU does for encoding."""
+    analysis = results["analysis_megapixels_per_s"]
+    rows = [
+        (
+            "latents that differ from the CPU's",
+            f"{results['agreement']['different']} of {results['agreement']['latents']:,}",
+        )
+    ]
+    rows.append(("analysis on one CPU thread, MP/s", f"{analysis['one_cpu_thread']:.0f}"))
+    rows += [
+        (f"analysis of {batch} pictures of 256 px, MP/s: {label}", f"{analysis[batch][way]['median']:,.0f}")
+        for batch in ("16", "128", "1024")
+        for way, label in (("ours", "ours"), ("reference", "`walloc` 1.2.1"))
+    ]
+    rows += [
+        (
+            f"whole conversion of {row['pictures']:,} JPEG files, {row['workers']} workers, `--device {row['device']}`",
+            f"{row['seconds']:.1f} s",
+        )
+        for row in results["conversions"]
+    ]
+    return table((results["gpu"], ""), rows)
+
+
 def estimates(results: dict[str, Any]) -> str:
     """What the measured rate means for larger data sets, at 256 px."""
     found = results["photos_at_256_default"]["estimates"]
@@ -165,6 +190,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "encode_speed": ("encode_speed", encode_speed),
     "encode_speed_again": ("encode_speed_again", encode_speed),
     "estimates": ("convert_speed", estimates),
+    "gpu": ("gpu", gpu),
     "rate_distortion": ("rate_distortion", rate_distortion),
     "read_speed": ("read_speed", read_speed),
     "stored_bytes": ("read_speed", stored_bytes),

@@ -29,6 +29,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def shown(given: Sequence[str]) -> list[str]:
+    """A command's arguments as anybody may read them: where a folder lies on one machine is nobody's business."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in given]
+    return [f"'{word}'" if " " in word else word for word in words]
+
+
 def write_results(name: str, results: dict[str, Any], *, arguments: Sequence[str] | None = None) -> Path:
     """Write benchmarks/results/{name}.json: results, the command that made them, and the machine."""
     module = sys.modules["__main__"].__spec__

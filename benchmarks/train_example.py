@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import write_results
+from benchmarks.results import shown, write_results
 from walloc_data import encode_dataset
 from walloc_data.fitting import fit_codec_operators
 from walloc_data.format import Manifest
@@ -47,12 +47,6 @@ def encode_splits(pictures: Path, latents: Path, *, size_px: int, codec: str | N
     for split in ("train", "val"):
         chosen = codec if split == "train" else None
         encode_dataset(pictures / split, latents, split=split, size_px=size_px, codec=chosen)
-
-
-def shown(given: list[str]) -> list[str]:
-    """A command's arguments as anybody may read them: where a folder lies on one machine is nobody's business."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in given]
-    return [f"'{word}'" if " " in word else word for word in words]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,8 +9,8 @@ the pixel model itself.
 
 import sys
 
-from benchmarks.results import write_results
-from benchmarks.train_example import encode_splits, load_example, parse, shown
+from benchmarks.results import shown, write_results
+from benchmarks.train_example import encode_splits, load_example, parse
 
 
 def main(argv: list[str] | None = None) -> None:

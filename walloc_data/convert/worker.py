@@ -7,10 +7,8 @@ shape together. How pictures are grouped does not touch a latent: `codec.encode`
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +100,6 @@ class ShardWorker:
     ) -> None:
         self.plan, self.codec, self.store, self.staging = plan, codec, store, staging
         self.on_error, self.device, self.alive = on_error, torch.device(device), alive
-        # On an accelerator the analysis is quick and WebP is what is left, most of it outside the interpreter's lock.
-        self._threads = ThreadPoolExecutor() if self.device.type != "cpu" else None
 
     def run(
         self, shard: int, samples: Iterable[tuple[int, Sample]], *, report: Callable[[Tally], None] = lambda _: None
@@ -235,20 +231,14 @@ class ShardWorker:
                 clock.stop("encode")
                 packed = pack(latents, colours=spec.channels)
                 clock.stop("pack")
-                for item, data in zip(group, self._webps(packed), strict=True):
+                # One after another also beside a GPU: the writer holds the interpreter's lock, threads doubled its time.
+                for item, data in zip(group, encode_webps(packed, effort=self.plan.settings.webp_effort), strict=True):
                     item.files.append(data)
                 clock.stop("webp")
                 if not mirrored:
                     shapes.add(tuple(latents.shape[1:]))
                     count_levels(latents.numpy(), counts)
                     clock.stop("count")
-
-    def _webps(self, packed: Pixels) -> list[bytes]:
-        effort = self.plan.settings.webp_effort
-        if self._threads is None:
-            return encode_webps(packed, effort=effort)
-        chunks = [packed[start : start + 8] for start in range(0, len(packed), 8)]
-        return [data for files in self._threads.map(partial(encode_webps, effort=effort), chunks) for data in files]
 
     def _append(self, tar: TarWriter, item: _Item, rows: dict[str, list[Any]], *, shard: int) -> None:
         """One sample's members, adjacent, and its row of the index."""
