@@ -57,6 +57,17 @@ def test_a_bucket_without_credentials_names_the_variables(tmp_path: Path) -> Non
     assert "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws" in lines[0]
 
 
+def test_a_device_that_is_not_there_is_named_before_anything_is_written(
+    imagenette_folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    assert main(["encode", str(imagenette_folder), str(tmp_path / "out"), "--device", "gpu"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("walloc-data: device 'gpu' cannot be used here (")
+    assert error.endswith("): use 'cpu', or 'cuda' where torch.cuda.is_available()\n")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", ["verify", "preview"])
 def test_a_pillow_without_webp_is_named(command: str, tmp_path: Path, imagenette_folder: Path) -> None:
     latents = tmp_path / "latents"

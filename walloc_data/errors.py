@@ -4,6 +4,7 @@
     ├── FormatError            (ValueError)    a manifest, record, index or key that breaks the contract on disk
     │   └── CorruptShardError                  a shard whose bytes are not what its record promised
     ├── CodecError             (ValueError)    a codec that cannot be loaded, or does not fit the latents
+    ├── DeviceError            (ValueError)    a device that torch does not know, or cannot use on this machine
     ├── SourceError            (ValueError)    a source of pictures that cannot be read as asked
     ├── SettingsMismatchError  (ValueError)    resuming or extending with other settings than were used before
     ├── LoaderError            (ValueError)    batches that cannot be made as asked from these samples
@@ -24,6 +25,7 @@ __all__ = [
     "CodecError",
     "ConversionError",
     "CorruptShardError",
+    "DeviceError",
     "FormatError",
     "LoaderError",
     "MissingExtraError",
@@ -51,6 +53,10 @@ class CorruptShardError(FormatError):
 
 class CodecError(WallocDataError, ValueError):
     """A codec cannot be loaded, or does not fit the latents it is given."""
+
+
+class DeviceError(WallocDataError, ValueError):
+    """A device that torch does not know, or cannot use on this machine."""
 
 
 class SourceError(WallocDataError, ValueError):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from walloc_data.adapters.models import HasManifest, LatentModelConfig, build, latent_config, unwrap
+from walloc_data.devices import usable_device
 from walloc_data.errors import ModelError, StorageError
 from walloc_data.format import CodecSpec, Manifest, dump_json, load_json
 
@@ -58,6 +59,7 @@ def load_latent_model(
 
     Raises:
         ModelError: for a folder that is not a model, weights that do not fit, or latents of another codec.
+        DeviceError: the device cannot be used here.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -71,6 +73,7 @@ def load_latent_model(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    where_to = usable_device(device)
     source = Path(folder)
     try:
         if (source / CONFIG).stat().st_size > MAX_CONFIG_BYTES:
@@ -88,7 +91,7 @@ def load_latent_model(
     model = model_from_config(config, weights=weights, where=str(source / WEIGHTS))
     if dataset is not None:
         check_codec(model, dataset)
-    return model.to(device).eval()
+    return model.to(where_to).eval()
 
 
 def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], where: str) -> Any:

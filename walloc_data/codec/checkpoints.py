@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from walloc_data.codec.model import WallocCodec, _NoDecoder
+from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError, FormatError, WallocDataError
 from walloc_data.format import CodecSpec, dump_json, load_json
 
@@ -126,6 +127,7 @@ def load_codec(
 
     Raises:
         CodecError: the source is no codec, is damaged, or is of a kind that this package does not run.
+        DeviceError: the device cannot be used here.
 
     Example:
         >>> import torch
@@ -140,7 +142,8 @@ def load_codec(
     if not torch_dtype.is_floating_point:
         raise CodecError(f"torch_dtype must be a float type, not {torch_dtype}")
     codec, info = _load(DEFAULT_CODEC if source is None else source, decoder=decoder)
-    if torch_dtype != torch.float32 or torch.device(device).type != "cpu":
+    device = usable_device(device)
+    if torch_dtype != torch.float32 or device.type != "cpu":
         codec.linear_encoder()  # from the float32 weights, before a cast rounds them
     return codec.to(device=device, dtype=torch_dtype).eval(), info
 

@@ -34,6 +34,7 @@ from walloc_data.codec.rate import estimated_bits, measured_bytes
 from walloc_data.codec.training_config import TrainConfig, TrainResult
 from walloc_data.codec.training_state import Checkpoint, append_log, draw_log, model_card
 from walloc_data.codec.wavelets import wavelet_analysis, wavelet_synthesis
+from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError, SettingsMismatchError
 from walloc_data.latents import compand, expand
 
@@ -208,7 +209,7 @@ class _Trainer:
         say: Callable[[str], None],
     ) -> None:
         self.corpus, self.config, self.out, self.say = corpus, config, out, say
-        self.device = torch.device(config.device)
+        self.device = usable_device(config.device)
         height, width = config.crop_px
         self.sampler = corpus.sampler(height_px=height, width_px=width, enlarged=config.enlarged)
         with torch.random.fork_rng(devices=[]):

@@ -20,6 +20,7 @@ from walloc_data.convert.records import plan_name
 from walloc_data.convert.run import Run
 from walloc_data.convert.state import check_siblings, read_manifest, read_plan
 from walloc_data.convert.summary import ConversionSummary
+from walloc_data.devices import usable_device
 from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import MANIFEST_NAME, EncodeSettings, check_name, dump_json
 from walloc_data.sources import Source, open_source
@@ -61,7 +62,7 @@ def encode_dataset(
         settings: an `EncodeSettings`; or give its fields here (``size_px=256``).
         workers: processes; 1 works in this process. With Ray, tasks at a time.
         engine: "local", or "ray" for a Ray cluster at `address`.
-        device: "cpu" or "cuda"; latents are the same.
+        device: "cpu" or "cuda"; latents are the same. Workers share a GPU, or have what Ray gives them.
         on_error: "record" lists a broken picture in ``failures/``; "stop" raises at the first.
         max_failures: stop when more pictures than this are broken.
         overwrite: delete this split first, if there is one.
@@ -90,6 +91,8 @@ def encode_dataset(
         raise FormatError(f"workers must be 1 or more, not {workers}")
     if overwrite and part is not None:
         raise FormatError("overwrite and part exclude each other: parts of one conversion run side by side")
+    if engine == "local":
+        usable_device(device)
     store = Store(out, storage_options=storage_options)
     opened: Source = open_source(source, split=split, storage_options=storage_options)
     _check_folder(store, opened)
@@ -105,7 +108,8 @@ def encode_dataset(
             clean_leftovers(store, split)
         if overwrite:
             remove_split(store, split)
-        loaded, codec_files = _load_codec(store, codec, staging=staging, device=device)
+        here = device if engine == "local" and workers == 1 else "cpu"  # else the workers load it, each its own
+        loaded, codec_files = _load_codec(store, codec, staging=staging, device=here)
         with plan_lock(store):  # parts begin side by side
             plan = _begin(store, _plan(opened, split, settings, loaded), codec_files, staging=staging)
         if printer is not None:

@@ -1,0 +1,32 @@
+"""Where tensors are computed on, as the caller names it."""
+
+import torch
+
+from walloc_data.errors import DeviceError
+
+__all__ = ["usable_device"]
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, if a tensor can be put there.
+
+    Raises:
+        DeviceError: torch does not know it, was built without it, or finds no driver.
+
+    Example:
+        >>> from walloc_data.devices import usable_device
+        >>> usable_device("cpu")
+        device(type='cpu')
+        >>> usable_device("gpu")
+        Traceback (most recent call last):
+        walloc_data.errors.DeviceError: device 'gpu' cannot be used here (...): use 'cpu', or 'cuda' where torch.cuda...
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own, by backend
+        raise DeviceError(
+            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0].partition('. ')[0]}): use 'cpu', "
+            "or 'cuda' where torch.cuda.is_available()"
+        ) from error
+    return found
