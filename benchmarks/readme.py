@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.learning import plot
 from benchmarks.results import RESULTS
 
+NETWORK_NAMES = {"vit": "ViT", "resnet": "ResNet"}
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
@@ -165,8 +166,24 @@ def train_example(results: dict[str, Any]) -> str:
 
 def learning(name: str) -> str:
     """Every arm of the learning experiment that has been run."""
-    labels = {"vit": "ViT", "resnet": "ResNet"}
-    return table(plot.HEADER, [(labels[model], *rest) for model, *rest in plot.rows(name)])
+    return table(plot.HEADER, [(NETWORK_NAMES[model], *rest) for model, *rest in plot.rows(name)])
+
+
+def learning_longer() -> str:
+    """The arms that were also trained four times as long."""
+    rows = []
+    for name in ("imagenette", "imagewoof"):
+        usual, longer = plot.load(name), plot.load(f"{name}-longer")
+        for (model, arm), runs in longer.items():
+            short = plot.summary(usual[model, arm])
+            rows.append(
+                (
+                    f"{name.capitalize()}, {NETWORK_NAMES[model]}: {arm}",
+                    f"{short['accuracy']:.1f} ({usual[model, arm][0]['epochs']} epochs)",
+                    f"{plot.summary(runs)['accuracy']:.1f} ({runs[0]['epochs']} epochs)",
+                )
+            )
+    return table(("accuracy, %", "as above", "four times longer, one run"), rows)
 
 
 def transform_fidelity(results: dict[str, Any]) -> str:
@@ -178,6 +195,7 @@ def transform_fidelity(results: dict[str, Any]) -> str:
     return table(("transform of latents", "error / variance", "PSNR, dB", "of the codec alone"), rows)
 
 
+LONGER = "PICTURES ... --name imagenette-longer --longer 4 --seeds 0 --arms ..."
 # Tables of `benchmarks.learning`, whose results are kept apart: a line a run.
 LEARNING = {
     "learning_imagenette": ("imagenette", "PICTURES --size-px 160 --work SCRATCH --name imagenette"),
@@ -202,6 +220,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 def fill(text: str) -> str:
     """The README's text with every table made anew."""
     bodies = {name: (learning(file), f"python -m benchmarks.learning.run {a}") for name, (file, a) in LEARNING.items()}
+    bodies["learning_longer"] = (learning_longer(), f"python -m benchmarks.learning.run {LONGER}")
     for name, (file, make) in TABLES.items():
         value = json.loads((RESULTS / f"{file}.json").read_text())
         bodies[name] = (make(value["results"]), value["command"])

@@ -57,7 +57,7 @@ def test_encoding_ends_with_a_summary_and_json_for_machines(
     assert 0.3 < summary["bits_per_pixel"] < 1.5
     code, out, _ = run(capsys, "encode", imagenette_folder, tmp_path / "x", "--size", 96)
     assert code == 0
-    assert out.startswith("train: 40 samples and 0 failures in 1 shards; ")
+    assert out.startswith("train: 40 samples and 0 failures in 1 shard; ")
     assert "nothing was left to do" in out
 
 

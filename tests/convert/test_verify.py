@@ -39,7 +39,7 @@ def test_a_whole_data_set_has_no_problems(out: Path) -> None:
     report = verify_dataset(out, progress=False)
     assert report.problems == ()
     assert (report.num_samples, report.num_failures, report.num_shards) == (8, 1, 2)
-    assert "8 samples and 1 failures make up the sources of 1 splits; 2 shards" in str(report)
+    assert "8 samples and 1 failure make up the sources of 1 split; 2 shards" in str(report)
     assert report.to_dict()["problems"] == []
 
 
@@ -186,7 +186,7 @@ def test_a_split_that_is_not_there_is_named_beside_those_that_are(out: Path) -> 
 def test_info_says_what_is_there(out: Path) -> None:
     info = dataset_info(out)
     text = str(info)
-    assert "train: 8 samples, 1 failures, 2 shards" in text
+    assert "train: 8 samples, 1 failure, 2 shards" in text
     assert "latents 12x5x6" in text
     assert "3 classes" in text
     assert info.to_dict()["splits"]["train"]["num_samples"] == 8

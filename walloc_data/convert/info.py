@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from walloc_data.convert.inspect import open_manifest
-from walloc_data.convert.progress import format_bytes
+from walloc_data.convert.progress import counted, format_bytes
 from walloc_data.convert.state import finished_shards, planned_splits, read_manifest, read_plan
 from walloc_data.format import Manifest
 from walloc_data.storage import Store
@@ -56,8 +56,8 @@ class DatasetInfo:
                 shape = "x".join(map(str, record.latent_shape)) if record.latent_shape else "of varying shape"
                 labels = "" if record.labelled else "; without labels"
                 lines.append(
-                    f"{name}: {record.num_samples} samples, {record.num_failures} failures, {len(record.shards)} "
-                    f"shards, {format_bytes(record.num_bytes)}; latents {shape}{labels}"
+                    f"{name}: {counted(record.num_samples, 'sample')}, {counted(record.num_failures, 'failure')}, "
+                    f"{counted(len(record.shards), 'shard')}, {format_bytes(record.num_bytes)}; latents {shape}{labels}"
                 )
         for name, (done, planned) in sorted(self.unfinished.items()):
             lines.append(

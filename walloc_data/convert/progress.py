@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
-__all__ = ["Progress", "ProgressMeter", "ProgressPrinter", "format_bytes", "format_seconds"]
+__all__ = ["Progress", "ProgressMeter", "ProgressPrinter", "counted", "format_bytes", "format_seconds"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 shard``, ``2 shards``: regular nouns."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_bytes(num_bytes: float) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from walloc_data.convert.progress import format_bytes, format_seconds
+from walloc_data.convert.progress import counted, format_bytes, format_seconds
 
 __all__ = ["ConversionSummary"]
 
@@ -18,7 +18,7 @@ class ConversionSummary:
         >>> summary.num_samples, summary.num_failures, summary.num_pixels
         (8, 0, 32768)
         >>> print(summary)
-        train: 8 samples and 0 failures in 1 shards; ... in, ... out, ... bits per pixel; 8 made in ..., ... samples/s
+        train: 8 samples and 0 failures in 1 shard; ... in, ... out, ... bits per pixel; 8 made in ..., ... samples/s
     """
 
     url: str
@@ -50,7 +50,8 @@ class ConversionSummary:
 
     def __str__(self) -> str:
         text = (
-            f"{self.split}: {self.num_samples} samples and {self.num_failures} failures in {self.num_shards} shards; "
+            f"{self.split}: {counted(self.num_samples, 'sample')} and {counted(self.num_failures, 'failure')} in "
+            f"{counted(self.num_shards, 'shard')}; "
             f"{format_bytes(self.source_bytes)} in, {format_bytes(self.shard_bytes)} out, "
             f"{self.bits_per_pixel:.3f} bits per pixel"
         )

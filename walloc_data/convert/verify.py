@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from walloc_data.convert.inspect import failure_lines, index_rows, index_where, local_file, open_manifest
-from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, format_bytes
+from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, counted, format_bytes
 from walloc_data.convert.tar import BLOCK_BYTES, header
 from walloc_data.convert.worker import count_levels
 from walloc_data.errors import FormatError, StorageError, WallocDataError
@@ -55,8 +55,9 @@ class Verification:
             more = " or more" if len(self.problems) >= MAX_PROBLEMS else ""
             return "\n".join((*self.problems, f"{self.url}: {len(self.problems)}{more} problems"))
         return (
-            f"{self.url}: whole. {self.num_samples} samples and {self.num_failures} failures make up the sources of "
-            f"{self.num_splits} splits; {self.num_shards} shards, {format_bytes(self.num_bytes)}, match their checksums"
+            f"{self.url}: whole. {counted(self.num_samples, 'sample')} and {counted(self.num_failures, 'failure')} make "
+            f"up the sources of {counted(self.num_splits, 'split')}; {counted(self.num_shards, 'shard')}, "
+            f"{format_bytes(self.num_bytes)}, match their checksums"
         )
 
 
@@ -85,7 +86,7 @@ def verify_dataset(
         >>> from pathlib import Path
         >>> from walloc_data.convert import verify_dataset
         >>> print(verify_dataset("my-latents"))
-        my-latents: whole. 8 samples and 0 failures make up the sources of 1 splits; 2 shards, ...
+        my-latents: whole. 8 samples and 0 failures make up the sources of 1 split; 2 shards, ...
         >>> Path("my-latents/index/train.wids.json").unlink()
         >>> print(verify_dataset("my-latents").problems[0])
         my-latents/index/train.wids.json: ...
