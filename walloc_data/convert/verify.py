@@ -54,10 +54,10 @@ class Verification:
         if self.problems:
             more = " or more" if len(self.problems) >= MAX_PROBLEMS else ""
             return "\n".join((*self.problems, f"{self.url}: {len(self.problems)}{more} problems"))
+        samples, failures = counted(self.num_samples, "sample"), counted(self.num_failures, "failure")
         return (
-            f"{self.url}: whole. {counted(self.num_samples, 'sample')} and {counted(self.num_failures, 'failure')} make "
-            f"up the sources of {counted(self.num_splits, 'split')}; {counted(self.num_shards, 'shard')}, "
-            f"{format_bytes(self.num_bytes)}, match their checksums"
+            f"{self.url}: whole. {samples} and {failures} make up the sources of {counted(self.num_splits, 'split')}; "
+            f"{counted(self.num_shards, 'shard')}, {format_bytes(self.num_bytes)}, match their checksums"
         )
 
 
