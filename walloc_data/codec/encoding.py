@@ -22,6 +22,7 @@ from fractions import Fraction
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -97,10 +98,11 @@ class LinearEncoder:
             self.latent_dim, size, before + 1 + after, size, self.channels
         )  # (O, height band, cells, 2^J pixels, C)
         cell_kernel = cells.permute(1, 3, 4, 2, 0).reshape(size, size * self.channels, -1)
-        # The filter sees p - 127.5: x = p / 255 - 1/2 = (p - 127.5) / 255.
+        # The filter sees p - 128: x = p / 255 - 1/2 = (p - 128) / 255 + 1/510.
         self._cell_kernel = (cell_kernel / 255).float()  # (height band, 2^J pixels * C, cells * O)
-        self._bias = bias.float()
-        gains = torch.einsum("obtc,b->o", along_width.abs(), taps.abs().sum(1)) / 2 + bias.abs()
+        middle = bias + torch.einsum("obtc,b->o", along_width, taps.sum(1)) / 510
+        self._bias = middle.float()
+        gains = torch.einsum("obtc,b->o", along_width.abs(), taps.abs().sum(1)) * (128 / 255) + middle.abs()
         slope = math.sqrt(2 / math.pi) * 1.85  # of the companding curve at 0, its steepest: m / s is about 1.857
         self.margin = _ROUNDING * 2.0**-24 * (gains.max().item() * slope + 2 ** (self.latent_bits - 1))
         if self.margin > 0.05:
@@ -123,9 +125,9 @@ class LinearEncoder:
         # One bit less leaves room for the rounding of the taps themselves.
         self.grid_bits = 53 - 8 - 1 - math.frexp(max(largest, 2.0**-20))[1]
         integers = torch.round(kernel * 2.0**self.grid_bits)
-        # Pixels are p where the sum is of 2p - 255: twice the taps, and the taps' own sum to subtract.
+        # For pixels p - 128, as 2p - 255 = 2 (p - 128) + 1: twice the taps, and the taps' own sum to add.
         self._exact_kernel = 2 * integers.permute(0, 2, 3, 1).flatten(1).t()  # ((y, x, C), O), every output contiguous
-        self._exact_middle = 255 * integers.sum((1, 2, 3))  # (O,)
+        self._exact_middle = integers.sum((1, 2, 3))  # (O,)
         unit = 2 * 255 * 2**self.grid_bits  # of a sum: v = sum / unit + bias
         self._boundaries = torch.tensor(
             [
@@ -173,15 +175,15 @@ class LinearEncoder:
         h, w = height // self.cell_px, width // self.cell_px
         latent = torch.empty(batch, h, w, self.latent_dim, dtype=torch.int8, device=images.device)
         with torch.no_grad(), _plain_float32(images.device):
+            doubts = _Doubts(self, latent)
             for block in self._filter(images):
                 tall, n = block.values.shape[:2]
                 u = self._compand_(block.values)
                 z = torch.round(u)
-                rounded = z.to(torch.int8)
+                latent[block.first : block.first + n, block.top : block.top + tall] = z.transpose(0, 1)
                 if images.dtype == torch.uint8:
-                    doubtful = u.sub_(z).abs_() > 0.5 - self.margin
-                    self._settle(rounded, block.pixels, _where(doubtful.view(-1)))
-                latent[block.first : block.first + n, block.top : block.top + tall] = rounded.transpose(0, 1)
+                    doubts.add(block, u.sub_(z).abs_() > 0.5 - self.margin)
+            doubts.settle()
         return latent.permute(0, 3, 1, 2).contiguous()
 
     def values(self, images: Tensor) -> Tensor:
@@ -232,7 +234,10 @@ class LinearEncoder:
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=images.device)
 
-        pixels_buffer = buffer(together * most_rows * (width + 2 * radius) * channels, dtype=images.dtype)
+        whole = images.dtype == torch.uint8
+        pixels_buffer = buffer(
+            together * most_rows * (width + 2 * radius) * channels, dtype=torch.int8 if whole else images.dtype
+        )
         rows_buffer = buffer(most_rows * together * width * channels)
         bands_buffer = buffer(most_cells * size * size * channels)
         parts_buffer = buffer(most_cells, self._cell_kernel.shape[2])
@@ -248,10 +253,8 @@ class LinearEncoder:
                 _fill(pixels, group, top=top * size - radius, left=radius)
                 rows = _shaped(rows_buffer, num_rows, line)
                 rows.view(num_rows, n, width, channels)[:] = pixels[:, :, radius : radius + width].transpose(0, 1)
-                if images.dtype == torch.uint8:
-                    rows -= 127.5
-                else:
-                    rows *= 255
+                if not whole:
+                    rows.mul_(255).sub_(0.5)
                 # Down the height. A step's rows overlap the next one's.
                 windows = rows.as_strided((steps, self._row_kernel.shape[1], line), (stack * size * line, line, 1))
                 bands = _shaped(bands_buffer, steps, size * stack, line)
@@ -261,47 +264,25 @@ class LinearEncoder:
                 parts = parts_buffer[: tall * n * w].view(steps, stack * n * w, -1)
                 for band, kernel in enumerate(self._cell_kernel):
                     parts.baddbmm_(cells[:, band], kernel.expand(steps, -1, -1), beta=min(band, 1))
-                values = self._gathered(parts.view(tall, n, w, -1, self.latent_dim), values_buffer)
-                yield _Block(first, top, pixels, values[: h - top])
+                values = _shaped(values_buffer, tall, n, w, self.latent_dim)
+                _gather_cells(parts.view(tall, n, w, -1), values)
+                yield _Block(first, top, pixels, values.add_(self._bias)[: h - top])
 
-    def _gathered(self, parts: Tensor, buffer: Tensor) -> Tensor:
-        """Sums of what cells add to each other and the bias, (tall, n, w, O): `parts` are (tall, n, w, cells, O)."""
-        tall, n, w, _, outputs = parts.shape
-        before, after = _HALO_CELLS
-        values = _shaped(buffer, tall, n, w, outputs)
-        torch.add(parts[..., before, :], self._bias, out=values)
-        for cell in (*range(before), *range(before + 1, before + 1 + after)):
-            shift = (cell - before) % w  # the cells that many places to the right, wrapping around
-            values[:, :, : w - shift] += parts[:, :, shift:, cell]
-            if shift:
-                values[:, :, w - shift :] += parts[:, :, :shift, cell]
-        return values
-
-    def _settle(self, rounded: Tensor, pixels: Tensor, doubtful: Tensor) -> None:
-        """Pass 2: compute a block's doubtful values exactly, and write them into `rounded`, (tall, n, w, O) int8."""
-        size, width = self.cell_px, 2 * self.radius + 1
-        tall, n, w, outputs = rounded.shape
-        channels = pixels.shape[3]
-        per_picture, per_row = pixels.stride(0), pixels.stride(1)
-        windows = pixels.as_strided(
-            (tall, n, w, width, width * channels), (per_row * size, per_picture, channels * size, per_row, 1)
-        )
-        chunk = max(1, _WINDOW_BYTES // (8 * width * width * channels))
-        flat = rounded.view(-1)
-        # By output, as a kernel is for one.
-        doubtful = doubtful[torch.argsort(doubtful % outputs, stable=True)]
-        for places in torch.split(doubtful, chunk):
-            window = _gather(windows, places // outputs).flatten(1).double()  # (M, (2R+1) * (2R+1) * C)
-            output = places % outputs
-            sums, start = torch.empty(len(places), dtype=torch.float64, device=window.device), 0
-            for o, count in enumerate(torch.bincount(output, minlength=outputs).tolist()):
-                if count:  # every partial sum is an exact integer
-                    part = slice(start, start + count)
-                    torch.mv(window[part], self._exact_kernel[:, o], out=sums[part])
-                    start += count
-            sums -= self._exact_middle[output]
-            below = torch.searchsorted(self._boundaries[output], sums[:, None], right=True)[:, 0]
-            flat[places] = (below - self._boundaries.shape[1] // 2).to(torch.int8)
+    def exact(self, windows: Tensor, outputs: Tensor) -> Tensor:
+        """Latents without rounding on the way, (M,) int8: of one output each, from windows of p - 128, (M, taps)."""
+        order = torch.argsort(outputs)
+        outputs, windows = outputs[order], windows.index_select(0, order)
+        sums, start = torch.empty(len(outputs), dtype=torch.float64, device=outputs.device), 0
+        for output, count in enumerate(torch.bincount(outputs, minlength=self.latent_dim).tolist()):
+            part = slice(start, start + count)
+            if count:  # every partial sum is an exact integer
+                torch.mv(windows[part].double(), self._exact_kernel[:, output], out=sums[part])
+            start += count
+        sums += self._exact_middle[outputs]
+        below = torch.searchsorted(self._boundaries[outputs], sums[:, None], right=True)[:, 0]
+        latents = torch.empty(len(outputs), dtype=torch.int8, device=outputs.device)
+        latents[order] = (below - self._boundaries.shape[1] // 2).to(torch.int8)
+        return latents
 
 
 class _Block(NamedTuple):
@@ -309,8 +290,43 @@ class _Block(NamedTuple):
 
     first: int
     top: int
-    pixels: Tensor  # (n, pixel rows, pixels, C) as in the pictures, R more on every side, wrapped around
+    pixels: Tensor  # (n, pixel rows, pixels, C) int8 p - 128, or floats as they came; R more all around, wrapping
     values: Tensor  # (cell rows, n, w, O) float32
+
+
+class _Doubts:
+    """Pass 2: the doubtful values of `latent`, (N, h, w, O). A few blocks' together, as the exact kernel is large."""
+
+    def __init__(self, encoder: LinearEncoder, latent: Tensor) -> None:
+        self._encoder, self._latent = encoder, latent
+        self._limit = max(1, _WINDOW_BYTES // (8 * len(encoder._exact_kernel)))
+        self._waiting: list[tuple[Tensor, tuple[Tensor, ...]]] = []  # windows, and where their values are
+        self._count = 0
+
+    def add(self, block: _Block, doubtful: Tensor) -> None:
+        """Note a block's doubtful values, a mask (tall, n, w, O), with the pixels they need."""
+        encoder, pixels = self._encoder, block.pixels
+        size, width = encoder.cell_px, 2 * encoder.radius + 1
+        tall, n, w = doubtful.shape[:3]
+        channels = pixels.shape[3]
+        per_picture, per_row = pixels.stride(0), pixels.stride(1)
+        windows = pixels.as_strided(
+            (tall, n, w, width, width * channels), (per_row * size, per_picture, channels * size, per_row, 1)
+        )
+        for row, picture, column, output in zip(*(torch.split(i, self._limit) for i in _where(doubtful)), strict=True):
+            if self._count + len(row) > self._limit:
+                self.settle()
+            window = _gather(windows, (row, picture, column)).flatten(1)
+            self._waiting.append((window, (picture + block.first, row + block.top, column, output)))
+            self._count += len(row)
+
+    def settle(self) -> None:
+        """Compute what was noted, and write it into the latent."""
+        if self._count:
+            windows, places = zip(*self._waiting, strict=True)
+            index = tuple(torch.cat(parts) for parts in zip(*places, strict=True))
+            self._latent[index] = self._encoder.exact(torch.cat(windows), index[-1])
+        self._waiting, self._count = [], 0
 
 
 def _deinterleave(weight: Tensor, *, channels: int, J: int) -> Tensor:
@@ -326,12 +342,19 @@ def _shaped(buffer: Tensor, *shape: int) -> Tensor:
 
 
 def _fill(pixels: Tensor, pictures: Tensor, *, top: int, left: int) -> None:
-    """Copy pictures (n, H, W, C) into `pixels`: from row `top` on, `left` pixels in, wrapping around."""
+    """Copy pictures (n, H, W, C) into `pixels`: from row `top` on, `left` pixels in, wrapping around.
+
+    uint8 p becomes int8 p - 128, which is flipping the top bit.
+    """
     height, width = pictures.shape[1:3]
     filled, row = 0, top % height
     while filled < pixels.shape[1]:
         count = min(height - row, pixels.shape[1] - filled)
-        pixels[:, filled : filled + count, left : left + width] = pictures[:, row : row + count]
+        target, source = pixels[:, filled : filled + count, left : left + width], pictures[:, row : row + count]
+        if pictures.dtype == torch.uint8:
+            torch.bitwise_xor(source, 128, out=target.view(torch.uint8))
+        else:
+            target.copy_(source)
         filled, row = filled + count, 0
     middle = pixels[:, :, left : left + width]
     # Both sides repeat the picture, as often as it takes.
@@ -339,6 +362,28 @@ def _fill(pixels: Tensor, pictures: Tensor, *, top: int, left: int) -> None:
         pixels[:, :, max(start, 0) : start + width] = middle[:, :, max(-start, 0) :]
     for start in range(left + width, pixels.shape[2], width):
         pixels[:, :, start : start + width] = middle[:, :, : pixels.shape[2] - start]
+
+
+def _gather_cells(parts: Tensor, values: Tensor) -> None:
+    """Sum what cells add to each other: `parts`, (tall, n, w, cells * O), which it overwrites, to `values`, (..., O).
+
+    The part for the cell k - 4 places to the right, wrapping around, is number k of 8: halves, then quarters, then the
+    last two are added, as adding long runs takes less time than adding many.
+    """
+    w, outputs = values.shape[2:]
+    middle = _HALO_CELLS[0] * outputs
+
+    def add(left: Tensor, right: Tensor, shift: int, out: Tensor) -> None:
+        shift %= w
+        torch.add(left[:, :, : w - shift], right[:, :, shift:], out=out[:, :, : w - shift])
+        if shift:
+            torch.add(left[:, :, w - shift :], right[:, :, :shift], out=out[:, :, w - shift :])
+
+    four = parts[..., middle:]
+    add(four, parts[..., :middle], -4, four)
+    two = four[..., : 2 * outputs]
+    add(two, four[..., 2 * outputs :], 2, two)
+    add(two[..., :outputs], two[..., outputs:], 1, values)
 
 
 def keep_freed_memory() -> None:
@@ -350,17 +395,16 @@ def keep_freed_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-def _where(mask: Tensor) -> Tensor:
-    """Positions of the true values of a 1-D mask. numpy finds them ten times faster than torch on a CPU."""
+def _where(mask: Tensor) -> tuple[Tensor, ...]:
+    """Where a mask is true, dimension by dimension. numpy finds it ten times faster than torch on a CPU."""
     if mask.device.type == "cpu":
-        return torch.from_numpy(mask.numpy().nonzero()[0])
-    return mask.nonzero().flatten()
+        flat = mask.view(-1).numpy().nonzero()[0]
+        return tuple(torch.from_numpy(index) for index in np.unravel_index(flat, mask.shape))
+    return mask.nonzero(as_tuple=True)
 
 
-def _gather(windows: Tensor, cells: Tensor) -> Tensor:
-    """Copies of windows (tall, n, w, ...) at positions of the flattened first three dimensions."""
-    _, n, w = windows.shape[:3]
-    index = (cells // (n * w), cells // w % n, cells % w)
+def _gather(windows: Tensor, index: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Copies of windows: `windows[index]`."""
     if windows.device.type == "cpu":  # numpy copies whole rows of a window where torch copies values
         return torch.from_numpy(windows.numpy()[tuple(part.numpy() for part in index)])
     return windows[index]
