@@ -35,34 +35,34 @@ def code_lengths(counts: _Ints, *, longest: int) -> _Ints:
 
 
 def _huffman_depths(weights: list[int]) -> list[int]:
-    """Depths in the Huffman tree of ascending weights, in place (Moffat & Katajainen, WADS 1995)."""
-    a, n = list(weights), len(weights)
-    leaf = root = 0
-    for parent in range(n - 1):  # the two lightest of leaves and trees become one tree
-        total = 0
-        for _ in range(2):
-            if leaf >= n or (root < parent and a[root] < a[leaf]):
-                total += a[root]
-                a[root] = parent
-                root += 1
-            else:
-                total += a[leaf]
-                leaf += 1
-        a[parent] = total
-    a[n - 2] = 0
-    for node in range(n - 3, -1, -1):  # parents to depths of inner nodes
-        a[node] = a[a[node]] + 1
-    free, depth, node, leaf = 1, 0, n - 2, n - 1
-    while free:  # what inner nodes leave free at a depth are leaves
-        inner = 0
-        while node >= 0 and a[node] == depth:
-            inner += 1
-            node -= 1
-        for _ in range(free - inner):
-            a[leaf] = depth
-            leaf -= 1
-        free, depth = 2 * inner, depth + 1
-    return a
+    """Depths in the Huffman tree of ascending weights: the lightest two of leaves and trees become one tree."""
+    n = len(weights)
+    never = sum(weights) + 1
+    leaves, trees = [*weights, never, never], [never] * (n + 1)
+    leaf_parents, tree_parents = [], []
+    leaf = tree = 0
+    for parent in range(n - 1):
+        if leaves[leaf] <= trees[tree]:
+            total = leaves[leaf]
+            leaf += 1
+            leaf_parents.append(parent)
+        else:
+            total = trees[tree]
+            tree += 1
+            tree_parents.append(parent)
+        if leaves[leaf] <= trees[tree]:
+            total += leaves[leaf]
+            leaf += 1
+            leaf_parents.append(parent)
+        else:
+            total += trees[tree]
+            tree += 1
+            tree_parents.append(parent)
+        trees[parent] = total
+    depths = [1] * (n - 1)  # of the leaves below a tree; the last is the root
+    for node in range(n - 3, -1, -1):
+        depths[node] = depths[tree_parents[node]] + 1
+    return [depths[parent] for parent in leaf_parents]
 
 
 @lru_cache(maxsize=2)
