@@ -123,15 +123,20 @@ def _add_tables(stream: BitStream, place: _Ints, counts: _Ints, lengths: _Ints, 
     place, lengths, alphabet = place[~single], lengths[~single], alphabet[~single]
     if not len(place):
         return
-    row, column = np.nonzero(np.arange(_GREEN) < alphabet[:, None])
-    length = lengths[row, column]
-    starts = np.flatnonzero((np.diff(length, prepend=-1) != 0) | (np.diff(row, prepend=-1) != 0))
-    run_length, run_row = length[starts], row[starts]
+    change = np.ones(lengths.shape, dtype=np.bool_)
+    np.not_equal(lengths[:, 1:], lengths[:, :-1], out=change[:, 1:])
+    starts = np.flatnonzero(change)
+    run_row, column = np.divmod(starts, _GREEN)
+    within = column < alphabet[run_row]
+    starts, run_row = starts[within], run_row[within]
+    run_length = lengths.reshape(-1)[starts]
+    end = np.minimum(np.append(starts[1:], lengths.size), run_row * _GREEN + alphabet[run_row])
     first, symbols, extra, extra_bits = run_tokens()
-    key = np.diff(starts, append=len(length)) + np.where(run_length > 0, 0, 300)
-    tokens = first[key + 1] - first[key]
+    key = end - starts + np.where(run_length > 0, 0, 300)
+    key_first = first[key]
+    tokens = first[key + 1] - key_first
     run = np.repeat(np.arange(len(starts)), tokens)
-    at = np.arange(len(run)) - np.repeat(np.cumsum(tokens) - tokens, tokens) + first[key][run]
+    at = np.arange(len(run)) + (key_first - np.cumsum(tokens) + tokens)[run]
     symbol = np.where(symbols[at] < 0, run_length[run], symbols[at])
     token_row = run_row[run]
     flat = token_row * LENGTH_SYMBOLS + symbol
