@@ -147,22 +147,27 @@ def classify(residuals: _Bytes, modes: _Bytes, cost: npt.NDArray[np.int32], grid
     classes = int(max(1, min(_MAX_CLASSES, round(0.25 * blocks**0.5))))
     bucket, buckets = _buckets()
     features = 3 * buckets
-    base = (np.arange(count)[:, None, None] * blocks + grid.of_pixel) * features + np.arange(3)[:, None] * buckets
-    index = base + bucket[residuals.reshape(count, 3, -1)]  # (N, 3, H * W)
-    histogram = np.bincount(index.reshape(-1), minlength=count * blocks * features)
-    histogram = histogram.reshape(count, blocks, features).astype(np.float32)
+    # Blocks last: the products below then have long rows.
+    base = np.arange(count)[:, None, None] * (features * blocks) + np.arange(3)[:, None] * (buckets * blocks)
+    index = (bucket * blocks).take(residuals.reshape(count, 3, -1))
+    index += base + grid.of_pixel  # (N, 3, H * W)
+    histogram = np.bincount(index.reshape(-1), minlength=count * features * blocks)
+    histogram = histogram.reshape(count, features, blocks).astype(np.float32)
+    by_block = histogram.transpose(0, 2, 1)
     # Start from classes of equal size by cost, blocks without a prediction apart.
     order = np.argsort(cost.reshape(count, blocks) + 2**16 * (modes.reshape(count, blocks) == 0), axis=1, kind="stable")
     member = np.empty((count, blocks), dtype=np.int64)
     np.put_along_axis(member, order, np.broadcast_to(np.arange(blocks) * classes // blocks, order.shape), axis=1)
+    number = np.arange(classes)[:, None]
     for _ in range(_ROUNDS):
-        one_hot = (member[:, None, :] == np.arange(classes)[:, None]).astype(np.float32)  # (N, classes, blocks)
+        one_hot = member[:, None, :] == number  # (N, classes, blocks)
         # Products of small whole numbers: float32 holds their sums exactly, whatever the order.
-        totals = (one_hot @ histogram).reshape(count, classes, 3, buckets).astype(np.float64) + 0.02
+        totals = (one_hot.astype(np.float32) @ by_block).reshape(count, classes, 3, buckets).astype(np.float64) + 0.02
         bits = np.rint(-_GRID * np.log2(totals / totals.sum(axis=3, keepdims=True))).astype(np.float32)
-        share = np.rint(-_GRID * np.log2(one_hot.mean(axis=2, dtype=np.float64) + 1e-3)).astype(np.float32)
-        spent = histogram @ bits.reshape(count, classes, features).transpose(0, 2, 1) + share[:, None, :]
-        member = spent.argmin(axis=2)
+        share = np.count_nonzero(one_hot, axis=2) / blocks
+        spent = bits.reshape(count, classes, features) @ histogram
+        spent += np.rint(-_GRID * np.log2(share + 1e-3)).astype(np.float32)[:, :, None]
+        member = spent.argmin(axis=1)
     # Number the classes that are left.
     used = np.zeros((count, classes), dtype=np.int64)
     used[np.arange(count)[:, None], member] = 1
