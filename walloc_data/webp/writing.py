@@ -25,10 +25,14 @@ class BitStream:
     def __init__(self) -> None:
         self.parts: list[tuple[_Ints, npt.NDArray[np.uint64], _Ints]] = []
 
-    def add(self, place: Any, value: Any, bits: Any) -> None:
-        """Values below 2^64 of `bits` bits each; scalars are repeated."""
-        place, value, bits = np.broadcast_arrays(place, value, bits)
-        self.parts.append((place.reshape(-1), value.reshape(-1).astype(np.uint64), bits.reshape(-1).astype(np.int64)))
+    def add(self, place: _Ints, value: Any, bits: Any) -> None:
+        """Values below 2^64 of `bits` bits each, one for each place; scalars are repeated."""
+        value, bits = np.asarray(value, dtype=np.uint64).reshape(-1), np.asarray(bits, dtype=np.int64).reshape(-1)
+        if len(value) != len(place):
+            value = value.repeat(len(place))
+        if len(bits) != len(place):
+            bits = bits.repeat(len(place))
+        self.parts.append((place, value, bits))
 
     def files(self, *, places: int, values: npt.NDArray[np.uint64], bits: _Ints) -> list[bytes]:
         """The bytes of files: file i has the places from i * places on, then row i of `values`."""
@@ -93,18 +97,15 @@ def write(residuals: _Bytes, modes: _Bytes, classes: _Ints, grid: Grid) -> list[
     bits = lengths.reshape(-1)
 
     stream = BitStream()
-    # Signature; sides; no alpha; version 0.
-    stream.add(begin, 0x2F | (grid.width - 1) << 8 | (grid.height - 1) << 22, 40)
-    # A transform, predictors, size of its blocks. Its picture: no colour cache.
-    stream.add(begin, 1 | (BLOCK_BITS - 2) << 3, 7)
+    # Signature; sides; no alpha; version 0. A transform, predictors, size of its blocks. Its picture: no colour cache.
+    header = 0x2F | (grid.width - 1) << 8 | (grid.height - 1) << 22 | (1 | (BLOCK_BITS - 2) << 3) << 40
+    stream.add(begin, header, 47)
     # No more transforms; no colour cache; classes, size of their blocks. Their picture: no colour cache.
     stream.add(begin + 3, 1 << 2 | (BLOCK_BITS - 2) << 3, 7)
     for place, symbols in ((begin + 2, mode_symbols), (begin + 5, class_symbols)):
-        for _ in range(4):  # red, blue, alpha, distance: always 0, in no bits
-            stream.add(place, 1, 4)
-        stream.add(place[:, None], codes[symbols], bits[symbols])
-    for _ in range(2):  # alpha, distance
-        stream.add(begin_set + 3, 1, 4)
+        stream.add(place, 0x1111, 16)  # red, blue, alpha, distance: always 0, in no bits
+        stream.add(place.repeat(blocks), codes[symbols], bits[symbols])
+    stream.add(begin_set + 3, 0x11, 8)  # alpha, distance
     _add_tables(stream, table_place, counts, lengths, alphabet)
     red, green, blue = (bits[pixels[:, colour]] for colour in range(3))  # (N, H * W)
     value = codes[pixels[:, 1]]
