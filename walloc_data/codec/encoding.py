@@ -5,7 +5,7 @@ strips, the kernel the CPU or the GPU picks, the order of its sums. Two passes:
 
 1. A float32 filter for speed. Down the height, 2^J bands of stride 2^J; then along the width whole cells, with the
    projection, the bias and the scaling of pixels folded in. Both are products of matrices. Then companding, rounding.
-2. Where the companded value lies within `margin` of a rounding boundary (forty or so of the 73,728 values of a
+2. Where the companded value lies within `margin` of a rounding boundary (twenty or so of the 73,728 values of a
    768 x 512 photograph), the value is computed again, exactly: the whole encoder is one kernel of (2R+1) x (2R+1)
    pixels and all colours; its taps are rounded to a grid 2^-grid_bits on which every partial sum of taps times pixels
    is an integer below 2^53. float64 holds such sums without rounding, in any order. Comparing with the boundaries,
@@ -36,7 +36,7 @@ MAX_ENCODE_LEVELS = 4  # the exact kernel has (8 * (2^J - 1) + 1)^2 taps a chann
 
 # Pixels that pass 1 takes at once. On a CPU its buffers then stay in the caches: larger strips were up to three times
 # slower (benchmarks/encode_speed.py measures the result).
-_STRIP_PIXELS = {"cpu": 2**17, "cuda": 2**24}
+_STRIP_PIXELS = {"cpu": 3 * 2**16, "cuda": 2**24}
 _WINDOW_BYTES = 2**22  # float64 windows that pass 2 holds at once
 
 # Pass 1 errs by rounding only: by c * 2^-24 * (gain + 2^(bits-1)) in the companded value, gain = the largest sum of
@@ -44,8 +44,8 @@ _WINDOW_BYTES = 2**22  # float64 windows that pass 2 holds at once
 # proven bound on c is the number of terms in a sum, about 270 for J = 3, and is never met: roundings that behave as
 # independent give a standard deviation below its square root times the share of the gain that partial sums reach
 # (Higham & Mary, SIAM J. Sci. Comput. 41, 2019). Measured on photographs, noise and the worst pictures for the gain,
-# c stays below 1; tests/codec/test_encoding.py holds it to 4.
-_ROUNDING = 8.0
+# c stays below 1; tests/codec/test_encoding.py holds it to 2.
+_ROUNDING = 4.0
 _HALO_CELLS = (4, 3)  # cells before and after that a kernel of radius R < 4 * 2^J reaches
 
 
@@ -279,7 +279,7 @@ class LinearEncoder:
                 torch.mv(windows[part].double(), self._exact_kernel[:, output], out=sums[part])
             start += count
         sums += self._exact_middle[outputs]
-        below = torch.searchsorted(self._boundaries[outputs], sums[:, None], right=True)[:, 0]
+        below = torch.searchsorted(self._boundaries.index_select(0, outputs), sums[:, None], right=True)[:, 0]
         latents = torch.empty(len(outputs), dtype=torch.int8, device=outputs.device)
         latents[order] = (below - self._boundaries.shape[1] // 2).to(torch.int8)
         return latents
