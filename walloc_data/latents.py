@@ -24,7 +24,8 @@ MAX_PACKED_PIXELS = 2**28  # a packed latent of a 4-gigapixel picture: more than
 # Our writer holds about 300 bytes a pixel while it works: past this, 8 megapixels of photograph, libwebp takes over.
 OWN_WRITER_PIXELS = 2**19
 
-# (method, quality) of libwebp's lossless mode; bytes and times are in benchmarks/results/encode_speed.json.
+# (method, quality) of libwebp's lossless mode, for what our writer leaves to it; bytes and times are in
+# benchmarks/results/encode_speed.json.
 _EFFORT: dict[str, tuple[int, int]] = {"default": (4, 0), "fast": (2, 0)}
 
 
