@@ -37,7 +37,7 @@ MAX_ENCODE_LEVELS = 4  # the exact kernel has (8 * (2^J - 1) + 1)^2 taps a chann
 # Pixels that pass 1 takes at once. On a CPU its buffers then stay in the caches: larger strips were up to three times
 # slower (benchmarks/encode_speed.py measures the result).
 _STRIP_PIXELS = {"cpu": 3 * 2**16, "cuda": 2**24}
-_WINDOW_BYTES = 2**22  # float64 windows that pass 2 holds at once
+_WINDOW_BYTES = {"cpu": 2**22, "cuda": 2**27}  # of float64 windows that pass 2 settles at once, at most
 
 # Pass 1 errs by rounding only: by c * 2^-24 * (gain + 2^(bits-1)) in the companded value, gain = the largest sum of
 # |tap| * |pixel| through both stages times the steepest slope of the curve; the other term is companding's own. The
@@ -300,7 +300,8 @@ class _Doubts:
 
     def __init__(self, encoder: LinearEncoder, latent: Tensor) -> None:
         self._encoder, self._latent = encoder, latent
-        self._limit = max(1, _WINDOW_BYTES // (8 * len(encoder._exact_kernel)))
+        most = _WINDOW_BYTES.get(latent.device.type, _WINDOW_BYTES["cpu"])
+        self._limit = max(1, most // (8 * len(encoder._exact_kernel)))
         self._waiting: list[tuple[Tensor, tuple[Tensor, ...]]] = []  # windows, and where their values are
         self._count = 0
 
