@@ -3,6 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +39,11 @@ def assert_decodes(data: bytes, picture: Pictures) -> None:
     width=st.integers(1, 40),
     count=st.integers(1, 3),
     kind=st.sampled_from(["noise", "one", "two", "laplace", "ramp"]),
+    effort=st.sampled_from(["default", "fast"]),
     seed=st.integers(0, 2**16),
 )
 def test_every_picture_comes_back_whatever_its_size_and_content(
-    height: int, width: int, count: int, kind: str, seed: int
+    height: int, width: int, count: int, kind: str, effort: Literal["default", "fast"], seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
     shape = (count, height, width, 3)
@@ -52,7 +54,7 @@ def test_every_picture_comes_back_whatever_its_size_and_content(
         "laplace": laplace(shape, scale=float(generator.integers(1, 30)), seed=seed),
         "ramp": np.arange(height)[:, None, None] * 3 + np.arange(width)[:, None] * 7 + np.zeros(shape, dtype=int),
     }[kind].astype(np.uint8)
-    for data, picture in zip(encode_lossless(pictures), pictures, strict=True):
+    for data, picture in zip(encode_lossless(pictures, effort=effort), pictures, strict=True):
         assert_decodes(data, picture)
         assert np.array_equal(decode_webp(data), picture)
 
@@ -94,9 +96,11 @@ def test_bytes_depend_on_the_picture_alone() -> None:
     steps = (np.arange(40 * 56 * 3, dtype=np.int64) * 2654435761 >> 20) % 23
     picture = (118 + steps).astype(np.uint8).reshape(1, 40, 56, 3)
     assert hashlib.sha256(encode_lossless(picture)[0]).hexdigest() == GOLDEN
+    assert hashlib.sha256(encode_lossless(picture, effort="fast")[0]).hexdigest() == GOLDEN_FAST
 
 
 GOLDEN = "f81f6be3eddebf745d8ca96fd9895e286bb0b241a9e4be6a5aa4cf1c96fd1c9a"
+GOLDEN_FAST = "8d031eb805be71260fd9e85eada9c3273e698ff2a22cb1e310917b78dc672bbf"
 
 
 def test_packed_photographs_take_fewer_bytes_than_libwebps_default(kodak: list[Path]) -> None:
@@ -120,9 +124,12 @@ def test_packed_photographs_take_fewer_bytes_than_libwebps_default(kodak: list[P
     assert ours < libwebp
 
 
-def test_fast_grey_and_huge_pictures_are_libwebps() -> None:
-    picture = laplace((1, 16, 24, 3), scale=5)[0]
-    assert encode_webp(picture) == encode_lossless(picture[None])[0] != encode_webp(picture, effort="fast")
+def test_grey_and_huge_pictures_are_libwebps() -> None:
+    picture = laplace((1, 96, 128, 3), scale=5)[0]
+    assert encode_webp(picture) == encode_lossless(picture[None])[0]
+    fast = encode_webp(picture, effort="fast")
+    assert fast == encode_lossless(picture[None], effort="fast")[0]
+    assert len(encode_webp(picture)) < len(fast) < 1.15 * len(encode_webp(picture))
     grey = encode_webp(picture[..., :1])
     assert np.array_equal(decode_webp(grey), np.repeat(picture[..., :1], 3, axis=2))
     huge = np.full((1, OWN_WRITER_PIXELS // 4096 + 1, 3), 7, dtype=np.uint8).repeat(4096, axis=0)

@@ -24,7 +24,8 @@ MAX_PACKED_PIXELS = 2**28  # a packed latent of a 4-gigapixel picture: more than
 # Our writer holds about 300 bytes a pixel while it works: past this, 8 megapixels of photograph, libwebp takes over.
 OWN_WRITER_PIXELS = 2**19
 
-# (method, quality) of libwebp's lossless mode; bytes and times are in benchmarks/results/encode_speed.json.
+# (method, quality) of libwebp's lossless mode, for what our writer leaves to it; bytes and times are in
+# benchmarks/results/encode_speed.json.
 _EFFORT: dict[str, tuple[int, int]] = {"default": (4, 0), "fast": (2, 0)}
 
 
@@ -141,8 +142,8 @@ def unpack(picture: npt.NDArray[np.uint8], *, latent_dim: int = 12) -> npt.NDArr
 def encode_webp(picture: npt.NDArray[np.uint8], *, effort: Literal["default", "fast"] = "default") -> bytes:
     """Write one packed picture, (H, W, 3) or (H, W, 1) uint8, as lossless WebP without metadata.
 
-    The effort changes the bytes and the time, never the pixels. `default` is our own writer (`walloc_data.webp`),
-    whose bytes depend on the picture alone; `fast`, grey pictures and very large ones are libwebp's.
+    The effort changes the bytes and the time, never the pixels. The writer is our own (`walloc_data.webp`), whose bytes
+    depend on the picture and the effort alone; grey pictures and very large ones are libwebp's.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -169,9 +170,10 @@ def encode_webps(pictures: npt.NDArray[np.uint8], *, effort: Literal["default", 
     from PIL import Image
 
     height, width, colours = pictures.shape[1:]
-    if effort == "default" and colours == 3 and height * width <= OWN_WRITER_PIXELS:
+    if colours == 3 and height * width <= OWN_WRITER_PIXELS:
         together = max(1, OWN_WRITER_PIXELS // (height * width))
-        return [data for i in range(0, len(pictures), together) for data in encode_lossless(pictures[i : i + together])]
+        parts = [pictures[i : i + together] for i in range(0, len(pictures), together)]
+        return [data for part in parts for data in encode_lossless(part, effort=effort)]
     require_webp("writing a packed latent")
     method, quality = _EFFORT[effort]
     files = []

@@ -3,10 +3,10 @@
 The latent of a uint8 picture is DEFINED in integers, so it has one value: whatever the batch, the threads, the
 strips, the kernel the CPU or the GPU picks, the order of its sums. Two passes:
 
-1. A float32 filter for speed. Down the height, 2^J bands of stride 2^J; then along the width one convolution of
-   whole cells in which the projection, the bias and the scaling of pixels are folded. Then companding and rounding.
-2. Where the companded value lies within `margin` of a rounding boundary (a hundred or so of the 6144 cells of a
-   768 x 512 photograph), the cell is computed again, exactly: the whole encoder is one kernel of (2R+1) x (2R+1)
+1. A float32 filter for speed. Down the height, 2^J bands of stride 2^J; then along the width whole cells, with the
+   projection, the bias and the scaling of pixels folded in. Both are products of matrices. Then companding, rounding.
+2. Where the companded value lies within `margin` of a rounding boundary (thirty or so of the 73,728 values of a
+   768 x 512 photograph), the value is computed again, exactly: the whole encoder is one kernel of (2R+1) x (2R+1)
    pixels and all colours; its taps are rounded to a grid 2^-grid_bits on which every partial sum of taps times pixels
    is an integer below 2^53. float64 holds such sums without rounding, in any order. Comparing with the boundaries,
    also on a grid, ends it.
@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,15 +36,17 @@ MAX_ENCODE_LEVELS = 4  # the exact kernel has (8 * (2^J - 1) + 1)^2 taps a chann
 
 # Pixels that pass 1 takes at once. On a CPU its buffers then stay in the caches: larger strips were up to three times
 # slower (benchmarks/encode_speed.py measures the result).
-_STRIP_PIXELS = {"cpu": 2**17, "cuda": 2**24}
-_WINDOW_BYTES = 2**22  # float64 windows that pass 2 holds at once
+_STRIP_PIXELS = {"cpu": 3 * 2**16, "cuda": 2**24}
+_WINDOW_BYTES = {"cpu": 2**22, "cuda": 2**27}  # of float64 windows that pass 2 settles at once, at most
 
-# Pass 1 errs by rounding only: by c * 2^-24 * gain in the companded value, gain = the largest sum of |tap| * |pixel|
-# through both stages times the steepest slope of the curve. The proven bound on c is the number of terms, about 1600
-# for J = 3, and is never met: roundings that behave as independent give a standard deviation below its square root, 40,
-# times the share of the gain that partial sums reach (Higham & Mary, SIAM J. Sci. Comput. 41, 2019). Measured on
-# photographs, noise and the worst pictures for the gain, c stays below 13; tests/codec/test_encoding.py holds it to 16.
-_ROUNDING = 32.0
+# Pass 1 errs by rounding only: by c * 2^-24 * (gain + 2^(bits-1)) in the companded value, gain = the largest sum of
+# |tap| * |pixel| through both stages times the steepest slope of the curve; the other term is companding's own. The
+# proven bound on c is the number of terms in a sum, about 270 for J = 3, and is never met: roundings that behave as
+# independent give a standard deviation below its square root times the share of the gain that partial sums reach
+# (Higham & Mary, SIAM J. Sci. Comput. 41, 2019). Measured on photographs, noise and the worst pictures for the gain,
+# c stays near 1; summed term by term and without fused multiply-adds, the worst that a library may do, below 2.5.
+# tests/codec/test_encoding.py holds it to 3.
+_ROUNDING = 6.0
 _HALO_CELLS = (4, 3)  # cells before and after that a kernel of radius R < 4 * 2^J reaches
 
 
@@ -85,23 +88,24 @@ class LinearEncoder:
         size, radius = self.cell_px, self.radius
         # Rows of `stack` cells are filtered by one wider kernel: 16 outputs at a time fill the CPU's vectors.
         self._stack = max(1, 16 // size)
-        row_kernel = torch.zeros(self._stack, size, (self._stack - 1) * size + 2 * radius + 1, dtype=torch.float64)
+        row_kernel = torch.zeros(size, self._stack, (self._stack - 1) * size + 2 * radius + 1, dtype=torch.float64)
         for i in range(self._stack):
-            row_kernel[i, :, i * size : i * size + 2 * radius + 1] = taps
-        self._row_kernel = row_kernel.flatten(0, 1)[:, None, :, None].float()  # (stack * 2^J, 1, taps, 1)
+            row_kernel[:, i, i * size : i * size + 2 * radius + 1] = taps
+        self._row_kernel = row_kernel.flatten(0, 1).float()  # (2^J * stack, taps)
         before, after = _HALO_CELLS
         along_width = torch.einsum("ocab,at->obtc", by_band, taps)  # (O, height band, 2R+1, C)
         padded = F.pad(along_width, (0, 0, before * size - radius, after * size + size - 1 - radius))
         cells = padded.reshape(
             self.latent_dim, size, before + 1 + after, size, self.channels
         )  # (O, height band, cells, 2^J pixels, C)
-        cell_kernel = cells.permute(0, 1, 3, 4, 2).flatten(1, 3)[:, :, None, :]  # (O, 4^J * C, 1, cells)
-        # The filter sees p - 127.5: x = p / 255 - 1/2 = (p - 127.5) / 255.
-        self._cell_kernel = (cell_kernel / 255).float()
-        self._bias = bias.float()
-        gains = torch.einsum("obtc,b->o", along_width.abs(), taps.abs().sum(1)) / 2 + bias.abs()
+        cell_kernel = cells.permute(1, 3, 4, 2, 0).reshape(size, size * self.channels, -1)
+        # The filter sees p - 128: x = p / 255 - 1/2 = (p - 128) / 255 + 1/510.
+        self._cell_kernel = (cell_kernel / 255).float()  # (height band, 2^J pixels * C, cells * O)
+        middle = bias + torch.einsum("obtc,b->o", along_width, taps.sum(1)) / 510
+        self._bias = middle.float()
+        gains = torch.einsum("obtc,b->o", along_width.abs(), taps.abs().sum(1)) * (128 / 255) + middle.abs()
         slope = math.sqrt(2 / math.pi) * 1.85  # of the companding curve at 0, its steepest: m / s is about 1.857
-        self.margin = _ROUNDING * 2.0**-24 * gains.max().item() * slope
+        self.margin = _ROUNDING * 2.0**-24 * (gains.max().item() * slope + 2 ** (self.latent_bits - 1))
         if self.margin > 0.05:
             raise CodecError(
                 f"the encoder's weights are too large: gain {gains.max().item():.3g}, float32 cannot filter for it"
@@ -122,8 +126,9 @@ class LinearEncoder:
         # One bit less leaves room for the rounding of the taps themselves.
         self.grid_bits = 53 - 8 - 1 - math.frexp(max(largest, 2.0**-20))[1]
         integers = torch.round(kernel * 2.0**self.grid_bits)
-        # Twice the taps, for windows that hold p - 127.5.
-        self._exact_kernel = 2 * integers.permute(0, 2, 3, 1).flatten(1).t().contiguous()  # ((y, x, C), O)
+        # For pixels p - 128, as 2p - 255 = 2 (p - 128) + 1: twice the taps, and the taps' own sum to add.
+        self._exact_kernel = 2 * integers.permute(0, 2, 3, 1).flatten(1).t()  # ((y, x, C), O), every output contiguous
+        self._exact_middle = integers.sum((1, 2, 3))  # (O,)
         unit = 2 * 255 * 2**self.grid_bits  # of a sum: v = sum / unit + bias
         self._boundaries = torch.tensor(
             [
@@ -171,15 +176,15 @@ class LinearEncoder:
         h, w = height // self.cell_px, width // self.cell_px
         latent = torch.empty(batch, h, w, self.latent_dim, dtype=torch.int8, device=images.device)
         with torch.no_grad(), _plain_float32(images.device):
+            doubts = _Doubts(self, latent)
             for block in self._filter(images):
-                n, tall = block.values.shape[:2]
+                tall, n = block.values.shape[:2]
                 u = self._compand_(block.values)
                 z = torch.round(u)
-                rounded = z.to(torch.int8)
+                latent[block.first : block.first + n, block.top : block.top + tall] = z.transpose(0, 1)
                 if images.dtype == torch.uint8:
-                    doubtful = (u - z).abs_().amax(3) > 0.5 - self.margin  # (n, tall, w)
-                    self._settle(rounded, block.rows, doubtful)
-                latent[block.first : block.first + n, block.top : block.top + tall] = rounded
+                    doubts.add(block, u.sub_(z).abs_() > 0.5 - self.margin)
+            doubts.settle()
         return latent.permute(0, 3, 1, 2).contiguous()
 
     def values(self, images: Tensor) -> Tensor:
@@ -190,8 +195,8 @@ class LinearEncoder:
         values = torch.empty(shape, dtype=torch.float32, device=images.device)
         with torch.no_grad(), _plain_float32(images.device):
             for block in self._filter(images):
-                n, tall = block.values.shape[:2]
-                values[block.first : block.first + n, block.top : block.top + tall] = block.values
+                tall, n = block.values.shape[:2]
+                values[block.first : block.first + n, block.top : block.top + tall] = block.values.transpose(0, 1)
         return values.permute(0, 3, 1, 2)
 
     def _compand_(self, values: Tensor) -> Tensor:
@@ -212,67 +217,118 @@ class LinearEncoder:
             )
 
     def _filter(self, images: Tensor) -> Iterator["_Block"]:
-        """Pass 1, block by block: several small pictures at once, or one picture in strips of cell rows."""
+        """Pass 1, block by block: several small pictures at once, or one picture in strips of cell rows.
+
+        Pictures lie side by side, so one row of pixels is one row of a matrix, whatever their number.
+        """
         batch, channels, height, width = images.shape
-        size, stack = self.cell_px, self._stack
-        before, after = _HALO_CELLS
-        h, w, wide = height // size, width // size, before + width // size + after
-        pixels = images.permute(0, 2, 3, 1)  # (N, H, W, C)
-        budget_cells = max(1, _STRIP_PIXELS.get(images.device.type, 2**17) // size**2)
+        size, stack, radius = self.cell_px, self._stack, self.radius
+        h, w = height // size, width // size
+        pictures = images.permute(0, 2, 3, 1)  # (N, H, W, C)
+        budget_cells = max(1, _STRIP_PIXELS.get(images.device.type, _STRIP_PIXELS["cpu"]) // size**2)
         together = min(batch, max(1, budget_cells // (h * w)))
         strips = max(1, min(math.ceil(h / stack), round(h * w / budget_cells)))
         strip = math.ceil(h / strips / stack) * stack  # cell rows, about as many in every strip
-        halo_rows = 2 * self.radius + 1 - size
-        buffer = torch.empty(
-            (together, strip * size + halo_rows, wide * size, channels), dtype=torch.float32, device=images.device
+        halo_rows = 2 * radius + 1 - size
+        most_rows, most_cells = strip * size + halo_rows, strip * together * w
+
+        def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=images.device)
+
+        whole = images.dtype == torch.uint8
+        pixels_buffer = buffer(
+            together * most_rows * (width + 2 * radius) * channels, dtype=torch.int8 if whole else images.dtype
         )
+        rows_buffer = buffer(most_rows * together * width * channels)
+        bands_buffer = buffer(most_cells * size * size * channels)
+        parts_buffer = buffer(most_cells, self._cell_kernel.shape[2])
+        values_buffer = buffer(most_cells * self.latent_dim)
         for first in range(0, batch, together):
-            group = pixels[first : first + together]
+            group = pictures[first : first + together]
             n = len(group)
+            line = n * width * channels  # values in a row of pixels
             for top in range(0, h, strip):
                 tall = min(strip, math.ceil((h - top) / stack) * stack)
-                rows = buffer[:n, : tall * size + halo_rows]  # (n, rows, wide * 2^J, C)
-                _fill(rows, group, top=top * size - self.radius, left=before * size)
-                bands = F.conv2d(
-                    rows.reshape(n, 1, tall * size + halo_rows, wide * size * channels),
-                    self._row_kernel,
-                    stride=(stack * size, 1),
-                )  # (n, stack * 2^J, tall / stack, wide * 2^J * C)
-                bands = bands.view(n, stack, size, tall // stack, wide, size * channels).permute(0, 3, 1, 4, 2, 5)
-                # Every cell's bands, pixels and colours side by side: what one output of the next stage reads.
-                cells = bands.reshape(n, tall, wide, size * size * channels).permute(0, 3, 1, 2)
-                out = F.conv2d(cells, self._cell_kernel, self._bias)  # (n, O, tall, w)
-                yield _Block(first, top, rows, out.permute(0, 2, 3, 1)[:, : h - top])
+                steps, num_rows = tall // stack, tall * size + halo_rows
+                pixels = _shaped(pixels_buffer, n, num_rows, width + 2 * radius, channels)
+                _fill(pixels, group, top=top * size - radius, left=radius)
+                rows = _shaped(rows_buffer, num_rows, line)
+                rows.view(num_rows, n, width, channels)[:] = pixels[:, :, radius : radius + width].transpose(0, 1)
+                if not whole:
+                    rows.mul_(255).sub_(0.5)
+                # Down the height. A step's rows overlap the next one's.
+                windows = rows.as_strided((steps, self._row_kernel.shape[1], line), (stack * size * line, line, 1))
+                bands = _shaped(bands_buffer, steps, size * stack, line)
+                torch.bmm(self._row_kernel.expand(steps, -1, -1), windows, out=bands)
+                # Along the width: what every cell adds to the cells around it, one height band after the other.
+                cells = bands.view(steps, size, stack * n * w, size * channels)
+                parts = parts_buffer[: tall * n * w].view(steps, stack * n * w, -1)
+                for band, kernel in enumerate(self._cell_kernel):
+                    parts.baddbmm_(cells[:, band], kernel.expand(steps, -1, -1), beta=min(band, 1))
+                values = _shaped(values_buffer, tall, n, w, self.latent_dim)
+                _gather_cells(parts.view(tall, n, w, -1), values)
+                yield _Block(first, top, pixels, values.add_(self._bias)[: h - top])
 
-    def _settle(self, rounded: Tensor, rows: Tensor, doubtful: Tensor) -> None:
-        """Pass 2: compute a block's doubtful cells exactly, and write them into `rounded`, (n, tall, w, O) int8."""
-        size, width = self.cell_px, 2 * self.radius + 1
-        n, tall, w, outputs = rounded.shape
-        channels = rows.shape[3]
-        # A window starts R pixels left of its cell; the buffer starts 4 cells left of the picture.
-        left = _HALO_CELLS[0] * size - self.radius
-        per_picture, per_row = rows.stride(0), rows.stride(1)
-        windows = rows.as_strided(
-            (n, tall, w, width, width * channels),
-            (per_picture, per_row * size, channels * size, per_row, 1),
-            rows.storage_offset() + left * channels,
-        )
-        chunk = max(1, _WINDOW_BYTES // (8 * width * width * channels))
-        flat = rounded.view(-1, outputs)
-        for cells in torch.split(_where(doubtful.reshape(-1)), chunk):
-            window = _gather(windows, cells)  # (M, 2R+1, (2R+1) * C) of p - 127.5
-            sums = window.flatten(1).double() @ self._exact_kernel  # (M, O), every partial sum an exact integer
-            below = torch.searchsorted(self._boundaries, sums.t().contiguous(), right=True)  # (O, M)
-            flat[cells] = (below.t() - self._boundaries.shape[1] // 2).to(torch.int8)
+    def exact(self, windows: Tensor, outputs: Tensor) -> Tensor:
+        """Latents without rounding on the way, (M,) int8: of one output each, from windows of p - 128, (M, taps)."""
+        order = torch.argsort(outputs)
+        outputs, windows = outputs[order], windows.index_select(0, order)
+        sums, start = torch.empty(len(outputs), dtype=torch.float64, device=outputs.device), 0
+        for output, count in enumerate(torch.bincount(outputs, minlength=self.latent_dim).tolist()):
+            part = slice(start, start + count)
+            if count:  # every partial sum is an exact integer
+                torch.mv(windows[part].double(), self._exact_kernel[:, output], out=sums[part])
+            start += count
+        sums += self._exact_middle[outputs]
+        below = torch.searchsorted(self._boundaries.index_select(0, outputs), sums[:, None], right=True)[:, 0]
+        latents = torch.empty(len(outputs), dtype=torch.int8, device=outputs.device)
+        latents[order] = (below - self._boundaries.shape[1] // 2).to(torch.int8)
+        return latents
 
 
 class _Block(NamedTuple):
-    """One step of pass 1: pictures from `first` on, cell rows from `top` on."""
+    """One step of pass 1: pictures from `first` on, cell rows from `top` on. Valid until the next one."""
 
     first: int
     top: int
-    rows: Tensor  # (n, pixel rows, pixels, C) float32: p - 127.5 or 255 * x, wrapped around; valid until the next block
-    values: Tensor  # (n, cell rows, w, O) float32
+    pixels: Tensor  # (n, pixel rows, pixels, C) int8 p - 128, or floats as they came; R more all around, wrapping
+    values: Tensor  # (cell rows, n, w, O) float32
+
+
+class _Doubts:
+    """Pass 2: the doubtful values of `latent`, (N, h, w, O). A few blocks' together, as the exact kernel is large."""
+
+    def __init__(self, encoder: LinearEncoder, latent: Tensor) -> None:
+        self._encoder, self._latent = encoder, latent
+        most = _WINDOW_BYTES.get(latent.device.type, _WINDOW_BYTES["cpu"])
+        self._limit = max(1, most // (8 * len(encoder._exact_kernel)))
+        self._waiting: list[tuple[Tensor, tuple[Tensor, ...]]] = []  # windows, and where their values are
+        self._count = 0
+
+    def add(self, block: _Block, doubtful: Tensor) -> None:
+        """Note a block's doubtful values, a mask (tall, n, w, O), with the pixels they need."""
+        encoder, pixels = self._encoder, block.pixels
+        size, width = encoder.cell_px, 2 * encoder.radius + 1
+        tall, n, w = doubtful.shape[:3]
+        channels = pixels.shape[3]
+        per_picture, per_row = pixels.stride(0), pixels.stride(1)
+        windows = pixels.as_strided(
+            (tall, n, w, width, width * channels), (per_row * size, per_picture, channels * size, per_row, 1)
+        )
+        for row, picture, column, output in zip(*(torch.split(i, self._limit) for i in _where(doubtful)), strict=True):
+            if self._count + len(row) > self._limit:
+                self.settle()
+            window = _gather(windows, (row, picture, column)).flatten(1)
+            self._waiting.append((window, (picture + block.first, row + block.top, column, output)))
+            self._count += len(row)
+
+    def settle(self) -> None:
+        """Compute what was noted, and write it into the latent."""
+        if self._count:
+            windows, places = zip(*self._waiting, strict=True)
+            index = tuple(torch.cat(parts) for parts in zip(*places, strict=True))
+            self._latent[index] = self._encoder.exact(torch.cat(windows), index[-1])
+        self._waiting, self._count = [], 0
 
 
 def _deinterleave(weight: Tensor, *, channels: int, J: int) -> Tensor:
@@ -282,24 +338,54 @@ def _deinterleave(weight: Tensor, *, channels: int, J: int) -> Tensor:
     return bits.permute(0, 1, *order).reshape(weight.shape[0], channels, 2**J, 2**J)
 
 
-def _fill(rows: Tensor, pictures: Tensor, *, top: int, left: int) -> None:
-    """Copy pictures (n, H, W, C) into `rows` as p - 127.5 or 255 * x: from row `top` on, `left` pixels in, wrapping."""
+def _shaped(buffer: Tensor, *shape: int) -> Tensor:
+    """The start of a buffer in another shape."""
+    return buffer[: math.prod(shape)].view(shape)
+
+
+def _fill(pixels: Tensor, pictures: Tensor, *, top: int, left: int) -> None:
+    """Copy pictures (n, H, W, C) into `pixels`: from row `top` on, `left` pixels in, wrapping around.
+
+    uint8 p becomes int8 p - 128, which is flipping the top bit.
+    """
     height, width = pictures.shape[1:3]
     filled, row = 0, top % height
-    while filled < rows.shape[1]:
-        count = min(height - row, rows.shape[1] - filled)
-        rows[:, filled : filled + count, left : left + width] = pictures[:, row : row + count]
+    while filled < pixels.shape[1]:
+        count = min(height - row, pixels.shape[1] - filled)
+        target, source = pixels[:, filled : filled + count, left : left + width], pictures[:, row : row + count]
+        if pictures.dtype == torch.uint8:
+            torch.bitwise_xor(source, 128, out=target.view(torch.uint8))
+        else:
+            target.copy_(source)
         filled, row = filled + count, 0
-    middle = rows[:, :, left : left + width]
-    if pictures.dtype == torch.uint8:
-        middle -= 127.5
-    else:
-        middle *= 255
+    middle = pixels[:, :, left : left + width]
     # Both sides repeat the picture, as often as it takes.
     for start in range(left - width, -width, -width):
-        rows[:, :, max(start, 0) : start + width] = middle[:, :, max(-start, 0) :]
-    for start in range(left + width, rows.shape[2], width):
-        rows[:, :, start : start + width] = middle[:, :, : rows.shape[2] - start]
+        pixels[:, :, max(start, 0) : start + width] = middle[:, :, max(-start, 0) :]
+    for start in range(left + width, pixels.shape[2], width):
+        pixels[:, :, start : start + width] = middle[:, :, : pixels.shape[2] - start]
+
+
+def _gather_cells(parts: Tensor, values: Tensor) -> None:
+    """Sum what cells add to each other: `parts`, (tall, n, w, cells * O), which it overwrites, to `values`, (..., O).
+
+    The part for the cell k - 4 places to the right, wrapping around, is number k of 8: halves, then quarters, then the
+    last two are added, as adding long runs takes less time than adding many.
+    """
+    w, outputs = values.shape[2:]
+    middle = _HALO_CELLS[0] * outputs
+
+    def add(left: Tensor, right: Tensor, shift: int, out: Tensor) -> None:
+        shift %= w
+        torch.add(left[:, :, : w - shift], right[:, :, shift:], out=out[:, :, : w - shift])
+        if shift:
+            torch.add(left[:, :, w - shift :], right[:, :, :shift], out=out[:, :, w - shift :])
+
+    four = parts[..., middle:]
+    add(four, parts[..., :middle], -4, four)
+    two = four[..., : 2 * outputs]
+    add(two, four[..., 2 * outputs :], 2, two)
+    add(two[..., :outputs], two[..., outputs:], 1, values)
 
 
 def keep_freed_memory() -> None:
@@ -311,17 +397,16 @@ def keep_freed_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-def _where(mask: Tensor) -> Tensor:
-    """Positions of the true values of a 1-D mask. numpy finds them ten times faster than torch on a CPU."""
+def _where(mask: Tensor) -> tuple[Tensor, ...]:
+    """Where a mask is true, dimension by dimension. numpy finds it ten times faster than torch on a CPU."""
     if mask.device.type == "cpu":
-        return torch.from_numpy(mask.numpy().nonzero()[0])
-    return mask.nonzero().flatten()
+        flat = mask.view(-1).numpy().nonzero()[0]
+        return tuple(torch.from_numpy(index) for index in np.unravel_index(flat, mask.shape))
+    return mask.nonzero(as_tuple=True)
 
 
-def _gather(windows: Tensor, cells: Tensor) -> Tensor:
-    """Copies of windows (n, tall, w, ...) at positions of the flattened first three dimensions."""
-    _, tall, w = windows.shape[:3]
-    index = (cells // (tall * w), cells // w % tall, cells % w)
+def _gather(windows: Tensor, index: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Copies of windows: `windows[index]`."""
     if windows.device.type == "cpu":  # numpy copies whole rows of a window where torch copies values
         return torch.from_numpy(windows.numpy()[tuple(part.numpy() for part in index)])
     return windows[index]
@@ -330,13 +415,13 @@ def _gather(windows: Tensor, cells: Tensor) -> Tensor:
 @contextmanager
 def _plain_float32(device: torch.device) -> Iterator[None]:
     """Full float32 products inside, whatever autocast, TF32 or bfloat16 shortcuts the program has switched on."""
-    backend = torch.backends.cudnn if device.type == "cuda" else torch.backends.mkldnn
-    convolution = getattr(backend, "conv", None)  # torch 2.9 and later; before, only cuDNN had a shortcut
+    product: Any = getattr(torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn, "matmul", None)
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        if convolution is not None:
-            stack.callback(setattr, convolution, "fp32_precision", convolution.fp32_precision)
-            convolution.fp32_precision = "ieee"
-        elif device.type == "cuda":
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        if hasattr(product, "fp32_precision"):  # torch 2.9 and later
+            stack.callback(setattr, product, "fp32_precision", product.fp32_precision)
+            product.fp32_precision = "ieee"
+        else:
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
         yield

@@ -10,11 +10,13 @@ Format: RFC 9649, "WebP Image Format", section 3. Used here: the predictor trans
 cache, no backward references.
 """
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
 from walloc_data.errors import CodecError
-from walloc_data.webp.blocks import classify, grid_of, predict
+from walloc_data.webp.blocks import EFFORTS, classify, grid_of, predict
 from walloc_data.webp.writing import write
 
 __all__ = ["MAX_SIDE", "encode_lossless"]
@@ -22,14 +24,15 @@ __all__ = ["MAX_SIDE", "encode_lossless"]
 MAX_SIDE = 16384  # the format's
 
 
-def encode_lossless(pictures: npt.NDArray[np.uint8]) -> list[bytes]:
+def encode_lossless(pictures: npt.NDArray[np.uint8], *, effort: Literal["default", "fast"] = "default") -> list[bytes]:
     """Write pictures as lossless WebP.
 
     Args:
         pictures: (N, H, W, 3) uint8, sides from 1 to 16384. Several at once cost less each.
+        effort: `fast` tries fewer predictors and classes: more bytes in less time.
 
     Returns:
-        N files. Their pixels are the pictures', exactly; their bytes depend on the picture alone.
+        N files. Their pixels are the pictures', exactly; their bytes depend on the picture and the effort alone.
 
     Example:
         >>> import io
@@ -49,6 +52,7 @@ def encode_lossless(pictures: npt.NDArray[np.uint8]) -> list[bytes]:
     if count == 0:
         return []
     grid = grid_of(height, width)
-    residuals, modes, cost = predict(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)), grid)
-    classes = classify(residuals, modes, cost, grid)
+    tried = EFFORTS[effort]
+    residuals, modes, cost = predict(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)), grid, tried)
+    classes = classify(residuals, modes, cost, grid, tried)
     return write(residuals, modes, classes, grid)

@@ -6,17 +6,31 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCK_BITS", "Grid", "classify", "grid_of", "predict"]
+__all__ = ["BLOCK_BITS", "EFFORTS", "Effort", "Grid", "classify", "grid_of", "predict"]
 
 BLOCK_BITS = 2  # predictors and codes change every 4 x 4 pixels
 _BLOCK = 1 << BLOCK_BITS
 _MAX_CLASSES = 48
-_ROUNDS = 6  # of Lloyd's algorithm
 _GRID = 16.0  # Bits are counted in sixteenths: in whole numbers, which sum up alike on every machine
-_MODES = (0, 1, 2, 5, 7, 10, 12)  # of the format's 14 predictors, those that pay
 
 _Bytes = npt.NDArray[np.uint8]
 _Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is tried."""
+
+    modes: tuple[int, ...]  # of the format's 14 predictors: 0, which is none, and some of 1, 2, 5, 7, 10 and 12
+    classes: float  # times the cube root of the number of blocks
+    rounds: int  # of Lloyd's algorithm
+
+
+EFFORTS = {
+    # Those predictors that pay, and the classes that give the fewest bytes, from 16 blocks to 6144.
+    "default": Effort(modes=(0, 1, 2, 5, 7, 10, 12), classes=0.6, rounds=6),
+    "fast": Effort(modes=(0, 1, 2, 7), classes=0.35, rounds=1),
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ def _average(a: _Bytes, b: _Bytes) -> _Bytes:
     return (a & b) + ((a ^ b) >> 1)  # floor((a + b) / 2) without a wider type
 
 
-def predict(planes: _Bytes, grid: Grid) -> tuple[_Bytes, _Bytes, npt.NDArray[np.int32]]:
+def predict(planes: _Bytes, grid: Grid, effort: Effort) -> tuple[_Bytes, _Bytes, npt.NDArray[np.int32]]:
     """Residuals (N, 3, H, W), the mode of every block (N, rows, columns), and about what its pixels cost."""
     count, _, height, width = planes.shape
     flat = planes.reshape(count, 3, height * width)
@@ -61,21 +75,26 @@ def predict(planes: _Bytes, grid: Grid) -> tuple[_Bytes, _Bytes, npt.NDArray[np.
 
     # Neighbours in raster order, as the format has them: right of the last column lies the next row's first pixel.
     left, top, top_left, top_right = shifted(1), shifted(width), shifted(width + 1), shifted(width - 1)
-    vertical = _average(top, top_right)
-    gradient = np.clip(np.subtract(np.add(left, top, dtype=np.int16), top_left, dtype=np.int16), 0, 255)
-    predictions = {
-        1: left,
-        2: top,
-        5: _average(_average(left, top_right), top),
-        7: _average(left, top),
-        10: _average(_average(left, top_left), vertical),
-        12: gradient.astype(np.uint8),
-    }
-    residuals = [planes if mode == 0 else planes - predictions[mode] for mode in _MODES]
+
+    def prediction(mode: int) -> _Bytes:
+        if mode == 1:
+            return left
+        if mode == 2:
+            return top
+        if mode == 5:
+            return _average(_average(left, top_right), top)
+        if mode == 7:
+            return _average(left, top)
+        if mode == 10:
+            return _average(_average(left, top_left), _average(top, top_right))
+        gradient = np.subtract(np.add(left, top, dtype=np.int16), top_left, dtype=np.int16)
+        return np.clip(gradient, 0, 255).astype(np.uint8)
+
+    residuals = [planes if mode == 0 else planes - prediction(mode) for mode in effort.modes]
     costs = [
         # Without a prediction, values lie around 128 and not around 0.
         _block_cost(residual ^ np.uint8(128) if mode == 0 else residual, grid)
-        for mode, residual in zip(_MODES, residuals, strict=True)
+        for mode, residual in zip(effort.modes, residuals, strict=True)
     ]
     predicted = np.stack(costs[1:])
     cost, choice = predicted.min(axis=0), predicted.argmin(axis=0) + 1
@@ -84,13 +103,13 @@ def predict(planes: _Bytes, grid: Grid) -> tuple[_Bytes, _Bytes, npt.NDArray[np.
     cost, choice = np.where(bare, costs[0], cost), np.where(bare, 0, choice)
     of_pixel = np.repeat(np.repeat(choice.astype(np.uint8), _BLOCK, axis=1), _BLOCK, axis=2)[:, None, :height, :width]
     result = planes.copy()
-    for number in range(1, len(_MODES)):
+    for number in range(1, len(effort.modes)):
         np.copyto(result, residuals[number], where=of_pixel == number)
     # The format's borders: the first pixel has no prediction, the first row the left one, the first column the top one.
     result[:, :, 0, 1:] = planes[:, :, 0, 1:] - planes[:, :, 0, :-1]
     result[:, :, 1:, 0] = planes[:, :, 1:, 0] - planes[:, :, :-1, 0]
     result[:, :, 0, 0] = planes[:, :, 0, 0]
-    return result, np.array(_MODES, dtype=np.uint8)[choice], cost
+    return result, np.array(effort.modes, dtype=np.uint8)[choice], cost
 
 
 @lru_cache(maxsize=1)
@@ -141,28 +160,33 @@ def _buckets() -> tuple[npt.NDArray[np.int64], int]:
     return bucket.astype(np.int64), 2 * len(edges) + 2
 
 
-def classify(residuals: _Bytes, modes: _Bytes, cost: npt.NDArray[np.int32], grid: Grid) -> _Ints:
+def classify(residuals: _Bytes, modes: _Bytes, cost: npt.NDArray[np.int32], grid: Grid, effort: Effort) -> _Ints:
     """The class of every block, (N, blocks), numbered from 0 in every picture without gaps."""
     count, blocks = len(residuals), grid.blocks
-    classes = int(max(1, min(_MAX_CLASSES, round(0.25 * blocks**0.5))))
+    classes = max(1, min(_MAX_CLASSES, round(effort.classes * blocks ** (1 / 3))))
     bucket, buckets = _buckets()
     features = 3 * buckets
-    base = (np.arange(count)[:, None, None] * blocks + grid.of_pixel) * features + np.arange(3)[:, None] * buckets
-    index = base + bucket[residuals.reshape(count, 3, -1)]  # (N, 3, H * W)
-    histogram = np.bincount(index.reshape(-1), minlength=count * blocks * features)
-    histogram = histogram.reshape(count, blocks, features).astype(np.float32)
+    # Blocks last: the products below then have long rows.
+    base = np.arange(count)[:, None, None] * (features * blocks) + np.arange(3)[:, None] * (buckets * blocks)
+    index = (bucket * blocks).take(residuals.reshape(count, 3, -1))
+    index += base + grid.of_pixel  # (N, 3, H * W)
+    histogram = np.bincount(index.reshape(-1), minlength=count * features * blocks)
+    histogram = histogram.reshape(count, features, blocks).astype(np.float32)
+    by_block = histogram.transpose(0, 2, 1)
     # Start from classes of equal size by cost, blocks without a prediction apart.
     order = np.argsort(cost.reshape(count, blocks) + 2**16 * (modes.reshape(count, blocks) == 0), axis=1, kind="stable")
     member = np.empty((count, blocks), dtype=np.int64)
     np.put_along_axis(member, order, np.broadcast_to(np.arange(blocks) * classes // blocks, order.shape), axis=1)
-    for _ in range(_ROUNDS):
-        one_hot = (member[:, None, :] == np.arange(classes)[:, None]).astype(np.float32)  # (N, classes, blocks)
+    number = np.arange(classes)[:, None]
+    for _ in range(effort.rounds):
+        one_hot = member[:, None, :] == number  # (N, classes, blocks)
         # Products of small whole numbers: float32 holds their sums exactly, whatever the order.
-        totals = (one_hot @ histogram).reshape(count, classes, 3, buckets).astype(np.float64) + 0.02
+        totals = (one_hot.astype(np.float32) @ by_block).reshape(count, classes, 3, buckets).astype(np.float64) + 0.02
         bits = np.rint(-_GRID * np.log2(totals / totals.sum(axis=3, keepdims=True))).astype(np.float32)
-        share = np.rint(-_GRID * np.log2(one_hot.mean(axis=2, dtype=np.float64) + 1e-3)).astype(np.float32)
-        spent = histogram @ bits.reshape(count, classes, features).transpose(0, 2, 1) + share[:, None, :]
-        member = spent.argmin(axis=2)
+        share = np.count_nonzero(one_hot, axis=2) / blocks
+        spent = bits.reshape(count, classes, features) @ histogram
+        spent += np.rint(-_GRID * np.log2(share + 1e-3)).astype(np.float32)[:, :, None]
+        member = spent.argmin(axis=1)
     # Number the classes that are left.
     used = np.zeros((count, classes), dtype=np.int64)
     used[np.arange(count)[:, None], member] = 1

@@ -25,36 +25,48 @@ class BitStream:
     def __init__(self) -> None:
         self.parts: list[tuple[_Ints, npt.NDArray[np.uint64], _Ints]] = []
 
-    def add(self, place: Any, value: Any, bits: Any) -> None:
-        """Values below 2^64 of `bits` bits each; scalars are repeated."""
-        place, value, bits = np.broadcast_arrays(place, value, bits)
-        self.parts.append((place.reshape(-1), value.reshape(-1).astype(np.uint64), bits.reshape(-1).astype(np.int64)))
+    def add(self, place: _Ints, value: Any, bits: Any) -> None:
+        """Values below 2^64 of `bits` bits each, one for each place; scalars are repeated."""
+        value, bits = np.asarray(value, dtype=np.uint64).reshape(-1), np.asarray(bits, dtype=np.int64).reshape(-1)
+        if len(value) != len(place):
+            value = value.repeat(len(place))
+        if len(bits) != len(place):
+            bits = bits.repeat(len(place))
+        self.parts.append((place, value, bits))
 
-    def files(self, *, count: int, places: int) -> list[bytes]:
-        """The bytes of `count` files; file i has the places from i * places on."""
+    def files(self, *, places: int, values: npt.NDArray[np.uint64], bits: _Ints) -> list[bytes]:
+        """The bytes of files: file i has the places from i * places on, then row i of `values`."""
         place = np.concatenate([part[0] for part in self.parts])
         order = np.argsort(place, kind="stable")
-        value = np.concatenate([part[1] for part in self.parts])[order]
-        bits = np.concatenate([part[2] for part in self.parts])[order]
-        bounds = np.searchsorted(place[order], np.arange(count + 1) * places)
-        end = np.cumsum(bits)
-        start = end - bits
-        length = np.append(start, end[-1:])[bounds]  # of everything before each file
-        # Every file starts in a 64-bit word of its own.
-        words = -(-np.diff(length) // 64)
+        head = np.concatenate([part[1] for part in self.parts])[order]
+        head_bits = np.concatenate([part[2] for part in self.parts])[order]
+        bounds = np.searchsorted(place[order], np.arange(len(values) + 1) * places)
+        start = np.concatenate(([0], np.cumsum(head_bits)))
+        body_end = np.cumsum(bits, axis=1)
+        length = np.diff(start[bounds])
+        words = -(-(length + body_end[:, -1]) // 64)  # every file starts in a 64-bit word of its own
         first_word = np.concatenate(([0], np.cumsum(words)))
-        file = np.repeat(np.arange(count), np.diff(bounds))
-        at = start - length[file] + first_word[file] * 64
-        word, shift = at >> 6, (at & 63).astype(np.uint64)
         buffer = np.zeros(first_word[-1] + 1, dtype=np.uint64)
-        # Bits of different values do not overlap, so sums are unions. At most one value crosses into each word.
-        heads = np.flatnonzero(np.diff(word, prepend=-1))
-        buffer[word[heads]] = np.add.reduceat(value << shift, heads)
-        crossing = np.flatnonzero((at & 63) + bits > 64)
-        buffer[word[crossing] + 1] += value[crossing] >> (np.uint64(64) - shift[crossing])
+        begin = first_word[:-1] * 64
+        _deposit(buffer, start[:-1] + np.repeat(begin - start[bounds[:-1]], np.diff(bounds)), head, head_bits)
+        _deposit(
+            buffer, (body_end - bits + (begin + length)[:, None]).reshape(-1), values.reshape(-1), bits.reshape(-1)
+        )
         data = buffer.astype("<u8").tobytes()
-        sizes = -(-np.diff(length) // 8)
+        sizes = -(-(length + body_end[:, -1]) // 8)
         return [data[8 * w : 8 * w + size] for w, size in zip(first_word[:-1].tolist(), sizes.tolist(), strict=True)]
+
+
+def _deposit(buffer: npt.NDArray[np.uint64], at: _Ints, value: npt.NDArray[np.uint64], bits: _Ints) -> None:
+    """Put values into a buffer of zeros, at ascending positions in bits."""
+    word, low = at >> 6, at & 63
+    shift = low.astype(np.uint64)
+    # Bits of different values do not overlap, so sums are unions. At most one value crosses into each word.
+    heads = np.flatnonzero(word[1:] != word[:-1]) + 1
+    heads = np.concatenate(([0], heads))
+    buffer[word[heads]] += np.add.reduceat(value << shift, heads)
+    crossing = np.flatnonzero(low + bits > 64)
+    buffer[word[crossing] + 1] += value[crossing] >> (np.uint64(64) - shift[crossing])
 
 
 def write(residuals: _Bytes, modes: _Bytes, classes: _Ints, grid: Grid) -> list[bytes]:
@@ -63,8 +75,8 @@ def write(residuals: _Bytes, modes: _Bytes, classes: _Ints, grid: Grid) -> list[
     first_set = np.concatenate(([0], np.cumsum(sets)))
     num_sets = int(first_set[-1])
 
-    # A file's places, in order: header; modes; end of transforms; classes; four a set of codes; pixels.
-    places = 7 + 4 * int(sets.max())
+    # A file's places, in order: header; modes; end of transforms; classes; four a set of codes. Pixels follow.
+    places = 6 + 4 * int(sets.max())
     begin = np.arange(count) * places
     begin_set = np.repeat(begin, sets) + 6 + 4 * (np.arange(num_sets) - np.repeat(first_set[:-1], sets))
 
@@ -85,25 +97,23 @@ def write(residuals: _Bytes, modes: _Bytes, classes: _Ints, grid: Grid) -> list[
     bits = lengths.reshape(-1)
 
     stream = BitStream()
-    # Signature; sides; no alpha; version 0.
-    stream.add(begin, 0x2F | (grid.width - 1) << 8 | (grid.height - 1) << 22, 40)
-    # A transform, predictors, size of its blocks. Its picture: no colour cache.
-    stream.add(begin, 1 | (BLOCK_BITS - 2) << 3, 7)
+    # Signature; sides; no alpha; version 0. A transform, predictors, size of its blocks. Its picture: no colour cache.
+    header = 0x2F | (grid.width - 1) << 8 | (grid.height - 1) << 22 | (1 | (BLOCK_BITS - 2) << 3) << 40
+    stream.add(begin, header, 47)
     # No more transforms; no colour cache; classes, size of their blocks. Their picture: no colour cache.
     stream.add(begin + 3, 1 << 2 | (BLOCK_BITS - 2) << 3, 7)
     for place, symbols in ((begin + 2, mode_symbols), (begin + 5, class_symbols)):
-        for _ in range(4):  # red, blue, alpha, distance: always 0, in no bits
-            stream.add(place, 1, 4)
-        stream.add(place[:, None], codes[symbols], bits[symbols])
-    for _ in range(2):  # alpha, distance
-        stream.add(begin_set + 3, 1, 4)
+        stream.add(place, 0x1111, 16)  # red, blue, alpha, distance: always 0, in no bits
+        stream.add(place.repeat(blocks), codes[symbols], bits[symbols])
+    stream.add(begin_set + 3, 0x11, 8)  # alpha, distance
     _add_tables(stream, table_place, counts, lengths, alphabet)
     red, green, blue = (bits[pixels[:, colour]] for colour in range(3))  # (N, H * W)
     value = codes[pixels[:, 1]]
     value |= codes[pixels[:, 0]] << green.astype(np.uint64)
-    value |= codes[pixels[:, 2]] << (green + red).astype(np.uint64)
-    stream.add((begin + places - 1)[:, None], value, green + red + blue)
-    return [_riff(data) for data in stream.files(count=count, places=places)]
+    green += red
+    value |= codes[pixels[:, 2]] << green.astype(np.uint64)
+    green += blue
+    return [_riff(data) for data in stream.files(places=places, values=value, bits=green)]
 
 
 def _add_tables(stream: BitStream, place: _Ints, counts: _Ints, lengths: _Ints, alphabet: _Ints) -> None:
@@ -114,15 +124,20 @@ def _add_tables(stream: BitStream, place: _Ints, counts: _Ints, lengths: _Ints, 
     place, lengths, alphabet = place[~single], lengths[~single], alphabet[~single]
     if not len(place):
         return
-    row, column = np.nonzero(np.arange(_GREEN) < alphabet[:, None])
-    length = lengths[row, column]
-    starts = np.flatnonzero((np.diff(length, prepend=-1) != 0) | (np.diff(row, prepend=-1) != 0))
-    run_length, run_row = length[starts], row[starts]
+    change = np.ones(lengths.shape, dtype=np.bool_)
+    np.not_equal(lengths[:, 1:], lengths[:, :-1], out=change[:, 1:])
+    starts = np.flatnonzero(change)
+    run_row, column = np.divmod(starts, _GREEN)
+    within = column < alphabet[run_row]
+    starts, run_row = starts[within], run_row[within]
+    run_length = lengths.reshape(-1)[starts]
+    end = np.minimum(np.append(starts[1:], lengths.size), run_row * _GREEN + alphabet[run_row])
     first, symbols, extra, extra_bits = run_tokens()
-    key = np.diff(starts, append=len(length)) + np.where(run_length > 0, 0, 300)
-    tokens = first[key + 1] - first[key]
+    key = end - starts + np.where(run_length > 0, 0, 300)
+    key_first = first[key]
+    tokens = first[key + 1] - key_first
     run = np.repeat(np.arange(len(starts)), tokens)
-    at = np.arange(len(run)) - np.repeat(np.cumsum(tokens) - tokens, tokens) + first[key][run]
+    at = np.arange(len(run)) + (key_first - np.cumsum(tokens) + tokens)[run]
     symbol = np.where(symbols[at] < 0, run_length[run], symbols[at])
     token_row = run_row[run]
     flat = token_row * LENGTH_SYMBOLS + symbol
