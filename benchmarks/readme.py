@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learning import plot
+from benchmarks.learning.arms import ARMS
 from benchmarks.results import RESULTS
 
 NETWORK_NAMES = {"vit": "ViT", "resnet": "ResNet"}
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "learning" / "README.md")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -164,26 +166,22 @@ def train_example(results: dict[str, Any]) -> str:
     return table(("Imagenette 160 px, 25 tokens", "epochs", "top-1, %", "EMA top-1, %"), [row])
 
 
-def learning(name: str) -> str:
-    """Every arm of the learning experiment that has been run."""
+def learning_costs(name: str) -> str:
+    """Every arm of the learning experiment on one data set, with what it costs."""
     return table(plot.HEADER, [(NETWORK_NAMES[model], *rest) for model, *rest in plot.rows(name)])
 
 
-def learning_longer() -> str:
-    """The arms that were also trained four times as long."""
+def learning(suffix: str = "") -> str:
+    """Every arm's accuracy on both data sets, with both networks."""
+    found = {name: plot.load(f"{name}{suffix}") for name in LEARNING}
+    columns = [(name, model) for name in LEARNING for model in NETWORK_NAMES]
     rows = []
-    for name in ("imagenette", "imagewoof"):
-        usual, longer = plot.load(name), plot.load(f"{name}-longer")
-        for (model, arm), runs in longer.items():
-            short = plot.summary(usual[model, arm])
-            rows.append(
-                (
-                    f"{name.capitalize()}, {NETWORK_NAMES[model]}: {arm}",
-                    f"{short['accuracy']:.1f} ({usual[model, arm][0]['epochs']} epochs)",
-                    f"{plot.summary(runs)['accuracy']:.1f} ({runs[0]['epochs']} epochs)",
-                )
-            )
-    return table(("accuracy, %", "as above", "four times longer, one run"), rows)
+    for arm in ARMS:
+        runs = [found[name].get((model, arm), []) for name, model in columns]
+        if any(runs):
+            rows.append((arm, *map(plot.accuracy_text, runs)))
+    titles = (f"{name.capitalize()}, {NETWORK_NAMES[model]}" for name, model in columns)
+    return table(("accuracy, %", *titles), rows)
 
 
 def transform_fidelity(results: dict[str, Any]) -> str:
@@ -195,11 +193,10 @@ def transform_fidelity(results: dict[str, Any]) -> str:
     return table(("transform of latents", "error / variance", "PSNR, dB", "of the codec alone"), rows)
 
 
-LONGER = "PICTURES ... --name imagenette-longer --longer 4 --seeds 0 --arms ..."
-# Tables of `benchmarks.learning`, whose results are kept apart: a line a run.
+# The data sets of `benchmarks.learning`, whose results are kept apart, a line a run; and how each was run.
 LEARNING = {
-    "learning_imagenette": ("imagenette", "PICTURES --size-px 160 --work SCRATCH --name imagenette"),
-    "learning_imagewoof": ("imagewoof", "PICTURES --size-px 256 --work SCRATCH --name imagewoof --patch-cells 8"),
+    "imagenette": "PICTURES --size-px 160 --work SCRATCH --name imagenette",
+    "imagewoof": "PICTURES --size-px 256 --work SCRATCH --name imagewoof --patch-cells 8",
 }
 # Name in the README: (results file, function).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -217,31 +214,41 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }
 
 
-def fill(text: str) -> str:
-    """The README's text with every table made anew."""
-    bodies = {name: (learning(file), f"python -m benchmarks.learning.run {a}") for name, (file, a) in LEARNING.items()}
-    bodies["learning_longer"] = (learning_longer(), f"python -m benchmarks.learning.run {LONGER}")
+def bodies() -> dict[str, tuple[str, str]]:
+    """(table, the command that made its numbers) by name."""
+    run = "python -m benchmarks.learning.run"
+    made = {f"learning_{name}": (learning_costs(name), f"{run} {how}") for name, how in LEARNING.items()}
+    made["learning"] = (learning(), f"{run} PICTURES ... --name imagenette")
+    made["learning_longer"] = (learning("-longer"), f"{run} PICTURES ... --name imagenette-longer --longer 4 --seeds 0")
     for name, (file, make) in TABLES.items():
         value = json.loads((RESULTS / f"{file}.json").read_text())
-        bodies[name] = (make(value["results"]), value["command"])
-    for name, (made, command) in bodies.items():
-        body = f"<!-- {name} -->\n{made}\n\n`{command}`\n<!-- end {name} -->"
-        pattern = re.compile(rf"<!-- {name} -->.*?<!-- end {name} -->", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"README.md has no place for {name}")
-        text = pattern.sub(lambda _, body=body: body, text)  # type: ignore[misc]
+        made[name] = (make(value["results"]), value["command"])
+    return made
+
+
+def fill(text: str, made: dict[str, tuple[str, str]]) -> str:
+    """A text with every table that it has a place for made anew."""
+    for name, (body, command) in made.items():
+        whole = f"<!-- {name} -->\n{body}\n\n`{command}`\n<!-- end {name} -->"
+        text = re.sub(rf"<!-- {name} -->.*?<!-- end {name} -->", lambda _, whole=whole: whole, text, flags=re.DOTALL)
     return text
 
 
 def main() -> None:
-    """Fill, or with --check exit 1 where the README is behind its results."""
+    """Fill, or with --check exit 1 where a page is behind its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if something would change")
-    before = README.read_text()
-    after = fill(before)
-    if parser.parse_args().check:
-        sys.exit("README.md is behind benchmarks/results: python -m benchmarks.readme" if before != after else 0)
-    README.write_text(after)
+    check = parser.parse_args().check
+    made = bodies()
+    before = {page: page.read_text() for page in PAGES}
+    if homeless := [name for name in made if not any(f"<!-- {name} -->" in text for text in before.values())]:
+        raise SystemExit(f"no page has a place for {homeless}")
+    after = {page: fill(text, made) for page, text in before.items()}
+    if check:
+        behind = [page.name for page in PAGES if before[page] != after[page]]
+        sys.exit(f"{behind} are behind benchmarks/results: python -m benchmarks.readme" if behind else 0)
+    for page, text in after.items():
+        page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -63,17 +63,23 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def accuracy_text(runs: list[dict[str, Any]]) -> str:
+    """Mean and deviation over seeds; of one run, its accuracy; of none, nothing."""
+    if not runs:
+        return ""
+    s = summary(runs)
+    return f"{s['accuracy']:.1f} ± {s['deviation']:.1f}" if len(runs) > 1 else f"{s['accuracy']:.1f}"
+
+
 def rows(name: str) -> list[tuple[str, ...]]:
     """(model, input, accuracy, runs, MMAC, samples/s, stored bytes), as text."""
     speed = load_speed(name)
     found = []
     for (model, arm), runs in load(name).items():
         s = summary(runs)
-        accuracy = f"{s['accuracy']:.1f} ± {s['deviation']:.1f}" if len(runs) > 1 else f"{s['accuracy']:.1f}"
         rate = f"{1 / seconds_a_sample(speed, model, arm)[1]:.0f}" if speed else ""
-        found.append(
-            (model, arm, accuracy, str(s["runs"]), f"{s['num_macs'] / 1e6:.0f}", rate, f"{s['stored_bytes']:,.0f}")
-        )
+        macs, stored_bytes = f"{s['num_macs'] / 1e6:.0f}", f"{s['stored_bytes']:,.0f}"
+        found.append((model, arm, accuracy_text(runs), str(s["runs"]), macs, rate, stored_bytes))
     return found
 
 
