@@ -89,7 +89,7 @@ def encode_parts(codec: WallocCodec, pictures: Pictures, repeats: int) -> dict[s
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     encoder = codec.linear_encoder()
     careless = copy.copy(encoder)
-    careless.margin = -1.0  # no cell is doubtful
+    careless._rounding_unit = -1.0  # no cell is doubtful
 
     def cost(function: Callable[[], Any]) -> float:
         times = []

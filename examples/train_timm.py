@@ -95,8 +95,11 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def evaluate(model: nn.Module, loader: Any, device: torch.device) -> float:
-    """Top-1 accuracy in percent, exact for any number of ranks: padding is masked."""
+    """Top-1 accuracy in percent, exact for any number of ranks: padding is masked, buffers are rank 0's."""
     model.eval()
+    if dist.is_initialized():
+        for buffer in model.buffers():  # each rank's batch norms saw other batches
+            dist.broadcast(buffer, src=0)
     sums = torch.zeros(2, dtype=torch.float64)
     with torch.inference_mode():
         for latents, labels, valid in loader:

@@ -102,14 +102,10 @@ def test_a_killed_run_goes_on_to_the_same_weights_as_an_uninterrupted_one(train,
     assert model.num_classes == 10
 
 
-def test_two_processes_train_what_one_does(train, latents, tmp_path):
-    """Without what depends on the rank (mixup, drop-path, batch norm), two ranks make the same steps as one."""
-    arguments = [str(latents), "--model", "test_convnext", "--batch-size", "8", "--epochs", "2", "--cache", "shards"]
-    arguments += ["--stem-hidden-channels", "0"]  # a stem of two has a batch norm
-    single = train(*arguments, "--output", tmp_path / "one")
+def in_two_processes(arguments: list[str]) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     double = subprocess.run(
-        [*launcher, str(EXAMPLE), *arguments, "--output", str(tmp_path / "two")],
+        [*launcher, str(EXAMPLE), *arguments],
         capture_output=True,
         text=True,
         env=environment(),
@@ -117,6 +113,28 @@ def test_two_processes_train_what_one_does(train, latents, tmp_path):
         check=False,
     )
     assert double.returncode == 0, double.stderr
+
+
+def test_two_processes_score_the_model_that_they_save(latents, tmp_path):
+    """With a batch norm, whose statistics each rank gathers from batches of its own."""
+    arguments = [str(latents), "--model", "test_vit", "--batch-size", "8", "--epochs", "3", "--lr", "4e-3"]
+    in_two_processes([*arguments, "--output", str(tmp_path)])
+    model = load_latent_model(tmp_path / "model")
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    correct = total = 0
+    for batch, labels in LatentDataset(latents, split="val").loader(batch_size=8):
+        with torch.inference_mode():
+            correct, total = correct + int((model(batch).argmax(1) == labels).sum()), total + len(labels)
+    last = json.loads((tmp_path / "result.json").read_text())["history"][-1]
+    assert last["ema_top1"] == pytest.approx(100 * correct / total)
+
+
+def test_two_processes_train_what_one_does(train, latents, tmp_path):
+    """Without what depends on the rank (mixup, drop-path, batch norm), two ranks make the same steps as one."""
+    arguments = [str(latents), "--model", "test_convnext", "--batch-size", "8", "--epochs", "2", "--cache", "shards"]
+    arguments += ["--stem-hidden-channels", "0"]  # a stem of two has a batch norm
+    single = train(*arguments, "--output", tmp_path / "one")
+    in_two_processes([*arguments, "--output", str(tmp_path / "two")])
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)

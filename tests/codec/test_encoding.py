@@ -1,6 +1,7 @@
 """A uint8 picture has one latent: the formula's, on whatever path it is computed."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -105,7 +106,10 @@ def test_latents_do_not_depend_on_precision_switches(
     assert (compand(values, latent_bits=8) - u).abs().max() < codec.linear_encoder().margin
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@needs_cuda
 def test_latents_of_a_gpu_are_those_of_a_cpu(codec: WallocCodec, kodak_pictures: list[Tensor]) -> None:
     for picture in kodak_pictures:
         assert torch.equal(codec.encode(picture.cuda()).cpu(), codec.encode(picture))
@@ -136,17 +140,38 @@ def adversary(codec: WallocCodec) -> Tensor:
     return pictures
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 @pytest.mark.parametrize("mkldnn", [True, False])
 def test_the_float32_filter_errs_by_less_than_half_its_margin(
-    codec: WallocCodec, kodak_pictures: list[Tensor], mkldnn: bool
+    codec: WallocCodec, kodak_pictures: list[Tensor], mkldnn: bool, device: str
 ) -> None:
+    encoder = codec.linear_encoder().to(torch.device(device))
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (4, 3, 256, 256), dtype=torch.uint8, generator=generator)
     white = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)
     with onednn(mkldnn):
         for pictures in [*kodak_pictures[:4], noise, noise // 255 * 255, white, adversary(codec)]:
-            u = compand(codec.linear_encoder().values(pictures), latent_bits=8)
-            assert (u - formula(codec, pictures)[0]).abs().max() < codec.linear_encoder().margin / 2
+            u = compand(encoder.values(pictures.to(device)).cpu(), latent_bits=8)
+            assert (u - formula(codec, pictures)[0]).abs().max() < encoder.margin / 2
+
+
+def test_no_pictures_have_no_latents(codec: WallocCodec) -> None:
+    none = torch.zeros(0, 3, 64, 96, dtype=torch.uint8)
+    assert codec.encode(none).shape == codec.linear_encoder().values(none).shape == (0, 12, 8, 12)
+
+
+def test_threads_share_the_precision_switch(codec: WallocCodec, kodak_pictures: list[Tensor]) -> None:
+    switch = torch.backends.mkldnn.matmul
+    pictures = torch.cat([kodak_pictures[0]] * 6)
+    expected = codec.encode(kodak_pictures[0]).expand(6, -1, -1, -1)
+    before, switch.fp32_precision = switch.fp32_precision, "bf16"
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(codec.encode, pictures.split(1)))
+        assert switch.fp32_precision == "bf16"  # put back by the last, whatever order they ended in
+    finally:
+        switch.fp32_precision = before
+    assert torch.equal(torch.cat(found), expected)
 
 
 def test_a_picture_of_nothing_but_doubtful_values_is_settled(

@@ -57,6 +57,21 @@ def test_two_workers_make_the_same_bytes_as_one_even_in_a_script_without_a_main_
     whole(tmp_path / "out")
 
 
+def test_what_one_writer_began_another_does_not_finish(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    encode_dataset(pictures, out, samples_per_shard=5, part="1/2", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("walloc_data.webp.WRITER_VERSION", "of another time")
+        with pytest.raises(SettingsMismatchError, match=r"written_by\.webp_writer: \w+ -> of another time"):
+            encode_dataset(pictures, out, samples_per_shard=5, part="2/2", progress=False)
+    encode_dataset(pictures, out, samples_per_shard=5, part="2/2", progress=False)
+    finish_dataset(out)
+    monkeypatch.setattr("walloc_data.webp.WRITER_VERSION", "of another time")
+    assert encode_dataset(pictures, out, samples_per_shard=5, progress=False).new_samples == 0  # it stays as it is
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_gpu_makes_the_same_bytes(pictures: Path, tmp_path: Path, same_as_reference: Check, workers: int) -> None:
@@ -160,7 +175,7 @@ def test_the_manifest_says_what_happened(pictures: Path, tmp_path: Path, codec: 
     assert record.labelled
     assert record.source["num_items"] == 24
     assert record.source["shuffled"] is True
-    assert set(manifest.written_by) == {"walloc_data", "libwebp", "libjpeg"}
+    assert set(manifest.written_by) == {"walloc_data", "webp_writer", "libwebp", "libjpeg"}
     assert sum(map(sum, record.statistics.counts)) == 24 * 12 * 5 * 6
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from walloc_data.convert.plan import Plan, differences, parse_part, permute
+from walloc_data.convert.plan import Plan, differences, parse_part, permute, version_differences
 from walloc_data.errors import FormatError
 from walloc_data.format import CodecSpec, EncodeSettings
 
@@ -119,6 +119,14 @@ def test_differences_name_every_field() -> None:
         "source.num_items: 100 -> 90",
         "class_names: ('cat', 'dog') -> ('cat', 'cow')",
     ]
+
+
+def test_the_programs_that_write_the_bytes_are_named() -> None:
+    before = make_plan()
+    now = replace(before, written_by={"webp_writer": "3", "libjpeg": "9"})
+    assert differences(before, now) == []
+    found = version_differences(replace(before, written_by={"libjpeg": "8"}), now)
+    assert found == ["written_by.libjpeg: 8 -> 9", "written_by.webp_writer: None -> 3"]
 
 
 def test_a_source_that_moved_is_the_same_source() -> None:

@@ -14,7 +14,7 @@ from walloc_data.convert.engine import OnError, WorkSetup
 from walloc_data.convert.finish import join_split
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
 from walloc_data.convert.overwrite import clean_leftovers, remove_split
-from walloc_data.convert.plan import Plan, differences, parse_part
+from walloc_data.convert.plan import Plan, differences, parse_part, version_differences
 from walloc_data.convert.progress import Progress, ProgressPrinter
 from walloc_data.convert.records import plan_name
 from walloc_data.convert.run import Run
@@ -194,7 +194,7 @@ def _load_codec(store: Store, codec: Any, *, staging: Path, device: str) -> tupl
     written = staging / "codec"
     if codec is not None and not isinstance(codec, str | Path):
         save_codec(codec, written)
-        return codec.to(device), written
+        return load_codec(written, decoder=False, device=device)[0], written  # the caller's own stays where it is
     if codec is None and store.exists("codec/codec.json"):
         codec = fetch_codec(store, scratch=staging)
     loaded, _ = load_codec(codec, decoder=False, device=device)
@@ -207,6 +207,8 @@ def _load_codec(store: Store, codec: Any, *, staging: Path, device: str) -> tupl
 def _plan(source: Source, split: str, settings: EncodeSettings, codec: Any) -> Plan:
     from PIL import features
 
+    from walloc_data.webp import WRITER_VERSION
+
     shuffled = source.num_items is not None and settings.shuffle_seed is not None
     return Plan(
         split=split,
@@ -216,6 +218,7 @@ def _plan(source: Source, split: str, settings: EncodeSettings, codec: Any) -> P
         class_names=source.class_names,
         written_by={
             "walloc_data": __version__,
+            "webp_writer": WRITER_VERSION,
             "libwebp": str(features.version("webp")),
             "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
         },
@@ -228,7 +231,10 @@ def _begin(store: Store, plan: Plan, codec_files: Path, *, staging: Path) -> Pla
     manifest = read_manifest(store)
     if begun is not None:
         same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
-        if found := differences(begun, same):
+        found = differences(begun, same)
+        if manifest is None or plan.split not in manifest.splits:  # what is finished stays as it was written
+            found += version_differences(begun, same)
+        if found:
             raise SettingsMismatchError(
                 f"{store.url}: split {plan.split!r} was begun differently:\n  "
                 + "\n  ".join(found)

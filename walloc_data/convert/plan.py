@@ -14,7 +14,7 @@ import numpy.typing as npt
 from walloc_data.errors import FormatError
 from walloc_data.format import CodecSpec, EncodeSettings, check_name
 
-__all__ = ["Plan", "differences", "parse_part", "permute"]
+__all__ = ["Plan", "differences", "parse_part", "permute", "version_differences"]
 
 _ROUNDS = 8
 _Index = npt.NDArray[np.int64]
@@ -167,6 +167,16 @@ def differences(before: Plan, now: Plan) -> list[str]:
     if before.class_names != now.class_names:
         found.append(f"class_names: {_short(before.class_names)} -> {_short(now.class_names)}")
     return found
+
+
+def version_differences(before: Plan, now: Plan) -> list[str]:
+    """What the bytes of shards also depend on, as ``differences`` names it: the programs that write and read files."""
+    old, new = before.written_by, now.written_by
+    return [
+        f"written_by.{name}: {old.get(name)} -> {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
 
 
 def _short(names: tuple[str, ...] | None) -> str:

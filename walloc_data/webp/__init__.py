@@ -19,7 +19,10 @@ from walloc_data.errors import CodecError
 from walloc_data.webp.blocks import EFFORTS, classify, grid_of, predict
 from walloc_data.webp.writing import write
 
-__all__ = ["MAX_SIDE", "encode_lossless"]
+__all__ = ["MAX_SIDE", "WRITER_VERSION", "encode_lossless"]
+
+# Raised by any change of the bytes: a conversion that was begun by one version is not finished by another.
+WRITER_VERSION = "2"
 
 MAX_SIDE = 16384  # the format's
 
