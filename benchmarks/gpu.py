@@ -7,9 +7,9 @@ PICTURES is a class folder, as `walloc-data encode` takes it. Three parts:
 1. Latents of photographs, noise and awkward sizes from the GPU, compared with the CPU's value by value.
 2. The analysis, uint8 pictures in the GPU's memory to latents there, megapixels a second by batch, beside the
    reference (the PyPI package `walloc`: wavelet_analysis, encoder, companding and rounding) on the same GPU and one CPU
-   thread of ours. Medians of rounds that take turns.
+   thread of ours, timed once. Medians of rounds that take turns.
 3. Conversions of PICTURES at 160 px with `--device cpu` and `--device cuda`, by number of workers: pictures a second
-   from call to manifest, workers' start included, and whether every shard has the same bytes.
+   from call to manifest, workers' start included, one run each, and whether every shard has the same bytes.
 """
 
 import argparse

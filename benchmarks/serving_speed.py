@@ -1,6 +1,6 @@
 """Pictures classified per second: from uint8 pixels through the codec, from stored latents, and by the pixel model.
 
-    python -m benchmarks.serving_speed [--models resnet50 vit_tiny_patch16_224] [--size-px 224] [--seconds 5]
+    python -m benchmarks.serving_speed [--models resnet50 vit_tiny_patch16_224] [--size-px 224] [--rounds 5]
 
 The same timm architecture three times, with random weights: speed does not depend on them. Decoding files is left out
 of all three. Rounds alternate between the three, so that a busy machine slows them alike.

@@ -57,12 +57,13 @@ def test_a_bucket_without_credentials_names_the_variables(tmp_path: Path) -> Non
     assert "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws" in lines[0]
 
 
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])  # no machine has any of these
 def test_a_device_that_is_not_there_is_named_before_anything_is_written(
-    imagenette_folder: Path, tmp_path: Path, capsys: Captured
+    imagenette_folder: Path, tmp_path: Path, capsys: Captured, device: str
 ) -> None:
-    assert main(["encode", str(imagenette_folder), str(tmp_path / "out"), "--device", "gpu"]) == 1
+    assert main(["encode", str(imagenette_folder), str(tmp_path / "out"), "--device", device]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("walloc-data: device 'gpu' cannot be used here (")
+    assert error.startswith(f"walloc-data: device '{device}' cannot be used here (")
     assert error.endswith("): use 'cpu', or 'cuda' where torch.cuda.is_available()\n")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ def usable_device(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
+        torch.zeros(1, device=found).item()  # a tensor without values, as of "meta", has none to give
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own, by backend
         raise DeviceError(
             f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0].partition('. ')[0]}): use 'cpu', "

@@ -27,7 +27,7 @@ from benchmarks.learning.data import Prepared, prepare
 from benchmarks.learning.training import train_one
 
 RESULTS = Path(__file__).parent / "results"
-KEY = ("model", "arm", "seed", "epochs", "patch_cells", "codec")
+KEY = ("model", "arm", "seed", "epochs", "batch_size", "size_px", "patch_cells", "codec")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,7 +65,8 @@ def due_runs(args: argparse.Namespace, prepared: Prepared, done: set[tuple[Any, 
             for arm in args.arms:
                 epochs = args.longer * NETWORKS[kind].epochs
                 cells = args.patch_cells if args.patch_cells and kind == "vit" else NETWORKS[kind].patch_cells
-                if (kind, arm, seed, epochs, cells, prepared.manifest.codec.name) not in done:
+                codec = prepared.manifest.codec.name
+                if (kind, arm, seed, epochs, args.batch_size, args.size_px, cells, codec) not in done:
                     yield train_one(
                         kind,
                         arm,
