@@ -33,6 +33,7 @@ ARMS = {
     "pixels, full resolution": Arm("pixels", "exact"),
     "pixels, reduced 16x": Arm("reduced", "exact"),
     "pixels, JPEG of the latents' bytes": Arm("jpeg", "exact"),
+    "pixels, full resolution, two-layer stem": Arm("pixels", "exact", stem="two layers"),
     "pixels, reduced 16x, two-layer stem": Arm("reduced", "exact", stem="two layers"),
     "latents, no flip": Arm("latents", "none"),
     "latents, cells reversed": Arm("latents", "naive"),

@@ -111,7 +111,7 @@ def plot(names: list[str]) -> Path:
     from matplotlib import pyplot as plt
 
     # Pixels are blue, latents anything warmer.
-    cool = iter(("#08306b", "#2171b5", "#6baed6", "#9ecae1"))
+    cool = iter(("#08306b", "#2171b5", "#6baed6", "#00bfff", "#9ecae1"))
     warm = iter(
         [
             "#7f7f7f",

@@ -31,8 +31,8 @@ def encode_lossless(pictures: npt.NDArray[np.uint8], *, effort: Literal["default
     """Write pictures as lossless WebP.
 
     Args:
-        pictures: (N, H, W, 3) uint8, sides from 1 to 16384. Several at once cost less each. All are in work together, at
-            about 300 bytes a pixel; `walloc_data.latents.encode_webps` bounds that.
+        pictures: (N, H, W, 3) uint8, sides from 1 to 16384. Several at once cost less each. All are worked on together,
+            in about 300 bytes a pixel; `walloc_data.latents.encode_webps` bounds that.
         effort: `fast` tries fewer predictors and classes: more bytes in less time.
 
     Returns:
