@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     RESULTS.mkdir(exist_ok=True)
     log = RESULTS / f"{args.name}.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    done = {tuple(line[name] for name in KEY) for line in lines}
+    done = {tuple(line.get(name) for name in KEY) for line in lines}
     for result in in_turns(due_runs(args, prepared, done), together=args.together, device=torch.device(args.device)):
         with log.open("a") as file:  # a line a run: an interruption loses those under way at most
             file.write(json.dumps(result) + "\n")
