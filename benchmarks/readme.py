@@ -7,6 +7,7 @@ results. So no number in the README was typed by hand, and a test holds the two 
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,7 +118,19 @@ def convert_speed(results: dict[str, Any]) -> str:
     rows.append(
         ("samples per second and core", *(f"{results[c]['samples_per_s_per_core']['median']:.0f}" for c in columns))
     )
+    alone = results["floor_cpu_ms_a_sample"]
+    rows.append(("libjpeg and libwebp alone", f"{alone['libjpeg']:.2f} + {alone['libwebp']:.2f}", ""))
+    rows.append(("all, against these two", f"{results['imagenette_default']['times_the_floor']:.2f}x", ""))
     return table(("CPU ms a picture", "Imagenette, as it is", "photographs to 256 px"), rows)
+
+
+def two_workers(results: dict[str, Any]) -> str:
+    """Whole conversions by the clock, workers' start included."""
+    rows = []
+    for name, found in sorted(results.items(), key=lambda item: int(item[0].partition("_")[0])):
+        one, two = (statistics.median(found["wall_s"][number]) for number in ("1", "2"))
+        rows.append((f"{int(name.partition('_')[0]):,}", f"{one:.1f}", f"{two:.1f}", times(found["times_faster"])))
+    return table(("pictures", "one worker, s", "two workers, s", "times faster (spread)"), rows)
 
 
 def gpu(results: dict[str, Any]) -> str:
@@ -209,6 +222,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "rate_distortion": ("rate_distortion", rate_distortion),
     "read_speed": ("read_speed", read_speed),
     "stored_bytes": ("read_speed", stored_bytes),
+    "two_workers": ("convert_workers", two_workers),
     "train_example": ("train_imagenette160", train_example),
     "transform_fidelity": ("transform_fidelity", transform_fidelity),
 }
