@@ -179,6 +179,18 @@ def train_example(results: dict[str, Any]) -> str:
     return table(("Imagenette 160 px, 25 tokens", "epochs", "top-1, %", "EMA top-1, %"), [row])
 
 
+def folded(results: dict[str, Any]) -> str:
+    """A classifier of pixels made one of latents."""
+    rows = [
+        ("the pixel model, on pixels", f"{results['pixels']:.1f}"),
+        ("its weights on latents, the first layer random", f"{results['copied, stem random']:.1f}"),
+        ("the first layer folded, before any training on latents", f"{results['before fine-tuning']:.1f}"),
+    ]
+    for name in ("fine-tuned", "from scratch"):
+        rows += [(f"{name}, epoch {epoch + 1}", f"{value:.1f}") for epoch, value in enumerate(results[name])]
+    return table(("Imagenette 160 px", "top-1, %"), rows)
+
+
 def learning_costs(name: str) -> str:
     """Every arm of the learning experiment on one data set, with what it costs."""
     return table(plot.HEADER, [(NETWORK_NAMES[model], *rest) for model, *rest in plot.rows(name)])
@@ -218,6 +230,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "encode_speed": ("encode_speed", encode_speed),
     "encode_speed_again": ("encode_speed_again", encode_speed),
     "estimates": ("convert_speed", estimates),
+    "folded": ("folded_imagenette160", folded),
     "gpu": ("gpu", gpu),
     "rate_distortion": ("rate_distortion", rate_distortion),
     "read_speed": ("read_speed", read_speed),
