@@ -45,8 +45,10 @@ def load_speed(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def seconds_a_sample(speed: dict[str, Any], model: str, arm: str) -> tuple[float, float]:
-    """One core's, reading and training: (in the first epoch, in those after it)."""
+def seconds_a_sample(speed: dict[str, Any] | None, model: str, arm: str) -> tuple[float, float] | None:
+    """One core's, reading and training: (in the first epoch, in those after it); None where it was not measured."""
+    if speed is None or arm not in speed["train_samples_per_s"][model]:
+        return None
     train = 1 / speed["train_samples_per_s"][model][arm]["median"]
     reads = READS["pixels" if ARMS[arm].flip == "encoded" else ARMS[arm].array]
     first, later = (1 / speed["read_samples_per_s"][form]["median"] for form in reads)
@@ -79,7 +81,8 @@ def rows(name: str) -> list[tuple[str, ...]]:
     found = []
     for (model, arm), runs in load(name).items():
         s = summary(runs)
-        rate = f"{1 / seconds_a_sample(speed, model, arm)[1]:.0f}" if speed else ""
+        seconds = seconds_a_sample(speed, model, arm)
+        rate = f"{1 / seconds[1]:.0f}" if seconds else ""
         macs, stored_bytes = f"{s['num_macs'] / 1e6:.0f}", f"{s['stored_bytes']:,.0f}"
         found.append((model, arm, accuracy_text(runs), str(s["runs"]), macs, rate, stored_bytes))
     return found
@@ -138,8 +141,8 @@ def plot(names: list[str]) -> Path:
             style: dict[str, Any] = {"color": colours[arm], "marker": markers[model], "markersize": 5}
             for axis, x in ((row[0], s["num_macs"] / 1e6), (row[2], s["stored_bytes"])):
                 axis.errorbar(x, s["accuracy"], yerr=s["deviation"], capsize=3, linestyle="", **style)
-            if speed:
-                course = _time_course(runs, seconds_a_sample(speed, model, arm), runs[0]["num_samples"])
+            if seconds := seconds_a_sample(speed, model, arm):
+                course = _time_course(runs, seconds, runs[0]["num_samples"])
                 row[1].plot(
                     *course, linestyle="-" if model == "vit" else "--", linewidth=1, **(style | {"markersize": 3})
                 )
