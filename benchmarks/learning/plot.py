@@ -7,6 +7,7 @@ against multiply-accumulates, against the seconds that training took on one core
 `benchmarks.learning.speed` has been run), and against stored bytes.
 """
 
+import itertools
 import json
 import statistics
 import sys
@@ -115,21 +116,8 @@ def plot(names: list[str]) -> Path:
 
     # Pixels are blue, latents anything warmer.
     cool = iter(("#08306b", "#2171b5", "#6baed6", "#00bfff", "#9ecae1"))
-    warm = iter(
-        [
-            "#7f7f7f",
-            "#bcbd22",
-            "#ff7f0e",
-            "#8c564b",
-            "#d62728",
-            "#e377c2",
-            "#9467bd",
-            "#2ca02c",
-            "#98df8a",
-            "#17becf",
-            "#ffbb78",
-        ]
-    )
+    some = ("#7f7f7f", "#bcbd22", "#ff7f0e", "#8c564b", "#2ca02c", "#e377c2", "#9467bd", "#98df8a")
+    warm = itertools.chain(some, ("#d62728", "#ffbb78", "#c5b0d5"))
     colours = {arm: next(cool if arm.startswith("pixels") else warm) for arm in ARMS}
     seen = {arm for name in names for _, arm in load(name)}
     markers = {"vit": "o", "resnet": "s"}
@@ -161,7 +149,7 @@ def plot(names: list[str]) -> Path:
         for m, text in networks.items()
     ]
     figure.legend(handles=handles, loc="lower center", ncol=4, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.75 / (3.8 * len(names)), 1, 1))
+    figure.tight_layout(rect=(0, 1.15 / (3.8 * len(names)), 1, 1))
     path = RESULTS / "learning.svg"
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
