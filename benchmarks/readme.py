@@ -180,15 +180,26 @@ def train_example(results: dict[str, Any]) -> str:
 
 
 def folded(results: dict[str, Any]) -> str:
-    """A classifier of pixels made one of latents."""
-    rows = [
-        ("the pixel model, on pixels", f"{results['pixels']:.1f}"),
-        ("its weights on latents, the first layer random", f"{results['copied, stem random']:.1f}"),
-        ("the first layer folded, before any training on latents", f"{results['before fine-tuning']:.1f}"),
-    ]
+    """A classifier of pixels made one of latents, with its first layer folded; and with its first stages imitated."""
+    skipped = json.loads((RESULTS / "folded_imagenette160_skipped.json").read_text())["results"]
+    both = (results, skipped)
+    labels = {
+        "pixels": "the pixel model, on pixels",
+        "copied, stem random": "its weights on latents, what is new random",
+        "before fine-tuning": "what is new folded, or imitating",
+    }
+    rows = [(label, *(f"{found[key]:.1f}" for found in both)) for key, label in labels.items()]
     for name in ("fine-tuned", "from scratch"):
-        rows += [(f"{name}, epoch {epoch + 1}", f"{value:.1f}") for epoch, value in enumerate(results[name])]
-    return table(("Imagenette 160 px", "top-1, %"), rows)
+        for epoch in range(len(results[name])):
+            rows.append((f"{name}, epoch {epoch + 1}", *(f"{found[name][epoch]:.1f}" for found in both)))
+    return table(("Imagenette 160 px, top-1, %", "ViT, patches of 32 px, folded", "ResNet, first stage skipped"), rows)
+
+
+def serving_speed(results: dict[str, Any]) -> str:
+    """Pictures a second of whole classifiers."""
+    ways = ("pixel model", "pictures through the codec", "stored latents")
+    rows = [(row["model"], *(f"{row[way]['median']:.1f}" for way in ways)) for row in results["rows"]]
+    return table((f"{results['size_px']} px", *ways), rows)
 
 
 def learning_costs(name: str) -> str:
@@ -234,6 +245,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "gpu": ("gpu", gpu),
     "rate_distortion": ("rate_distortion", rate_distortion),
     "read_speed": ("read_speed", read_speed),
+    "serving_speed": ("serving_speed", serving_speed),
     "stored_bytes": ("read_speed", stored_bytes),
     "two_workers": ("convert_workers", two_workers),
     "train_example": ("train_imagenette160", train_example),
