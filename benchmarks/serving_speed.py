@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(argv)
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     codec, info = load_codec(None, decoder=False)
     low = torch.rand(args.batch_size, 3, args.size_px // 16, args.size_px // 16)
     smooth = torch.nn.functional.interpolate(low, size=(args.size_px, args.size_px), mode="bicubic").clamp(0, 1)
