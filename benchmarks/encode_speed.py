@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.results import spread, write_results
 from walloc_data.codec import WallocCodec, load_codec
-from walloc_data.codec.encoding import keep_freed_memory
+from walloc_data.codec.process import keep_freed_memory
 from walloc_data.latents import encode_webps, pack
 
 Pictures = npt.NDArray[np.uint8]  # (N, H, W, 3)
@@ -49,15 +49,35 @@ def measure(stages: Mapping[str, Callable[[Any], Any]], start: Any) -> tuple[dic
     return times, value
 
 
-def reference_stages(weight: Tensor, bias: Tensor, *, tuned: bool) -> dict[str, Callable[[Any], Any]]:
+def reference_module() -> Any:
+    """The PyPI package's own module, whose imports warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pkg_resources
         from walloc import walloc
+    return walloc
 
+
+def reference_model(weight: Tensor, bias: Tensor) -> Any:
+    """The reference's codec with these encoder weights, in evaluation mode."""
+    model = reference_module().LinearCodec2D(channels=3, J=3, latent_dim=len(bias), latent_bits=8).eval()
+    model.encoder[0].load_state_dict({"weight": weight, "bias": bias})
+    return model
+
+
+def read_photographs(shared: Path) -> list[npt.NDArray[np.uint8]]:
+    """Kodak's, (H, W, 3) each."""
+    photographs = []
+    for path in sorted((shared / "kodak").glob("*.png")):
+        with Image.open(path) as image:
+            photographs.append(np.array(image.convert("RGB")))
+    return photographs
+
+
+def reference_stages(weight: Tensor, bias: Tensor, *, tuned: bool) -> dict[str, Callable[[Any], Any]]:
+    walloc = reference_module()
     if tuned:
         keep_freed_memory()
-    model = walloc.LinearCodec2D(channels=3, J=3, latent_dim=len(bias), latent_bits=8).eval()
-    model.encoder[0].load_state_dict({"weight": weight, "bias": bias})
+    model = reference_model(weight, bias)
 
     def webp(images: list[Image.Image]) -> int:
         total = 0
@@ -204,10 +224,7 @@ def main() -> None:
     torch.set_num_threads(1)
     codec, info = load_codec(options.codec, decoder=False)
     weights = (codec.encoder[0].weight.detach(), codec.encoder[0].bias.detach())
-    photographs = []
-    for path in sorted((options.shared / "kodak").glob("*.png")):
-        with Image.open(path) as image:
-            photographs.append(np.array(image.convert("RGB")))
+    photographs = read_photographs(options.shared)
     whole = [picture[None] for picture in photographs]
     corners = ((0, 0), (0, 256), (256, 0), (256, 256))
     crops = [picture[y : y + 256, x : x + 256] for picture in photographs for y, x in corners]

@@ -17,28 +17,17 @@ import hashlib
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from benchmarks.encode_speed import read_photographs, reference_model
 from benchmarks.results import shown, spread, write_results
 from walloc_data import encode_dataset
 from walloc_data.codec import WallocCodec, load_codec
-
-
-def photographs(folder: Path) -> list[Tensor]:
-    """(1, 3, H, W) uint8 each."""
-    pictures = []
-    for path in sorted(folder.glob("*.png")):
-        with Image.open(path) as image:
-            pictures.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None])
-    return pictures
 
 
 def agreement(codec: WallocCodec, kodak: list[Tensor]) -> dict[str, Any]:
@@ -57,26 +46,16 @@ def agreement(codec: WallocCodec, kodak: list[Tensor]) -> dict[str, Any]:
     return {"latents": latents, "different": different, "largest_difference_of_values": largest}
 
 
-def reference_on(codec: WallocCodec, device: str) -> Callable[[Tensor], Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pkg_resources
-        from walloc import walloc
-    spec, layer = codec.spec, codec.encoder[0]
-    model = walloc.LinearCodec2D(channels=3, J=spec.J, latent_dim=spec.latent_dim, latent_bits=8).eval()
-    model.encoder[0].load_state_dict({"weight": layer.weight.detach(), "bias": layer.bias.detach()})
-    model = model.to(device)
-
-    def encode(pictures: Tensor) -> Tensor:
-        x = pictures.to(torch.float) / 255 - 0.5
-        return model.encoder[1:](model.encoder[0](model.wavelet_analysis(x, J=spec.J))).round()  # type: ignore[no-any-return]
-
-    return encode
+def reference_on_gpu(codec: WallocCodec) -> Callable[[Tensor], Tensor]:
+    layer = codec.encoder[0]
+    model = reference_model(layer.weight.detach().cpu(), layer.bias.detach().cpu()).cuda()
+    return lambda pictures: model.encoder(model.wavelet_analysis(pictures.to(torch.float) / 255 - 0.5, J=3))
 
 
 def analysis(codec: WallocCodec, kodak: list[Tensor], *, rounds: int) -> dict[str, Any]:
     """Megapixels a second, by pictures of 256 px in a batch."""
     crops = torch.cat([picture[:, :, :256, :256] for picture in kodak])
-    ways = {"ours": codec.encode, "reference": reference_on(codec, "cuda")}
+    ways = {"ours": codec.encode, "reference": reference_on_gpu(codec)}
     report: dict[str, Any] = {}
     for batch in (16, 128, 1024):
         pictures = crops.repeat(-(-batch // len(crops)), 1, 1, 1)[:batch].cuda()
@@ -136,7 +115,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    kodak = photographs(args.shared / "kodak")
+    kodak = [torch.from_numpy(p).permute(2, 0, 1)[None] for p in read_photographs(args.shared)]  # (1, 3, H, W) each
     codec, info = load_codec(decoder=False)
     results: dict[str, Any] = {"codec": info.name, "gpu": torch.cuda.get_device_name()}
     results["agreement"] = agreement(codec, kodak)

@@ -232,7 +232,7 @@ def transform_fidelity(results: dict[str, Any]) -> str:
 # The data sets of `benchmarks.learning`, whose results are kept apart, a line a run; and how each was run.
 LEARNING = {
     "imagenette": "PICTURES --size-px 160 --work SCRATCH --name imagenette",
-    "imagewoof": "PICTURES --size-px 256 --work SCRATCH --name imagewoof --patch-cells 8",
+    "imagewoof": "PICTURES --size-px 256 --work SCRATCH --patch-cells 8 --name imagewoof",
 }
 # Name in the README: (results file, function).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -257,8 +257,11 @@ def bodies() -> dict[str, tuple[str, str]]:
     """(table, the command that made its numbers) by name."""
     run = "python -m benchmarks.learning.run"
     made = {f"learning_{name}": (learning_costs(name), f"{run} {how}") for name, how in LEARNING.items()}
-    made["learning"] = (learning(), f"{run} PICTURES ... --name imagenette")
-    made["learning_longer"] = (learning("-longer"), f"{run} PICTURES ... --name imagenette-longer --longer 4 --seeds 0")
+    commands = [command for _, command in made.values()]
+    made["learning"] = (learning(), "`\n\n`".join(commands))
+    arms = " ".join(f'"{arm}"' for arm in dict.fromkeys(arm for _, arm in plot.load("imagenette-longer")))
+    longer = [f"{command}-longer --longer 4 --seeds 0 --arms {arms}" for command in commands]
+    made["learning_longer"] = (learning("-longer"), "`\n\n`".join(longer))
     for name, (file, make) in TABLES.items():
         value = json.loads((RESULTS / f"{file}.json").read_text())
         made[name] = (make(value["results"]), value["command"])

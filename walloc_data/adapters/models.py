@@ -1,15 +1,14 @@
 """timm models over latents: int8 in, logits out, everything in between timm's own."""
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from walloc_data.adapters.families import Geometry, find_family
+from walloc_data.adapters.macs import count_macs
 from walloc_data.adapters.stem import LatentConv2d, Normalization, TwoLayerStem, normalization_buffers
 from walloc_data.errors import FormatError, ModelError
 from walloc_data.format import ChannelStatistics, CodecSpec, Manifest
@@ -292,7 +291,7 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
         "first_conv": site.path if config.stem_hidden_channels is None else f"{site.path}.0",
     }
     model.pretrained_cfg = model.default_cfg = cfg
-    _count_macs(model, config)  # also the proof that such a latent goes through
+    count_macs(model, config)  # also the proof that such a latent goes through
     return model
 
 
@@ -364,35 +363,8 @@ def summarize(model: nn.Module) -> LatentModelSummary:
         input_shape=(channels, h, w),
         picture_shape_px=(config.codec.channels, h * cell, w * cell),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_macs=_count_macs(model, config),
+        num_macs=count_macs(model, config),
     )
-
-
-def _count_macs(model: nn.Module, config: LatentModelConfig) -> int:
-    """Run one latent through fake tensors, which cost neither memory nor time, and count."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    training = model.training
-    device = next(model.parameters()).device
-    counter = FlopCounterMode(display=False)
-    log = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback for every refusal
-    disabled = log.disabled
-    model.eval()
-    try:
-        log.disabled = True
-        # The fused attention kernels of the CPU are invisible to the counter; the plain one is two products.
-        with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            model(torch.zeros((1, *config.input_shape), dtype=torch.int8, device=device))
-    except Exception as error:  # whatever timm's layers raise on a size that does not fit
-        raise ModelError(
-            f"{config.name}: built as {config.geometry!r} it cannot take latents of shape {config.input_shape}: {error}"
-        ) from error
-    finally:
-        log.disabled = disabled
-        model.train(training)
-    return int(counter.get_total_flops()) // 2
 
 
 def _manifest(dataset: HasManifest | Manifest | str | os.PathLike[str]) -> Manifest:

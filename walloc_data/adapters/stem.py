@@ -39,13 +39,19 @@ def normalization_buffers(statistics: ChannelStatistics, *, kind: Normalization)
     return {"latent_table": ((values - mean) / torch.where(std > 0, std, 1.0)).float()}
 
 
-def check_window(kernel_cells: int, stride_cells: int) -> None:
-    """Refuse windows that cannot be centred on their stride."""
+def _window(out_channels: int, *, kernel_cells: int, stride_cells: int, shuffle: int) -> dict[str, int]:
+    """Arguments of the convolution over windows centred on their stride, each yielding shuffle^2 positions."""
     if kernel_cells < stride_cells or (kernel_cells - stride_cells) % 2:
         raise ModelError(
             f"a stem window of {kernel_cells} cells at stride {stride_cells}: it must be the stride plus an even "
             f"number, e.g. {stride_cells} or {stride_cells + 2}"
         )
+    return {
+        "out_channels": out_channels * shuffle**2,
+        "kernel_size": kernel_cells,
+        "stride": stride_cells,
+        "padding": (kernel_cells - stride_cells) // 2,
+    }
 
 
 class LatentConv2d(nn.Conv2d):
@@ -92,16 +98,8 @@ class LatentConv2d(nn.Conv2d):
         padding_mode: Literal["zeros", "circular"] = "zeros",
         buffers: dict[str, Tensor],
     ) -> None:
-        check_window(kernel_cells, stride_cells)
-        super().__init__(
-            in_channels,
-            out_channels * shuffle**2,
-            kernel_cells,
-            stride=stride_cells,
-            padding=(kernel_cells - stride_cells) // 2,
-            bias=bias,
-            padding_mode=padding_mode,
-        )
+        window = _window(out_channels, kernel_cells=kernel_cells, stride_cells=stride_cells, shuffle=shuffle)
+        super().__init__(in_channels, **window, bias=bias, padding_mode=padding_mode)
         self.shuffle = shuffle
         for name, value in buffers.items():
             self.register_buffer(name, value.clone())
@@ -205,7 +203,7 @@ class TwoLayerStem(nn.Sequential):
         padding_mode: Literal["zeros", "circular"] = "zeros",
         buffers: dict[str, Tensor],
     ) -> None:
-        check_window(kernel_cells, stride_cells)
+        window = _window(out_channels, kernel_cells=kernel_cells, stride_cells=stride_cells, shuffle=shuffle)
         layers: list[nn.Module] = [
             LatentConv2d(
                 in_channels,
@@ -217,14 +215,6 @@ class TwoLayerStem(nn.Sequential):
             ),
             nn.BatchNorm2d(hidden_channels),
             nn.GELU(),
-            nn.Conv2d(
-                hidden_channels,
-                out_channels * shuffle**2,
-                kernel_cells,
-                stride=stride_cells,
-                padding=(kernel_cells - stride_cells) // 2,
-                bias=bias,
-                padding_mode=padding_mode,
-            ),
+            nn.Conv2d(hidden_channels, **window, bias=bias, padding_mode=padding_mode),
         ]
         super().__init__(*layers, *([nn.PixelShuffle(shuffle)] if shuffle > 1 else []))

@@ -16,20 +16,18 @@ any accuracy that a float64 evaluation of it has.
 """
 
 import math
-import threading
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from walloc_data.codec.wavelets import filter_taps
+from walloc_data.codec.process import keep_freed_memory, plain_float32
+from walloc_data.codec.wavelets import deinterleave, filter_taps
 from walloc_data.errors import CodecError
 
 __all__ = ["MAX_ENCODE_LEVELS", "LinearEncoder"]
@@ -83,7 +81,7 @@ class LinearEncoder:
         if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
             raise CodecError("the encoder's weights hold NaN or infinity")
         taps = torch.tensor(filter_taps(J), dtype=torch.float64)  # (2^J, 2R+1)
-        by_band = _deinterleave(weight, channels=channels, J=J)  # (O, C, width band, height band)
+        by_band = deinterleave(weight, channels=channels, J=J)  # (O, C, width band, height band)
         self._build_filter(by_band, taps, bias)
         self._build_exact(by_band, taps, bias)
 
@@ -98,9 +96,8 @@ class LinearEncoder:
         before, after = _HALO_CELLS
         along_width = torch.einsum("ocab,at->obtc", by_band, taps)  # (O, height band, 2R+1, C)
         padded = F.pad(along_width, (0, 0, before * size - radius, after * size + size - 1 - radius))
-        cells = padded.reshape(
-            self.latent_dim, size, before + 1 + after, size, self.channels
-        )  # (O, height band, cells, 2^J pixels, C)
+        # (O, height band, cells, 2^J pixels, C)
+        cells = padded.reshape(self.latent_dim, size, before + 1 + after, size, self.channels)
         cell_kernel = cells.permute(1, 3, 4, 2, 0).reshape(size, size * self.channels, -1)
         # The filter sees p - 128: x = p / 255 - 1/2 = (p - 128) / 255 + 1/510.
         self._cell_kernel = (cell_kernel / 255).float()  # (height band, 2^J pixels * C, cells * O)
@@ -116,13 +113,12 @@ class LinearEncoder:
 
     def _build_exact(self, by_band: Tensor, taps: Tensor, bias: Tensor) -> None:
         """Round the fused kernel and the boundaries to grids. Only elementwise float64 operations: one result."""
-        size = self.cell_px
         outputs, width = self.latent_dim, 2 * self.radius + 1
-        rows = torch.zeros(outputs, self.channels, size, width, dtype=torch.float64)
-        for a in range(size):
+        rows = torch.zeros(outputs, self.channels, self.cell_px, width, dtype=torch.float64)
+        for a in range(self.cell_px):
             rows += by_band[:, :, a, :, None] * taps[a]
         kernel = torch.zeros(outputs, self.channels, width, width, dtype=torch.float64)  # (O, C, y, x)
-        for b in range(size):
+        for b in range(self.cell_px):
             kernel += rows[:, :, b, None, :] * taps[b][:, None]
         largest = max(math.fsum(kernel[o].abs().flatten().tolist()) for o in range(outputs))
         # Pixels enter as 2p - 255, at most 255 in size: taps of 53 - 8 - log2(sum of |taps|) bits keep sums exact.
@@ -163,9 +159,8 @@ class LinearEncoder:
     def to(self, device: torch.device) -> "LinearEncoder":
         """The same encoder with its constants on another device."""
         moved = object.__new__(LinearEncoder)
-        moved.__dict__.update(
-            {name: item.to(device) if isinstance(item, Tensor) else item for name, item in self.__dict__.items()}
-        )
+        for name, item in vars(self).items():
+            setattr(moved, name, item.to(device) if isinstance(item, Tensor) else item)
         return moved
 
     def encode(self, images: Tensor) -> Tensor:
@@ -183,8 +178,7 @@ class LinearEncoder:
         batch, _, height, width = images.shape
         h, w = height // self.cell_px, width // self.cell_px
         latent = torch.empty(batch, h, w, self.latent_dim, dtype=torch.int8, device=images.device)
-        margin = self.margin
-        with torch.no_grad(), _plain_float32(images.device):
+        with torch.no_grad(), plain_float32(images.device):
             doubts = _Doubts(self, latent)
             for block in self._filter(images):
                 tall, n = block.values.shape[:2]
@@ -192,7 +186,7 @@ class LinearEncoder:
                 z = torch.round(u)
                 latent[block.first : block.first + n, block.top : block.top + tall] = z.transpose(0, 1)
                 if images.dtype == torch.uint8:
-                    doubts.add(block, u.sub_(z).abs_() > 0.5 - margin)
+                    doubts.add(block, u.sub_(z).abs_() > 0.5 - self.margin)
             doubts.settle()
         return latent.permute(0, 3, 1, 2).contiguous()
 
@@ -202,7 +196,7 @@ class LinearEncoder:
         batch, _, height, width = images.shape
         shape = (batch, height // self.cell_px, width // self.cell_px, self.latent_dim)
         values = torch.empty(shape, dtype=torch.float32, device=images.device)
-        with torch.no_grad(), _plain_float32(images.device):
+        with torch.no_grad(), plain_float32(images.device):
             for block in self._filter(images):
                 tall, n = block.values.shape[:2]
                 values[block.first : block.first + n, block.top : block.top + tall] = block.values.transpose(0, 1)
@@ -247,9 +241,8 @@ class LinearEncoder:
             return torch.empty(shape, dtype=dtype, device=images.device)
 
         whole = images.dtype == torch.uint8
-        pixels_buffer = buffer(
-            together * most_rows * (width + 2 * radius) * channels, dtype=torch.int8 if whole else images.dtype
-        )
+        kind = torch.int8 if whole else images.dtype
+        pixels_buffer = buffer(together * most_rows * (width + 2 * radius) * channels, dtype=kind)
         rows_buffer = buffer(most_rows * together * width * channels)
         bands_buffer = buffer(most_cells * size * size * channels)
         parts_buffer = buffer(most_cells, self._cell_kernel.shape[2])
@@ -342,13 +335,6 @@ class _Doubts:
         self._waiting, self._count = [], 0
 
 
-def _deinterleave(weight: Tensor, *, channels: int, J: int) -> Tensor:
-    """(O, C * 4^J) in coefficient order to (O, C, width band, height band): width's bit comes first in each level."""
-    bits = weight.reshape(weight.shape[0], channels, *([2] * (2 * J)))
-    order = [2 + 2 * j for j in range(J)] + [3 + 2 * j for j in range(J)]
-    return bits.permute(0, 1, *order).reshape(weight.shape[0], channels, 2**J, 2**J)
-
-
 def _shaped(buffer: Tensor, *shape: int) -> Tensor:
     """The start of a buffer in another shape."""
     return buffer[: math.prod(shape)].view(shape)
@@ -399,15 +385,6 @@ def _gather_cells(parts: Tensor, values: Tensor) -> None:
     add(two[..., :outputs], two[..., outputs:], 1, values)
 
 
-def keep_freed_memory() -> None:
-    """Let the C library reuse freed buffers: page faults cost more than the arithmetic otherwise.
-
-    glibc gives each block above 128 KiB back to the system when it is freed, until one larger has been: then it
-    keeps blocks up to that size, at most 32 MiB. One allocation that is never touched teaches it so.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
 def _where(mask: Tensor) -> tuple[Tensor, ...]:
     """Where a mask is true, dimension by dimension. numpy finds it ten times faster than torch on a CPU."""
     if mask.device.type == "cpu":
@@ -421,47 +398,3 @@ def _gather(windows: Tensor, index: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     if windows.device.type == "cpu":  # numpy copies whole rows of a window where torch copies values
         return torch.from_numpy(windows.numpy()[tuple(part.numpy() for part in index)])
     return windows[index]
-
-
-class _PlainFloat32:
-    """Full float32 products inside, whatever autocast, TF32 or bfloat16 shortcuts the program has switched on.
-
-    The switch is one for the whole process, so threads count themselves in and out: the first puts it over, the last
-    puts it back.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside: Counter[str] = Counter()
-        self._before: dict[str, str] = {}
-
-    @contextmanager
-    def __call__(self, device: torch.device) -> Iterator[None]:
-        kind = device.type
-        with self._lock:
-            if not self._inside[kind]:
-                self._before[kind] = _set_precision(kind, None)
-            self._inside[kind] += 1
-        try:
-            with torch.autocast(kind, enabled=False):
-                yield
-        finally:
-            with self._lock:
-                self._inside[kind] -= 1
-                if not self._inside[kind]:
-                    _set_precision(kind, self._before[kind])
-
-
-_plain_float32 = _PlainFloat32()
-
-
-def _set_precision(kind: str, value: str | None) -> str:
-    """Set how a device's matrix products take float32, None in full; returns what it was."""
-    product: Any = getattr(torch.backends.cuda if kind == "cuda" else torch.backends.mkldnn, "matmul", None)
-    if hasattr(product, "fp32_precision"):  # torch 2.9 and later
-        before: str = product.fp32_precision
-        product.fp32_precision = "ieee" if value is None else value
-    else:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest" if value is None else value)
-    return before

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from walloc_data.errors import CodecError, MissingExtraError
 
-__all__ = ["filter_taps", "reference_analysis", "wavelet_analysis", "wavelet_synthesis"]
+__all__ = ["deinterleave", "filter_taps", "reference_analysis", "wavelet_analysis", "wavelet_synthesis"]
 
 # Ten taps a filter, as PyWavelets orders them. Analysis low and high pass, synthesis low and high pass.
 DEC_LO = (
@@ -162,6 +162,13 @@ def wavelet_analysis(x: Tensor, J: int = 3) -> Tensor:
     x = wrap(x.reshape(batch * channels * size, 1, h, width), before=radius, after=radius, dim=3)
     x = F.conv2d(x, taps[:, None, None, :], stride=(1, size))  # (N*C*2^J, 2^J width bands, h, w)
     return _interleave(x.reshape(batch, channels, size, size, h, w), J=J)
+
+
+def deinterleave(weight: Tensor, *, channels: int, J: int) -> Tensor:
+    """(O, C * 4^J) in coefficient order to (O, C, width band, height band): width's bit comes first in each level."""
+    bits = weight.reshape(weight.shape[0], channels, *([2] * (2 * J)))
+    order = [2 + 2 * j for j in range(J)] + [3 + 2 * j for j in range(J)]
+    return bits.permute(0, 1, *order).reshape(weight.shape[0], channels, 2**J, 2**J)
 
 
 def _interleave(bands: Tensor, *, J: int) -> Tensor:

@@ -231,7 +231,7 @@ class ShardWorker:
                 clock.stop("encode")
                 packed = pack(latents, colours=spec.channels)
                 clock.stop("pack")
-                # Not in threads, also beside a GPU: the writer holds the interpreter's lock, and they doubled its time.
+                # Not in threads, also beside a GPU: the writer holds the interpreter's lock, so they would only wait.
                 for item, data in zip(group, encode_webps(packed, effort=self.plan.settings.webp_effort), strict=True):
                     item.files.append(data)
                 clock.stop("webp")
