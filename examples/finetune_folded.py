@@ -45,9 +45,11 @@ from walloc_data.sources import open_source
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="encoded data set with splits train and val")
-    parser.add_argument("--train-pictures", required=True, help="the source of split train")
-    parser.add_argument("--val-pictures", required=True, help="the source of split val")
+    parser.add_argument("data", help="encoded data set with a split to train on and one to validate on")
+    parser.add_argument("--train-pictures", required=True, help="what the training split was encoded from")
+    parser.add_argument("--val-pictures", required=True, help="what the validation split was encoded from")
+    parser.add_argument("--train-split", default="train")
+    parser.add_argument("--val-split", help="default: the first there is of val, validation, valid, dev, test")
     parser.add_argument("--model", default="vit_tiny_patch16_224")
     parser.add_argument("--model-kwargs", type=json.loads, default={}, help="JSON for timm, for both models")
     parser.add_argument("--pretrained", action="store_true", help="take timm's weights; needs the network once")
@@ -92,8 +94,8 @@ class Pairs:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     torch.manual_seed(args.seed)
-    train = LatentDataset(args.data, split="train").subset(fraction=args.fraction, seed=args.seed)
-    val = LatentDataset(args.data, split="val")
+    train = LatentDataset(args.data, split=args.train_split).subset(fraction=args.fraction, seed=args.seed)
+    val = LatentDataset(args.data, split=train.manifest.held_out_split(args.val_split, where=args.data))
     train_pairs, val_pairs = Pairs(train, args.train_pictures), Pairs(val, args.val_pictures)
     if train.latent_shape is None or train.num_classes is None:
         raise SystemExit("the pictures must be of one size, and labelled")

@@ -1,6 +1,6 @@
 """From the name of a data set on the Hugging Face Hub to a trained classifier of latents, cell by cell.
 
-    python examples/hub_to_model.py [SOURCE [VALIDATION_SOURCE]]
+    python examples/hub_to_model.py [SOURCE [VALIDATION_SOURCE]] [--train-split NAME] [--val-split NAME] [--epochs N]
 
 Open it in an editor that knows `# %%` cells, or run it whole. Any source of `walloc-data encode` will do.
 """
@@ -10,6 +10,7 @@ Open it in an editor that knows `# %%` cells, or run it whole. Any source of `wa
 # A name on the Hub, a folder of class folders, tars: one string. CIFAR-10 is small enough to try in minutes.
 
 # %%
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -24,9 +25,13 @@ import walloc_data
 from walloc_data.adapters import save_latent_model, summarize
 from walloc_data.serving import attach_codec
 
-source = sys.argv[1] if len(sys.argv) > 1 else "hf:uoft-cs/cifar10"
-val_source = sys.argv[2] if len(sys.argv) > 2 else source
-epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 10
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("source", nargs="?", default="hf:uoft-cs/cifar10", metavar="SOURCE", help="pictures to train on")
+parser.add_argument("val_source", nargs="?", metavar="VALIDATION_SOURCE", help="default: SOURCE")
+parser.add_argument("--train-split", default="train", help="of a Hugging Face data set (default: train)")
+parser.add_argument("--val-split", help="of a Hugging Face data set; default: validation, val or test, as there is")
+parser.add_argument("--epochs", type=int, default=10, help="(default: 10)")
+args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # a notebook's arguments are not ours
 work = Path(tempfile.mkdtemp(prefix="latents-"))
 latents = work / "latents"
 
@@ -36,10 +41,24 @@ latents = work / "latents"
 # again after an interruption and only the rest is done.
 
 # %%
-from walloc_data.sources import open_source  # noqa: E402
+from walloc_data.errors import SourceError  # noqa: E402
+from walloc_data.sources import Source, open_source  # noqa: E402
 
-for split, where, name in (("train", source, "train"), ("val", val_source, "test")):
-    pictures = open_source(where, split=name) if where.startswith("hf:") else where
+
+def open_held_out(source: str) -> Source:
+    """The named split or, of the usual names, the first that there is. Sources without splits are opened whole."""
+    names = [args.val_split] if args.val_split else ["validation", "val", "test"]
+    for name in names:
+        try:
+            return open_source(source, split=name)
+        except SourceError:
+            if name == names[-1]:
+                raise
+    raise AssertionError("the last name returned or raised")
+
+
+train_pictures = open_source(args.source, split=args.train_split)
+for split, pictures in (("train", train_pictures), ("val", open_held_out(args.val_source or args.source))):
     print(walloc_data.encode_dataset(pictures, latents, split=split, size_px=64, progress=False))
 
 # %% [markdown]
@@ -69,8 +88,8 @@ batches = train.loader(batch_size=min(128, len(train)), drop_last=True)
 mixup = Mixup(mixup_alpha=0.2, label_smoothing=0.1, num_classes=model.num_classes)
 criterion = SoftTargetCrossEntropy()
 optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
-scheduler, _ = create_scheduler_v2(optimizer, num_epochs=epochs, warmup_epochs=1, warmup_lr=1e-5)
-for epoch in range(epochs):
+scheduler, _ = create_scheduler_v2(optimizer, num_epochs=args.epochs, warmup_epochs=1, warmup_lr=1e-5)
+for epoch in range(args.epochs):
     model.train()
     scheduler.step(epoch)
     for z, labels in batches:

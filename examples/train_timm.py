@@ -46,7 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--normalization", choices=("standard", "expand"), default="standard")
     parser.add_argument("--stem-hidden-channels", type=int, default=48, help="between two layers; 0: a stem of one")
     parser.add_argument("--train-split", default="train")
-    parser.add_argument("--val-split", default="val")
+    parser.add_argument("--val-split", help="default: the first there is of val, validation, valid, dev, test")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=128, help="over all processes")
     parser.add_argument("--opt", default="adamw")
@@ -142,7 +142,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     shared = {"cache": args.cache, "seed": args.seed}
     train = LatentDataset(args.data, split=args.train_split, shuffle=True, mirror=args.flip == "stored", **shared)
-    val = LatentDataset(args.data, split=args.val_split, **shared)
+    val_split = train.manifest.held_out_split(args.val_split, where=args.data)
+    val = LatentDataset(args.data, split=val_split, **shared)
     batches = train.loader(batch_size=args.batch_size, num_workers=args.workers, drop_last=True)
     val_batches = val.loader(batch_size=args.batch_size, pad=True)
     augment = augmentation(args, train).to(device)

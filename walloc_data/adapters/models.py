@@ -138,7 +138,7 @@ def create_latent_model(
     name: str,
     *,
     dataset: HasManifest | Manifest | str | os.PathLike[str] | None = None,
-    split: str = "train",
+    split: str | None = None,
     num_classes: int | None = None,
     geometry: Geometry | None = None,
     pretrained: bool | nn.Module = False,
@@ -161,7 +161,7 @@ def create_latent_model(
         name: a timm model, e.g. "vit_tiny_patch16_224"; `walloc_data.adapters.FAMILIES` lists what works.
         dataset: a `LatentDataset`, a `Manifest`, or the path or URL of an encoded data set. Gives the codec, the
             statistics, the latents' shape and the number of classes.
-        split: whose statistics and shape are taken.
+        split: whose statistics and shape are taken; default: that of a `LatentDataset`, else "train".
         num_classes: default: the data set's.
         geometry: "skip_early", "all_stages" or "pixel_grid" (see `walloc_data.adapters.families`); default: the
             family's first.
@@ -192,7 +192,8 @@ def create_latent_model(
     if dataset is not None:
         manifest = _manifest(dataset)
         record = manifest.split(
-            split, where=str(getattr(dataset, "url", dataset if isinstance(dataset, str | os.PathLike) else name))
+            split or getattr(dataset, "split_name", "train"),
+            where=str(getattr(dataset, "url", dataset if isinstance(dataset, str | os.PathLike) else name)),
         )
         codec, statistics = codec or manifest.codec, statistics or record.statistics
         input_shape = input_shape or record.latent_shape

@@ -16,6 +16,9 @@ from walloc_data.format.names import (
     load_json,
 )
 
+# What data sets call the split that is not trained on, in the order of preference.
+HELD_OUT_SPLITS = ("val", "validation", "valid", "dev", "test")
+
 
 class _Record:
     """Shared JSON round trip of the frozen dataclasses below."""
@@ -308,6 +311,9 @@ class Manifest(_Record):
         (('cat', 'coffee'), 96, 'rgb-16x-v1')
         >>> manifest.split("train", where="walloc.json").num_samples
         8
+        >>> manifest.held_out_split(where="walloc.json")
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: walloc.json: no split to validate on; it has ['train']: encode one, or name one
     """
 
     codec: CodecSpec
@@ -334,6 +340,21 @@ class Manifest(_Record):
         if name not in self.splits:
             raise FormatError(f"{where}: no split {name!r}; it has {sorted(self.splits)}")
         return self.splits[name]
+
+    def held_out_split(self, name: str | None = None, *, where: str) -> str:
+        """The name of the split to validate on: `name`, else the first there is of val, validation, valid, dev, test.
+
+        Raises:
+            FormatError: there is none; lists the ones there are.
+        """
+        if name is None:
+            name = next((split for split in HELD_OUT_SPLITS if split in self.splits), None)
+        if name is None:
+            raise FormatError(
+                f"{where}: no split to validate on; it has {sorted(self.splits)}: encode one, or name one of these"
+            )
+        self.split(name, where=where)
+        return name
 
     def to_json(self) -> str:
         """The bytes of `walloc.json`: the same for equal manifests."""
