@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from walloc_data.errors import CodecError, CorruptShardError
-from walloc_data.webp import encode_lossless
+from walloc_data.webp import check_sides, encode_lossless
 
 __all__ = ["compand", "decode_webp", "encode_webp", "encode_webps", "expand", "expansion_table", "pack", "unpack"]
 
@@ -170,6 +170,7 @@ def encode_webps(pictures: npt.NDArray[np.uint8], *, effort: Literal["default", 
     from PIL import Image
 
     height, width, colours = pictures.shape[1:]
+    check_sides(height, width)
     if colours == 3 and height * width <= OWN_WRITER_PIXELS:
         together = max(1, OWN_WRITER_PIXELS // (height * width))
         parts = [pictures[i : i + together] for i in range(0, len(pictures), together)]

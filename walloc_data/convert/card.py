@@ -9,6 +9,7 @@ import re
 from html import escape
 from pathlib import PurePosixPath
 
+from walloc_data.convert.ranges import shard_urls
 from walloc_data.format import Manifest, SplitRecord
 from walloc_data.storage import Store
 
@@ -207,8 +208,7 @@ def _loading(split: str, record: SplitRecord) -> list[str]:
 
 
 def _other_readers(split: str, record: SplitRecord) -> list[tuple[str, str]]:
-    last = len(record.shards) - 1
-    shards = f"{split}-{{00000..{last:05d}}}" if last > 0 else f"{split}-00000"
+    shards = shard_urls((shard.name for shard in record.shards), prefix="NAME/")
     return [
         (
             "With `datasets`; the picture is the packed latent, and `unpack` gives its integers:",
@@ -219,7 +219,7 @@ def _other_readers(split: str, record: SplitRecord) -> list[tuple[str, str]]:
         (
             "With `webdataset`, from a folder:",
             "import webdataset\nfrom walloc_data.latents import unpack\n\n"
-            f'samples = webdataset.WebDataset("NAME/data/{shards}.tar", shardshuffle=False).decode("rgb8")\n'
+            f'samples = webdataset.WebDataset("{shards}", shardshuffle=False).decode("rgb8")\n'
             'latent = unpack(next(iter(samples))["webp"])  # int8 (C, h, w)',
         ),
         (

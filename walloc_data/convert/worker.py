@@ -5,6 +5,7 @@ shape together. How pictures are grouped does not touch a latent: `codec.encode`
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -25,6 +26,7 @@ from walloc_data.format import (
     INDEX_COLUMNS,
     MIRROR_INDEX_COLUMNS,
     ChannelStatistics,
+    CodecSpec,
     ShardRecord,
     padding_for,
     sample_key,
@@ -33,6 +35,7 @@ from walloc_data.format import (
 from walloc_data.latents import encode_webps, pack
 from walloc_data.sources import Sample
 from walloc_data.storage import Store
+from walloc_data.webp import MAX_SIDE
 
 __all__ = ["ShardWorker", "Tally", "count_levels", "index_schema"]
 
@@ -189,6 +192,7 @@ class ShardWorker:
                 image = decode_picture(sample.data, settings=self.plan.settings)
                 clock.stop("decode")
                 item = _Item(key, source_index, sample, resize_and_crop(image, size_px=self.plan.settings.size_px))
+                _check_packed_sides(item.pixels, spec=self.plan.codec)
                 clock.stop("resize")
             except PictureError as error:
                 failure = Failure(key, sample.name, source_index, str(error))
@@ -278,6 +282,18 @@ class _Clock:
         now = time.perf_counter()
         self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
         self._last = now
+
+
+def _check_packed_sides(pixels: Pixels, *, spec: CodecSpec) -> None:
+    """Raise PictureError if the packed latent has a side that WebP does not take."""
+    height, width = pixels.shape[:2]
+    n = math.isqrt(spec.tiles)
+    _, h, w = spec.latent_shape(height, width)
+    if n * max(h, w) > MAX_SIDE:
+        raise PictureError(
+            f"{width} x {height} pixels: its packed latent would have {n * w} x {n * h}, and WebP's sides end at "
+            f"{MAX_SIDE}; a size in pixels (--size) makes a square of it"
+        )
 
 
 def _padded(pictures: list[Pixels], *, multiple: int) -> Pixels:

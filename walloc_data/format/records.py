@@ -130,7 +130,7 @@ class EncodeSettings(_Record):
 
     def __post_init__(self) -> None:
         if self.size_px is not None:
-            _check_int("size_px", self.size_px, low=1, high=65536)
+            _check_int("size_px", self.size_px, low=1, high=65528)  # whose packed latent WebP can hold
         _check_int("samples_per_shard", self.samples_per_shard, low=1, high=10**7)
         if self.shuffle_seed is not None:
             _check_int("shuffle_seed", self.shuffle_seed, low=0)

@@ -19,19 +19,26 @@ from walloc_data.errors import CodecError
 from walloc_data.webp.blocks import EFFORTS, classify, grid_of, predict
 from walloc_data.webp.writing import write
 
-__all__ = ["MAX_SIDE", "WRITER_VERSION", "encode_lossless"]
+__all__ = ["MAX_SIDE", "WRITER_VERSION", "check_sides", "encode_lossless"]
 
 # Raised by any change of the bytes: a conversion that was begun by one version is not finished by another.
 WRITER_VERSION = "2"
 
-MAX_SIDE = 16384  # the format's
+# libwebp's limit, and so that of nearly every decoder. The format itself could say 16384.
+MAX_SIDE = 16383
+
+
+def check_sides(height: int, width: int) -> None:
+    """Raise CodecError unless both sides are in [1, MAX_SIDE] pixels."""
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise CodecError(f"WebP takes sides from 1 to {MAX_SIDE} pixels, not {width} x {height}")
 
 
 def encode_lossless(pictures: npt.NDArray[np.uint8], *, effort: Literal["default", "fast"] = "default") -> list[bytes]:
     """Write pictures as lossless WebP.
 
     Args:
-        pictures: (N, H, W, 3) uint8, sides from 1 to 16384. Several at once cost less each. All are worked on together,
+        pictures: (N, H, W, 3) uint8, sides from 1 to 16383. Several at once cost less each. All are worked on together,
             in about 300 bytes a pixel; `walloc_data.latents.encode_webps` bounds that.
         effort: `fast` tries fewer predictors and classes: more bytes in less time.
 
@@ -51,8 +58,7 @@ def encode_lossless(pictures: npt.NDArray[np.uint8], *, effort: Literal["default
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
         raise CodecError(f"lossless WebP takes pictures (N, H, W, 3) uint8, not {pictures.dtype} {pictures.shape}")
     count, height, width = pictures.shape[:3]
-    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
-        raise CodecError(f"WebP takes sides from 1 to {MAX_SIDE} pixels, not {width} x {height}")
+    check_sides(height, width)
     if count == 0:
         return []
     grid = grid_of(height, width)
