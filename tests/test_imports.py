@@ -14,7 +14,7 @@ PACKAGE = Path(walloc_data.__file__).parent
 # Rooms of one row are siblings and do not know each other.
 ROWS = [
     {"errors"},
-    {"devices", "format", "webp"},
+    {"devices", "files", "format", "webp"},
     {"storage", "latents", "regression"},
     {"codec", "sources", "dataset", "transforms", "adapters"},
     {"convert", "report", "interop", "push"},

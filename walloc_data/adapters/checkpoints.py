@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from walloc_data.adapters.models import HasManifest, LatentModelConfig, build, latent_config, unwrap
 from walloc_data.devices import usable_device
 from walloc_data.errors import ModelError, StorageError
+from walloc_data.files import whole_file
 from walloc_data.format import CodecSpec, Manifest, dump_json, load_json
 
 __all__ = ["check_codec", "load_latent_model", "model_from_config", "save_latent_model"]
@@ -38,12 +39,10 @@ def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in inner.state_dict().items()}
-    partial = target / f".{WEIGHTS}.{os.getpid()}"
-    partial.write_bytes(save(weights, metadata={"format": "walloc_data-model"}))
-    partial.replace(target / WEIGHTS)
-    partial = target / f".{CONFIG}.{os.getpid()}"
-    partial.write_text(dump_json({"format": "walloc_data-model", "format_version": 1} | config.to_dict()))
-    partial.replace(target / CONFIG)
+    with whole_file(target / WEIGHTS) as unfinished:
+        unfinished.write_bytes(save(weights, metadata={"format": "walloc_data-model"}))
+    with whole_file(target / CONFIG) as unfinished:
+        unfinished.write_text(dump_json({"format": "walloc_data-model", "format_version": 1} | config.to_dict()))
     return target
 
 

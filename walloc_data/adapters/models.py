@@ -192,7 +192,7 @@ def create_latent_model(
     if dataset is not None:
         manifest = _manifest(dataset)
         record = manifest.split(
-            split or getattr(dataset, "split_name", "train"),
+            str(split or getattr(dataset, "split_name", "train")),
             where=str(getattr(dataset, "url", dataset if isinstance(dataset, str | os.PathLike) else name)),
         )
         codec, statistics = codec or manifest.codec, statistics or record.statistics

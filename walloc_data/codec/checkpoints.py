@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from walloc_data.codec.model import WallocCodec, _NoDecoder
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError, FormatError, WallocDataError
+from walloc_data.files import whole_file
 from walloc_data.format import CodecSpec, dump_json, load_json
 
 __all__ = ["DEFAULT_CODEC", "CodecInfo", "bundled_codecs", "codec_folder", "load_codec", "save_codec"]
@@ -314,9 +315,12 @@ def save_codec(
         value["statistics"] = {key: list(statistics[key]) for key in ("mean", "std")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / _WEIGHTS)
-        (folder / _CARD).write_text(codec.card if card is None else card)
-        (folder / _CODEC_JSON).write_text(dump_json(value))
+        with whole_file(folder / _WEIGHTS) as unfinished:
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, unfinished)
+        with whole_file(folder / _CARD) as unfinished:
+            unfinished.write_text(codec.card if card is None else card)
+        with whole_file(folder / _CODEC_JSON) as unfinished:
+            unfinished.write_text(dump_json(value))
     except OSError as error:
         raise WallocDataError(f"{folder}: the codec could not be written ({error})") from error
     return replace(_load_folder(folder, decoder=False)[1], decoder=description["kind"])

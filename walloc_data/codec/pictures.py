@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from walloc_data.errors import CodecError
+from walloc_data.files import whole_file
 
 __all__ = ["Corpus", "PictureSet", "read_pictures"]
 
@@ -166,9 +167,8 @@ class Corpus:
                     index["set_of"].append(number)
         if not index["shapes"]:
             raise CodecError("there is no picture to train on")
-        partial = folder / "pictures.json.partial"
-        partial.write_text(json.dumps(index))
-        partial.replace(folder / "pictures.json")
+        with whole_file(folder / "pictures.json") as unfinished:
+            unfinished.write_text(json.dumps(index))
         return cls(folder)
 
     @staticmethod

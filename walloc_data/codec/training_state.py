@@ -1,7 +1,6 @@
 """What a training run leaves on disk: its checkpoint, its log, the plot of the log, and the model card."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from torch import Tensor
 from walloc_data.codec.checkpoints import CodecInfo
 from walloc_data.codec.pictures import Corpus
 from walloc_data.errors import CodecError
+from walloc_data.files import whole_file
 
 __all__ = ["Checkpoint", "append_log", "draw_log", "model_card"]
 
@@ -39,13 +39,12 @@ class Checkpoint:
 
     def save(self, folder: Path) -> None:
         """Replace the checkpoint of `folder`, or leave the one that is there."""
-        partial = folder / f"{_FILE}.partial"
         metadata = {"walloc_data_training": json.dumps({"config": dict(self.config), "state": dict(self.state)})}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        save_file(tensors, partial, metadata=metadata)
-        with partial.open("rb+") as file:  # the name must not reach the disk before the bytes do
-            os.fsync(file.fileno())
-        partial.replace(folder / _FILE)
+        for leftover in folder.glob(f".{_FILE}.*.partial"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+        with whole_file(folder / _FILE) as unfinished:
+            save_file(tensors, unfinished, metadata=metadata)
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint | None":

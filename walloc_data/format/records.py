@@ -313,7 +313,7 @@ class Manifest(_Record):
         8
         >>> manifest.held_out_split(where="walloc.json")
         Traceback (most recent call last):
-        walloc_data.errors.FormatError: walloc.json: no split to validate on; it has ['train']: encode one, or name one
+        walloc_data.errors.FormatError: walloc.json: no split to validate on; it has ['train']: ...
     """
 
     codec: CodecSpec

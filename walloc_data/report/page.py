@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from walloc_data.errors import StorageError
+from walloc_data.files import whole_file
 from walloc_data.format import Manifest, SplitRecord
 from walloc_data.report.charts import Charts, bar_table, number, picture_bytes
 from walloc_data.report.history import read_failures, read_runs
@@ -66,12 +67,10 @@ def report(
             sections.append(_split(opened, charts, per_class=samples_per_class, max_classes=max_classes))
     page = _page(name, _head(name, manifest) + _codec(manifest) + "".join(sections))
     path = Path(target)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        with whole_file(path) as unfinished:
+            unfinished.write_text(page, encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise StorageError(f"{path}: the report could not be written ({error})") from error
     return path
 

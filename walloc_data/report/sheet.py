@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from walloc_data.codec import CodecInfo, WallocCodec
 from walloc_data.errors import FormatError, StorageError
+from walloc_data.files import whole_file
 from walloc_data.format import ChannelStatistics, SplitRecord
 from walloc_data.latents import pack
 from walloc_data.report.samples import OpenSplit, Shown, decode, open_split, psnr
@@ -316,12 +317,10 @@ def save_picture(picture: Image.Image, target: str | os.PathLike[str]) -> Path:
     formats = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
     if path.suffix.lower() not in formats:
         raise FormatError(f"{path}: a picture's name ends in .png, .webp or .jpg")
-    partial = path.with_name(f".{path.name}.partial")
     options: dict[str, Any] = {"quality": 90} if path.suffix.lower() != ".png" else {"optimize": True}
     try:
-        picture.save(partial, formats[path.suffix.lower()], **options)
-        partial.replace(path)
+        with whole_file(path) as unfinished:
+            picture.save(unfinished, formats[path.suffix.lower()], **options)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise StorageError(f"{path}: the picture could not be written ({error})") from error
     return path

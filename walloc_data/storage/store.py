@@ -9,14 +9,13 @@ import errno
 import os
 import random
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from walloc_data.errors import MissingExtraError, StorageError, WallocDataError
+from walloc_data.files import whole_file
 from walloc_data.format import check_relative_path
 
 __all__ = ["Store"]
@@ -228,7 +227,7 @@ class Store:
 
     def download(self, path: str, target: Path) -> None:
         """Fetch a file whole to a local path, which is replaced only once all of it is there."""
-        with _partial(target) as partial:
+        with whole_file(target) as partial:
             self.download_into(path, partial)
 
     def download_into(self, path: str, target: Path) -> None:
@@ -251,7 +250,7 @@ class Store:
             try:
                 source.replace(target)
             except OSError:  # another file system: copy beside the target first
-                with _partial(target) as partial:
+                with whole_file(target) as partial:
                     shutil.copyfile(source, partial)
                 source.unlink()
             _sync_folder(target.parent)
@@ -271,7 +270,7 @@ class Store:
         if self.local_path is not None:
             target = self._local(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _partial(target) as partial:
+            with whole_file(target) as partial:
                 partial.write_bytes(data)
             _sync_folder(target.parent)
             return
@@ -327,24 +326,6 @@ def _remedy(error: BaseException) -> str:
     if isinstance(error, PermissionError) and error.errno is None:  # a store's answer; the system's has a number
         return ". These credentials are wrong, have expired, or may not do this"
     return ""
-
-
-@contextmanager
-def _partial(target: Path) -> Iterator[Path]:
-    """A unique unfinished file beside the target, moved over it on success and removed on failure."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from walloc_data.errors import CodecError, StorageError
+from walloc_data.files import whole_file
 from walloc_data.format import CodecSpec
 from walloc_data.latents import expand
 from walloc_data.regression import WindowMap, WindowRegression
@@ -76,9 +77,8 @@ class LatentOperators:
             "held_out_error": json.dumps(dict(self.held_out_error), sort_keys=True),
         }
         target = Path(folder) / OPERATORS_NAME
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        partial.write_bytes(save({name: value.contiguous() for name, value in tensors.items()}, metadata=metadata))
-        partial.replace(target)
+        with whole_file(target) as unfinished:
+            unfinished.write_bytes(save({name: v.contiguous() for name, v in tensors.items()}, metadata=metadata))
         return target
 
     @classmethod
