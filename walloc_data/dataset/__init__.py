@@ -3,5 +3,6 @@
 from walloc_data.dataset.latent_dataset import LatentDataset
 from walloc_data.dataset.loader import LatentLoader
 from walloc_data.dataset.mixture import LatentMixture
+from walloc_data.dataset.sampler import LatentBatchSampler
 
-__all__ = ["LatentDataset", "LatentLoader", "LatentMixture"]
+__all__ = ["LatentBatchSampler", "LatentDataset", "LatentLoader", "LatentMixture"]

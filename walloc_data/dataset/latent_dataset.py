@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from walloc_data.dataset.array import ArrayReader
+from walloc_data.dataset.epoch import SharedEpoch
 from walloc_data.dataset.index import load_index, split_identity
 from walloc_data.dataset.order import EpochOrder, FullShuffle, Ints, StoredOrder, WindowShuffle, coin_flips, derive_key
 from walloc_data.dataset.reader import Reader, ShardReader
@@ -41,9 +42,10 @@ class LatentDataset(LatentSamples):
             after the first shard. None: 16 where shards are read over the network, else the whole split. The choice
             follows from the arguments, never from what happens to be cached.
         transform: called with each latent, an int8 tensor (C, h, w), before batching: for instance a crop to one size.
-            What it draws from torch's global generator is a function of (seed, epoch, sample). Transforms of whole
-            batches belong in the training loop, on its device.
-        mirror: give the stored latent of the mirrored picture half of the time, by (seed, epoch, sample).
+            What it draws from torch's global CPU generator is a function of (seed, epoch, sample), but for samples
+            read by position before `set_epoch`: those draw on, as a plain DataLoader's do. Transforms of whole batches
+            belong in the training loop, on its device.
+        mirror: give the stored latent of the mirrored picture half of the time, drawn in the same way.
         cache: "shards" decodes samples each time they are read; "array" decodes each shard once into one memory-mapped
             array in the cache folder, from which later epochs and runs gather whole batches. It takes the decoded
             size on disk: `num_samples * C * h * w` bytes.
@@ -198,6 +200,7 @@ class LatentDataset(LatentSamples):
         if fraction is not None:
             rows = rows[take_fraction(len(rows), fraction, seed=seed)]
         result = copy.copy(self)
+        result._item_epoch = SharedEpoch(self._item_epoch.value)
         result._rows = rows if self._rows is None else self._rows[rows]
         digest = hashlib.sha256(np.ascontiguousarray(result._rows, dtype="<i8").tobytes())
         result.identity = hashlib.sha256(json.dumps([self.identity, digest.hexdigest()]).encode()).hexdigest()[:32]
@@ -242,8 +245,9 @@ class LatentDataset(LatentSamples):
         labels = self._index.rows["label"][rows]
         mirrored = None
         if self.mirror:
-            mirrored = np.zeros(len(rows), np.bool_)
-            if epoch is not None:
+            if epoch is None:
+                mirrored = torch.randint(2, (len(rows),)).numpy().astype(np.bool_)
+            else:
                 mirrored = coin_flips(rows, key=derive_key(self.seed, epoch, _MIRROR))
         found = self._reader.read(rows, mirrored)
         latents: Sequence[Tensor] | Tensor
@@ -251,10 +255,22 @@ class LatentDataset(LatentSamples):
             torch.from_numpy(found) if isinstance(found, np.ndarray) else [torch.from_numpy(item) for item in found]
         )
         if self.transform is not None:
-            transformed = []
-            with torch.random.fork_rng(devices=[]):
-                for row, latent in zip(rows.tolist(), latents, strict=True):
-                    torch.manual_seed(derive_key(self.seed, epoch or 0, _TRANSFORM, row))
-                    transformed.append(self.transform(latent))
-            latents = transformed
+            latents = self._transformed(self.transform, rows, latents, epoch)
         return latents, labels
+
+    def _transformed(
+        self, transform: Transform, rows: Ints, latents: Iterable[Tensor], epoch: int | None
+    ) -> list[Tensor]:
+        if epoch is None:
+            return [transform(latent) for latent in latents]
+        # The CPU's generator alone is seeded, and put back: torch.manual_seed would reset every GPU's for good.
+        generator = torch.default_generator
+        before = generator.get_state()
+        try:
+            result = []
+            for row, latent in zip(rows.tolist(), latents, strict=True):
+                generator.manual_seed(derive_key(self.seed, epoch, _TRANSFORM, row))
+                result.append(transform(latent))
+            return result
+        finally:
+            generator.set_state(before)

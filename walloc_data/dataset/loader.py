@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from walloc_data.dataset.ahead import fetching_ahead
+from walloc_data.dataset.epoch import as_epoch
 from walloc_data.dataset.order import Ints
+from walloc_data.dataset.place import Place
 from walloc_data.dataset.plan import BatchPlan
-from walloc_data.errors import LoaderError, StateError
+from walloc_data.dataset.state import check_state, make_state
 
 __all__ = ["LatentLoader"]
-
-STATE_VERSION = 1
 
 
 class Samples(Protocol):
@@ -44,30 +44,28 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class _Batches(Dataset[tuple[Tensor, ...]]):
-    """Batches by (epoch, number): what workers run."""
+    """Slices of batches by (epoch, number, rank, world size): what workers run."""
 
     samples: Samples
     plan: BatchPlan
-    rank: int
-    world_size: int
     pad: bool
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, ...]:
-        epoch, number = place
-        batch = self.plan.batch(epoch, number).slice(self.rank, self.world_size)
+    def __getitem__(self, wanted: tuple[int, int, int, int]) -> tuple[Tensor, ...]:
+        epoch, number, rank, world_size = wanted
+        batch = self.plan.batch(epoch, number).slice(rank, world_size)
         latents, labels = self.samples.read_batch(batch.rows, epoch=epoch)
         return (latents, labels, torch.from_numpy(batch.valid.copy())) if self.pad else (latents, labels)
 
 
-class _Numbers(Sampler[tuple[int, int]]):
-    """The places still to come in one epoch. The loader sets them before each pass."""
+class _Numbers(Sampler[tuple[int, int, int, int]]):
+    """The slices of batches still to come in one epoch. The loader sets them before each pass."""
 
     def __init__(self) -> None:
-        self.epoch, self.start, self.stop = 0, 0, 0
+        self.epoch, self.start, self.stop, self.rank, self.world_size = 0, 0, 0, 0, 1
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch
-        yield from ((epoch, number) for number in range(self.start, self.stop))
+    def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
+        epoch, rank, world_size = self.epoch, self.rank, self.world_size
+        yield from ((epoch, number, rank, world_size) for number in range(self.start, self.stop))
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -82,6 +80,9 @@ class LatentLoader:
 
     Every pass is the next epoch, from `epoch` on; a pass that is left early counts as begun. `set_epoch` names the next
     one. After `load_state_dict` the next pass yields what was left of the saved epoch.
+
+    The rank is asked for when a pass begins, so a loader may be made before its process group. It must not change once
+    the first batch was drawn.
 
     Attributes:
         epoch: the epoch of the running pass or, between passes, of the next.
@@ -106,20 +107,22 @@ class LatentLoader:
         plan: BatchPlan,
         *,
         batch_size: int,
+        drop_last: bool,
         pad: bool,
-        rank: int,
-        world_size: int,
+        place: Place,
         num_workers: int,
         prefetch_batches: int,
         pin_memory: bool,
     ) -> None:
         self.samples, self.plan, self.batch_size = samples, plan, batch_size
+        self._place, self._equal = place, drop_last or pad
+        self._check_place()
         self.epoch = 0
         self.position = 0
         self._running = False
         self._numbers = _Numbers()
         self._batches = DataLoader(
-            _Batches(samples, plan, rank, world_size, pad),
+            _Batches(samples, plan, pad),
             batch_size=None,  # an item is a whole batch
             sampler=self._numbers,
             collate_fn=_as_it_is,
@@ -128,6 +131,14 @@ class LatentLoader:
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # torch draws a seed for workers: not from the user's generator
+        )
+
+    def _check_place(self) -> None:
+        self._place.check(
+            batch_size=self.batch_size,
+            num_samples=self.plan.num_samples,
+            num_batches=len(self),
+            equal=self._equal,
         )
 
     def __len__(self) -> int:
@@ -147,22 +158,25 @@ class LatentLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass this epoch. Naming the epoch that a loaded state is in keeps the state's position."""
-        if epoch < 0:
-            raise LoaderError(f"epoch must be at least 0, not {epoch}")
+        epoch = as_epoch(epoch)
         if self._running or epoch != self.epoch:
             self.epoch, self.position, self._running = epoch, 0, False
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        self._check_place()
+        rank, world_size = self._place.use()
         if self._running:  # the pass before was left early
             self.epoch, self.position = self.epoch + 1, 0
         self._running = True
         epoch = self.epoch
         numbers = self._numbers
         numbers.epoch, numbers.start, numbers.stop = epoch, self.position, len(self)
+        numbers.rank, numbers.world_size = rank, world_size
         batches = iter(self._batches)  # workers start here, before any thread does
         with fetching_ahead(self.samples, self.plan, epoch=epoch, start=self.position) as reached:
             for number, batch in enumerate(batches, start=self.position):
                 reached(number)
+                self._place.use()
                 # The batch in hand counts as done: a state saved after its step must not give it again.
                 self.position = number + 1
                 if self.position == len(self):
@@ -173,16 +187,7 @@ class LatentLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is: a few integers and names, JSON-able, independent of workers and ranks."""
-        return {
-            "version": STATE_VERSION,
-            "identity": self.samples.identity,
-            "order": self.plan.name,
-            "seed": self.samples.seed,
-            "batch_size": self.batch_size,
-            "num_batches": len(self),
-            "epoch": self.epoch,
-            "position": self.position,
-        }
+        return make_state(self.samples, self.plan, self.batch_size, epoch=self.epoch, position=self.position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: the next pass yields the rest of that epoch.
@@ -190,24 +195,5 @@ class LatentLoader:
         Raises:
             StateError: the state is of another data set, order, seed or batch size; names it.
         """
-        mine = self.state_dict()
-        if missing := sorted(set(mine) - set(state)):
-            raise StateError(f"not a loader state: no {missing[0]!r}")
-        remedies = {
-            "version": "it was saved by another walloc_data",
-            "identity": "it is of another data set or subset",
-            "order": "pass the same shuffle, window_shards and sampling as when it was saved",
-            "seed": "pass the same seed as when it was saved",
-            "batch_size": "pass the same global batch size as when it was saved",
-            "num_batches": "pass the same drop_last as when it was saved",
-        }
-        for name, remedy in remedies.items():
-            if state[name] != mine[name]:
-                raise StateError(f"this state has {name} {state[name]!r}, the loader {mine[name]!r}: {remedy}")
-        epoch, position = state["epoch"], state["position"]
-        for name, value in (("epoch", epoch), ("position", position)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise StateError(f"{name} must be an integer of at least 0, not {value!r}")
-        if position > len(self):
-            raise StateError(f"position {position} lies behind the last of {len(self)} batches")
-        self.epoch, self.position, self._running = epoch, position, False
+        self.epoch, self.position = check_state(state, self.samples, self.plan, self.batch_size)
+        self._running = False

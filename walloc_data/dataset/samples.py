@@ -1,8 +1,11 @@
 """What can be loaded: a data set, a part of one, or a mixture of several."""
 
+import operator
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from walloc_data.dataset.epoch import SharedEpoch, as_epoch
 from walloc_data.dataset.loader import LatentLoader
 from walloc_data.dataset.order import EpochOrder, Ints, RemappedOrder, WeightedShuffle, shares
+from walloc_data.dataset.place import Place
 from walloc_data.dataset.plan import BatchPlan, BucketPlan, SequencePlan
+from walloc_data.dataset.sampler import LatentBatchSampler
 from walloc_data.errors import LoaderError
 
 __all__ = ["LatentSamples", "Transform"]
@@ -21,10 +27,16 @@ Transform = Callable[[Tensor], Tensor]
 Sample = tuple[Tensor, int]
 
 _ITERATION_SAMPLES = 64
+_CLEARLY_IN_ORDER = 4  # a shuffle gives so many neighbours in a row only in the smallest of data sets
 
 
 class LatentSamples(Dataset[Sample]):
     """Samples `(latent, label)`: a map-style data set that also iterates in its own epoch order and makes loaders.
+
+    By position, as a plain DataLoader reads it, what is random in a sample (the transform's draws, `mirror`) comes from
+    torch's global generator, as anywhere in torch: new in every epoch and different in every worker. After `set_epoch`
+    it is a function of (seed, epoch, sample) instead, as it always is in `loader`, `batch_sampler` and iteration.
+    The order is then the DataLoader's affair: `shuffle` says how `loader`, `batch_sampler` and iteration go.
 
     Attributes:
         identity: names these samples in this order; part of every loader's state.
@@ -37,7 +49,9 @@ class LatentSamples(Dataset[Sample]):
     shuffle: bool
 
     def __init__(self) -> None:
-        self._epoch = 0
+        self._epoch = 0  # of the next iteration
+        self._item_epoch = SharedEpoch()  # of samples read by position
+        self._order_seen = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -72,7 +86,7 @@ class LatentSamples(Dataset[Sample]):
     def read(self, rows: Ints, *, epoch: int | None) -> tuple[Sequence[Tensor] | Tensor, npt.NDArray[np.int64]]:
         """Latents of rows, stacked where they are of one shape, and their labels.
 
-        The epoch decides what is random in a sample; None reads samples as stored.
+        The epoch decides what is random in a sample; None draws it from torch's global generator.
         """
 
     def read_batch(self, rows: Ints, *, epoch: int) -> tuple[Tensor, Tensor]:
@@ -87,21 +101,70 @@ class LatentSamples(Dataset[Sample]):
             latents = torch.stack(list(latents))
         return latents, torch.from_numpy(labels)
 
-    def __getitem__(self, index: int) -> Sample:
-        """The sample at a position, as stored: never mirrored. The transform applies."""
-        return self.__getitems__([index])[0]
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        """The sample at a position, or a list of those of a slice; negative positions count from the end.
+
+        Raises:
+            IndexError: there is no such position.
+            TypeError: it is not an integer. Keys are not positions: find one through the index's `source_index`.
+        """
+        if isinstance(index, slice):
+            return self._read_items(range(*index.indices(len(self))))
+        return self._read_items([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        rows = np.asarray(indices, dtype=np.int64)
-        rows = np.where(rows < 0, rows + len(self), rows)
-        if ((rows < 0) | (rows >= len(self))).any():
-            raise IndexError(f"sample {list(indices)} of {len(self)}")
-        latents, labels = self.read(rows, epoch=None)
+        self._check_order(indices)
+        return self._read_items(indices)
+
+    def _read_items(self, indices: Sequence[int]) -> list[Sample]:
+        """Samples at positions, each in its own epoch (`SampleIndex`), else that of `set_epoch`, else in none."""
+        rows = np.array([self._row(index) for index in indices], dtype=np.int64)
+        ambient = self._item_epoch.value
+        epochs = [getattr(index, "epoch", ambient) for index in indices]
+        if len(set(epochs)) > 1:
+            return [self._read_items([index])[0] for index in indices]
+        if not len(rows):
+            return []
+        latents, labels = self.read(rows, epoch=epochs[0])
         return list(zip(latents, labels.tolist(), strict=True))
 
+    def _row(self, index: int) -> int:
+        try:
+            row = operator.index(index)
+        except TypeError:
+            raise TypeError(
+                f"a sample's position is an integer or a slice, not {index!r} of type {type(index).__name__}"
+            ) from None
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"sample {row} of {len(self)}")
+        return row + len(self) if row < 0 else row
+
+    def _check_order(self, indices: Sequence[int]) -> None:
+        """Warn, once a process, where a DataLoader reads in stored order what was asked to be shuffled."""
+        if self._order_seen or len(indices) < _CLEARLY_IN_ORDER:
+            return
+        self._order_seen = True
+        if self.shuffle and all(b - a == 1 for a, b in pairwise(indices)):
+            warnings.warn(
+                "a DataLoader reads in stored order what is to be shuffled: the order is its sampler's. "
+                "Use dataset.loader(...), DataLoader(dataset, batch_sampler=dataset.batch_sampler(...)), or "
+                "DataLoader(dataset, shuffle=True)",
+                stacklevel=3,
+            )
+
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration over the samples this epoch. Loaders have epochs of their own."""
-        self._epoch = epoch
+        """Make the next iteration this epoch, and read samples by position as this epoch has them.
+
+        Samples by position are then a function of (seed, epoch, sample), in this process and in workers that are
+        already running. Loaders and batch samplers have epochs of their own.
+        """
+        self._epoch = self._item_epoch.value = as_epoch(epoch)
 
     def __iter__(self) -> Iterator[Sample]:
         """One epoch of samples; every call is the next epoch."""
@@ -138,7 +201,8 @@ class LatentSamples(Dataset[Sample]):
                 False on them: sums over `valid` are exact for any number of ranks.
             class_balanced: draw every class equally often; an epoch has as many draws as there are samples.
             bucket_by_shape: make every batch of samples of one latent shape, for pictures of native resolution.
-            rank: of this process; None asks torch.distributed, and is 0 without it.
+            rank: of this process; None asks when a pass begins: torch.distributed where it is initialised, else the
+                environment variables RANK and WORLD_SIZE, else it is 0 of 1.
             world_size: processes that share every batch.
             prefetch_batches: that each worker makes ahead.
             pin_memory: put batches in page-locked memory, for asynchronous copies to a GPU.
@@ -146,36 +210,53 @@ class LatentSamples(Dataset[Sample]):
         Raises:
             LoaderError: the batches cannot be made like this; says what to change.
         """
-        rank, world_size = _place(rank, world_size)
-        if batch_size < 1 or batch_size % world_size:
-            raise LoaderError(
-                f"batch_size {batch_size} is of the global batch and must divide evenly among {world_size} ranks"
-            )
         if drop_last and pad:
             raise LoaderError("drop_last and pad exclude each other: training drops, evaluation pads")
-        plan = self._plan(
-            batch_size, "drop" if drop_last else "pad" if pad else "short", class_balanced, bucket_by_shape
-        )
-        if world_size > 1 and not (drop_last or pad) and plan.num_samples != plan.num_batches * batch_size:
-            raise LoaderError(
-                f"{plan.num_samples} samples do not fill batches of {batch_size}, so {world_size} ranks would get "
-                "unequal ones: pass drop_last=True to train, pad=True to evaluate"
-            )
         return LatentLoader(
             self,
-            plan,
+            self._plan(batch_size, "drop" if drop_last else "pad" if pad else "short", class_balanced, bucket_by_shape),
             batch_size=batch_size,
+            drop_last=drop_last,
             pad=pad,
-            rank=rank,
-            world_size=world_size,
+            place=Place(rank, world_size),
             num_workers=num_workers,
             prefetch_batches=prefetch_batches,
             pin_memory=pin_memory,
         )
 
+    def batch_sampler(
+        self,
+        *,
+        batch_size: int,
+        drop_last: bool = False,
+        class_balanced: bool = False,
+        bucket_by_shape: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> LatentBatchSampler:
+        """The batches of `loader` as positions, for ``DataLoader(dataset, batch_sampler=...)``: the same exact order.
+
+        Args:
+            batch_size: samples of a global batch, over all ranks.
+            drop_last: leave out the samples that do not fill a last batch.
+            class_balanced: draw every class equally often.
+            bucket_by_shape: make every batch of samples of one latent shape.
+            rank: of this process, as in `loader`. Where a library splits batches itself (accelerate's `prepare`, the
+                Hugging Face Trainer), pass 0, with a world_size of 1.
+            world_size: processes that share every batch.
+
+        Raises:
+            LoaderError: the batches cannot be made like this; says what to change.
+        """
+        plan = self._plan(batch_size, "drop" if drop_last else "short", class_balanced, bucket_by_shape)
+        place = Place(rank, world_size)
+        return LatentBatchSampler(self, plan, batch_size=batch_size, drop_last=drop_last, place=place)
+
     def _plan(
         self, batch_size: int, last: Literal["short", "drop", "pad"], class_balanced: bool, bucket_by_shape: bool
     ) -> BatchPlan:
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise LoaderError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
         sides = self.latent_sides()
         if bucket_by_shape:
             if class_balanced:
@@ -207,16 +288,3 @@ def _grouped(group: npt.NDArray[np.int64]) -> list[Ints]:
     """Rows of each group, in stored order."""
     rows = np.argsort(group, kind="stable")
     return np.split(rows, np.cumsum(np.bincount(group))[:-1])
-
-
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """(rank, world_size), from torch.distributed where they are not given."""
-    if (rank is None) != (world_size is None):
-        raise LoaderError("rank and world_size go together")
-    if rank is None or world_size is None:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return 0, 1
-        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if not 0 <= rank < world_size:
-        raise LoaderError(f"rank {rank} is not in [0, {world_size})")
-    return rank, world_size

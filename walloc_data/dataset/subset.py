@@ -39,7 +39,10 @@ def class_labels(classes: Sequence[int | str], class_names: Sequence[str] | None
                 raise LoaderError(f"no class {chosen!r}: the data set has {known}")
             labels.append(list(class_names).index(chosen))
         else:
-            labels.append(int(chosen))
+            try:
+                labels.append(operator.index(chosen))
+            except TypeError:
+                raise LoaderError(f"a class is a label or a name, not {chosen!r}") from None
     return labels
 
 

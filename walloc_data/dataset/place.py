@@ -1,0 +1,89 @@
+"""Which rank of how many this process is: asked when batches are drawn, as a loader may be older than its group."""
+
+import os
+
+import torch
+
+from walloc_data.errors import LoaderError
+
+__all__ = ["Place"]
+
+
+class Place:
+    """(rank, world size) of this process, fixed by whoever made the loader or asked for at every pass.
+
+    Asked for, it is torch.distributed's where that is initialised, else that of the environment variables RANK and
+    WORLD_SIZE, which torchrun and the launchers of accelerate and Lightning set, else 0 of 1.
+
+    Args:
+        rank: of this process; None asks.
+        world_size: goes together with rank.
+    """
+
+    def __init__(self, rank: int | None, world_size: int | None) -> None:
+        if (rank is None) != (world_size is None):
+            raise LoaderError("rank and world_size go together")
+        self._given = None if rank is None or world_size is None else _checked(rank, world_size)
+        self._used: tuple[int, int] | None = None
+
+    def find(self) -> tuple[int, int]:
+        """(rank, world size) as of now."""
+        if self._given is not None:
+            return self._given
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+        if world_size is None or (rank is None and world_size == "1"):
+            return 0, 1
+        if rank is None:
+            raise LoaderError(
+                f"WORLD_SIZE is {world_size} but RANK is not set, so this process's share of each batch is unknown: "
+                "set both, initialise torch.distributed first, or pass rank and world_size"
+            )
+        try:
+            return _checked(int(rank), int(world_size))
+        except ValueError as error:
+            raise LoaderError(
+                f"RANK={rank} and WORLD_SIZE={world_size} are no place among processes: {error}"
+            ) from error
+
+    def use(self) -> tuple[int, int]:
+        """(rank, world size) as of now, which must be what it was when the first batch was drawn.
+
+        Raises:
+            LoaderError: it has changed, so that ranks have drawn the same samples, or left some out.
+        """
+        place = self.find()
+        if self._used is None:
+            self._used = place
+        elif place != self._used:
+            raise LoaderError(
+                f"this process is rank {place[0]} of {place[1]} now and was rank {self._used[0]} of {self._used[1]} "
+                "when this loader drew its first batch: call torch.distributed.init_process_group before the first "
+                "batch, make a new loader afterwards, or pass rank and world_size"
+            )
+        return place
+
+    def check(self, *, batch_size: int, num_samples: int, num_batches: int, equal: bool) -> None:
+        """Refuse a global batch that ranks cannot share equally.
+
+        Args:
+            num_samples: of an epoch.
+            equal: whether a last batch that is not full is dropped or filled up.
+        """
+        _, world_size = self.find()
+        if batch_size % world_size:
+            raise LoaderError(
+                f"batch_size {batch_size} is of the global batch and must divide evenly among {world_size} ranks"
+            )
+        if world_size > 1 and not equal and num_samples != num_batches * batch_size:
+            raise LoaderError(
+                f"{num_samples} samples do not fill batches of {batch_size}, so {world_size} ranks would get "
+                "unequal ones: pass drop_last=True to train, pad=True to evaluate"
+            )
+
+
+def _checked(rank: int, world_size: int) -> tuple[int, int]:
+    if not 0 <= rank < world_size:
+        raise LoaderError(f"rank {rank} is not in [0, {world_size})")
+    return rank, world_size
