@@ -2,14 +2,59 @@
 
 import hashlib
 import io
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from walloc_data.codec import load_codec, save_codec
+from walloc_data.storage import Store
+
+WARM = Path(__file__).with_name("warm.py")
+
+
+class Warm:
+    """The process of warm.py."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
+    def begin(self, source: Path, out: Path, **options: Any) -> int:
+        """Start a conversion; its process id."""
+        self._stdin.write(json.dumps([str(source), str(out), options]) + "\n")
+        self._stdin.flush()
+        return int(self._stdout.readline())
+
+    def end(self) -> tuple[int, float]:
+        """(exit code, seconds), once it has ended. Until this is called its process id stays its own."""
+        self._stdin.write("\n")
+        self._stdin.flush()
+        code, seconds = json.loads(self._stdout.readline())
+        return code, seconds
+
+    def close(self) -> None:
+        self._stdin.close()
+        self._process.wait()
+        self._stdout.close()
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    """One process for the module."""
+    process = Warm()
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +131,25 @@ def same_as_reference(reference: dict[str, str]) -> Callable[[Path], None]:
         assert hashes(out) == reference
 
     return check
+
+
+class StopError(Exception):
+    """What `store_steps` raises."""
+
+
+def store_steps(monkeypatch: pytest.MonkeyPatch, stop_at: int) -> list[str]:
+    """Raise at the `stop_at`-th write, copy or deletion in a store from now on; returns what was done before."""
+    done: list[str] = []
+
+    def counting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Store, *args: Any) -> Any:
+            if len(done) >= stop_at:
+                raise StopError
+            done.append(f"{name} {args[-1] if name != 'write_bytes' else args[0]}")
+            return real(self, *args)
+
+        return method
+
+    for name in ("write_bytes", "copy", "delete", "publish"):
+        monkeypatch.setattr(Store, name, counting(name, getattr(Store, name)))
+    return done

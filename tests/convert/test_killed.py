@@ -1,65 +1,24 @@
 """SIGKILL at any moment, to the whole tree or to single workers; full and read-only disks; Ctrl-C. Then resume."""
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.convert.conftest import as_bytes, hashes, make_folder, picture
+from tests.convert.conftest import Warm, as_bytes, hashes, make_folder, picture
 from walloc_data import encode_dataset
 from walloc_data.convert import verify_dataset
 from walloc_data.errors import ConversionError, StorageError
 
 Check = Callable[[Path], None]
-
-WARM = Path(__file__).with_name("warm.py")
-
-
-class Warm:
-    """The process of warm.py."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-
-    def begin(self, source: Path, out: Path, **options: Any) -> int:
-        """Start a conversion; its process id."""
-        self._stdin.write(json.dumps([str(source), str(out), options]) + "\n")
-        self._stdin.flush()
-        return int(self._stdout.readline())
-
-    def end(self) -> tuple[int, float]:
-        """(exit code, seconds), once it has ended. Until this is called its process id stays its own."""
-        self._stdin.write("\n")
-        self._stdin.flush()
-        code, seconds = json.loads(self._stdout.readline())
-        return code, seconds
-
-    def close(self) -> None:
-        self._stdin.close()
-        self._process.wait()
-        self._stdout.close()
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    """One process for the module."""
-    process = Warm()
-    yield process
-    process.close()
 
 
 def children_of(process: int) -> list[int]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.convert.conftest import as_bytes, picture
+from tests.convert.conftest import StopError, as_bytes, make_folder, picture, store_steps
 from tests.test_sources import write_tar
 from walloc_data import encode_dataset
-from walloc_data.convert import dataset_info, decode_dataset, finish_dataset, verify_dataset
+from walloc_data.convert import dataset_info, decode_dataset, finish_dataset, overwrite, verify_dataset
 from walloc_data.errors import SourceError, StorageError
 from walloc_data.sources import open_source
 from walloc_data.storage import Store
@@ -83,6 +83,34 @@ def test_overwriting_in_a_bucket_leaves_nothing_of_the_old(pictures: Path, copy_
     encode_dataset(pictures, url, samples_per_shard=12, size_px=16, overwrite=True, progress=False)
     assert verify_dataset(url, progress=False).problems == ()
     assert sorted(path.name for path in (copy_of(url) / "data").iterdir()) == ["train-00000.tar", "train-00001.tar"]
+
+
+@pytest.mark.slow
+def test_an_overwrite_in_a_bucket_interrupted_at_any_write_leaves_a_whole_split(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = make_folder(tmp_path / "few" / "pictures", per_class=2)
+    for number, stop_at in enumerate((0, 1, 9)):
+        url = f"s3://{BUCKET}/interrupted-{number}"
+        encode_dataset(pictures, url, samples_per_shard=8, progress=False)
+        with monkeypatch.context() as patch:
+            change = overwrite.take_over
+
+            def interrupted(store: Store, split: str, stop_at: int = stop_at, patch: Any = patch) -> None:
+                store_steps(patch, stop_at)
+                change(store, split)  # noqa: B023
+
+            patch.setattr("walloc_data.convert.encode.take_over", interrupted)
+            with pytest.raises(StopError):
+                encode_dataset(few, url, samples_per_shard=4, overwrite=True, progress=False)
+        report = verify_dataset(url, progress=False)
+        assert (report.problems, report.num_samples) == ((), 24 if stop_at == 0 else 6)
+        if stop_at:
+            finish_dataset(url)
+            report = verify_dataset(url, progress=False)
+            assert (report.problems, report.num_samples) == ((), 6)
+            assert Store(url).list("data") == ["data/train-00000.tar", "data/train-00001.tar"]
+            assert Store(url).list_folders(".walloc") == ["train"]
 
 
 def test_a_store_that_is_killed_and_started_again_costs_time_only(

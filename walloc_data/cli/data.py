@@ -38,7 +38,7 @@ def _encode_arguments(parser: Parser) -> None:
     add("--part", metavar="I/N", help="convert the I-th of N parts only; the finish command joins them")
     add("--on-error", choices=("record", "stop"), default="record", help="what a broken picture does (default: record)")
     add("--max-failures", type=int, metavar="N", help="stop after more than N broken pictures")
-    add("--overwrite", action="store_true", help="delete this split first, if there is one")
+    add("--overwrite", action="store_true", help="make this split anew, then replace the one there")
     add("--background", type=_colour, default=(255, 255, 255), metavar="R,G,B", help="under alpha (default: white)")
     add_storage(parser)
     _preview_argument(parser)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from walloc_data.convert.inspect import index_rows, index_where, local_file, open_manifest
+from walloc_data.convert.inspect import index_rows, local_file, open_manifest
 from walloc_data.errors import CodecError, CorruptShardError, FormatError
-from walloc_data.format import Manifest, check_key, index_name, padding_for
+from walloc_data.format import Manifest, check_key, padding_for
 from walloc_data.latents import decode_webp, unpack
 from walloc_data.storage import Store
 
@@ -89,17 +89,18 @@ def _packed(
     store: Store, manifest: Manifest, split: str, wanted: set[str] | None
 ) -> Iterator[tuple[str, int, int, bytes]]:
     """(key, height, width, WebP) of the wanted samples, each shard opened once."""
-    shards = manifest.splits[split].shards
+    record = manifest.splits[split]
+    shards, where = record.shards, store.where(record.index_name(split))
     with ExitStack() as outer, ExitStack() as opened:
-        index = outer.enter_context(local_file(store, index_name(split)))
+        index = outer.enter_context(local_file(store, record.index_name(split)))
         position, file = -1, Path()
-        rows = index_rows(index, mirror=manifest.settings.mirror, where=index_where(store, split))
+        rows = index_rows(index, mirror=manifest.settings.mirror, where=where)
         for row in rows:
             if wanted is not None and row["key"] not in wanted:
                 continue
-            check_key(row["key"], where=index_where(store, split))
+            check_key(row["key"], where=where)
             if not 0 <= row["shard"] < len(shards) or row["offset"] < 0 or not 0 < row["length"] < 2**31:
-                raise FormatError(f"{index_where(store, split)}: sample {row['key']} lies in no shard")
+                raise FormatError(f"{where}: sample {row['key']} lies in no shard")
             if row["shard"] != position:
                 opened.close()
                 position = row["shard"]

@@ -13,7 +13,16 @@ from walloc_data import __version__
 from walloc_data.convert.engine import OnError, WorkSetup
 from walloc_data.convert.finish import join_split
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
-from walloc_data.convert.overwrite import clean_leftovers, remove_split
+from walloc_data.convert.overwrite import (
+    clean_leftovers,
+    discard,
+    is_begun,
+    is_only_split,
+    refuse_halfway,
+    replacement,
+    settle,
+    take_over,
+)
 from walloc_data.convert.plan import Plan, differences, parse_part, version_differences
 from walloc_data.convert.progress import Progress, ProgressPrinter
 from walloc_data.convert.records import plan_name
@@ -65,7 +74,8 @@ def encode_dataset(
         device: "cpu" or "cuda"; latents are the same. Workers share a GPU, or have what Ray gives them.
         on_error: "record" lists a broken picture in ``failures/``; "stop" raises at the first.
         max_failures: stop when more pictures than this are broken.
-        overwrite: delete this split first, if there is one.
+        overwrite: make this split anew from its first shard, and let it take the place of the one there once it is
+            whole. Until then that one stays as it is, which takes room for both.
         part: ``"I/N"`` does the I-th of N parts of the shards, for schedulers; `finish_dataset` joins them.
         storage_options: for remote file systems, of `out` and of remote tars.
         progress: True writes to stderr; or a callable that gets a `Progress` several times a second.
@@ -105,20 +115,29 @@ def encode_dataset(
         locks = stack.enter_context(conversion_lock(store, part=_part_tag(split, where) if part else None))
         staging = stack.enter_context(_staging(store, tag=_part_tag(split, where)))
         if part is None:
+            settle(store)
             clean_leftovers(store, split)
-        if overwrite:
-            remove_split(store, split)
+        afresh = overwrite and is_only_split(store, split)
+        # What is overwritten stays whole until its successor is: see `walloc_data.convert.overwrite`.
+        target = replacement(store, split) if overwrite and is_begun(store, split) else store
         here = device if engine == "local" and workers == 1 else "cpu"  # else the workers load it, each its own
-        loaded, codec_files = _load_codec(store, codec, staging=staging, device=here)
+        loaded, codec_files = _load_codec(None if afresh else store, codec, staging=staging, device=here)
         with plan_lock(store):  # parts begin side by side
-            plan = _begin(store, _plan(opened, split, settings, loaded), codec_files, staging=staging)
+            plan = _plan(opened, split, settings, loaded)
+            manifest = read_manifest(store)
+            refuse_halfway(store, split, manifest)
+            check_siblings(store, plan, manifest)
+            if target is not store:
+                clean_leftovers(target, split)
+                _discard_another(store, target, plan)
+            plan = _begin(target, plan, codec_files, staging=staging)
         if printer is not None:
             for note in opened.notes:
                 printer.note(f"{opened.location}: {note}")
             if opened.num_items is None and settings.shuffle_seed is not None:
                 printer.note(f"{opened.location}: a stream is not shuffled; the shards keep its order")
         setup = WorkSetup(
-            plan, opened if opened.num_items is not None else None, store, staging, device=device, on_error=on_error
+            plan, opened if opened.num_items is not None else None, target, staging, device=device, on_error=on_error
         )
         run = Run(setup, opened, where=where, max_failures=max_failures, callback=callback)
         started = time.perf_counter()
@@ -131,8 +150,10 @@ def encode_dataset(
             run.write_log(seconds=seconds)
         if part is not None:
             return run.summary(store, seconds=seconds, part=part)
-        summary = join_split(store, split)
-        return replace(summary, new_samples=run.new_samples, seconds=seconds)
+        summary = join_split(target, split)
+        if target is not store:
+            take_over(store, split)
+        return replace(summary, url=store.url, new_samples=run.new_samples, seconds=seconds)
 
 
 def _settings(settings: EncodeSettings | None, fields: dict[str, Any]) -> EncodeSettings:
@@ -187,7 +208,7 @@ def _staging(store: Store, *, tag: str) -> Iterator[Path]:
             folder.parent.rmdir()  # unless another part works there
 
 
-def _load_codec(store: Store, codec: Any, *, staging: Path, device: str) -> tuple[Any, Path]:
+def _load_codec(store: Store | None, codec: Any, *, staging: Path, device: str) -> tuple[Any, Path]:
     """The codec asked for, without its decoder, and a folder with all of it, to be copied into the data set."""
     from walloc_data.codec import codec_folder, fetch_codec, load_codec, save_codec
 
@@ -195,7 +216,7 @@ def _load_codec(store: Store, codec: Any, *, staging: Path, device: str) -> tupl
     if codec is not None and not isinstance(codec, str | Path):
         save_codec(codec, written)
         return load_codec(written, decoder=False, device=device)[0], written  # the caller's own stays where it is
-    if codec is None and store.exists("codec/codec.json"):
+    if codec is None and store is not None and store.exists("codec/codec.json"):
         codec = fetch_codec(store, scratch=staging)
     loaded, _ = load_codec(codec, decoder=False, device=device)
     folder = codec_folder(codec)
@@ -225,6 +246,16 @@ def _plan(source: Source, split: str, settings: EncodeSettings, codec: Any) -> P
     )
 
 
+def _discard_another(store: Store, inside: Store, plan: Plan) -> None:
+    """Delete an unfinished replacement of the split that was begun with another plan than this."""
+    begun = read_plan(inside, plan.split)
+    if begun is None:
+        return
+    same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
+    if differences(begun, same) or version_differences(begun, same):
+        discard(store, plan.split)
+
+
 def _begin(store: Store, plan: Plan, codec_files: Path, *, staging: Path) -> Plan:
     """The plan to follow: the one there, if this one agrees with it, else this one, now written down."""
     begun = read_plan(store, plan.split)
@@ -245,7 +276,6 @@ def _begin(store: Store, plan: Plan, codec_files: Path, *, staging: Path) -> Pla
             f"{store.url}: split {plan.split!r} is there already, and without a plan to resume: overwrite it "
             "(--overwrite), or name another split"
         )
-    check_siblings(store, plan, manifest)
     if begun is not None:
         return begun
     if not store.exists("codec/codec.json"):

@@ -55,8 +55,11 @@ def finish_dataset(
         >>> finish_dataset("latents")["train"].num_samples
         8
     """
+    from walloc_data.convert.overwrite import settle
+
     store = Store(out, storage_options=storage_options)
     with disk_errors(store), conversion_lock(store):
+        settle(store)
         splits = [split] if split is not None else planned_splits(store)
         if not splits:
             raise ConversionError(f"{store.url}: no conversion was begun there")

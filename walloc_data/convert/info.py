@@ -1,11 +1,12 @@
 """`dataset_info`: what a data set is, in a few lines."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from walloc_data.convert.inspect import open_manifest
+from walloc_data.convert.overwrite import replaced_splits, replacement
 from walloc_data.convert.progress import counted, format_bytes
 from walloc_data.convert.state import finished_shards, planned_splits, read_manifest, read_plan
 from walloc_data.format import Manifest
@@ -29,10 +30,12 @@ class DatasetInfo:
     url: str
     manifest: Manifest | None
     unfinished: Mapping[str, tuple[int, int | None]]  # split: shards done, shards planned (None: a stream)
+    replacements: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)  # the same, of overwriting
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, without the counts of every latent value."""
         value: dict[str, Any] = {"url": self.url, "unfinished": {k: list(v) for k, v in self.unfinished.items()}}
+        value["replacements"] = {name: list(numbers) for name, numbers in self.replacements.items()}
         if self.manifest is not None:
             value |= self.manifest.to_dict()
             for name, record in self.manifest.splits.items():
@@ -64,6 +67,11 @@ class DatasetInfo:
                 f"{name}: unfinished, {done}{'' if planned is None else f' of {planned}'} shards are done; the encode "
                 "command that began it goes on, or finish joins its parts"
             )
+        for name, (done, planned) in sorted(self.replacements.items()):
+            lines.append(
+                f"{name}: being overwritten, {done}{'' if planned is None else f' of {planned}'} shards are done; the "
+                "encode command that began it goes on, and until then the split is what it was"
+            )
         return "\n".join(lines)
 
 
@@ -90,4 +98,9 @@ def dataset_info(out: str | Path, *, storage_options: Mapping[str, Any] | None =
             continue
         if (plan := read_plan(store, name)) is not None:
             unfinished[name] = (len(finished_shards(store, name)), plan.num_shards)
-    return DatasetInfo(store.url, manifest, unfinished)
+    replacements = {}
+    for name in replaced_splits(store):
+        inside = replacement(store, name)
+        if (plan := read_plan(inside, name)) is not None:
+            replacements[name] = (len(finished_shards(inside, name)), plan.num_shards)
+    return DatasetInfo(store.url, manifest, unfinished, replacements)

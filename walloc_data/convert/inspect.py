@@ -9,10 +9,10 @@ from typing import Any
 
 from walloc_data.convert.state import read_manifest
 from walloc_data.errors import FormatError
-from walloc_data.format import MANIFEST_NAME, Manifest, index_name
+from walloc_data.format import MANIFEST_NAME, Manifest
 from walloc_data.storage import Store
 
-__all__ = ["failure_lines", "index_rows", "index_where", "local_file", "open_manifest"]
+__all__ = ["failure_lines", "index_rows", "local_file", "open_manifest"]
 
 MAX_INDEX_BYTES = 2**40
 MAX_FAILURE_LINE_BYTES = 2**20
@@ -72,8 +72,3 @@ def failure_lines(file: Path, *, where: str) -> Iterator[dict[str, Any]]:
             except (ValueError, KeyError, RecursionError) as error:
                 raise FormatError(f"{where}: line {number} is not a failure ({error})") from error
             yield value
-
-
-def index_where(store: Store, split: str) -> str:
-    """The index's full name, for messages."""
-    return store.where(index_name(split))

@@ -1,15 +1,68 @@
-"""Deleting a split, in an order in which an interruption leaves something that can be resumed or deleted again."""
+"""Replacing a split: the new one grows in a folder of its own, and takes the old one's place once it is whole.
+
+The order of writes is what keeps a split readable, on disks and on object stores alike, where nothing can be renamed:
+
+1. The new split is made in ``.walloc/{split}.new/``, which is a data set of its own. The old one is not touched.
+2. The manifest is replaced by one that names the new shards and the new index where they lie. This is one write, and it
+   is the change: before it readers see the old split, after it the new one, each whole.
+3. The new files get their usual names (hard links, or copies that the store makes), old ones without a successor are
+   deleted, and a last manifest names the usual places.
+4. The folder is removed.
+
+Killed before step 2, the old split is as it was, and the same command goes on with the new one. Killed after it, the
+new split is whole, and the next conversion or `finish` does the rest. What remains: a reader that had opened the old
+split before step 2 finds shards missing or changed after it, which their checksums tell it; and where the only split
+is overwritten with another codec, the folder ``codec/`` is the old codec's from step 2 until step 3 has copied the new
+one, which whoever decodes is told.
+"""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from walloc_data.convert.records import plan_name, work_folder
-from walloc_data.convert.state import read_manifest
-from walloc_data.format import MANIFEST_NAME, index_name
+from walloc_data.convert.state import planned_splits, read_manifest
+from walloc_data.errors import ConversionError
+from walloc_data.format import MANIFEST_NAME, Manifest
 from walloc_data.storage import Store
 
-__all__ = ["clean_leftovers", "remove_split"]
+__all__ = [
+    "clean_leftovers",
+    "discard",
+    "is_begun",
+    "is_only_split",
+    "refuse_halfway",
+    "replaced_splits",
+    "replacement",
+    "settle",
+    "take_over",
+]
+
+_SUFFIX = ".new"  # no split's name has a dot
+
+
+def replacement(store: Store, split: str) -> Store:
+    """The folder in which a split's replacement grows, as a store."""
+    folder = f"{store.url}/.walloc/{split}{_SUFFIX}"
+    return Store(folder, storage_options=store.storage_options, max_attempts=store.max_attempts)
+
+
+def replaced_splits(store: Store) -> list[str]:
+    """Splits of which a replacement is there, whole or not."""
+    return [name.removesuffix(_SUFFIX) for name in store.list_folders(".walloc") if name.endswith(_SUFFIX)]
+
+
+def is_begun(store: Store, split: str) -> bool:
+    """Whether there is anything of a split, finished or not."""
+    manifest = read_manifest(store)
+    return store.exists(plan_name(split)) or (manifest is not None and split in manifest.splits)
+
+
+def is_only_split(store: Store, split: str) -> bool:
+    """Whether no other split is there, finished or not: then codec and settings may change with this one."""
+    manifest = read_manifest(store)
+    return not ({*planned_splits(store), *(manifest.splits if manifest else ())} - {split})
 
 
 def clean_leftovers(store: Store, split: str) -> None:
@@ -29,29 +82,88 @@ def _remove_tree(folder: Path, *, keep: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_split(store: Store, split: str) -> None:
-    """Delete one split: first from the manifest, so that no reader finds half of it; last its plan."""
+def take_over(store: Store, split: str) -> None:
+    """Put a split's replacement, which is whole, into its place: steps 2 to 4. The caller holds the lock."""
+    manifest, new = read_manifest(store), read_manifest(replacement(store, split))
+    if new is None:
+        raise ConversionError(f"{replacement(store, split).url}: not finished")
+    root = f".walloc/{split}{_SUFFIX}/"
+    record = new.splits[split]
+    record = replace(record, shards=tuple(replace(shard, name=root + shard.name) for shard in record.shards))
+    splits = {**(manifest.splits if manifest else {}), split: record}
+    names = new.class_names if new.class_names is not None or manifest is None else manifest.class_names
+    changed = replace(new, splits=dict(sorted(splits.items())), class_names=names)
+    store.write_bytes(MANIFEST_NAME, changed.to_json().encode())
+    settle(store)
+
+
+def settle(store: Store) -> None:
+    """Complete what an interrupted replacement left to do. The caller holds the lock."""
     manifest = read_manifest(store)
-    splits = {name: record for name, record in manifest.splits.items() if name != split} if manifest else {}
-    if manifest is not None and split in manifest.splits:
-        if splits:
-            store.write_bytes(MANIFEST_NAME, replace(manifest, splits=splits).to_json().encode())
-        else:
-            store.delete(MANIFEST_NAME)
-    if not splits:
-        store.delete("_info.json")  # README.md may hold what a person wrote
-    for name in (index_name(split), f"index/{split}.wids.json", f"failures/{split}.jsonl"):
-        store.delete(name)
-    # Files before their marks: a mark without its file is work to do, a file without its mark is replaced.
-    for path in store.list("data"):
-        stem = path.rpartition("/")[2].removesuffix(".tar")
-        if stem.rpartition("-")[0] == split and stem.rpartition("-")[2].isdigit():
-            store.delete(path)
-    plan = plan_name(split)
-    for path in store.list(work_folder(split)):
-        if path != plan:
-            store.delete(path)
-    if not splits and not any(store.exists(plan_name(name)) for name in store.list_folders(".walloc") if name != split):
-        for path in sorted(store.list("codec")):
-            store.delete(path)
-    store.delete(plan)
+    for split in [name for name, record in manifest.splits.items() if record.root] if manifest else ():
+        _move_in(store, split)
+    for split in replaced_splits(store):
+        if _is_done_with(store, split):
+            discard(store, split)
+
+
+def _is_done_with(store: Store, split: str) -> bool:
+    """Whether a replacement's folder is what an interrupted removal left of it."""
+    inside = replacement(store, split)
+    if not inside.exists(plan_name(split)):
+        return True
+    new, manifest = read_manifest(inside), read_manifest(store)
+    return new is not None and manifest is not None and manifest.splits.get(split) == new.splits.get(split)
+
+
+def refuse_halfway(store: Store, split: str, manifest: Manifest | None) -> None:
+    """Parts run side by side, so that none of them may complete an interrupted replacement."""
+    if manifest is not None and split in manifest.splits and manifest.splits[split].root:
+        raise ConversionError(
+            f"{store.url}: the files of split {split!r} are not in their places yet, as overwriting it was interrupted "
+            "at its end: run `walloc-data finish` first"
+        )
+
+
+def _move_in(store: Store, split: str) -> None:
+    """Steps 3 and 4. Nothing that is deleted or replaced here is named by the manifest."""
+    from walloc_data.convert.finish import join_split
+
+    inside = replacement(store, split)
+    root = f".walloc/{split}{_SUFFIX}/"
+    for folder in ("data", work_folder(split)):
+        new = inside.list(folder)
+        for path in new:
+            store.copy(root + path, path)
+        for path in store.list(folder):
+            if path not in new and (folder != "data" or _is_shard_of(split, path)):
+                store.delete(path)
+    if is_only_split(store, split):
+        new = inside.list("codec")
+        for path in sorted(new, key=lambda path: path.endswith("codec.json")):  # the one that says the rest is there
+            store.copy(root + path, path)
+        for path in store.list("codec"):
+            if path not in new:
+                store.delete(path)
+    join_split(store, split)
+    discard(store, split)
+
+
+def _is_shard_of(split: str, path: str) -> bool:
+    name, _, number = path.rpartition("/")[2].removesuffix(".tar").rpartition("-")
+    return name == split and number.isdigit()
+
+
+def discard(store: Store, split: str) -> None:
+    """Delete a split's replacement, its plan first: without one nothing goes on with it."""
+    inside = replacement(store, split)
+    for path in (plan_name(split), MANIFEST_NAME, *_files(inside, split)):
+        inside.delete(path)
+    if inside.local_path is not None:
+        shutil.rmtree(inside.local_path, ignore_errors=True)
+
+
+def _files(inside: Store, split: str) -> Iterator[str]:
+    yield from ("README.md", "_info.json")
+    for folder in ("data", "index", "failures", "codec", work_folder(split)):
+        yield from inside.list(folder)

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from walloc_data.convert.inspect import failure_lines, index_rows, index_where, local_file, open_manifest
+from walloc_data.convert.inspect import failure_lines, index_rows, local_file, open_manifest
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, counted, format_bytes
 from walloc_data.convert.tar import BLOCK_BYTES, header
 from walloc_data.convert.worker import count_levels
 from walloc_data.errors import FormatError, StorageError, WallocDataError
-from walloc_data.format import Manifest, ShardRecord, SplitRecord, index_name, load_json, padding_for, sample_key
+from walloc_data.format import Manifest, ShardRecord, SplitRecord, load_json, padding_for, sample_key
 from walloc_data.latents import decode_webp, unpack
 from walloc_data.storage import Store
 
@@ -131,24 +131,30 @@ def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator
                 yield f"{store.where('codec')}: {codec.spec} is not the manifest's {manifest.codec}"
         except WallocDataError as error:
             yield f"{store.where('codec')}: {error}"
-    for path, make in (("_info.json", _expected_timm), *((f"index/{name}.wids.json", None) for name in splits)):
+    others = {f"{manifest.splits[name].root}index/{name}.wids.json": name for name in splits}
+    for path in ("_info.json", *others):
+        if path == "_info.json" and any(record.root for record in manifest.splits.values()):
+            continue  # it speaks of the usual places, to which `settle` will bring the files
         try:
             value = load_json(store.read_bytes(path, max_bytes=2**28), where=store.where(path))
         except WallocDataError as error:
             yield str(error)
             continue
-        if make is not None:
-            if value != make(manifest):
+        if path == "_info.json":
+            if value != _expected_timm(manifest):
                 yield f"{store.where(path)}: does not agree with the manifest"
             continue
-        record = manifest.splits[path.removeprefix("index/").removesuffix(".wids.json")]
+        record = manifest.splits[others[path]]
         entries = value.get("shardlist")
         found = [
             (entry.get("url"), entry.get("nsamples"), entry.get("filesize"))
             for entry in (entries if isinstance(entries, list) else [])
             if isinstance(entry, dict)
         ]
-        if found != [(f"../{shard.name}", shard.num_samples, shard.num_bytes) for shard in record.shards]:
+        names = [f"../{shard.name.removeprefix(record.root)}" for shard in record.shards]
+        if found != [
+            (name, shard.num_samples, shard.num_bytes) for name, shard in zip(names, record.shards, strict=True)
+        ]:
             yield f"{store.where(path)}: does not agree with the manifest"
 
 
@@ -172,9 +178,9 @@ class _Split:
         self.num_done = 0
 
     def check(self) -> Iterator[str]:
-        where = index_where(self.store, self.name)
+        where = self.store.where(self.record.index_name(self.name))
         try:
-            with local_file(self.store, index_name(self.name)) as file:
+            with local_file(self.store, self.record.index_name(self.name)) as file:
                 rows = index_rows(file, mirror=self.manifest.settings.mirror, where=where)
                 for position, shard in enumerate(self.record.shards):
                     mine = list(islice(rows, shard.num_samples))
@@ -197,7 +203,7 @@ class _Split:
             self.seen[source_index] = True
 
     def _failures(self) -> Iterator[str]:
-        path = f"failures/{self.name}.jsonl"
+        path = f"{self.record.root}failures/{self.name}.jsonl"
         where = self.store.where(path)
         number = 0
         try:

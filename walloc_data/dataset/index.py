@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from walloc_data.errors import FormatError, StorageError, WallocDataError
-from walloc_data.format import MIRROR_INDEX_COLUMNS, CodecSpec, SplitRecord, index_name
+from walloc_data.format import MIRROR_INDEX_COLUMNS, CodecSpec, SplitRecord
 from walloc_data.storage import Store, file_lock
 
 __all__ = ["INDEX_ROW", "SplitIndex", "load_index", "split_identity"]
@@ -82,7 +82,7 @@ def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec
 
 
 def _convert(store: Store, split: str, record: SplitRecord, spec: CodecSpec) -> npt.NDArray[np.void]:
-    name = index_name(split)
+    name = record.index_name(split)
     where = store.where(name)
     with tempfile.TemporaryDirectory() as scratch:
         if store.local_path is not None:

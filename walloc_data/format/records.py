@@ -13,6 +13,7 @@ from walloc_data.format.names import (
     check_relative_path,
     check_sha256,
     dump_json,
+    index_name,
     load_json,
 )
 
@@ -281,6 +282,26 @@ class SplitRecord(_Record):
     def num_bytes(self) -> int:
         """Bytes of all shards."""
         return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def root(self) -> str:
+        """Where the split's folders ``data/`` and ``index/`` lie inside the data set: "" but for a few moments.
+
+        While a split is overwritten, the new one grows in a folder of its own. The manifest names it there from the
+        moment it is whole until its files are in their usual places, so that readers see the old or the new split,
+        never some of each.
+        """
+        return self.shards[0].name.rpartition("data/")[0] if self.shards else ""
+
+    def index_name(self, split: str) -> str:
+        """Where the index of this split lies inside the data set.
+
+        Example:
+            >>> from walloc_data import LatentDataset
+            >>> LatentDataset("my-latents").record.index_name("train")
+            'index/train.parquet'
+        """
+        return self.root + index_name(split)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Self:
