@@ -183,7 +183,7 @@ def test_identity_changes_with_a_name_a_size_or_a_row(tmp_path: Path) -> None:
 
 def test_left_out_columns_are_noted(tmp_path: Path) -> None:
     source = open_source(dataset())
-    assert source.notes == ("columns left out, as they hold bytes, media or arrays: blob",)
+    assert source.notes == ("left out: columns that hold bytes, media or arrays: blob",)
     assert source.describe()["columns"] == ["caption"]
 
 
@@ -313,7 +313,10 @@ def test_a_flat_folder_is_unlabelled_and_a_mixed_one_asks(tmp_path: Path) -> Non
     source = open_source(flat)
     assert not source.labelled
     assert [source.read(index).name for index in range(2)] == ["10.PNG", "2.PNG"]
-    assert source.notes == ("1 files that are not named like pictures were ignored",)
+    assert source.notes == (
+        "left out: hidden and system files and folders: 1 .hidden.png",
+        "left out: files that are not named like pictures: 1 .txt",
+    )
     (flat / "ant").mkdir()
     (flat / "ant" / "1.png").write_bytes(PICTURES[1])
     with pytest.raises(SourceError, match=r"2 pictures lie beside 1 folders.*label_column='none'"):

@@ -1,6 +1,7 @@
 """What people see while they wait: one line that is rewritten, or one now and then."""
 
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -87,7 +88,10 @@ def test_bytes_are_written_for_people(num_bytes: float, text: str) -> None:
 
 def test_the_last_line_says_it_all() -> None:
     summary = ConversionSummary("out", "train", 90, 10, 2, 5_000_000, 400_000, 300_000, 4_800_000, 90, 4.5)
+    summary = replace(summary, kept=("label (3 classes)", "column caption"), notes=("left out: 1 .txt",))
     assert str(summary) == (
         "train: 90 samples and 10 failures in 2 shards; 5.0 MB in, 400.0 kB out, 0.500 bits per pixel; 90 made in 4 s, "
-        "20 samples/s. Failures are listed in failures/train.jsonl"
+        "20 samples/s. Failures are listed in failures/train.jsonl\n"
+        "kept with each picture: label (3 classes), column caption\n"
+        "left out: 1 .txt"
     )

@@ -31,6 +31,12 @@ def _encode_arguments(parser: Parser) -> None:
     )
     add("--mirror", action="store_true", help="also store the latent of every mirrored picture: twice the bytes")
     add("--max-pixels", type=int, default=2**28, metavar="N", help="larger pictures become failures (default: 2^28)")
+    add(
+        "--max-value",
+        type=int,
+        metavar="N",
+        help="full brightness of PNG and TIFF above 8 bits, e.g. 1023, 4095 (default: 65535)",
+    )
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     add("--engine", choices=("local", "ray"), default="local", help="what runs the workers (default: local)")
     add("--address", metavar="ADDRESS", help="of a Ray cluster")
@@ -82,6 +88,7 @@ def _encode(args: Args) -> Outcome:
             webp_effort=args.effort,
             mirror=args.mirror,
             max_pixels=args.max_pixels,
+            max_value=args.max_value,
             background=args.background,
         ),
         workers=args.workers,

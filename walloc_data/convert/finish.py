@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from walloc_data.convert.state import (
     read_manifest,
     read_plan,
 )
-from walloc_data.convert.summary import ConversionSummary
+from walloc_data.convert.summary import ConversionSummary, kept_of, notes_of
 from walloc_data.errors import ConversionError, FormatError
 from walloc_data.format import MANIFEST_NAME, ChannelStatistics, Manifest, SplitRecord, dump_json, index_name
 from walloc_data.storage import Store
@@ -113,6 +114,7 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
     shards, shapes, numbers = [], set(), []
     num_failures = num_pixels = source_bytes = webp_bytes = expected = 0
     first_failures: list[str] = []
+    left_out = Counter[str]()
     shardlist = []
     with (folder / "failures.jsonl").open("w", encoding="utf-8") as failures:
         for number, done in enumerate(done_marks(store, split, list(range(num_shards)))):
@@ -124,6 +126,7 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
             num_failures += len(done.failures)
             first_failures = [*first_failures, *map(str, done.failures)][:3]
             source_bytes += done.source_bytes
+            left_out.update(done.left_out)
             if done.shard is None:
                 continue
             counts += np.asarray(done.statistics.counts, dtype=np.int64)
@@ -168,6 +171,8 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
         shard_bytes=record.num_bytes,
         webp_bytes=webp_bytes,
         num_pixels=num_pixels,
+        kept=kept_of(plan),
+        notes=notes_of(plan, left_out),
     )
     return record, summary, {"wids_version": 1, "name": split, "shardlist": shardlist}
 

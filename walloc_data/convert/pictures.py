@@ -4,11 +4,15 @@
     alpha, transparency  composited over the settings' background
     palette, 1-bit, grey converted to RGB
     CMYK, YCbCr, HSV     converted to RGB by Pillow's formulas; embedded colour profiles are not applied
-    16 bits, one channel value / 257, rounded (Pillow itself reads 16-bit RGB as its high bytes)
+    16 bits, PNG, TIFF   one channel: value / 257, rounded; colour: the high byte. With the setting max_value, both:
+                         255 value / max_value, rounded. TIFF of 12 bits: its range ends at 4095
+    10 to 16 bits, other scaled by the range that the file states (PPM, JPEG 2000, AVIF)
+    TIFF bands           the first three (one, in grey), and alpha
     animations           the first frame, as Pillow opens it
     floats, LAB          refused: they have no one RGB meaning
 
-Everything else that Pillow cannot read whole (truncated, empty, text, larger than the limit) raises `PictureError`.
+What is not encoded of a picture that is (bands, frames, low bits) is told to the caller, who counts it. Everything
+else that Pillow cannot read whole (truncated, empty, text, larger than the limit) raises `PictureError`.
 """
 
 import io
@@ -21,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from walloc_data.convert.deep import RangeError, deep_raw_mode, scaled_to_eight_bits, to_eight_bits
 from walloc_data.errors import WallocDataError
 from walloc_data.format import EncodeSettings
 
@@ -39,6 +44,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SAMPLES_PER_PIXEL, _EXTRA_SAMPLES = 277, 338  # tags of TIFF
 _ADDRESS = re.compile(r"<?[\w.]* ?object at 0x[0-9a-f]+>?")
 
 
@@ -57,16 +63,25 @@ def pillow_limits() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def decode_picture(data: bytes, *, settings: EncodeSettings) -> Image.Image:
-    """One picture file as an RGB image, upright, without alpha. Call it under `pillow_limits`."""
+def decode_picture(data: bytes, *, settings: EncodeSettings, left_out: list[str] | None = None) -> Image.Image:
+    """One picture file as an RGB image, upright, without alpha. Call it under `pillow_limits`.
+
+    Args:
+        left_out: gets a few words for everything in the file that is not in the image: bands, frames, low bits.
+
+    Raises:
+        PictureError: with the reason.
+    """
     if not data:
         raise PictureError("0 bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata and the like: the pixels decide
-            return _decode(data, settings=settings)
+            return _decode(data, settings=settings, left_out=left_out if left_out is not None else [])
     except PictureError:
         raise
+    except RangeError as error:
+        raise PictureError(str(error)) from error
     except UnidentifiedImageError as error:
         raise PictureError("not a picture in a format that is read") from error
     except Exception as error:  # Pillow's plugins raise many kinds on damaged files
@@ -74,15 +89,23 @@ def decode_picture(data: bytes, *, settings: EncodeSettings) -> Image.Image:
         raise PictureError(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error
 
 
-def _decode(data: bytes, *, settings: EncodeSettings) -> Image.Image:
+def _decode(data: bytes, *, settings: EncodeSettings, left_out: list[str]) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > settings.max_pixels:
             raise PictureError(f"{image.width} x {image.height} pixels; at most {settings.max_pixels} are read")
+        if image.format != "MPO" and getattr(image, "is_animated", False):  # what MPO adds is made from its first
+            left_out.append("frames after the first")
+        if image.format == "TIFF":
+            left_out.extend(_tiff_bands(image))
+        raw_mode = deep_raw_mode(image)
         image.load()
         if image.width * image.height == 0:
             raise PictureError(f"{image.width} x {image.height} pixels")
         turn = _TURNS.get(_orientation(image))
-        rgb = _to_rgb(image, background=settings.background)
+        whole: Image.Image = image
+        if raw_mode is not None:
+            whole = to_eight_bits(image, data, raw_mode, max_value=settings.max_value, left_out=left_out)
+        rgb = _to_rgb(whole, background=settings.background)
         return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -93,12 +116,19 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _tiff_bands(image: Image.Image) -> Iterator[str]:
+    """Bands of a TIFF that Pillow drops, or takes for what the file does not call them."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    number, kept = tags.get(_SAMPLES_PER_PIXEL, 1), len(image.getbands())
+    if isinstance(number, int) and number > kept:
+        yield f"TIFF bands after the first {kept} of {number}"
+    if number == 4 and image.mode == "RGBA" and _EXTRA_SAMPLES not in tags:
+        yield "the meaning of the fourth TIFF band: the file does not state it, and it is taken for alpha"
+
+
 def _to_rgb(image: Image.Image, *, background: tuple[int, int, int]) -> Image.Image:
-    if image.mode.startswith("I"):  # "I;16" and its byte orders; 16-bit PGM comes as "I"
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise PictureError("32-bit integer pixels beyond 16 bits have no stated range")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):  # 16-bit PGM and JPEG 2000, which Pillow has scaled to 65535
+        return Image.fromarray(scaled_to_eight_bits(np.asarray(image), max_value=65535)).convert("RGB")
     if image.mode in ("F", "LAB"):
         raise PictureError(f"pixels of mode {image.mode} have no one RGB meaning")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from walloc_data.errors import FormatError
@@ -68,6 +68,7 @@ class ShardDone:
     num_pixels: int  # encoded, before padding
     source_bytes: int  # of all picture files, broken ones included
     webp_bytes: int  # of packed latents, mirrored ones not counted
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what encoded pictures have lost: in how many of them
 
     @property
     def num_samples(self) -> int:
@@ -89,11 +90,12 @@ class ShardDone:
             value["failures"] = tuple(_failure(item) for item in value["failures"])
             shape = value["latent_shape"]
             value["latent_shape"] = None if shape is None else tuple(int(side) for side in shape)
+            value["left_out"] = {str(name): int(number) for name, number in value.get("left_out", {}).items()}
             done = cls(**value)
             for name in ("first", "last", "num_pixels", "source_bytes", "webp_bytes"):
                 if type(getattr(done, name)) is not int or getattr(done, name) < 0:
                     raise FormatError(f"{where}: {name} must be a non-negative integer")
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, FormatError):
                 raise
             raise FormatError(f"{where}: not a done mark ({error!r})") from error

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -11,7 +12,7 @@ from walloc_data.convert.progress import Progress, ProgressMeter
 from walloc_data.convert.records import Failure, ShardDone, end_name, work_folder
 from walloc_data.convert.spool import write_spool
 from walloc_data.convert.state import done_marks, finished_shards
-from walloc_data.convert.summary import ConversionSummary
+from walloc_data.convert.summary import ConversionSummary, kept_of, notes_of
 from walloc_data.convert.worker import Tally
 from walloc_data.errors import ConversionError
 from walloc_data.format import dump_json
@@ -193,4 +194,6 @@ class Run:
             new_samples=self.new_samples,
             seconds=seconds,
             part=part,
+            kept=kept_of(self.plan),
+            notes=notes_of(self.plan, sum((Counter(done.left_out) for done in marks), Counter())),
         )

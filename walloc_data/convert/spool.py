@@ -14,7 +14,8 @@ def write_spool(path: Path, samples: Iterable[Sample]) -> int:
     number = 0
     with path.open("wb") as file:
         for sample in samples:
-            head = [sample.name, len(sample.data), sample.label, dict(sample.columns), sample.problem]
+            left_out = list(sample.left_out)
+            head = [sample.name, len(sample.data), sample.label, dict(sample.columns), sample.problem, left_out]
             file.write(json.dumps(head).encode() + b"\n")
             file.write(sample.data)
             number += 1
@@ -25,6 +26,6 @@ def read_spool(path: Path, *, first: int) -> Iterator[tuple[int, Sample]]:
     """(source index, sample) pairs; the first sample's index is `first`."""
     with path.open("rb") as file:
         while line := file.readline():
-            name, num_bytes, label, columns, problem = json.loads(line)
-            yield first, Sample(name, file.read(num_bytes), label, columns, problem)
+            name, num_bytes, label, columns, problem, left_out = json.loads(line)
+            yield first, Sample(name, file.read(num_bytes), label, columns, problem, tuple(left_out))
             first += 1

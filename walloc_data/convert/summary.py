@@ -1,11 +1,31 @@
-"""The line that ends a conversion."""
+"""The lines that end a conversion."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from walloc_data.convert.plan import Plan
 from walloc_data.convert.progress import counted, format_bytes, format_seconds
 
-__all__ = ["ConversionSummary"]
+__all__ = ["ConversionSummary", "kept_of", "notes_of"]
+
+MAX_LISTED = 10
+
+
+def kept_of(plan: Plan) -> tuple[str, ...]:
+    """What goes with each picture: its label and columns."""
+    number = None if plan.class_names is None else len(plan.class_names)
+    label = "label" if number is None else f"label ({number} {'class' if number == 1 else 'classes'})"
+    return (*((label,) if plan.labelled else ()), *(f"column {name}" for name in plan.columns))
+
+
+def notes_of(plan: Plan, numbers: Mapping[str, int]) -> tuple[str, ...]:
+    """What the source says of itself, and what encoded pictures have lost, with numbers."""
+    lost = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
+    lines = [f"left out: {name}, in {counted(number, 'picture')}" for name, number in lost[:MAX_LISTED]]
+    if len(lost) > MAX_LISTED:
+        lines.append(f"left out: {len(lost) - MAX_LISTED} other kinds of things")
+    return (*map(str, plan.source.get("notes", ())), *lines)
 
 
 @dataclass(frozen=True)
@@ -19,6 +39,7 @@ class ConversionSummary:
         (8, 0, 32768)
         >>> print(summary)
         train: 8 samples and 0 failures in 1 shard; ... in, ... out, ... bits per pixel; 8 made in ..., ... samples/s
+        kept with each picture: label (2 classes)
     """
 
     url: str
@@ -33,6 +54,8 @@ class ConversionSummary:
     new_samples: int = 0  # made by this run
     seconds: float = 0.0
     part: str | None = None  # the numbers above are this part's alone
+    kept: tuple[str, ...] = ()  # with each picture: label, columns
+    notes: tuple[str, ...] = ()  # what is left out of the source and of encoded pictures, with names and numbers
 
     @property
     def bits_per_pixel(self) -> float:
@@ -61,4 +84,5 @@ class ConversionSummary:
             text += "; nothing was left to do"
         if self.num_failures:
             text += f". Failures are listed in failures/{self.split}.jsonl"
-        return text
+        text += f"\nkept with each picture: {', '.join(self.kept) if self.kept else 'nothing, not even a label'}"
+        return "\n".join((text, *self.notes))

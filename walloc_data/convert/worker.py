@@ -7,6 +7,7 @@ shape together. How pictures are grouped does not touch a latent: `codec.encode`
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ Pixels = npt.NDArray[np.uint8]
 
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
+MAX_LEFT_OUT = 50  # kinds of things that are counted apart, in a shard
 WINDOW_PICTURES = 128
 WINDOW_PIXELS = 2**22  # a larger picture is a window of its own
 
@@ -142,9 +144,9 @@ class ShardWorker:
         failures: list[Failure] = []
         counts = np.zeros((spec.latent_dim, 2**spec.latent_bits), dtype=np.int64)
         shapes: set[tuple[int, ...]] = set()
-        total = Tally()
+        total, left_out = Tally(), Counter[str]()
         with TarWriter(local) as tar:
-            for items, failed, tally in self._windows(samples):
+            for items, failed, tally in self._windows(samples, left_out):
                 self.alive()
                 clock = _Clock(tally)
                 failures.extend(failed)
@@ -173,11 +175,14 @@ class ShardWorker:
             num_pixels=total.pixels,
             source_bytes=total.source_bytes,
             webp_bytes=total.webp_bytes,
+            left_out=dict(left_out),
         )
         return done, rows
 
-    def _windows(self, samples: Iterable[tuple[int, Sample]]) -> Iterator[tuple[list[_Item], list[Failure], Tally]]:
-        """Decoded pictures, a window at a time, with the failures among them."""
+    def _windows(
+        self, samples: Iterable[tuple[int, Sample]], left_out: Counter[str]
+    ) -> Iterator[tuple[list[_Item], list[Failure], Tally]]:
+        """Decoded pictures, a window at a time, with the failures among them; what else is lost goes to `left_out`."""
         items: list[_Item] = []
         failed: list[Failure] = []
         pixels, tally = 0, Tally()
@@ -185,14 +190,17 @@ class ShardWorker:
         for source_index, sample in samples:
             clock.stop("read")
             tally.source_bytes += len(sample.data)
+            _count(left_out, sample.left_out)
             key = sample_key(source_index)
             try:
                 if sample.problem is not None:
                     raise PictureError(sample.problem)
-                image = decode_picture(sample.data, settings=self.plan.settings)
+                lost: list[str] = []
+                image = decode_picture(sample.data, settings=self.plan.settings, left_out=lost)
                 clock.stop("decode")
                 item = _Item(key, source_index, sample, resize_and_crop(image, size_px=self.plan.settings.size_px))
                 _check_packed_sides(item.pixels, spec=self.plan.codec)
+                _count(left_out, lost)
                 clock.stop("resize")
             except PictureError as error:
                 failure = Failure(key, sample.name, source_index, str(error))
@@ -269,6 +277,12 @@ class ShardWorker:
             values += [offsets[1], len(item.files[1])]
         for column, value in zip(rows.values(), values, strict=True):
             column.append(value)
+
+
+def _count(left_out: Counter[str], names: Iterable[str]) -> None:
+    """Count names, of which a source may invent as many as it likes."""
+    for name in names:
+        left_out[name if name in left_out or len(left_out) < MAX_LEFT_OUT else "other things"] += 1
 
 
 class _Clock:

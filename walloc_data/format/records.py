@@ -128,6 +128,7 @@ class EncodeSettings(_Record):
     background: tuple[int, int, int] = (255, 255, 255)  # RGB under transparent pixels
     mirror: bool = False  # store the latent of the mirrored picture beside each one
     max_pixels: int = 2**28  # larger pictures become failures: a bound on memory, and on decompression bombs
+    max_value: int | None = None  # of PNG and TIFF above 8 bits: what is full brightness, e.g. 4095; None: 65535
 
     def __post_init__(self) -> None:
         if self.size_px is not None:
@@ -144,6 +145,8 @@ class EncodeSettings(_Record):
         if not isinstance(self.mirror, bool):
             raise FormatError(f"mirror must be true or false, not {self.mirror!r}")
         _check_int("max_pixels", self.max_pixels, low=1)
+        if self.max_value is not None:
+            _check_int("max_value", self.max_value, low=256, high=65535)
 
 
 @dataclass(frozen=True)

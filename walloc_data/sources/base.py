@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
-__all__ = ["PICTURE_SUFFIXES", "Names", "Sample", "Source", "fingerprint", "json_value"]
+__all__ = ["PICTURE_SUFFIXES", "Names", "Sample", "Source", "fingerprint", "json_columns", "json_value"]
 
 PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jp2 .jpeg .jpg .jpe .pgm .png .pnm .ppm .tif .tiff .webp".split()  # noqa: SIM905
@@ -39,6 +39,7 @@ class Sample:
     label: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    left_out: tuple[str, ...] = ()  # what of this sample is not encoded, e.g. "column 'x' over 64 KiB"; counted
 
 
 class Source(ABC):
@@ -146,6 +147,17 @@ def fingerprint(parts: Iterable[object]) -> str:
     for part in parts:
         digest.update(str(part).encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()[:16]
+
+
+def json_columns(values: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The named values as JSON, and what of them could not be kept."""
+    columns = {name: json_value(values.get(name)) for name in names}
+    lost = (name for name, value in columns.items() if value is None and not _is_empty(values.get(name)))
+    return columns, tuple(f"value of column {name!r}, over {MAX_COLUMN_BYTES // 1024} KiB or not JSON" for name in lost)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, float | np.floating) and not math.isfinite(value))
 
 
 def json_value(value: Any) -> Any:

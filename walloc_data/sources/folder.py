@@ -1,24 +1,28 @@
 """A folder of pictures: one folder a class, or no classes at all."""
 
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from walloc_data.errors import SourceError
+from walloc_data.format import MANIFEST_NAME
 from walloc_data.sources.base import PICTURE_SUFFIXES, Names, Sample, Source, fingerprint
+from walloc_data.sources.stray import are_splits, is_stray, listed, names_listed, stray_note
 
 __all__ = ["FolderSource"]
-
-_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class FolderSource(Source):
     """Pictures below a folder, sorted by class, then by path. Class i is the i-th folder by name.
 
-    A folder with pictures and no folders is unlabelled. Hidden files, and files whose names do not end like a
-    picture's, are not part of the source; their number is noted.
+    A folder whose folders hold no pictures is unlabelled. Not part of the source, and noted with names and numbers:
+    hidden and system files (`walloc_data.sources.stray`), files whose names do not end like a picture's, other data
+    sets of latents.
     """
 
     kind = "folder"
@@ -26,27 +30,28 @@ class FolderSource(Source):
     def __init__(self, root: Path, *, location: str, labelled: bool | None = None) -> None:
         self.root = root.absolute()
         self.location = location
-        try:
-            entries = sorted(os.scandir(self.root), key=lambda entry: os.fsencode(entry.name))
-            folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-        except OSError as error:
-            raise SourceError(f"{location}: cannot be read ({error})") from error
-        if folders and {name.lower() for name in folders} <= _SPLIT_NAMES and labelled is not False:
+        if _is_encoded(self.root):
+            raise SourceError(
+                f"{location}: a data set of latents, which is encoded already; its source is a folder of pictures"
+            )
+        scan = _scan(self.root)
+        found, folders = scan.pictures, scan.folders
+        if are_splits(folders) and labelled is not False:
             raise SourceError(
                 f"{location}: its folders {folders} are named like splits, not classes: "
                 f"name one of them, e.g. {Path(location.removeprefix('folder:')) / folders[0]}"
             )
-        found, ignored = _pictures(self.root)
-        top = [index for index, (path, _) in enumerate(found) if "/" not in path]
         if not found:
             raise SourceError(
                 f"{location}: no pictures below it (names ending in {', '.join(sorted(PICTURE_SUFFIXES))})"
             )
+        top = [path for path, _ in found if "/" not in path]
+        populated = {path.partition("/")[0] for path, _ in found if "/" in path}
         if labelled is None:
-            labelled = bool(folders) and not top
-            if folders and top:
+            labelled = bool(populated)
+            if populated and top:
                 raise SourceError(
-                    f"{location}: {len(top)} pictures lie beside {len(folders)} folders, e.g. {found[top[0]][0]!r}: "
+                    f"{location}: {len(top)} pictures lie beside {len(populated)} folders, e.g. {top[0]!r}: "
                     "move them into class folders, or pass label_column='none' to encode all of it without labels"
                 )
         self.labelled = labelled
@@ -54,11 +59,13 @@ class FolderSource(Source):
         self._paths = Names(path for path, _ in found)
         self.num_items = len(found)
         self.identity = fingerprint(f"{path}\t{num_bytes}" for path, num_bytes in found)
+        empty = [name for name in folders if name not in populated] if labelled else []
         if labelled:
             number = {name: index for index, name in enumerate(folders)}
             self._labels = np.array([number[path.partition("/")[0]] for path, _ in found], dtype=np.int32)
-        if ignored:
-            self.notes = (f"{ignored} files that are not named like pictures were ignored",)
+        self.notes = scan.notes() + (
+            (f"{len(empty)} of {len(folders)} classes without pictures: {names_listed(empty)}",) if empty else ()
+        )
 
     def read(self, index: int) -> Sample:
         path = self._paths[index]
@@ -73,25 +80,55 @@ def _text(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _pictures(root: Path) -> tuple[list[tuple[str, int]], int]:
-    """(path relative to root, bytes) of every picture, sorted; and the number of other files."""
-    found: list[tuple[str, int]] = []
-    ignored = 0
-    for prefix, entry in _files(root, prefix="", above=set()):
-        if Path(entry.name).suffix.lower() in PICTURE_SUFFIXES:
-            try:
-                num_bytes = entry.stat().st_size
-            except OSError:  # a broken link: a failure when it is read, not now
-                num_bytes = -1
-            found.append((prefix + entry.name, num_bytes))
-        else:
-            ignored += 1
+def _is_encoded(folder: Path) -> bool:
+    """Whether a data set of latents lies there, finished or not."""
+    try:
+        return (folder / MANIFEST_NAME).is_file() or (folder / ".walloc").is_dir()
+    except OSError:  # unreadable: the scan says so
+        return False
+
+
+@dataclass
+class _Scan:
+    """What lies below a folder."""
+
+    pictures: list[tuple[str, int]] = field(default_factory=list)  # path relative to the root, bytes
+    folders: list[str] = field(default_factory=list)  # in the root
+    strays: Counter[str] = field(default_factory=Counter)  # by name
+    others: Counter[str] = field(default_factory=Counter)  # by suffix
+    encoded: list[str] = field(default_factory=list)  # data sets of latents
+
+    def notes(self) -> tuple[str, ...]:
+        notes = list(stray_note(self.strays))
+        if self.encoded:
+            notes.append(f"left out: data sets of latents: {names_listed(sorted(self.encoded))}")
+        if self.others:
+            notes.append(f"left out: files that are not named like pictures: {listed(self.others)}")
+        return tuple(notes)
+
+
+def _scan(root: Path) -> _Scan:
+    scan = _Scan()
+    for prefix, entry in _files(root, scan, prefix="", above=set()):
+        suffix = Path(entry.name).suffix.lower()
+        try:
+            status = entry.stat()
+            num_bytes, regular = status.st_size, stat.S_ISREG(status.st_mode)
+        except OSError:  # a broken link: a failure when it is read, not now
+            num_bytes, regular = -1, True
+        if suffix in PICTURE_SUFFIXES and regular:
+            scan.pictures.append((prefix + entry.name, num_bytes))
+        else:  # reading a pipe would wait for ever
+            scan.others[(suffix or "without a suffix") if regular else "pipes and devices"] += 1
     # '/' before every other character, so that a class's pictures stay together.
-    found.sort(key=lambda item: [os.fsencode(part) for part in item[0].split("/")])
-    return found, ignored
+    scan.pictures.sort(key=lambda item: [os.fsencode(part) for part in item[0].split("/")])
+    scan.folders.sort(key=os.fsencode)
+    return scan
 
 
-def _files(folder: Path, *, prefix: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+def _files(
+    folder: Path, scan: _Scan, *, prefix: str, above: set[tuple[int, int]]
+) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     """Files below a folder, links followed, except links to a folder above."""
     try:
         status = folder.stat()
@@ -102,9 +139,13 @@ def _files(folder: Path, *, prefix: str, above: set[tuple[int, int]]) -> Iterato
     if (status.st_dev, status.st_ino) in above:
         return
     for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _files(Path(entry.path), prefix=f"{prefix}{entry.name}/", above=here)
-        else:
+        if is_stray(entry.name):
+            scan.strays[entry.name] += 1
+        elif not entry.is_dir():
             yield prefix, entry
+        elif _is_encoded(Path(entry.path)):
+            scan.encoded.append(prefix + entry.name)
+        else:
+            if not prefix:
+                scan.folders.append(entry.name)
+            yield from _files(Path(entry.path), scan, prefix=f"{prefix}{entry.name}/", above=here)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from walloc_data.errors import SourceError
-from walloc_data.sources.base import Sample, Source, fingerprint, json_value
+from walloc_data.sources.base import Sample, Source, fingerprint, json_columns
+from walloc_data.sources.stray import names_listed
 
 __all__ = ["HuggingFaceSource", "load_hub", "load_parquet", "load_saved"]
 
@@ -18,7 +19,8 @@ class HuggingFaceSource(Source):
     """A `datasets.Dataset` or `datasets.IterableDataset` with one column of pictures.
 
     Pictures stay encoded until a worker decodes them. Other columns go along as JSON; those that hold bytes,
-    pictures, sound, video or arrays are left out, and noted.
+    pictures, sound, video or arrays are left out, and noted. A data set with a transform is refused, as the transform
+    would not be applied.
     """
 
     def __init__(
@@ -34,6 +36,11 @@ class HuggingFaceSource(Source):
 
         self.location = location
         self.kind = "hf-stream" if isinstance(dataset, datasets.IterableDataset) else "hf"
+        if _has_transform(dataset):
+            raise SourceError(
+                f"{location}: has a transform (with_transform), and pictures are encoded as they are stored: apply it "
+                "with map(), or take it off with with_format(None)"
+            )
         features = dataset.features
         if features is None:
             dataset = dataset._resolve_features()
@@ -52,7 +59,7 @@ class HuggingFaceSource(Source):
         others = [name for name in features if name not in (self._image, self._label)]
         self.columns = tuple(sorted(name for name in others if _is_plain(features[name])))
         if left_out := sorted(set(others) - set(self.columns)):
-            self.notes = (f"columns left out, as they hold bytes, media or arrays: {', '.join(left_out)}",)
+            self.notes = (f"left out: columns that hold bytes, media or arrays: {names_listed(left_out)}",)
         self.identity = identity or fingerprint([getattr(dataset, "_fingerprint", location), self.num_items])
         if isinstance(features[self._image], datasets.Image):
             dataset = dataset.cast_column(self._image, datasets.Image(decode=False))
@@ -79,6 +86,18 @@ class HuggingFaceSource(Source):
                 )
             self.class_names = tuple(sorted(name for name in dataset.unique(self._label) if name is not None))
             self._names = {name: index for index, name in enumerate(self.class_names)}
+            self._check_classes(len(self.class_names))
+        elif self.num_items is not None:
+            self._check_classes(len(dataset.unique(self._label)))
+
+    def _check_classes(self, num_values: int) -> None:
+        """Refuse labels of which every row has another: captions, identifiers."""
+        if num_values == self.num_items and num_values > 1:
+            raise SourceError(
+                f"{self.location}: column {self._label!r} has a different value in each of {num_values} rows, so it "
+                "holds no classes: name another with label_column (--label-column), or none; cast it to ClassLabel if "
+                "it does"
+            )
 
     def read(self, index: int) -> Sample:
         if self.num_items is None:
@@ -102,7 +121,7 @@ class HuggingFaceSource(Source):
             index += 1
 
     def _sample(self, row: Mapping[str, Any], index: int) -> Sample:
-        columns = {name: json_value(row[name]) for name in self.columns}
+        columns, left_out = json_columns(row, self.columns)
         picture, name, problem, data = row[self._image], str(index), None, b""
         if isinstance(picture, bytes):
             data = picture
@@ -130,7 +149,13 @@ class HuggingFaceSource(Source):
                     f"label {label!r} is not in [0, {limit}); label_column='none' encodes without labels"
                 )
                 label = None
-        return Sample(name, data, label, columns, problem)
+        return Sample(name, data, label, columns, problem, left_out)
+
+
+def _has_transform(dataset: Any) -> bool:
+    """Whether `set_transform` or `with_transform` was called on a `datasets.Dataset`."""
+    shape = getattr(dataset, "format", None)
+    return isinstance(shape, Mapping) and shape.get("type") == "custom"
 
 
 def _image_column(features: Mapping[str, Any], wanted: str | None, *, location: str) -> str:

@@ -2,50 +2,41 @@
 
 import fnmatch
 import glob
-import json
-import os
 import re
-import tarfile
 import tempfile
 from array import array
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from walloc_data.errors import SourceError, StorageError
-from walloc_data.sources.base import PICTURE_SUFFIXES, Names, Sample, Source, fingerprint, json_value
+from walloc_data.sources.base import Names, Sample, Source, fingerprint
+from walloc_data.sources.stray import listed, names_listed
+from walloc_data.sources.tar_folders import class_folders, folder_of
+from walloc_data.sources.tar_samples import (
+    FOLDER,
+    MAX_META_BYTES,
+    TEXT,
+    Group,
+    Layout,
+    Reader,
+    TarScan,
+    groups,
+    layout_of,
+    left_out_members,
+    picture_of,
+)
 from walloc_data.storage import Store
 
 __all__ = ["TarSource", "TarStream", "expand_urls"]
 
 CLASS_NAME_FILES = ("classnames.txt", "classes.txt")
-MAX_MEMBER_BYTES = 2**31
-MAX_META_BYTES = 2**20  # of a .cls or .json member
-MAX_OPEN_TARS = 64
 _RANGE = re.compile(r"\{([^{}]*)\}")
-_LABEL_FIELDS = ("label", "cls")
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Adjacent members of one sample: extension to (offset, bytes) inside the tar."""
-
-    key: str
-    members: Mapping[str, tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How to make a sample of a group; found once, from the first sample, so that all samples have the same fields."""
-
-    image_column: str | None  # the extension of the picture; None: the first that looks like one
-    label_from: str | None  # "cls", a field of the JSON, or None
-    num_classes: int | None
-    columns: tuple[str, ...]
+_MEMBERS = ("cls", "json", TEXT)  # whose places `TarSource` keeps, after the picture's
 
 
 def expand_urls(text: str) -> list[str]:
@@ -62,6 +53,8 @@ def _expand(text: str) -> list[str]:
     match = _RANGE.search(text)
     if match is None:
         return [text]
+    if "{" in text[: match.start()]:
+        raise SourceError(f"wds:{text}: braces inside braces; write the ranges one after another, with '::' between")
     first, dots, last = match[1].partition("..")
     if dots:
         if not (first.isdigit() and last.isdigit()) or int(last) < int(first) or int(last) - int(first) > 10**6:
@@ -72,148 +65,23 @@ def _expand(text: str) -> list[str]:
     return [text[: match.start()] + choice + tail for choice in choices for tail in _expand(text[match.end() :])]
 
 
-def _groups(path: Path, *, where: str) -> Iterator[_Group]:
-    """Samples of one local tar, by reading headers only."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            key, members = "", dict[str, tuple[int, int]]()
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-                folder, _, name = member.name.rpartition("/")
-                stem, dot, extension = name.partition(".")
-                if not member.isreg() or not stem or not dot:
-                    continue
-                this = f"{folder}/{stem}" if folder else stem
-                if this != key and members:
-                    yield _Group(key, members)
-                    members = {}
-                key = this
-                members[extension.lower()] = (member.offset_data, member.size)
-            if members:
-                yield _Group(key, members)
-    except (OSError, tarfile.TarError) as error:
-        remedy = "; compressed tars cannot be read by position: decompress them" if path.suffix != ".tar" else ""
-        raise SourceError(f"{where}: not a readable tar ({error}){remedy}") from error
+def _image_extension(image_column: str | None) -> str | None:
+    return image_column.lower().removeprefix(".") if image_column else None
 
 
-class _OpenTars:
-    """The few tars read last, kept open; none travels with a pickle."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[str, int] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_files": OrderedDict()}
-
-    def read(self, path: str, offset: int, num_bytes: int) -> bytes:
-        if path not in self._files:
-            self._files[path] = os.open(path, os.O_RDONLY)
-            if len(self._files) > MAX_OPEN_TARS:
-                os.close(self._files.popitem(last=False)[1])
-        self._files.move_to_end(path)
-        data = os.pread(self._files[path], num_bytes, offset)
-        if len(data) != num_bytes:
-            raise OSError(f"the tar ends {num_bytes - len(data)} bytes early")
-        return data
-
-    def close(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
-
-
-class _Reader:
-    """Makes samples of groups, by one layout."""
-
-    def __init__(self, layout: _Layout) -> None:
-        self.layout = layout
-        self.tars = _OpenTars()
-
-    def sample(self, path: str, group: _Group, *, name: str) -> Sample:
-        layout = self.layout
-        try:
-            meta, label = self._meta(path, group)
-            columns = {column: json_value(meta.get(column)) for column in layout.columns}
-            span = _picture_span(group, layout.image_column)
-            if span is None:
-                return Sample(name, b"", label, columns, f"no picture among its members {sorted(group.members)}")
-            if span[1] > MAX_MEMBER_BYTES:
-                return Sample(name, b"", label, columns, f"{span[1]} bytes; at most {MAX_MEMBER_BYTES} are read")
-            data = self.tars.read(path, *span)
-        except (OSError, ValueError, RecursionError) as error:
-            return Sample(name, b"", None, dict.fromkeys(layout.columns), f"cannot be read: {error}")
-        problem = None
-        if layout.label_from is not None:
-            limit = layout.num_classes or 2**31
-            if label is None or not 0 <= label < limit:
-                problem, label = f"label {label} is not in [0, {limit})", None
-        return Sample(name, data, label, columns, problem)
-
-    def _meta(self, path: str, group: _Group) -> tuple[dict[str, Any], int | None]:
-        meta: dict[str, Any] = {}
-        if "json" in group.members and (self.layout.columns or self.layout.label_from not in (None, "cls")):
-            meta = _json_member(self.tars, path, group)
-        if self.layout.label_from is None:
-            return meta, None
-        if self.layout.label_from == "cls":
-            if "cls" not in group.members:
-                return meta, None
-            offset, num_bytes = group.members["cls"]
-            return meta, int(self.tars.read(path, offset, min(num_bytes, 32)))
-        value = meta.get(self.layout.label_from)
-        return meta, value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _json_member(tars: _OpenTars, path: str, group: _Group) -> dict[str, Any]:
-    offset, num_bytes = group.members["json"]
-    if num_bytes > MAX_META_BYTES:
-        raise ValueError(f"its JSON has {num_bytes} bytes; at most {MAX_META_BYTES} are read")
-    value = json.loads(tars.read(path, offset, num_bytes))
-    if not isinstance(value, dict):
-        raise ValueError("its JSON is not an object")
-    return value
-
-
-def _picture_span(group: _Group, image_column: str | None) -> tuple[int, int] | None:
-    if image_column is not None:
-        return group.members.get(image_column)
-    return next((span for extension, span in group.members.items() if f".{extension}" in PICTURE_SUFFIXES), None)
-
-
-def _layout(
-    path: str, group: _Group, *, where: str, names: tuple[str, ...] | None, image: str | None, label: str | None
-) -> _Layout:
-    image = image.lower().removeprefix(".") if image else None
-    if _picture_span(group, image) is None:
-        raise SourceError(
-            f"{where}: the first sample, {group.key!r}, has no {image or 'picture'} among its members "
-            f"{sorted(group.members)}: name the picture's extension with image_column (--image-column)"
-        )
-    tars = _OpenTars()
-    try:
-        meta = _json_member(tars, path, group) if "json" in group.members else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{where}: the first sample, {group.key!r}: {error}") from error
-    finally:
-        tars.close()
-    label_from = None if label == "none" else label
-    if label is None:
-        if "cls" in group.members:
-            label_from = "cls"
-        else:
-            label_from = next((name for name in _LABEL_FIELDS if isinstance(meta.get(name), int)), None)
-    elif label_from is not None and label_from not in meta and not (label_from == "cls" and "cls" in group.members):
-        raise SourceError(
-            f"{where}: the first sample, {group.key!r}, has no label {label!r}; "
-            f"its members are {sorted(group.members)} and its JSON has {sorted(meta)}"
-        )
-    columns = tuple(sorted(name for name in meta if name != label_from))
-    return _Layout(image, label_from, len(names) if names else None, columns)
+def _no_picture(where: str, group: Group, image: str | None) -> SourceError:
+    return SourceError(
+        f"{where}: the first sample, {group.key!r}, has no {image or 'picture'} among its members "
+        f"{sorted(group.members)}, nor has any other: name the picture's extension with image_column (--image-column)"
+    )
 
 
 class TarSource(Source):
     """Local tars, by position. Their headers are read once, here; pictures when a worker asks for them.
 
-    Class names come from a file classnames.txt or classes.txt beside the tars, one name a line.
+    Labels are those of ``.cls`` members or of the JSON. Where there are neither, and samples are pictures alone that
+    lie in several folders, the folders are the classes, as they are for `FolderSource`. Class names come from a file
+    classnames.txt or classes.txt beside the tars, one name a line, or from the folders.
     """
 
     kind = "wds"
@@ -224,42 +92,105 @@ class TarSource(Source):
         self.location = location
         self._tars = paths
         names = _class_names({Path(path).parent for path in paths})
-        layout: _Layout | None = None
+        image = _image_extension(image_column)
+        layout: Layout | None = None
+        scan, others = TarScan(), Counter[str]()
         keys: list[str] = []
-        spans = array("q")  # seven numbers a sample
+        spans = array("q")  # a tar's number, copies, then two numbers for each member
+        first: tuple[str, Group] | None = None
+        num_with_label_files = 0
         for number, path in enumerate(paths):
-            for group in _groups(Path(path), where=path):
-                if layout is None:
-                    layout = _layout(path, group, where=path, names=names, image=image_column, label=label_column)
+            for group in groups(Path(path), where=path, scan=scan):
+                first = first or (path, group)
+                picture = picture_of(group, image)
+                if layout is None and picture is not None:
+                    layout = layout_of(path, group, where=path, names=names, image=image, label=label_column)
+                if layout is not None and picture is not None:  # a failure names its members itself
+                    others.update(left_out_members(group, layout))
+                num_with_label_files += "cls" in group.members
                 keys.append(group.key)
-                picture = _picture_span(group, layout.image_column) or (-1, 0)
-                for span in ((number,), picture, group.members.get("cls", (-1, 0)), group.members.get("json", (-1, 0))):
-                    spans.extend(span)
-        if layout is None:
+                spans.extend((number, group.copies, *(picture or (-1, 0))))
+                for name in _MEMBERS:
+                    spans.extend(group.members.get(name, (-1, 0)))
+        if first is None:
             raise SourceError(f"{location}: no samples in {len(paths)} tars")
-        self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 7)
+        if layout is None:
+            raise _no_picture(*first, image)
+        if layout.label_from is None and label_column is None and num_with_label_files:
+            raise SourceError(
+                f"{location}: {num_with_label_files} samples have a label (.cls), but the first with a picture has "
+                "none. Members of one sample must follow each other (tar --sort=name); label_column='none' "
+                "(--label-column none) encodes without labels"
+            )
+        self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 4 + 2 * len(_MEMBERS))
+        self.notes = scan.notes()
+        if others:
+            self.notes += (f"left out: other members of samples: {listed(others)}",)
+        if layout.label_from == FOLDER or (layout.label_from is None and label_column is None):
+            layout = self._label_by_folders(keys, scan.folders, layout, names=names)
         self._keys = Names(keys)
-        self._reader = _Reader(layout)
+        self._reader = Reader(layout)
         self.num_items = len(keys)
         self.labelled = layout.label_from is not None
-        self.class_names = names if self.labelled else None
+        if layout.label_from != FOLDER:
+            self.class_names = names if self.labelled else None
         self.columns = layout.columns
         sizes = [(Path(path).name, Path(path).stat().st_size) for path in paths]
         self.identity = fingerprint([self.num_items, image_column, layout.label_from, *sizes])
 
+    def _label_by_folders(
+        self, keys: list[str], folders: set[str], layout: Layout, *, names: tuple[str, ...] | None
+    ) -> Layout:
+        """Make labels of folders where they are classes, and give the layout that follows."""
+        asked = layout.label_from == FOLDER
+        has_picture = self._spans[:, 2] >= 0
+        pictures = [key for key, has in zip(keys, has_picture, strict=True) if has]
+        if not asked and (layout.reads_json or layout.reads_text):
+            if len({folder_of(key) for key in pictures}) > 1:
+                self.notes += (
+                    "folders in the tars are not taken for classes, as samples have JSON or text: "
+                    "label_column='folder' (--label-column folder) takes them",
+                )
+            return layout
+        found = class_folders(pictures, folders, where=self.location, names=names)
+        if found is None:
+            if asked:
+                raise SourceError(f"{self.location}: all its pictures lie in one folder, so folders are no labels")
+            return layout
+        if 1 < len(pictures) == len(found.names) - len(found.empty):
+            raise SourceError(
+                f"{self.location}: each of its {len(pictures)} pictures lies in a folder of its own, so folders are no "
+                "labels: encode without labels with label_column='none' (--label-column none)"
+            )
+        self.class_names = found.names
+        self._labels = np.array([found.label(k) if p else -1 for k, p in zip(keys, has_picture, strict=True)], np.int32)
+        if found.empty:
+            what = f"{len(found.empty)} of {len(found.names)} classes without pictures"
+            self.notes += (f"{what}: {names_listed(found.empty)}",)
+        if names is not None and found.names != names:
+            self.notes += ("the file of class names does not hold all the folders' names, so it was not used",)
+        return replace(layout, label_from=FOLDER, num_classes=len(found.names))
+
     def read(self, index: int) -> Sample:
-        tar, *numbers = (int(value) for value in self._spans[index])
+        tar, copies, *numbers = (int(value) for value in self._spans[index])
+        layout = self._reader.layout
         members = {
             name: (numbers[2 * i], numbers[2 * i + 1])
-            for i, name in enumerate((self._reader.layout.image_column or "jpg", "cls", "json"))
+            for i, name in enumerate((layout.image_column or "jpg", *_MEMBERS))
             if numbers[2 * i] >= 0
         }
         path, key = self._tars[tar], self._keys[index]
-        return self._reader.sample(path, _Group(key, members), name=f"{Path(path).name}/{key}")
+        label = int(self._labels[index]) if layout.label_from == FOLDER else None
+        group = Group(key, members, copies)
+        return self._reader.sample(path, group, name=f"{Path(path).name}/{key}", folder_label=label)
 
 
 class TarStream(Source):
-    """Remote tars in order, each fetched whole (with the store's retries) to a temporary file and read there."""
+    """Remote tars in order, each fetched whole (with the store's retries) to a temporary file and read there.
+
+    Folders are classes where `TarSource` would say so, if the class names beside the tars hold their names: a stream
+    does not tell all of them in advance.
+    """
 
     kind = "wds-stream"
     num_items = None
@@ -276,17 +207,33 @@ class TarStream(Source):
         self.location = location
         self._urls = urls
         self._options = dict(storage_options or {})
+        image = _image_extension(image_column)
         with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
             names = self._class_names(urls[0])
             path = self._fetch(urls[0], Path(folder))
-            group = next(_groups(path, where=urls[0]), None)
-            if group is None:
+            found = list(groups(path, where=urls[0]))
+            if not found:
                 raise SourceError(f"{urls[0]}: no samples")
-            self._layout = _layout(str(path), group, where=urls[0], names=names, image=image_column, label=label_column)
-        self.labelled = self._layout.label_from is not None
+            pictures = [group for group in found if picture_of(group, image) is not None]
+            if not pictures:
+                raise _no_picture(urls[0], found[0], image)
+            layout = layout_of(str(path), pictures[0], where=urls[0], names=names, image=image, label=label_column)
+        bare = label_column is None and layout.label_from is None and not (layout.reads_json or layout.reads_text)
+        if layout.label_from == FOLDER or (bare and len({folder_of(group.key) for group in pictures}) > 1):
+            layout = replace(layout, label_from=FOLDER)
+            if names is None or not any(set(folder_of(group.key)) & set(names) for group in pictures):
+                example = pictures[0].key
+                raise SourceError(
+                    f"{location}: its pictures lie in folders, e.g. {example!r}, and a stream does not tell all of "
+                    "them in advance: put a file classnames.txt with the folders' names, one a line, beside the tars; "
+                    "or encode without labels with label_column='none' (--label-column none)"
+                )
+        self._layout = layout
+        self._numbers = {name: index for index, name in enumerate(names or ())}
+        self.labelled = layout.label_from is not None
         self.class_names = names if self.labelled else None
-        self.columns = self._layout.columns
-        self.identity = fingerprint([image_column, self._layout.label_from, *(url.rpartition("/")[2] for url in urls)])
+        self.columns = layout.columns
+        self.identity = fingerprint([image_column, layout.label_from, *(url.rpartition("/")[2] for url in urls)])
 
     def _fetch(self, url: str, folder: Path) -> Path:
         parent, _, name = url.rpartition("/")
@@ -311,12 +258,25 @@ class TarStream(Source):
         with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
             for url in self._urls:
                 path = self._fetch(url, Path(folder))
-                reader = _Reader(self._layout)
+                reader, scan = Reader(self._layout), TarScan()
                 try:
-                    for group in _groups(path, where=url):
-                        yield reader.sample(str(path), group, name=f"{url.rpartition('/')[2]}/{group.key}")
+                    for group in groups(path, where=url, scan=scan):
+                        label = next(
+                            (self._numbers[part] for part in folder_of(group.key)[::-1] if part in self._numbers), None
+                        )
+                        name = f"{url.rpartition('/')[2]}/{group.key}"
+                        sample = reader.sample(str(path), group, name=name, folder_label=label)
+                        yield replace(sample, left_out=sample.left_out + self._left_out(group, scan))
                 finally:
                     reader.tars.close()
+
+    def _left_out(self, group: Group, scan: TarScan) -> tuple[str, ...]:
+        """A group's other members, and what was met in the tar since the group before."""
+        members = left_out_members(group, self._layout) if picture_of(group, self._layout.image_column) else []
+        passed = [*scan.strays.elements(), *scan.special.elements()]
+        scan.strays.clear()
+        scan.special.clear()
+        return (*(f"member {name}" for name in members), *(f"member {name}, not a sample's" for name in passed))
 
 
 def _class_names(folders: set[Path]) -> tuple[str, ...] | None:
