@@ -258,7 +258,7 @@ class Store:
             end.parent.mkdir(parents=True, exist_ok=True)
             if end.exists() and end.samefile(source):
                 return
-            with _partial(end) as partial:
+            with whole_file(end) as partial:
                 partial.unlink()
                 try:
                     os.link(source, partial)
