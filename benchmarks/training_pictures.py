@@ -1,12 +1,10 @@
 """Gather clean, sharp photographs for training a codec into one folder of AVIF files: one command.
 
-    apt-get download lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 mate-backgrounds palapeli-data \
-        plasma-workspace-wallpapers
-    for package in *.deb; do dpkg -x $package packages; done
     for each repository in SETS: git clone --bare URL clones/OWNER+NAME
-    python -m benchmarks.training_pictures OUT --packages packages --clones clones --kodak KODAK
+    python -m benchmarks.training_pictures OUT --clones clones --kodak KODAK
 
-Each set is named below with the package or the GitHub repository that holds it, and the licence stated there. Large
+Each set is named below with the GitHub repository that holds it, and the licence stated there: jbhuang0604/SelfExSR
+(Urban100 and Sun-Hays80, no licence stated), maxvoltar/photo-stream (MIT), BIDS/BSDS500 (no licence stated). Large
 pictures are reduced by a whole factor, which takes away the softness of the camera and the faults of JPEG. Blurred
 pictures, drawings, repeated pictures and whatever resembles a Kodak test picture are left out; KODAK is a folder of
 those. OUT receives SET-00001.avif and so on, 4:4:4, sources.csv (a line for each set) and pictures.csv (a line for each
@@ -46,8 +44,8 @@ class Source:
     place: str
     patterns: tuple[str, ...]
     licence: str
+    commit: str
     factor: int = 0
-    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,6 @@ class Picture:
     bytes: int
 
 
-PACKAGES = (
-    "lomiri-wallpapers-16.04, lomiri-wallpapers-20.04, mate-backgrounds, palapeli-data, plasma-workspace-wallpapers"
-)
-DEBIAN = "CC BY 4.0, CC BY-SA 3.0 and 4.0, CC0, GPL-2+, GFDL, public domain: in each package's copyright file"
 SETS = (
     Source(
         "urban100",
@@ -92,62 +86,12 @@ SETS = (
         commit="6eaabff1a9a9",
     ),
     Source("bsds500", "BIDS/BSDS500", ("BSDS500/data/images/*.jpg",), "not stated", factor=1, commit="a04b7c6c3a9f"),
-    Source("pop", "pop-os/wallpapers", ("original/*.jpg",), "public domain (Unsplash)", commit="03a25a14a76e"),
-    Source("budgie", "BuddiesOfBudgie/budgie-backgrounds", ("backgrounds/*.jpg",), "CC0 1.0", commit="827bf3616997"),
-    Source(
-        "deepin",
-        "linuxdeepin/deepin-wallpapers",
-        ("nonfree/unsplash.com/*",),
-        "Unsplash licence",
-        commit="ac2fe33778aa",
-    ),
-    Source(
-        "elementary",
-        "elementary/wallpapers",
-        ("backgrounds/*.jpg",),
-        "free licences: in debian/copyright",
-        commit="f28b86144ba0",
-    ),
-    Source(
-        "cronan",
-        "waschinski/photo-stream",
-        ("photos/original/*",),
-        "not stated (by Carrie Cronan, on Unsplash)",
-        commit="4f4e0dd71bea",
-    ),
-    Source(
-        "solus",
-        "getsolus/artwork",
-        ("backgrounds/*.jpg",),
-        "CC0, CC BY, CC BY-SA, public domain: in Attribution",
-        commit="935b24ac2994",
-    ),
-    Source(
-        "debian",
-        PACKAGES,
-        (
-            "*_by_*.jpg",
-            "*/backgrounds/mate/nature/*.jpg",
-            "*/Elephants_5640x3172.jpg",
-            "*/contents/images/2560x1600.jpg",
-            "*/palapeli/collection/*.jpg",
-        ),
-        DEBIAN,
-    ),
-    Source(
-        "sceaux",
-        "openMVG/ImageDataset_SceauxCastle",
-        ("images/*",),
-        "not stated (copyright Pierre Moulon)",
-        commit="fde7f5faba55",
-    ),
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--packages", type=Path, required=True, help="folder of the unpacked Debian packages")
     parser.add_argument("--clones", type=Path, required=True, help="folder of the clones, OWNER+NAME each")
     parser.add_argument("--kodak", type=Path, required=True, help="folder of Kodak test pictures, to keep them out")
     parser.add_argument("--quality", type=int, default=72, help="AVIF quality, 0 to 100")
@@ -162,7 +106,7 @@ def main() -> None:
     for source in SETS:
         mine, dropped = gather(source, args, kodak + [view for one in kept.values() for view in one.views])
         if not mine:
-            raise SystemExit(f"the set {source.name} has no picture: unpack or clone {source.place}")
+            raise SystemExit(f"the set {source.name} has no picture: {source.place} holds none at {source.commit}")
         print(f"{source.name}: {summary(mine)}; left out: {dict(dropped)}", flush=True)
         kept |= mine
         tabulate(args.out, kept)
@@ -177,7 +121,7 @@ def gather(source: Source, args: argparse.Namespace, seen: list[Floats]) -> tupl
     """Write the pictures of a set that pass and resemble none of `seen`; return them by file name."""
     kept: dict[str, Picture] = {}
     dropped: Counter[str] = Counter()
-    for number, (origin, data) in enumerate(found(source, args.packages, args.clones), 1):
+    for number, (origin, data) in enumerate(found(source, args.clones), 1):
         file = args.out / f"{source.name}-{number:05d}.avif"
         result = prepare(source, origin, data, seen, file, args.quality)
         if isinstance(result, str):
@@ -189,14 +133,8 @@ def gather(source: Source, args: argparse.Namespace, seen: list[Floats]) -> tupl
     return kept, dropped
 
 
-def found(source: Source, packages: Path, clones: Path) -> Iterator[tuple[str, bytes]]:
+def found(source: Source, clones: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the bytes of each file of a set, in the order of their names."""
-    if "/" not in source.place:
-        for path in sorted(packages.rglob("*")):
-            name = path.relative_to(packages).as_posix()
-            if path.is_file() and not path.is_symlink() and any(fnmatch(name, pattern) for pattern in source.patterns):
-                yield name, path.read_bytes()
-        return
     clone = clones / source.place.replace("/", "+")
     if not clone.is_dir():
         raise SystemExit(f"{clone} is missing: clone the GitHub repository {source.place} there")
