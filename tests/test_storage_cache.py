@@ -18,7 +18,7 @@ import pytest
 from walloc_data.errors import CorruptShardError, MissingExtraError, StorageError
 from walloc_data.format import ShardRecord
 from walloc_data.storage import ShardCache, Store, file_lock, map_file
-from walloc_data.storage.store import _deserves_retry
+from walloc_data.storage.retry import deserves_retry
 
 
 def shard(root: Path, number: int, num_bytes: int = 1000) -> ShardRecord:
@@ -119,7 +119,9 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         def download_into(self, path: str, target: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(StorageError, match=r"no room for .*train-00000.tar \(1000 bytes, \d+ free on the disk\)"):
+    with pytest.raises(
+        StorageError, match=r"no room for .*train-00000.tar \(1000 bytes\) \(\d+ bytes are free on the disk\)"
+    ):
         ShardCache(tmp_path / "cache").open(Full(tmp_path), record)
     assert not list((tmp_path / "cache" / "shards").iterdir())
 
@@ -194,7 +196,7 @@ class _Answer(Exception):  # noqa: N818
     ids=lambda value: value if isinstance(value, bool) else repr(value)[:30],
 )
 def test_only_errors_that_may_pass_are_asked_again(error: Exception, again: bool) -> None:
-    assert _deserves_retry(error) is again
+    assert deserves_retry(error) is again
 
 
 def test_retries_stop_and_name_the_last_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +207,9 @@ def test_retries_stop_and_name_the_last_reason(tmp_path: Path, monkeypatch: pyte
     def failing() -> None:
         raise ConnectionResetError("by peer")
 
-    with pytest.raises(StorageError, match=r"reading it: failed 4 times, last with ConnectionResetError: by peer"):
+    with pytest.raises(
+        StorageError, match=r"reading it: failed 4 times in 0 s, last with ConnectionResetError: by peer"
+    ):
         store._retry(failing, what="reading it")
     assert len(slept) == 3
     assert slept[0] < slept[1] < slept[2]

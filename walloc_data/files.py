@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["whole_file"]
+__all__ = ["sync_file", "sync_folder", "whole_file"]
 
 
 @contextmanager
@@ -34,16 +34,45 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(target)
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(6)}.partial")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         # What the umask left of 0666: asking for the umask itself would change it for other threads meanwhile.
         mode = os.fstat(descriptor).st_mode & 0o777
         os.close(descriptor)
         yield unfinished
-        with unfinished.open("rb") as file:  # the name must not reach the disk before the bytes do
+        with unfinished.open("r+b") as file:  # the name must not reach the disk before the bytes do
             os.fsync(file.fileno())
-            if os.fstat(file.fileno()).st_mode & 0o777 != mode:
-                os.fchmod(file.fileno(), mode)
+        if unfinished.stat().st_mode & 0o777 != mode:
+            unfinished.chmod(mode)
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def sync_file(descriptor: int) -> None:
+    """Wait until what was written to a file is on the disk.
+
+    Example:
+        >>> from walloc_data.files import sync_file
+        >>> with open("notes.txt", "wb", buffering=0) as file:
+        ...     _ = file.write(b"kept")
+        ...     sync_file(file.fileno())
+    """
+    getattr(os, "fdatasync", os.fsync)(descriptor)  # macOS and Windows have no fdatasync
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in a folder survive a power cut, where the system can (Windows cannot open a folder).
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data.files import sync_folder
+        >>> sync_folder(Path("."))
+    """
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

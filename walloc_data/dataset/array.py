@@ -8,7 +8,7 @@
 Workers, ranks and trainers fill it together, each shard once; a killed one leaves its shard undone and its lock free.
 """
 
-import os
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from walloc_data.dataset.order import Ints
 from walloc_data.dataset.reader import ShardReader
-from walloc_data.errors import LoaderError, StorageError
-from walloc_data.storage import file_lock
+from walloc_data.errors import LoaderError
+from walloc_data.files import sync_file
+from walloc_data.storage import cache_errors, file_lock
 
 __all__ = ["ArrayReader"]
 
@@ -71,47 +72,45 @@ class ArrayReader:
         done = self._open()[1]
         for wait in (False, True):
             for number in numbers[done[numbers] == 0].tolist():
-                with file_lock(self.folder / f"{number:05d}.lock", wait=wait) as held:
+                with (
+                    cache_errors(self.folder, what=self._what),
+                    file_lock(self.folder / f"{number:05d}.lock", wait=wait) as held,
+                ):
                     if held and not done[number]:
                         self._decode(number)
+
+    @property
+    def _what(self) -> str:
+        return f"decoded latents ({int(np.prod(self.shape))} bytes in all; none with cache='shards')"
 
     def _decode(self, number: int) -> None:
         ends = np.cumsum([shard.num_samples for shard in self.source.record.shards])
         start, stop = int(ends[number]) - self.source.record.shards[number].num_samples, int(ends[number])
         item = int(np.prod(self.shape[1:]))
-        descriptor = os.open(self.folder / "latents.int8", os.O_WRONLY)
-        try:
+        with (self.folder / "latents.int8").open("r+b", buffering=0) as file:
             for first in range(start, stop, _DECODE_ROWS):
                 rows = np.arange(first, min(stop, first + _DECODE_ROWS), dtype=np.int64)
                 for mirrored in (False, True) if self.mirror else (False,):
                     flags = np.full(len(rows), mirrored) if self.mirror else None
                     latents = np.ascontiguousarray(self.source.read(rows, flags))
-                    _write(descriptor, latents, (first + mirrored * self.num_samples) * item)
-            os.fdatasync(descriptor)  # the mark must not reach the disk before what it promises
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise StorageError(
-                f"{self.folder}: cannot keep decoded latents there ({error.strerror}); they take "
-                f"{self.shape[0] * item} bytes in all: set cache_folder to another disk, or use cache='shards'"
-            ) from error
-        finally:
-            os.close(descriptor)
-        marks = os.open(self.folder / "done", os.O_WRONLY)
-        try:
-            os.pwrite(marks, b"\x01", number)
-        finally:
-            os.close(marks)
+                    _write(file, latents.data.cast("B"), (first + mirrored * self.num_samples) * item)
+            sync_file(file.fileno())  # the mark must not reach the disk before what it promises
+        with (self.folder / "done").open("r+b", buffering=0) as file:
+            file.seek(number)
+            file.write(b"\x01")
 
     def _open(self) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint8]]:
         if self._maps is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             num_shards = len(self.source.record.shards)
-            with file_lock(self.folder / "lock"):
-                for name, num_bytes in (("latents.int8", int(np.prod(self.shape))), ("done", num_shards)):
-                    with (self.folder / name).open("ab") as file:
-                        if file.tell() != num_bytes:
-                            file.truncate(num_bytes)  # a hole, filled shard by shard
+            sizes = {"latents.int8": int(np.prod(self.shape)), "done": num_shards}
+            if any(not _is_of(self.folder / name, num_bytes) for name, num_bytes in sizes.items()):
+                with cache_errors(self.folder, what=self._what):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    with file_lock(self.folder / "lock"):
+                        for name, num_bytes in sizes.items():
+                            with (self.folder / name).open("ab") as file:
+                                if file.tell() != num_bytes:
+                                    file.truncate(num_bytes)  # a hole, filled shard by shard
             latents = np.memmap(self.folder / "latents.int8", np.int8, "r", shape=self.shape)
             done = np.memmap(self.folder / "done", np.uint8, "r", shape=(num_shards,))
             # Plain views: np.memmap's own bookkeeping costs more than a small gather.
@@ -119,8 +118,12 @@ class ArrayReader:
         return self._maps
 
 
-def _write(descriptor: int, values: npt.NDArray[np.int8], offset: int) -> None:
-    data = memoryview(values.data).cast("B")
+def _is_of(path: Path, num_bytes: int) -> bool:
+    """Whether a file is there and of this length: then it may be another user's, which is read and not written."""
+    return path.is_file() and path.stat().st_size == num_bytes
+
+
+def _write(file: FileIO, data: memoryview, offset: int) -> None:
+    file.seek(offset)
     while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
+        data = data[file.write(data) :]

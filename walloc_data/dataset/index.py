@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from walloc_data.errors import FormatError, StorageError, WallocDataError
 from walloc_data.format import MIRROR_INDEX_COLUMNS, CodecSpec, SplitRecord
-from walloc_data.storage import Store, file_lock
+from walloc_data.storage import Store, cache_errors, file_lock
 
 __all__ = ["INDEX_ROW", "SplitIndex", "load_index", "split_identity"]
 
@@ -70,14 +70,16 @@ def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec
         FormatError: the index contradicts the manifest, or points outside its shards.
     """
     path = folder / "index" / f"{split_identity(spec, record)}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(path.with_suffix(".lock")):
-        if not path.exists():
-            rows = _convert(store, split, record, spec)
-            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-                partial = Path(scratch) / path.name
-                np.save(partial, rows, allow_pickle=False)
-                partial.replace(path)
+    if not path.exists():  # what is there is whole, and may belong to another user: it is read without a lock
+        with cache_errors(folder, what=f"the index of {store.url}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with file_lock(path.with_suffix(".lock")):
+                if not path.exists():
+                    rows = _convert(store, split, record, spec)
+                    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                        partial = Path(scratch) / path.name
+                        np.save(partial, rows, allow_pickle=False)
+                        partial.replace(path)
     return SplitIndex(path, record.num_samples)
 
 

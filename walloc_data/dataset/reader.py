@@ -1,8 +1,6 @@
 """Latents of given rows, from shards as they are or from an array of decoded ones."""
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,14 +14,13 @@ from walloc_data.dataset.index import SplitIndex
 from walloc_data.dataset.order import Ints
 from walloc_data.errors import StorageError
 from walloc_data.format import CodecSpec, ShardRecord, SplitRecord, sample_key
-from walloc_data.storage import ShardCache, Store, map_file
+from walloc_data.storage import ShardCache, ShardMaps, Store, map_file, max_open_maps
 
 __all__ = ["Latents", "Reader", "ShardReader"]
 
 # Of one shape: (n, C, h, w) int8. Of several: a list of (C, h, w) int8.
 Latents = npt.NDArray[np.int8] | list[npt.NDArray[np.int8]]
 
-_MAX_OPEN_LOCAL = 4096  # maps cost address space, not memory
 _MAX_OPEN_CACHED = 64  # an evicted shard keeps its disk space while it is mapped
 
 
@@ -62,19 +59,11 @@ class ShardReader:
         self.num_threads = num_threads
         counts = [shard.num_samples for shard in record.shards]
         self._ends = np.cumsum(np.array(counts, dtype=np.int64))
-        self._open: OrderedDict[int, memoryview] = OrderedDict()
-        self._lock = threading.Lock()
+        self._maps = ShardMaps(most=None if store.local_path is not None else _MAX_OPEN_CACHED)
         self._executors: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not come through a fork
 
     def __getstate__(self) -> dict[str, Any]:
-        # Maps, locks and threads stay in their process.
-        state = self.__dict__ | {"_open": OrderedDict(), "_executors": {}}
-        del state["_lock"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._lock = threading.Lock()
+        return self.__dict__ | {"_executors": {}}  # threads stay in their process
 
     def shards(self, rows: Ints) -> Ints:
         """(n,) the shard of each row."""
@@ -87,11 +76,7 @@ class ShardReader:
             offsets = np.where(mirrored, entries["mirror_offset"], offsets)
             lengths = np.where(mirrored, entries["mirror_length"], lengths)
         shards = self.shards(rows)
-        views = {shard: self._shard(shard) for shard in np.unique(shards).tolist()}
-        payloads = [
-            views[shard][offset : offset + length]
-            for shard, offset, length in zip(shards.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
-        ]
+        payloads = self._payloads(shards, offsets, lengths)
 
         def where(i: int) -> str:
             name = self.record.shards[shards[i]].name
@@ -123,19 +108,27 @@ class ShardReader:
             num_threads=self.num_threads,
         )
 
+    def _payloads(self, shards: Ints, offsets: Ints, lengths: Ints) -> Sequence[memoryview]:
+        """The stored bytes of samples, in their order, as slices of their shards' maps.
+
+        Slices keep a map open: where a batch is of more shards than may be open, its bytes are copied.
+        """
+        numbers = np.unique(shards).tolist()
+        if len(numbers) <= max_open_maps() // 2:
+            views = {number: self._shard(number) for number in numbers}
+            return [
+                views[number][offset : offset + length]
+                for number, offset, length in zip(shards.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
+            ]
+        payloads = [memoryview(b"")] * len(shards)
+        for number in numbers:
+            view = self._shard(number)
+            for i in np.flatnonzero(shards == number).tolist():
+                payloads[i] = memoryview(bytes(view[offsets[i] : offsets[i] + lengths[i]]))
+        return payloads
+
     def _shard(self, number: int) -> memoryview:
-        with self._lock:
-            view = self._open.get(number)
-            if view is not None:
-                self._open.move_to_end(number)
-                return view
-        view = self._map(self.record.shards[number])
-        with self._lock:
-            self._open[number] = view
-            limit = _MAX_OPEN_LOCAL if self.store.local_path is not None else _MAX_OPEN_CACHED
-            while len(self._open) > limit:
-                self._open.popitem(last=False)  # unmapped when its last slice is gone
-        return view
+        return self._maps.get(number, lambda: self._map(self.record.shards[number]))
 
     def _map(self, shard: ShardRecord) -> memoryview:
         if self.store.local_path is None:

@@ -1,16 +1,23 @@
 """Where bytes lie: local folders and object stores behind one small interface. The only room that knows fsspec."""
 
-from walloc_data.storage.cache import DEFAULT_MAX_CACHE_BYTES, ShardCache, default_cache_folder, map_file
-from walloc_data.storage.lock import file_lock
+from walloc_data.storage.cache import DEFAULT_MAX_CACHE_BYTES, ShardCache, cache_errors, default_cache_folder
+from walloc_data.storage.lock import Lock, file_lock, machine_folder, take_lock
 from walloc_data.storage.manifest import read_manifest
+from walloc_data.storage.maps import ShardMaps, map_file, max_open_maps
 from walloc_data.storage.store import Store
 
 __all__ = [
     "DEFAULT_MAX_CACHE_BYTES",
+    "Lock",
     "ShardCache",
+    "ShardMaps",
     "Store",
+    "cache_errors",
     "default_cache_folder",
     "file_lock",
+    "machine_folder",
     "map_file",
+    "max_open_maps",
     "read_manifest",
+    "take_lock",
 ]

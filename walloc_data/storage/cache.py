@@ -1,38 +1,49 @@
 """A folder of whole shards, shared by every worker, rank and trainer of a machine.
 
     cache_folder/
-      shards/{sha256}.tar                  a fetched shard, named by its content, so data sets may share it
-      shards/{sha256}.{bytes}.partial      being fetched; its bytes count against the limit from the start
-      locks/{sha256}.lock                  held while a shard is fetched
-      locks/room.lock                      held while old shards make room
+      shards/{sha256}.tar                    a fetched shard, named by its content, so data sets may share it
+      shards/{sha256}.{bytes}.{who}.partial  being fetched; its bytes count against the limit from the start
+      locks/{sha256}.lock                    held while a shard is fetched
+      locks/room.lock                        held while old shards make room
 
-A file under its final name is complete and matched its sha256 when it was put there. Shards are read through memory
-maps, which stay valid when the file is evicted, so eviction never asks who reads.
+A file under its final name is complete and matched its sha256 when it was put there, so it is read without a lock:
+by other users too, who may read the folder and not write to it. Shards are read through memory maps, which stay valid
+when the file is evicted, so eviction never asks who reads. Where locks do not hold for all who see the folder, a shard
+may be fetched twice, and the limit overstepped by what others fetch at that moment.
 """
 
 import errno
 import hashlib
-import mmap
 import os
 import re
+import secrets
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from walloc_data.errors import CorruptShardError, StorageError
+from walloc_data.errors import CorruptShardError, StorageError, WallocDataError
 from walloc_data.format import ShardRecord
-from walloc_data.storage.lock import file_lock
+from walloc_data.storage.lock import file_lock, take_lock
+from walloc_data.storage.maps import map_file
 from walloc_data.storage.store import Store
 
-__all__ = ["DEFAULT_MAX_CACHE_BYTES", "ShardCache", "default_cache_folder", "map_file"]
+__all__ = ["DEFAULT_MAX_CACHE_BYTES", "ShardCache", "cache_errors", "default_cache_folder"]
 
 DEFAULT_MAX_CACHE_BYTES = 64 * 2**30  # ImageNet-1k at 256 px is about a tenth of it
 DOWNLOADS_OF_A_CORRUPT_SHARD = 3
 
-_PARTIAL = re.compile(r"[0-9a-f]{64}\.\d+\.partial")
+_PARTIAL = re.compile(r"(?P<sha256>[0-9a-f]{64})\.(?P<num_bytes>\d+)\.(?:[0-9a-f]+\.)?partial")
+_ROOM_POLL_S = 0.05
+_ABANDONED_AFTER_S = 3600.0  # where a lock cannot say whether somebody still writes
 
 
 def default_cache_folder() -> Path:
     """``$XDG_CACHE_HOME/walloc_data``, or ``~/.cache/walloc_data``.
+
+    Raises:
+        StorageError: there is neither.
 
     Example:
         >>> import os
@@ -41,27 +52,43 @@ def default_cache_folder() -> Path:
         >>> default_cache_folder()
         PosixPath('/scratch/me/walloc_data')
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "walloc_data"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "walloc_data"
+    except RuntimeError as error:
+        raise StorageError(
+            f"no home folder to keep a cache in ({error}): set XDG_CACHE_HOME, or cache_folder"
+        ) from error
 
 
-def map_file(path: Path, *, num_bytes: int, where: str) -> memoryview:
-    """Map a file for reading; its length must be what its record says, so that no stored offset points outside.
+@contextmanager
+def cache_errors(folder: Path, *, what: str) -> Iterator[None]:
+    """An unwritable or full cache folder as an error of ours, which says what to do.
+
+    Args:
+        what: what is kept there.
 
     Example:
         >>> from pathlib import Path
-        >>> from walloc_data.storage import map_file
-        >>> path = Path("my-latents/data/train-00000.tar")
-        >>> shard = map_file(path, num_bytes=path.stat().st_size, where=str(path))
-        >>> bytes(shard[257:262])  # what makes it a tar
-        b'ustar'
+        >>> from walloc_data.storage import cache_errors
+        >>> with cache_errors(Path("cache"), what="the index"):
+        ...     raise PermissionError(13, "Permission denied", "cache/index")
+        Traceback (most recent call last):
+        walloc_data.errors.StorageError: cache: cannot keep the index there (Permission denied: cache/index): set...
     """
-    with path.open("rb") as file:
-        found = os.fstat(file.fileno()).st_size
-        if found != num_bytes:
-            raise CorruptShardError(
-                f"{where}: {found} bytes; its record says {num_bytes}. Was it changed or cut short?"
-            )
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, WallocDataError) and not _is_full(error):
+            raise
+        if _is_full(error):
+            raise StorageError(
+                f"{folder}: no room for {what} ({_free(folder)} bytes are free on the disk): free some space, set "
+                "cache_folder to another disk, or lower max_cache_bytes"
+            ) from error
+        raise StorageError(
+            f"{folder}: cannot keep {what} there ({error.strerror or error}: {error.filename or folder}): set "
+            "cache_folder, or XDG_CACHE_HOME, to a folder that you may write to"
+        ) from error
 
 
 class ShardCache:
@@ -101,80 +128,115 @@ class ShardCache:
         while True:
             try:
                 view = map_file(path, num_bytes=record.num_bytes, where=store.where(record.name))
-                os.utime(path)  # used now
-                return view
             except FileNotFoundError:  # not fetched yet, or evicted a moment ago
-                self.fetch(store, record)
+                if (fetched := self._fetch(store, record)) is not None:
+                    return fetched
             except CorruptShardError:  # somebody touched the cache: what is there is not what was put there
-                path.unlink(missing_ok=True)
+                with cache_errors(self.folder, what=f"another copy of {store.where(record.name)}"):
+                    path.unlink(missing_ok=True)
+            except PermissionError as error:
+                raise StorageError(
+                    f"{path}: another user's, and not readable ({error.strerror}): set cache_folder, or "
+                    "XDG_CACHE_HOME, to a folder of yours"
+                ) from error
+            else:
+                with suppress(OSError):  # another user's
+                    os.utime(path)  # used now
+                return view
 
     def fetch(self, store: Store, record: ShardRecord) -> None:
         """Bring a shard here unless it is; whoever comes second waits for the first.
+
+        Waits while the shards that others are fetching leave no room for this one.
 
         Raises:
             CorruptShardError: what arrived is not what the manifest promised, three times.
             StorageError: the store refused, or the shard does not fit here.
         """
-        for name in ("shards", "locks"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        path = self.path(record)
-        with file_lock(self.folder / "locks" / f"{record.sha256}.lock"):
-            if path.exists():
-                return
-            partial = path.with_name(f"{record.sha256}.{record.num_bytes}.partial")
-            partial.unlink(missing_ok=True)  # left by one that was killed: we hold its lock now
-            try:
-                self._make_room(record, partial, where=store.where(record.name))
-                for attempt in range(1, DOWNLOADS_OF_A_CORRUPT_SHARD + 1):
-                    store.download_into(record.name, partial)
-                    if (problem := _problem(partial, record)) is None:
-                        break
-                    if attempt == DOWNLOADS_OF_A_CORRUPT_SHARD:
-                        raise CorruptShardError(
-                            f"{store.where(record.name)}: {problem}, {attempt} times. The shard was damaged or "
-                            "replaced after its manifest was written: verify the data set at its source"
-                        )
-                partial.replace(path)
-            except OSError as error:
-                if _is_full(error):
-                    free = shutil.disk_usage(self.folder).free
-                    raise StorageError(
-                        f"{self.folder}: no room for {store.where(record.name)} ({record.num_bytes} bytes, {free} free "
-                        "on the disk): free some space, set cache_folder to another disk, or lower max_cache_bytes"
-                    ) from error
-                raise
-            finally:
-                partial.unlink(missing_ok=True)
+        self._fetch(store, record)
 
-    def _make_room(self, record: ShardRecord, partial: Path, *, where: str) -> None:
+    def _fetch(self, store: Store, record: ShardRecord) -> memoryview | None:
+        """Fetch a shard; its map, made before anybody could evict it, or None if it was here already."""
+        path = self.path(record)
+        if path.exists():  # no lock is needed, so that a folder that may not be written serves as well
+            return None
+        where = store.where(record.name)
         if record.num_bytes > self.max_bytes:
             raise StorageError(
                 f"{where}: {record.num_bytes} bytes do not fit a cache of max_cache_bytes={self.max_bytes}: raise it"
             )
-        with file_lock(self.folder / "locks" / "room.lock"):
-            used, finished = 0, []
-            for entry in os.scandir(self.folder / "shards"):
-                if _PARTIAL.fullmatch(entry.name):
-                    used += self._reserved(entry.name)
-                else:
-                    status = entry.stat()
-                    finished.append((status.st_mtime_ns, status.st_size, entry.path))
-                    used += status.st_size
-            for _, num_bytes, path in sorted(finished):
-                if used + record.num_bytes <= self.max_bytes:
-                    break
-                Path(path).unlink(missing_ok=True)
-                used -= num_bytes
-            partial.touch()  # from now on its bytes are spoken for
+        with cache_errors(self.folder, what=f"{where} ({record.num_bytes} bytes)"):
+            for name in ("shards", "locks"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            with file_lock(self.folder / "locks" / f"{record.sha256}.lock"):
+                if path.exists():
+                    return None
+                partial = path.with_name(f"{record.sha256}.{record.num_bytes}.{secrets.token_hex(4)}.partial")
+                try:
+                    self._make_room(record, partial)
+                    self._download(store, record, partial)
+                    view = map_file(partial, num_bytes=record.num_bytes, where=where)
+                    partial.replace(path)
+                    return view
+                finally:
+                    with suppress(OSError):
+                        partial.unlink(missing_ok=True)
 
-    def _reserved(self, name: str) -> int:
+    def _download(self, store: Store, record: ShardRecord, partial: Path) -> None:
+        for attempt in range(1, DOWNLOADS_OF_A_CORRUPT_SHARD + 1):
+            store.download_into(record.name, partial)
+            if (problem := _problem(partial, record)) is None:
+                return
+            if attempt == DOWNLOADS_OF_A_CORRUPT_SHARD:
+                raise CorruptShardError(
+                    f"{store.where(record.name)}: {problem}, {attempt} times. The shard was damaged or "
+                    "replaced after its manifest was written: verify the data set at its source"
+                )
+
+    def _make_room(self, record: ShardRecord, partial: Path) -> None:
+        """Evict what is longest unused until the shard fits, and reserve its bytes by making its partial file.
+
+        What others are fetching cannot be evicted: where that leaves no room, wait until it is finished.
+        """
+        while True:
+            with file_lock(self.folder / "locks" / "room.lock"):
+                reserved, finished = 0, []
+                for entry in os.scandir(self.folder / "shards"):
+                    if match := _PARTIAL.fullmatch(entry.name):
+                        # Left by one who was killed: its lock is the one that is held here.
+                        mine = match["sha256"] == record.sha256
+                        reserved += self._reserved(Path(entry.path), match, mine=mine)
+                    else:
+                        with suppress(FileNotFoundError):
+                            status = entry.stat()
+                            finished.append((status.st_mtime_ns, status.st_size, entry.path))
+                if reserved + record.num_bytes <= self.max_bytes:
+                    used = reserved + sum(num_bytes for _, num_bytes, _ in finished)
+                    for _, num_bytes, path in sorted(finished):
+                        if used + record.num_bytes <= self.max_bytes:
+                            break
+                        # Another user's, or open in another process on Windows: then it stays, and still counts.
+                        with suppress(PermissionError):
+                            Path(path).unlink(missing_ok=True)
+                            used -= num_bytes
+                    partial.touch()  # from now on its bytes are spoken for
+                    return
+            time.sleep(_ROOM_POLL_S)
+
+    def _reserved(self, partial: Path, match: re.Match[str], *, mine: bool) -> int:
         """Bytes that an unfinished file will take; one whose writer is gone takes none and is removed."""
-        sha256, num_bytes, _suffix = name.split(".")
-        with file_lock(self.folder / "locks" / f"{sha256}.lock", wait=False) as abandoned:
-            if abandoned:
-                (self.folder / "shards" / name).unlink(missing_ok=True)
-                return 0
-        return int(num_bytes)
+        lock = None if mine else take_lock(self.folder / "locks" / f"{match['sha256']}.lock", wait=False)
+        if lock is None and not mine:
+            return int(match["num_bytes"])
+        try:
+            with suppress(OSError):
+                if lock is not None and not lock.beside and time.time() - partial.stat().st_mtime < _ABANDONED_AFTER_S:
+                    return int(match["num_bytes"])  # its writer may be on another machine
+                partial.unlink(missing_ok=True)
+            return 0
+        finally:
+            if lock is not None:
+                lock.release()
 
 
 def _problem(path: Path, record: ShardRecord) -> str | None:
@@ -193,3 +255,9 @@ def _is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

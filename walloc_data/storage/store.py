@@ -5,23 +5,22 @@ gets here, and `Store` refuses it again. Credentials and endpoints come from whe
 (environment, ~/.aws, ...) or from `storage_options`; they never appear in `url`, messages or logs.
 """
 
-import errno
 import os
-import random
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from walloc_data.errors import MissingExtraError, StorageError, WallocDataError
-from walloc_data.files import whole_file
+from walloc_data.errors import MissingExtraError, StorageError
+from walloc_data.files import sync_folder, whole_file
 from walloc_data.format import check_relative_path
+from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry, reason
 
 __all__ = ["Store"]
 
 Result = TypeVar("Result")
 
+_S3 = ("s3", "s3a")
 _EXTRAS = {
     "s3": ("s3fs", "s3"),
     "gs": ("gcsfs", "gs"),
@@ -29,24 +28,6 @@ _EXTRAS = {
     "az": ("adlfs", "az"),
     "abfs": ("adlfs", "az"),
 }
-# Asking again cannot help with these: the answer was clear, or the question was wrong.
-_FINAL = (
-    FileNotFoundError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    FileExistsError,
-    ImportError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    NotImplementedError,
-)
-# botocore has no common base for these, and they reach us as they are.
-_FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
-_ASK_AGAIN_STATUS = {408, 425, 429}  # of the 4xx: too slow, too early, too many
 
 # Clients that came through a fork. Their sockets are registered with the parent's epoll instance, which a fork shares:
 # finalising one here would unregister the parent's sockets, and the parent would wait for an answer it never sees.
@@ -60,7 +41,9 @@ class Store:
         url: a local path, or a URL that fsspec knows: ``s3://bucket/prefix``, ``gs://``, ``az://``,
             ``hf://datasets/owner/name``, ``https://host/folder``.
         storage_options: passed to the fsspec file system (``endpoint_url``, ``anon``, ...).
-        max_attempts: tries per operation on a remote store, with jittered exponential backoff between them.
+        max_attempts: tries per operation on a remote store, with jittered exponential backoff between them. The S3
+            client's own tries are switched off, so that these are all.
+        retry_seconds: no try begins later than this after the operation's first.
 
     Example:
         >>> from walloc_data.storage import Store
@@ -72,11 +55,16 @@ class Store:
     """
 
     def __init__(
-        self, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None, max_attempts: int = 8
+        self,
+        url: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        max_attempts: int = 12,
+        retry_seconds: float = DEFAULT_RETRY_SECONDS,
     ) -> None:
         self.url = os.fspath(url).rstrip("/") or "/"
         self.storage_options = dict(storage_options or {})
-        self.max_attempts = max_attempts
+        self._tries = Retry(max_attempts, retry_seconds)
         self.local_path: Path | None = None
         protocol, separator, rest = self.url.partition("://")
         if not separator or protocol == "file":
@@ -108,7 +96,7 @@ class Store:
                 _inherited.append(self._remote)
 
             try:
-                self._remote = fsspec.filesystem(self._protocol, skip_instance_cache=True, **self.storage_options)
+                self._remote = self._client(fsspec)
                 self._remote_pid = os.getpid()
             except ImportError as error:
                 package, extra = _EXTRAS.get(self._protocol, (self._protocol, self._protocol))
@@ -116,6 +104,17 @@ class Store:
             except ValueError as error:
                 raise StorageError(f"{self.url}: no store speaks {self._protocol}:// ({error})") from error
         return self._remote
+
+    def _client(self, fsspec: Any) -> Any:
+        options = dict(self.storage_options)
+        if self._protocol in _S3:
+            # A try of ours was 25 requests of theirs, and a minute without a word.
+            given = options.get("config_kwargs") or {}
+            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **given}
+        client = fsspec.filesystem(self._protocol, skip_instance_cache=True, **options)
+        if self._protocol in _S3:
+            client.retries = 1
+        return client
 
     def _local(self, path: str) -> Path:
         assert self.local_path is not None  # noqa: S101
@@ -125,20 +124,7 @@ class Store:
         return self.where(check_relative_path(path, where=self.url))
 
     def _retry(self, action: Callable[[], Result], *, what: str) -> Result:
-        """Run a remote action until it succeeds, fails for good, or has had its tries."""
-        for attempt in range(1, self.max_attempts + 1):
-            try:
-                return action()
-            except WallocDataError:
-                raise
-            except Exception as error:  # every client library has its own kinds
-                if not _deserves_retry(error):
-                    raise StorageError(f"{what}: {_reason(error)}") from error
-                if attempt == self.max_attempts:
-                    raise StorageError(f"{what}: failed {attempt} times, last with {_reason(error)}") from error
-                # Jitter keeps a thousand workers from asking again in the same instant.
-                time.sleep(random.uniform(0.5, 1.0) * min(20.0, 0.25 * 2**attempt))
-        raise AssertionError("unreachable")
+        return self._tries(action, what=what)
 
     def _info(self, full: str) -> dict[str, Any]:
         self._fs.invalidate_cache(full)  # a listing that was cached before the file changed would lie
@@ -152,7 +138,7 @@ class Store:
         return bool(self._retry(lambda: self._is_there(full), what=f"looking for {full}"))
 
     def _is_there(self, full: str) -> bool:
-        if self._protocol not in ("s3", "s3a"):
+        if self._protocol not in _S3:
             return bool(self._fs.exists(full))
         # A listing with the whole name as prefix. s3fs asks with HEAD, to which Swift answers 404 with a body, which no
         # answer to HEAD may have: clients then lose the connection instead of learning that there is no such object.
@@ -181,7 +167,7 @@ class Store:
             try:
                 return self._local(path).stat().st_size
             except OSError as error:
-                raise StorageError(f"{self.where(path)}: {_reason(error)}") from error
+                raise StorageError(f"{self.where(path)}: {reason(error)}") from error
         full = self._full(path)
         size = self._retry(lambda: self._info(full), what=f"looking at {full}")["size"]
         if size is None:
@@ -286,7 +272,7 @@ class Store:
             try:
                 shutil.copyfile(self._local(path), target)
             except OSError as error:
-                raise StorageError(f"{self.where(path)}: {_reason(error)}") from error
+                raise StorageError(f"{self.where(path)}: {reason(error)}") from error
             return
         full = self._full(path)
         self._retry(lambda: self._fs.get_file(full, str(target)), what=f"fetching {full}")
@@ -303,7 +289,7 @@ class Store:
                 with whole_file(target) as partial:
                     shutil.copyfile(source, partial)
                 source.unlink()
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             return
         full = self._full(path)
 
@@ -322,7 +308,7 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as partial:
                 partial.write_bytes(data)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             return
         full = self._full(path)
         self._retry(lambda: self._fs.pipe_file(full, data), what=f"writing {full}")
@@ -339,49 +325,3 @@ class Store:
                 self._fs.rm_file(full)
 
         self._retry(remove, what=f"deleting {full}")
-
-
-def _deserves_retry(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later.
-
-    A refusal (401, 403, 404, a bucket that is not there, no credentials) will be the same refusal; a broken connection,
-    a time-out, a 5xx or a throttled request will not.
-    """
-    response = getattr(error, "response", None)
-    for status in (getattr(error, "status", None), getattr(response, "status_code", None)):
-        if isinstance(status, int) and 400 <= status < 500:
-            return status in _ASK_AGAIN_STATUS
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return False  # the local disk
-    return not isinstance(error, _FINAL) and type(error).__name__ not in _FINAL_NAMES
-
-
-def _reason(error: BaseException) -> str:
-    name = type(error).__name__
-    if isinstance(error, OSError) and error.strerror and error.filename:  # the system's own; the caller names the file
-        return error.strerror
-    return (f"{name}: {error}" if str(error) else name) + _remedy(error)
-
-
-def _remedy(error: BaseException) -> str:
-    """What to do about the refusals that somebody new to a store meets first."""
-    name = type(error).__name__
-    if name in ("NoCredentialsError", "PartialCredentialsError"):
-        return (
-            ". Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws; for a public bucket give "
-            "storage_options={'anon': True} or --storage-options (AWS_ENDPOINT_URL names a store that is not Amazon's)"
-        )
-    if name == "ProfileNotFound":
-        return ". AWS_PROFILE names a profile that ~/.aws/config does not have"
-    if isinstance(error, PermissionError) and error.errno is None:  # a store's answer; the system's has a number
-        return ". These credentials are wrong, have expired, or may not do this"
-    return ""
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,89 @@
+"""Memory maps of shards under a limit of open files."""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from walloc_data.errors import StorageError
+from walloc_data.format import Manifest
+from walloc_data.storage import ShardMaps, map_file, max_open_maps
+
+READ = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+from walloc_data import LatentDataset
+from walloc_data.storage import max_open_maps
+assert max_open_maps() == 64 or sys.version_info >= (3, 13)
+parts = [LatentDataset(sys.argv[1], shuffle=True, seed=seed, cache_folder=sys.argv[2]) for seed in (0, 1)]
+for batch_size, num_workers in ((300, 0), (20, 0), (300, 1), (20, 1)):
+    ids = [[], []]
+    loaders = [part.loader(batch_size=batch_size, num_workers=num_workers) for part in parts]
+    for batches in zip(*loaders):  # two data sets at once share one limit
+        for seen, (latents, _) in zip(ids, batches):
+            seen += ((latents[:, 0, 0, 0].int() & 255) + 256 * (latents[:, 0, 0, 1].int() & 255)).tolist()
+    assert sorted(ids[0]) == sorted(ids[1]) == list(range(300)), (batch_size, num_workers)
+"""
+
+
+@pytest.mark.slow
+def test_more_shards_than_open_files_are_read(make_dataset: Callable[..., Manifest], tmp_path: Path) -> None:
+    """300 shards, 128 descriptors: in batches of a few shards, and of all of them at once."""
+    make_dataset(tmp_path / "data set", num_samples=300, samples_per_shard=1)
+    command = [sys.executable, "-c", READ, str(tmp_path / "data set"), str(tmp_path / "cache")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="maps hold no descriptors")
+def test_maps_take_half_of_the_descriptors_and_the_longest_unused_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (12, 4096))
+    assert max_open_maps() == 6
+    (tmp_path / "shard").write_bytes(b"12345")
+    opened: list[str] = []
+
+    def opening(name: str) -> Callable[[], memoryview]:
+        def open_shard() -> memoryview:
+            opened.append(name)
+            return map_file(tmp_path / "shard", num_bytes=5, where="shard")
+
+        return open_shard
+
+    before = _num_descriptors()
+    one, two = ShardMaps(), ShardMaps()
+    for number in range(4):
+        one.get(number, opening(f"one {number}"))
+    one.get(0, opening("one 0 again"))
+    for number in range(4):
+        two.get(number, opening(f"two {number}"))
+    assert _num_descriptors() - before == 6
+    assert (len(one), len(two)) == (2, 4)
+    assert one.get(0, opening("one 0 again")) == b"12345"
+    assert one.get(3, opening("one 3 again")) == b"12345"
+    assert opened == [f"{name} {number}" for name in ("one", "two") for number in range(4)]
+    kept = two.get(0, opening("two 0 again"))
+    for number in range(6):
+        one.get(10 + number, opening("more"))
+    assert len(two) == 0
+    assert bytes(kept) == b"12345"  # closed only when its last slice is gone
+
+
+def _num_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_process_without_descriptors_is_told_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "shard").write_bytes(b"12345")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    maps = ShardMaps()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(StorageError, match=r"too many open files to open a shard .*`ulimit -n`"):
+            maps.get(0, lambda: map_file(tmp_path / "shard", num_bytes=5, where="shard"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,192 @@
+"""Trying again: which errors deserve it, how long it goes on, and what is said about it."""
+
+import email.utils
+import errno
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from walloc_data.errors import StorageError, WallocDataError
+
+__all__ = ["DEFAULT_RETRY_SECONDS", "Retry", "deserves_retry", "error_chain", "reason", "remedy", "retry_after_s"]
+
+Result = TypeVar("Result")
+
+DEFAULT_RETRY_SECONDS = 120.0
+_SAY_AGAIN_AFTER_S = 60.0
+# Asking again cannot help with these: the answer was clear, or the question was wrong.
+_FINAL = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FileExistsError,
+    ImportError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    NotImplementedError,
+)
+# botocore has no common base for these, and they reach us as they are.
+_FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
+_ASK_AGAIN_STATUS = {307, 408, 425, 429}  # elsewhere for now, too slow, too early, too many
+# S3's names for what broke on the way, with a status that would say that the question was wrong.
+_ASK_AGAIN_CODES = {
+    "BadDigest",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "OperationAborted",
+    "RequestTimeout",
+    "SlowDown",
+    "XAmzContentSHA256Mismatch",
+}
+
+
+@dataclass
+class Retry:
+    """Tries of one store's operations.
+
+    Args:
+        max_attempts: tries of one operation, with jittered exponential backoff between them.
+        max_seconds: no try begins later than this after the first, however long the tries take.
+    """
+
+    max_attempts: int = 12
+    max_seconds: float = DEFAULT_RETRY_SECONDS
+    _said_at: float = field(default=float("-inf"), repr=False)
+
+    def __call__(self, action: Callable[[], Result], *, what: str) -> Result:
+        """Run an action until it succeeds, fails for good, or has had its tries.
+
+        The first failure that is tried again is one line in the log, at most one a minute.
+
+        Raises:
+            StorageError: names `what`, the last reason, and what to do about it where that is known.
+        """
+        began = time.monotonic()
+        for attempt in range(1, self.max_attempts + 1):
+            try:
+                return action()
+            except WallocDataError:
+                raise
+            except Exception as error:  # every client library has its own kinds
+                if not deserves_retry(error):
+                    raise StorageError(f"{what}: {reason(error)}") from error
+                # Jitter keeps a thousand workers from asking again in the same instant.
+                delay = random.uniform(0.5, 1.0) * min(20.0, 0.25 * 2**attempt)
+                if (asked := retry_after_s(error)) is not None:
+                    delay = max(delay, asked)
+                spent = time.monotonic() - began
+                if attempt == self.max_attempts or spent + delay > self.max_seconds:
+                    later = f"; it asks to be left alone for {asked:.0f} s" if asked else ""
+                    raise StorageError(
+                        f"{what}: failed {attempt} times in {spent:.0f} s, last with {reason(error)}{later}"
+                    ) from error
+                self._say(what, error)
+                time.sleep(delay)
+        raise AssertionError("unreachable")
+
+    def _say(self, what: str, error: BaseException) -> None:
+        if time.monotonic() - self._said_at > _SAY_AGAIN_AFTER_S:
+            self._said_at = time.monotonic()
+            logging.getLogger(__name__).warning(
+                "%s: %s. Trying again, for up to %.0f s", what, reason(error), self.max_seconds
+            )
+
+
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it was raised from: client libraries wrap the answer that they got."""
+    seen = 0
+    link: BaseException | None = error
+    while link is not None and seen < 8:
+        yield link
+        seen += 1
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int | None = None
+    code: str | None = None  # S3's name for the error
+    headers: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _answer(error: BaseException) -> _Answer:
+    """What the server said, by whichever client library."""
+    for link in error_chain(error):
+        response = getattr(link, "response", None)
+        if isinstance(response, Mapping):  # botocore's ClientError
+            about = response.get("ResponseMetadata") or {}
+            code = (response.get("Error") or {}).get("Code")
+            return _Answer(about.get("HTTPStatusCode"), code, about.get("HTTPHeaders") or {})
+        for status in (getattr(link, "status", None), getattr(response, "status_code", None)):
+            if isinstance(status, int):
+                headers = getattr(response, "headers", None) or getattr(link, "headers", None)
+                return _Answer(status, None, headers or {})
+    return _Answer()
+
+
+def deserves_retry(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later.
+
+    A refusal (301, 401, 403, 404, a name that cannot be a bucket, no credentials) will be the same refusal; a broken
+    connection, a time-out, a 5xx or a throttled request will not.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return False  # the local disk
+    answer = _answer(error)
+    if answer.code in _ASK_AGAIN_CODES:
+        return True
+    if answer.status is not None and (300 <= answer.status < 500 or answer.status == 501):
+        return answer.status in _ASK_AGAIN_STATUS
+    return not isinstance(error, _FINAL) and type(error).__name__ not in _FINAL_NAMES
+
+
+def retry_after_s(error: BaseException) -> float | None:
+    """How long the server asks to be left alone, by its Retry-After header: seconds, or a date."""
+    headers = {str(name).lower(): value for name, value in _answer(error).headers.items()}
+    value = str(headers.get("retry-after", "")).strip()
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time()) if value else None
+    except ValueError:
+        return None
+
+
+def reason(error: BaseException) -> str:
+    """One line about an error, with its remedy where one is known."""
+    name = type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:  # the system's own; the caller names the file
+        return error.strerror
+    text = " ".join(str(error).split())
+    return (f"{name}: {text}" if text else name) + remedy(error)
+
+
+def remedy(error: BaseException) -> str:
+    """What to do about the refusals that somebody new to a store meets first."""
+    name, answer = type(error).__name__, _answer(error)
+    if name in ("NoCredentialsError", "PartialCredentialsError"):
+        return (
+            ". Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws; for a public bucket give "
+            "storage_options={'anon': True} or --storage-options (AWS_ENDPOINT_URL names a store that is not Amazon's)"
+        )
+    if name == "ProfileNotFound":
+        return ". AWS_PROFILE names a profile that ~/.aws/config does not have"
+    if answer.code == "InvalidBucketName":
+        return ". A bucket's name is 3 to 63 characters of a-z, 0-9, '.' and '-'; it is what follows s3://"
+    if answer.status in (301, 308) or answer.code == "AuthorizationHeaderMalformed":
+        return (
+            ". The bucket is in another region or at another endpoint: set AWS_DEFAULT_REGION, or AWS_ENDPOINT_URL, to "
+            "its own"
+        )
+    if isinstance(error, PermissionError) and error.errno is None:  # a store's answer; the system's has a number
+        return ". These credentials are wrong, have expired, or may not do this"
+    if isinstance(error, FileNotFoundError) and answer.code in ("NoSuchKey", "NoSuchBucket", "404"):
+        return ". Check the URL, that all of the data set was uploaded, and which store AWS_ENDPOINT_URL names"
+    return ""
