@@ -40,7 +40,8 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
         mode = os.fstat(descriptor).st_mode & 0o777
         os.close(descriptor)
         yield unfinished
-        with unfinished.open("r+b") as file:  # the name must not reach the disk before the bytes do
+        # The name must not reach the disk before the bytes do; Windows syncs only what may be written.
+        with unfinished.open("r+b" if os.name == "nt" else "rb") as file:
             os.fsync(file.fileno())
         if unfinished.stat().st_mode & 0o777 != mode:
             unfinished.chmod(mode)
