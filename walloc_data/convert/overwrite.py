@@ -45,7 +45,12 @@ _SUFFIX = ".new"  # no split's name has a dot
 def replacement(store: Store, split: str) -> Store:
     """The folder in which a split's replacement grows, as a store."""
     folder = f"{store.url}/.walloc/{split}{_SUFFIX}"
-    return Store(folder, storage_options=store.storage_options, max_attempts=store.max_attempts)
+    return Store(
+        folder,
+        storage_options=store.storage_options,
+        max_attempts=store.max_attempts,
+        retry_seconds=store.retry_seconds,
+    )
 
 
 def replaced_splits(store: Store) -> list[str]:

@@ -64,6 +64,7 @@ class Store:
     ) -> None:
         self.url = os.fspath(url).rstrip("/") or "/"
         self.storage_options = dict(storage_options or {})
+        self.max_attempts, self.retry_seconds = max_attempts, retry_seconds
         self._tries = Retry(max_attempts, retry_seconds)
         self.local_path: Path | None = None
         protocol, separator, rest = self.url.partition("://")
@@ -250,7 +251,7 @@ class Store:
                     os.link(source, partial)
                 except OSError:  # a file system without hard links
                     shutil.copyfile(source, partial)
-            _sync_folder(end.parent)
+            sync_folder(end.parent)
             return
         full, end_full = self._full(path), self._full(target)
 
