@@ -15,7 +15,7 @@ __all__ = ["RangeError", "deep_raw_mode", "scaled_to_eight_bits", "to_eight_bits
 
 _SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 _SUSPICIOUS = (1023, 4095, 16383)  # largest values of 10, 12 and 14 bits
-_TIFF_PLANES = 284  # tag: 2 stores the bands one after another
+_BITS, _PLANES = 258, 284  # tags of TIFF: of each band; whether the bands are stored one after another (2)
 
 
 class RangeError(ValueError):
@@ -23,11 +23,19 @@ class RangeError(ValueError):
 
 
 def deep_raw_mode(image: Image.Image) -> str | None:
-    """Pillow's name for how an opened, not yet loaded PNG or TIFF stores its values; None unless above 8 bits."""
+    """Pillow's name for how an opened, not yet loaded PNG or TIFF stores its values; None unless above 8 bits.
+
+    Raises:
+        RangeError: Pillow would read it wrongly.
+    """
     if image.format not in ("PNG", "TIFF") or not image.tile:  # type: ignore[attr-defined]
         return None
     args = image.tile[0].args  # type: ignore[attr-defined]
     mode = args[0] if isinstance(args, tuple) else args
+    if image.format == "TIFF" and image.tile[0].codec_name == "raw" and not image.mode.startswith(("I", "F")):  # type: ignore[attr-defined]
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if tags.get(_PLANES, 1) == 2 and max(tags.get(_BITS, (1,))) > 8:  # Pillow takes every byte for a value
+            raise RangeError("TIFF of 16 bits with its bands stored one after another, uncompressed, is not read")
     return mode if isinstance(mode, str) and (image.mode.startswith("I") or ";16" in mode) else None
 
 
@@ -54,14 +62,14 @@ def to_eight_bits(
         if stated is None and max_value is None:
             _warn(int(values.max()), left_out)
         return Image.fromarray(scaled_to_eight_bits(values, max_value=stated or max_value or 65535))
-    if image.format == "TIFF" and image.tag_v2.get(_TIFF_PLANES, 1) == 2:  # type: ignore[attr-defined]
-        raise RangeError("TIFF of 16 bits with its bands stored one after another is not read")  # Pillow reads noise
     high = np.asarray(image)  # (H, W, 3 or 4) uint8
     if max_value is None:
         _warn(int(high[..., :3].max()) * 257, left_out)
         return image
     if raw_mode.partition(";")[0] not in ("RGB", "RGBX", "RGBA") or "transparency" in image.info:
-        raise RangeError(f"16-bit pictures stored as {raw_mode} with transparency are not read with max_value")
+        raise RangeError(f"16 bits with transparency of this kind ({raw_mode}) are not read with max_value")
+    if image.format == "TIFF" and image.tag_v2.get(_PLANES, 1) == 2:  # type: ignore[attr-defined]
+        raise RangeError("TIFF of 16 bits with its bands stored one after another is not read with max_value")
     low = np.asarray(_opened_swapped(data, raw_mode, image.format or ""))
     values = high[..., :3].astype(np.uint16) << 8 | low[..., :3]
     colours = scaled_to_eight_bits(values, max_value=max_value)

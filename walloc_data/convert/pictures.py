@@ -16,6 +16,7 @@ else that Pillow cannot read whole (truncated, empty, text, larger than the limi
 """
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -54,13 +55,17 @@ class PictureError(WallocDataError, ValueError):
 
 @contextmanager
 def pillow_limits() -> Iterator[None]:
-    """Pillow's own limits off, as `max_pixels` is checked instead; truncated files refused; both put back after."""
-    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+    """Pillow's own limits off, as `max_pixels` is checked instead; truncated files refused; its log quiet.
+
+    All is put back after.
+    """
+    log = logging.getLogger("PIL.TiffImagePlugin")  # it logs beside raising
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, log.disabled
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, log.disabled = None, False, True
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, log.disabled = before
 
 
 def decode_picture(data: bytes, *, settings: EncodeSettings, left_out: list[str] | None = None) -> Image.Image:
@@ -83,6 +88,8 @@ def decode_picture(data: bytes, *, settings: EncodeSettings, left_out: list[str]
     except RangeError as error:
         raise PictureError(str(error)) from error
     except UnidentifiedImageError as error:
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            raise PictureError("a TIFF with bands, bits or a compression that are not read") from error
         raise PictureError("not a picture in a format that is read") from error
     except Exception as error:  # Pillow's plugins raise many kinds on damaged files
         reason = _ADDRESS.sub("", str(error)).strip()

@@ -1,0 +1,130 @@
+"""Folders and Hugging Face data sets: strays are left out by a stated rule, and what is lost is named or refused."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from tests.convert.conftest import as_bytes, make_folder, picture
+from walloc_data import encode_dataset
+from walloc_data.convert import verify_dataset
+from walloc_data.errors import SourceError
+from walloc_data.sources import open_source
+from walloc_data.sources.stray import is_stray
+
+PNG = [as_bytes(picture(seed, width=16, height=16)) for seed in range(6)]
+
+
+def put(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(PNG[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, True) for name in (".hidden", "._a.jpg", ".DS_Store", "__MACOSX", "@eaDir", "@EADIR", "lost+found")),
+        *((name, True) for name in ("$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "#recycle")),
+        *((name, False) for name in ("cat", "a.b", "__init__", "_cat", "#1", "@home", ".", "..", "lost", "$100")),
+    ],
+)
+def test_the_rule_for_strays(name: str, expected: bool) -> None:
+    assert is_stray(name) is expected
+
+
+def test_what_systems_leave_is_no_class_and_no_picture(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "in", classes=2, per_class=2)
+    clean = open_source(root)
+    put(root, "__MACOSX/class_0/._000.jpg", "@eaDir/000.jpg/SYNOPHOTO_THUMB_M.jpg", "lost+found/a.jpg")
+    put(root, "$RECYCLE.BIN/b.png", "class_0/@eaDir/000.jpg/thumb.jpg", "class_1/._000.jpg", "class_1/.hidden.png")
+    put(root, "class_1/caption.txt", "class_1/README")
+    (root / "class_2").mkdir()
+    source = open_source(root)
+    assert source.class_names == ("class_0", "class_1", "class_2")
+    assert source.identity == clean.identity
+    assert [sample.name for sample in source.stream()] == [sample.name for sample in clean.stream()]
+    assert source.notes == (
+        "left out: hidden and system files and folders: "
+        "2 @eaDir, 1 $RECYCLE.BIN, 1 ._*, 1 .hidden.png, 1 __MACOSX, 1 lost+found",
+        "left out: files that are not named like pictures: 1 .txt, 1 without a suffix",
+        "1 of 3 classes without pictures: class_2",
+    )
+    summary = encode_dataset(root, tmp_path / "out", size_px=16, progress=False)
+    assert summary.notes == source.notes
+    assert json.loads((tmp_path / "out" / "walloc.json").read_text())["splits"]["train"]["source"]["notes"] == list(
+        source.notes
+    )
+
+
+def test_a_flat_folder_beside_system_folders_is_flat(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "b.png", "@eaDir/a.png/thumb.png")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("x")
+    source = open_source(tmp_path)
+    assert (source.labelled, source.num_items) == (False, 2)
+
+
+def test_data_sets_of_latents_in_a_source_are_left_out_and_are_no_source(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "in", classes=2, per_class=2)
+    encode_dataset(root, tmp_path / "old", size_px=16, progress=False)
+    put(tmp_path / "old", "preview.png")
+    (tmp_path / "old").rename(root / "old")
+    (root / "class_0" / "begun" / ".walloc").mkdir(parents=True)
+    put(root, "class_0/begun/preview.png")
+    source = open_source(root)
+    assert (source.class_names, source.num_items) == (("class_0", "class_1"), 4)
+    assert source.notes == ("left out: data sets of latents: class_0/begun, old",)
+    with pytest.raises(SourceError, match="a data set of latents, which is encoded already"):
+        open_source(root / "old")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_named_like_a_picture_is_not_waited_for(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    source = open_source(tmp_path)
+    assert source.num_items == 1
+    assert source.notes == ("left out: files that are not named like pictures: 1 pipes and devices",)
+
+
+def rows(**columns: Any) -> datasets.Dataset:
+    features = {"image": datasets.Image()}
+    for name, values in columns.items():
+        features[name] = datasets.Value("int64" if isinstance(values[0], int) else "string")
+    images = [{"bytes": data, "path": None} for data in PNG]
+    return datasets.Dataset.from_dict({"image": images, **columns}, features=datasets.Features(features))
+
+
+def test_a_transform_is_refused_with_what_to_do() -> None:
+    data = rows(label=["a", "a", "b", "b", "a", "b"])
+    turned = data.with_transform(lambda batch: batch)
+    with pytest.raises(SourceError, match=r"has a transform \(with_transform\).*map\(\).*with_format\(None\)"):
+        open_source(turned)
+    assert open_source(turned.with_format(None)).num_items == 6
+    assert open_source(data.with_format("numpy")).num_items == 6
+
+
+@pytest.mark.parametrize("values", [[f"caption {number}" for number in range(6)], list(range(6))])
+def test_a_column_with_another_value_in_each_row_holds_no_labels(values: list[Any]) -> None:
+    data = rows(caption=values)
+    with pytest.raises(SourceError, match=r"column 'caption' has a different value in each of 6 rows.*--label-column"):
+        open_source(data, label_column="caption")
+    assert not open_source(data).labelled
+    classes = data.cast_column("caption", datasets.ClassLabel(names=[str(value) for value in values]))
+    assert open_source(classes, label_column="caption").labelled
+
+
+def test_values_of_columns_that_are_lost_are_counted(tmp_path: Path) -> None:
+    data = rows(label=["a", "a", "b", "b", "a", "b"], text=["x" * 70_000, "y", "z" * 70_000, None, "", "x"])
+    out = tmp_path / "out"
+    summary = encode_dataset(data, out, size_px=16, samples_per_shard=2, progress=False)
+    assert summary.kept == ("label (2 classes)", "column text")
+    assert summary.notes == ("left out: value of column 'text', over 64 KiB or not JSON, in 2 pictures",)
+    streamed = data.cast_column("label", datasets.ClassLabel(names=["a", "b"])).to_iterable_dataset()
+    other = encode_dataset(streamed, tmp_path / "stream", size_px=16, samples_per_shard=2, progress=False)
+    assert other.notes == summary.notes
+    assert verify_dataset(out, progress=False).problems == ()
