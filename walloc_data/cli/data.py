@@ -45,6 +45,7 @@ def _encode_arguments(parser: Parser) -> None:
     add("--on-error", choices=("record", "stop"), default="record", help="what a broken picture does (default: record)")
     add("--max-failures", type=int, metavar="N", help="stop after more than N broken pictures")
     add("--overwrite", action="store_true", help="make this split anew, then replace the one there")
+    add("--repair", action="store_true", help="check every byte of what is done, and make anew what is damaged")
     add("--background", type=_colour, default=(255, 255, 255), metavar="R,G,B", help="under alpha (default: white)")
     add_storage(parser)
     _preview_argument(parser)
@@ -98,6 +99,7 @@ def _encode(args: Args) -> Outcome:
         on_error=args.on_error,
         max_failures=args.max_failures,
         overwrite=args.overwrite,
+        repair=args.repair,
         part=args.part,
         storage_options=args.storage_options,
     )

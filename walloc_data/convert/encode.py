@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from walloc_data import __version__
+from walloc_data.convert.begin import begin, check_versions, codec_for, discard_another, plan_for
 from walloc_data.convert.engine import OnError, WorkSetup
 from walloc_data.convert.finish import join_split
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
 from walloc_data.convert.overwrite import (
     clean_leftovers,
-    discard,
     is_begun,
     is_only_split,
     refuse_halfway,
@@ -23,15 +22,15 @@ from walloc_data.convert.overwrite import (
     settle,
     take_over,
 )
-from walloc_data.convert.plan import Plan, differences, parse_part, version_differences
-from walloc_data.convert.progress import Progress, ProgressPrinter
-from walloc_data.convert.records import plan_name
+from walloc_data.convert.plan import parse_part
+from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter
+from walloc_data.convert.repair import damaged_shards, drop_broken_manifest, join_complete_splits
 from walloc_data.convert.run import Run
-from walloc_data.convert.state import check_siblings, read_manifest, read_plan
+from walloc_data.convert.state import check_siblings, finished_shards, read_manifest
 from walloc_data.convert.summary import ConversionSummary
 from walloc_data.devices import usable_device
-from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
-from walloc_data.format import MANIFEST_NAME, EncodeSettings, check_name, dump_json
+from walloc_data.errors import FormatError, StorageError
+from walloc_data.format import MANIFEST_NAME, EncodeSettings, check_name
 from walloc_data.sources import Source, open_source
 from walloc_data.sources.folder import FolderSource
 from walloc_data.storage import Store
@@ -53,6 +52,7 @@ def encode_dataset(
     on_error: OnError = "record",
     max_failures: int | None = None,
     overwrite: bool = False,
+    repair: bool = False,
     part: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool | Callable[[Progress], None] = True,
@@ -76,6 +76,8 @@ def encode_dataset(
         max_failures: stop when more pictures than this are broken.
         overwrite: make this split anew from its first shard, and let it take the place of the one there once it is
             whole. Until then that one stays as it is, which takes room for both.
+        repair: check every byte of the shards that are done, and make anew what is damaged. Without this only their
+            lengths are looked at.
         part: ``"I/N"`` does the I-th of N parts of the shards, for schedulers; `finish_dataset` joins them.
         storage_options: for remote file systems, of `out` and of remote tars.
         progress: True writes to stderr; or a callable that gets a `Progress` several times a second.
@@ -115,22 +117,24 @@ def encode_dataset(
         locks = stack.enter_context(conversion_lock(store, part=_part_tag(split, where) if part else None))
         staging = stack.enter_context(_staging(store, tag=_part_tag(split, where)))
         if part is None:
+            if repair:
+                drop_broken_manifest(store)
             settle(store)
             clean_leftovers(store, split)
         afresh = overwrite and is_only_split(store, split)
         # What is overwritten stays whole until its successor is: see `walloc_data.convert.overwrite`.
         target = replacement(store, split) if overwrite and is_begun(store, split) else store
         here = device if engine == "local" and workers == 1 else "cpu"  # else the workers load it, each its own
-        loaded, codec_files = _load_codec(None if afresh else store, codec, staging=staging, device=here)
+        loaded, codec_files = codec_for(None if afresh else store, codec, staging=staging, device=here, repair=repair)
         with plan_lock(store):  # parts begin side by side
-            plan = _plan(opened, split, settings, loaded)
+            plan = now = plan_for(opened, split, settings, loaded)
             manifest = read_manifest(store)
             refuse_halfway(store, split, manifest)
             check_siblings(store, plan, manifest)
             if target is not store:
                 clean_leftovers(target, split)
-                _discard_another(store, target, plan)
-            plan = _begin(target, plan, codec_files, staging=staging)
+                discard_another(store, target, plan)
+            plan = begin(target, plan, codec_files, staging=staging, repair=repair)
         if printer is not None:
             for note in opened.notes:
                 printer.note(f"{opened.location}: {note}")
@@ -139,7 +143,17 @@ def encode_dataset(
         setup = WorkSetup(
             plan, opened if opened.num_items is not None else None, target, staging, device=device, on_error=on_error
         )
-        run = Run(setup, opened, where=where, max_failures=max_failures, callback=callback)
+        redo: dict[int, str] = {}
+        if repair:
+            meter = ProgressMeter(callback, split=f"check {split}", num_items=None, num_done=0)
+            mine = [number for number in sorted(finished_shards(target, split)) if number % where[1] == where[0]]
+            redo |= damaged_shards(target, split, mine, meter=meter)
+        run = Run(setup, opened, where=where, max_failures=max_failures, callback=callback, redo=redo)
+        if printer is not None:
+            for note in (*redo.values(), *run.notes):
+                printer.note(note)
+        if run.has_work():
+            check_versions(store, plan, now)
         started = time.perf_counter()
         try:
             run.go(workers=workers, engine=engine, address=address, locks=locks, codec=loaded)
@@ -153,6 +167,8 @@ def encode_dataset(
         summary = join_split(target, split)
         if target is not store:
             take_over(store, split)
+        if repair:
+            join_complete_splits(store)
         return replace(summary, url=store.url, new_samples=run.new_samples, seconds=seconds)
 
 
@@ -206,83 +222,3 @@ def _staging(store: Store, *, tag: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             folder.parent.rmdir()  # unless another part works there
-
-
-def _load_codec(store: Store | None, codec: Any, *, staging: Path, device: str) -> tuple[Any, Path]:
-    """The codec asked for, without its decoder, and a folder with all of it, to be copied into the data set."""
-    from walloc_data.codec import codec_folder, fetch_codec, load_codec, save_codec
-
-    written = staging / "codec"
-    if codec is not None and not isinstance(codec, str | Path):
-        save_codec(codec, written)
-        return load_codec(written, decoder=False, device=device)[0], written  # the caller's own stays where it is
-    if codec is None and store is not None and store.exists("codec/codec.json"):
-        codec = fetch_codec(store, scratch=staging)
-    loaded, _ = load_codec(codec, decoder=False, device=device)
-    folder = codec_folder(codec)
-    if folder is None:  # a published checkpoint: its decoder stays where it came from
-        save_codec(loaded, written)
-    return loaded, written if folder is None else folder
-
-
-def _plan(source: Source, split: str, settings: EncodeSettings, codec: Any) -> Plan:
-    from PIL import features
-
-    from walloc_data.webp import WRITER_VERSION
-
-    shuffled = source.num_items is not None and settings.shuffle_seed is not None
-    return Plan(
-        split=split,
-        source=source.describe() | {"shuffled": shuffled},
-        settings=settings,
-        codec=codec.spec,
-        class_names=source.class_names,
-        written_by={
-            "walloc_data": __version__,
-            "webp_writer": WRITER_VERSION,
-            "libwebp": str(features.version("webp")),
-            "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
-        },
-    )
-
-
-def _discard_another(store: Store, inside: Store, plan: Plan) -> None:
-    """Delete an unfinished replacement of the split that was begun with another plan than this."""
-    begun = read_plan(inside, plan.split)
-    if begun is None:
-        return
-    same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
-    if differences(begun, same) or version_differences(begun, same):
-        discard(store, plan.split)
-
-
-def _begin(store: Store, plan: Plan, codec_files: Path, *, staging: Path) -> Plan:
-    """The plan to follow: the one there, if this one agrees with it, else this one, now written down."""
-    begun = read_plan(store, plan.split)
-    manifest = read_manifest(store)
-    if begun is not None:
-        same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
-        found = differences(begun, same)
-        if manifest is None or plan.split not in manifest.splits:  # what is finished stays as it was written
-            found += version_differences(begun, same)
-        if found:
-            raise SettingsMismatchError(
-                f"{store.url}: split {plan.split!r} was begun differently:\n  "
-                + "\n  ".join(found)
-                + "\nRun with what it was begun with, write to another folder, or overwrite the split (--overwrite)"
-            )
-    if manifest is not None and plan.split in manifest.splits and begun is None:
-        raise SettingsMismatchError(
-            f"{store.url}: split {plan.split!r} is there already, and without a plan to resume: overwrite it "
-            "(--overwrite), or name another split"
-        )
-    if begun is not None:
-        return begun
-    if not store.exists("codec/codec.json"):
-        # codec.json last: it is what says that the others are there.
-        for name in ("README.md", "model.safetensors", "operators.safetensors", "codec.json"):
-            if (codec_files / name).is_file():
-                shutil.copyfile(codec_files / name, staging / name)
-                store.publish(staging / name, f"codec/{name}")
-    store.write_bytes(plan_name(plan.split), dump_json(plan.to_dict()).encode())
-    return plan

@@ -116,6 +116,7 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
     first_failures: list[str] = []
     left_out = Counter[str]()
     shardlist = []
+    sizes = store.sizes("data")
     with (folder / "failures.jsonl").open("w", encoding="utf-8") as failures:
         for number, done in enumerate(done_marks(store, split, list(range(num_shards)))):
             if done.first != expected:
@@ -129,6 +130,11 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
             left_out.update(done.left_out)
             if done.shard is None:
                 continue
+            if sizes.get(done.shard.name) != done.shard.num_bytes:
+                raise ConversionError(
+                    f"{store.where(done.shard.name)}: {sizes.get(done.shard.name)} bytes, but its record says "
+                    f"{done.shard.num_bytes}: the encode command that made it makes it anew"
+                )
             counts += np.asarray(done.statistics.counts, dtype=np.int64)
             shards.append(done.shard)
             numbers.append(number)

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +28,10 @@ class Run:
     Args:
         where: (i, n): the shards whose number is i modulo n.
         max_failures: stop when more pictures than this are broken, earlier runs' included.
+        redo: finished shards that are made again all the same.
+
+    Attributes:
+        notes: what a user should know about this run.
     """
 
     def __init__(
@@ -38,15 +42,27 @@ class Run:
         where: tuple[int, int],
         max_failures: int | None,
         callback: Callable[[Progress], None] | None,
+        redo: Collection[int] = (),
     ) -> None:
+        self.notes: list[str] = []
         self.setup, self.source, self.where, self.max_failures = setup, source, where, max_failures
         self.store, self.plan = setup.store, setup.plan
-        self.finished = finished_shards(self.store, self.plan.split)
+        self.finished = finished_shards(self.store, self.plan.split) - set(redo)
         self.new_samples, self.num_failures, self.num_done = 0, 0, 0
         self.first_failures: list[Failure] = []
+        sizes = self.store.sizes("data")
         for done in done_marks(self.store, self.plan.split, sorted(self.finished)):
-            if self._is_mine(done.first // self.plan.settings.samples_per_shard):
-                self._count(done)
+            number = done.first // self.plan.settings.samples_per_shard
+            if not self._is_mine(number):
+                continue
+            if done.shard is not None and sizes.get(done.shard.name) != done.shard.num_bytes:
+                self.finished.discard(number)
+                self.notes.append(
+                    f"{self.store.where(done.shard.name)}: {sizes.get(done.shard.name)} bytes, but its record says "
+                    f"{done.shard.num_bytes}: made anew"
+                )
+                continue
+            self._count(done)
         self.stages = Tally()
         self._live: dict[int, Tally] = {}  # of shards under way
         self.meter = ProgressMeter(callback, split=self.plan.split, num_items=self._num_items(), num_done=self.num_done)
@@ -95,6 +111,10 @@ class Run:
                 on_tick=self.tick,
             )
 
+    def has_work(self) -> bool:
+        """Whether a shard is due, or a stream's end is not known yet."""
+        return self.plan.num_shards is None or any(map(self._is_due, range(self.plan.num_shards)))
+
     def _is_mine(self, shard: int) -> bool:
         return shard % self.where[1] == self.where[0]
 
@@ -106,7 +126,7 @@ class Run:
 
     def _stream_tasks(self) -> Iterator[Task]:
         """Read the stream once, in order; shards that are done are read past."""
-        if self.plan.num_shards is not None and not any(map(self._is_due, range(self.plan.num_shards))):
+        if not self.has_work():
             return
         size = self.plan.settings.samples_per_shard
         number = 0

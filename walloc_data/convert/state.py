@@ -109,9 +109,15 @@ def done_marks(store: Store, split: str, shards: list[int]) -> Iterator[ShardDon
 
     def read(shard: int) -> ShardDone:
         path = done_name(split, shard)
-        done = ShardDone.from_json(store.read_bytes(path, max_bytes=MAX_JSON_BYTES), where=store.where(path))
-        if done.shard is not None and done.shard.name != shard_name(split, shard):
-            raise FormatError(f"{store.where(path)}: speaks of {done.shard.name}, not of {shard_name(split, shard)}")
+        data = store.read_bytes(path, max_bytes=MAX_JSON_BYTES)
+        try:
+            done = ShardDone.from_json(data, where=store.where(path))
+            if done.shard is not None and done.shard.name != shard_name(split, shard):
+                raise FormatError(
+                    f"{store.where(path)}: speaks of {done.shard.name}, not of {shard_name(split, shard)}"
+                )
+        except FormatError as error:
+            raise FormatError(f"{error}. To make this shard anew, encode with repair=True (--repair)") from error
         return done
 
     yield from in_order(read, shards, store=store)

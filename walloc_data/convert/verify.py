@@ -14,6 +14,7 @@ import numpy as np
 
 from walloc_data.convert.inspect import failure_lines, index_rows, local_file, open_manifest
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, counted, format_bytes
+from walloc_data.convert.records import plan_name
 from walloc_data.convert.tar import BLOCK_BYTES, header
 from walloc_data.convert.worker import count_levels
 from walloc_data.errors import FormatError, StorageError, WallocDataError
@@ -45,6 +46,7 @@ class Verification:
     num_failures: int
     num_bytes: int
     problems: tuple[str, ...]  # each with its place; empty: the data set is whole
+    remedy: str = ""  # what to do about the problems
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -53,7 +55,7 @@ class Verification:
     def __str__(self) -> str:
         if self.problems:
             more = " or more" if len(self.problems) >= MAX_PROBLEMS else ""
-            return "\n".join((*self.problems, f"{self.url}: {len(self.problems)}{more} problems"))
+            return "\n".join((*self.problems, f"{self.url}: {len(self.problems)}{more} problems. {self.remedy}"))
         samples, failures = counted(self.num_samples, "sample"), counted(self.num_failures, "failure")
         return (
             f"{self.url}: whole. {samples} and {failures} make up the sources of {counted(self.num_splits, 'split')}; "
@@ -113,7 +115,17 @@ def verify_dataset(
         num_failures=sum(record.num_failures for record in records.values()),
         num_bytes=sum(record.num_bytes for record in records.values()),
         problems=tuple(problems[:MAX_PROBLEMS]),
+        remedy=_remedy(store, splits) if problems else "",
     )
+
+
+def _remedy(store: Store, splits: list[str]) -> str:
+    if all(store.exists(plan_name(split)) for split in splits):
+        return (
+            "The encode command that made this, with --repair (repair=True), makes anew what is damaged or missing and "
+            "keeps the rest"
+        )
+    return "How it was made is not recorded here (.walloc/): fetch it again, or repair it where it was made"
 
 
 def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator[str]:

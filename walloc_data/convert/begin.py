@@ -1,0 +1,134 @@
+"""How a conversion begins: its codec, its plan, and whether what is there already agrees with them."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from walloc_data import __version__
+from walloc_data.convert.overwrite import discard
+from walloc_data.convert.plan import Plan, differences, version_differences
+from walloc_data.convert.records import plan_name
+from walloc_data.convert.state import read_manifest, read_plan
+from walloc_data.errors import CodecError, FormatError, SettingsMismatchError, StorageError
+from walloc_data.format import CodecSpec, EncodeSettings, dump_json
+from walloc_data.sources import Source
+from walloc_data.storage import Store
+
+__all__ = ["begin", "check_versions", "codec_for", "discard_another", "plan_for"]
+
+
+def codec_for(store: Store | None, codec: Any, *, staging: Path, device: str, repair: bool = False) -> tuple[Any, Path]:
+    """Load the codec asked for, without its decoder, and find a folder with all of it, to be copied into the data set.
+
+    Args:
+        store: the data set, whose own codec is what None asks for; None: there is none.
+        repair: where the data set's own is damaged, take the bundled one. Whoever follows the plan compares the two.
+    """
+    from walloc_data.codec import codec_folder, fetch_codec, load_codec, save_codec
+
+    written = staging / "codec"
+    if codec is not None and not isinstance(codec, str | Path):
+        save_codec(codec, written)
+        return load_codec(written, decoder=False, device=device)[0], written  # the caller's own stays where it is
+    own = codec is None and store is not None and store.exists("codec/codec.json")
+    if own and store is not None and (not repair or _has_codec(store, staging=staging)):
+        codec = fetch_codec(store, scratch=staging)
+    loaded, _ = load_codec(codec, decoder=False, device=device)
+    folder = codec_folder(codec)
+    if folder is None:  # a published checkpoint: its decoder stays where it came from
+        save_codec(loaded, written)
+    return loaded, written if folder is None else folder
+
+
+def _has_codec(store: Store, *, staging: Path, spec: CodecSpec | None = None) -> bool:
+    """Whether the data set's codec can be loaded, and is the one that is expected."""
+    from walloc_data.codec import fetch_codec, load_codec
+
+    if not store.exists("codec/codec.json"):
+        return False
+    try:
+        with tempfile.TemporaryDirectory(dir=staging) as scratch:
+            loaded, _ = load_codec(fetch_codec(store, scratch=Path(scratch)), decoder=False)
+    except (CodecError, FormatError, StorageError):
+        return False
+    return spec is None or bool(loaded.spec == spec)
+
+
+def plan_for(source: Source, split: str, settings: EncodeSettings, codec: Any) -> Plan:
+    """The plan of a conversion that begins now."""
+    from PIL import features
+
+    from walloc_data.webp import WRITER_VERSION
+
+    shuffled = source.num_items is not None and settings.shuffle_seed is not None
+    return Plan(
+        split=split,
+        source=source.describe() | {"shuffled": shuffled},
+        settings=settings,
+        codec=codec.spec,
+        class_names=source.class_names,
+        written_by={
+            "walloc_data": __version__,
+            "webp_writer": WRITER_VERSION,
+            "libwebp": str(features.version("webp")),
+            "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
+        },
+    )
+
+
+def discard_another(store: Store, inside: Store, plan: Plan) -> None:
+    """Delete an unfinished replacement of the split that was begun with another plan than this."""
+    begun = read_plan(inside, plan.split)
+    if begun is None:
+        return
+    same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
+    if differences(begun, same) or version_differences(begun, same):
+        discard(store, plan.split)
+
+
+def begin(store: Store, plan: Plan, codec_files: Path, *, staging: Path, repair: bool = False) -> Plan:
+    """The plan to follow: the one there, if this one agrees with it, else this one, now written down."""
+    begun = read_plan(store, plan.split)
+    manifest = read_manifest(store)
+    if begun is not None:
+        same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
+        found = differences(begun, same)
+        if manifest is None or plan.split not in manifest.splits:  # what is finished stays as it was written
+            found += version_differences(begun, same)
+        if found:
+            raise SettingsMismatchError(
+                f"{store.url}: split {plan.split!r} was begun differently:\n  "
+                + "\n  ".join(found)
+                + "\nRun with what it was begun with, write to another folder, or overwrite the split (--overwrite)"
+            )
+    if manifest is not None and plan.split in manifest.splits and begun is None:
+        raise SettingsMismatchError(
+            f"{store.url}: split {plan.split!r} is there already, and without a plan to resume: overwrite it "
+            "(--overwrite), or name another split"
+        )
+    is_there = _has_codec(store, staging=staging, spec=plan.codec) if repair else store.exists("codec/codec.json")
+    if not is_there:
+        # codec.json last: it is what says that the others are there.
+        for name in ("README.md", "model.safetensors", "operators.safetensors", "codec.json"):
+            if (codec_files / name).is_file():
+                shutil.copyfile(codec_files / name, staging / name)
+                store.publish(staging / name, f"codec/{name}")
+    if begun is not None:
+        return begun
+    store.write_bytes(plan_name(plan.split), dump_json(plan.to_dict()).encode())
+    return plan
+
+
+def check_versions(store: Store, before: Plan, now: Plan) -> None:
+    """Refuse to make shards of a split with other programs than those that its other shards were made with.
+
+    Raises:
+        SettingsMismatchError: names them.
+    """
+    if found := version_differences(before, now):
+        raise SettingsMismatchError(
+            f"{store.url}: shards of split {now.split!r} are missing, and were made by other versions:\n  "
+            + "\n  ".join(found)
+            + "\nRun with those, or overwrite the split (--overwrite)"
+        )
