@@ -1,6 +1,5 @@
 """Folders and Hugging Face data sets: strays are left out by a stated rule, and what is lost is named or refused."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from tests.convert.conftest import as_bytes, make_folder, picture
 from walloc_data import encode_dataset
-from walloc_data.convert import verify_dataset
+from walloc_data.convert import dataset_info, finish_dataset, verify_dataset
 from walloc_data.errors import SourceError
 from walloc_data.sources import open_source
 from walloc_data.sources.stray import is_stray
@@ -51,13 +50,24 @@ def test_what_systems_leave_is_no_class_and_no_picture(tmp_path: Path) -> None:
         "left out: hidden and system files and folders: "
         "2 @eaDir, 1 $RECYCLE.BIN, 1 ._*, 1 .hidden.png, 1 __MACOSX, 1 lost+found",
         "left out: files that are not named like pictures: 1 .txt, 1 without a suffix",
-        "1 of 3 classes without pictures: class_2",
     )
-    summary = encode_dataset(root, tmp_path / "out", size_px=16, progress=False)
-    assert summary.notes == source.notes
-    assert json.loads((tmp_path / "out" / "walloc.json").read_text())["splits"]["train"]["source"]["notes"] == list(
-        source.notes
-    )
+    (root / "class_1" / "000.jpg").write_text("broken")
+    (root / "class_1" / "001.jpg").write_text("broken")
+    out = tmp_path / "out"
+    summary = encode_dataset(root, out, size_px=16, progress=False)
+    assert summary.notes == (*source.notes, "2 of 3 classes without samples: class_1, class_2")
+    info = dataset_info(out)
+    assert info.manifest is not None
+    assert list(info.manifest.splits["train"].source["notes"]) == list(summary.notes)
+    assert str(info).splitlines()[-3:] == [f"  {note}" for note in summary.notes]
+    assert dataset_info(encode_parts(root, tmp_path / "parts")).manifest == info.manifest
+
+
+def encode_parts(root: Path, out: Path) -> Path:
+    for part in ("1/2", "2/2"):
+        encode_dataset(root, out, size_px=16, part=part, progress=False)
+    finish_dataset(str(out))
+    return out
 
 
 def test_a_flat_folder_beside_system_folders_is_flat(tmp_path: Path) -> None:

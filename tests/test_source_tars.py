@@ -124,7 +124,11 @@ def test_an_archive_of_class_folders_has_the_labels_of_the_unpacked_folder(prefi
     in_folder = {(s.label, s.name.rpartition("/")[2].removesuffix(".png"), s.data) for s in unpacked.stream()}
     assert in_tar == in_folder
     assert len(in_tar) == 6
-    assert source.notes == unpacked.notes == ("1 of 4 classes without pictures: dog",)
+    assert source.notes == unpacked.notes == ()
+    summaries = [
+        encode_dataset(given, tmp_path / given.kind, size_px=16, progress=False) for given in (source, unpacked)
+    ]
+    assert [summary.notes for summary in summaries] == [("1 of 4 classes without samples: dog",)] * 2
     plain = open_source(f"wds:{path}", label_column="none")
     assert (plain.labelled, plain.class_names) == (False, None)
 

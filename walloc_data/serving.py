@@ -106,8 +106,14 @@ class PictureClassifier(nn.Module):
         return self._predict([image.convert("RGB") for image in images], names=names, top=top)
 
     @torch.inference_mode()
-    def predict_files(self, paths: Iterable[str | os.PathLike[str]], *, top: int = 5) -> list[Prediction]:
+    def predict_files(
+        self, paths: Iterable[str | os.PathLike[str]], *, top: int = 5, settings: EncodeSettings | None = None
+    ) -> list[Prediction]:
         """Classify picture files, read by the converter's own rules.
+
+        Args:
+            settings: those of the data set that the model was trained on, where its background or max_value is not
+                the default.
 
         Raises:
             SourceError: for a file that is not a picture.
@@ -116,7 +122,7 @@ class PictureClassifier(nn.Module):
         for path in paths:
             try:
                 with pillow_limits():
-                    images.append(decode_picture(Path(path).read_bytes(), settings=EncodeSettings()))
+                    images.append(decode_picture(Path(path).read_bytes(), settings=settings or EncodeSettings()))
             except (OSError, PictureError) as error:
                 raise SourceError(f"{path}: cannot be classified: {error}") from error
             names.append(str(path))

@@ -16,7 +16,7 @@ def _encode_arguments(parser: Parser) -> None:
     add("--split", default="train", help="the split to write (default: train)")
     add("--source-split", metavar="NAME", help="the split of an HF data set to read (default: that of --split)")
     add("--image-column", metavar="NAME", help="the column of pictures (default: found by type)")
-    add("--label-column", metavar="NAME", help="the column of labels, or none (default: found by type)")
+    add("--label-column", metavar="NAME", help="the column of labels, folder (of tars), or none (default: found)")
     add("--streaming", action="store_true", help="read an HF data set as a stream, in its own order")
     add("--codec", metavar="CODEC", help="a bundled name, a folder, a .pth or hf://owner/repo/file.pth")
     add("--size", type=int, metavar="N", help="resize the shorter side to N pixels and crop the centre square")

@@ -155,8 +155,10 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
         some = "\n  ".join(first_failures)
         raise ConversionError(f"{store.url}: none of {num_failures} pictures could be encoded, the first:\n  {some}")
     [shape] = shapes if len(shapes) == 1 else [None]
+    labels = _join_rows(store, plan, numbers, folder / "index.parquet")
+    notes = notes_of(plan, left_out, labels=labels)
     record = SplitRecord(
-        source=plan.source,
+        source={**plan.source, "notes": list(notes)},
         num_samples=sum(shard.num_samples for shard in shards),
         num_failures=num_failures,
         shards=tuple(shards),
@@ -164,7 +166,6 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
         labelled=plan.labelled,
         statistics=ChannelStatistics(tuple(map(tuple, counts.tolist()))),
     )
-    _join_rows(store, plan, numbers, folder / "index.parquet")
     store.publish(folder / "index.parquet", index_name(split))
     store.publish(folder / "failures.jsonl", f"failures/{split}.jsonl")
     summary = ConversionSummary(
@@ -178,13 +179,17 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
         webp_bytes=webp_bytes,
         num_pixels=num_pixels,
         kept=kept_of(plan),
-        notes=notes_of(plan, left_out),
+        notes=notes,
     )
     return record, summary, {"wids_version": 1, "name": split, "shardlist": shardlist}
 
 
-def _join_rows(store: Store, plan: Plan, numbers: list[int], target: Path) -> None:
-    """Concatenate the shards' rows; `shard` becomes the position in the manifest's list of shards."""
+def _join_rows(store: Store, plan: Plan, numbers: list[int], target: Path) -> set[int]:
+    """Concatenate the shards' rows; `shard` becomes the position in the manifest's list of shards.
+
+    Returns:
+        The labels that occur.
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -200,16 +205,19 @@ def _join_rows(store: Store, plan: Plan, numbers: list[int], target: Path) -> No
         except (pa.ArrowException, ValueError) as error:
             raise FormatError(f"{store.where(path)}: not the rows of an index ({error})") from error
 
+    labels: set[int] = set()
     with pa.parquet.ParquetWriter(target, schema) as writer:
         waiting: list[Any] = []
         for position, table in enumerate(in_order(read, numbers, store=store)):
             column = pa.array(np.full(len(table), position, dtype=np.int32))
+            labels.update(table["label"].unique().drop_null().to_pylist())
             waiting.append(table.set_column(schema.get_field_index("shard"), "shard", column))
             if sum(map(len, waiting)) >= ROWS_PER_GROUP:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
                 waiting = []
         if waiting:
             writer.write_table(pa.concat_tables(waiting).combine_chunks())
+    return labels
 
 
 def timm_info(manifest: Manifest) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class DatasetInfo:
                     f"{name}: {counted(record.num_samples, 'sample')}, {counted(record.num_failures, 'failure')}, "
                     f"{counted(len(record.shards), 'shard')}, {format_bytes(record.num_bytes)}; latents {shape}{labels}"
                 )
+                notes = record.source.get("notes")
+                lines.extend(f"  {note}" for note in (notes if isinstance(notes, list) else ()))
         for name, (done, planned) in sorted(self.unfinished.items()):
             lines.append(
                 f"{name}: unfinished, {done}{'' if planned is None else f' of {planned}'} shards are done; the encode "

@@ -1,11 +1,12 @@
 """The lines that end a conversion."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from walloc_data.convert.plan import Plan
 from walloc_data.convert.progress import counted, format_bytes, format_seconds
+from walloc_data.sources.stray import names_listed
 
 __all__ = ["ConversionSummary", "kept_of", "notes_of"]
 
@@ -19,12 +20,20 @@ def kept_of(plan: Plan) -> tuple[str, ...]:
     return (*((label,) if plan.labelled else ()), *(f"column {name}" for name in plan.columns))
 
 
-def notes_of(plan: Plan, numbers: Mapping[str, int]) -> tuple[str, ...]:
-    """What the source says of itself, and what encoded pictures have lost, with numbers."""
+def notes_of(plan: Plan, numbers: Mapping[str, int], *, labels: Collection[int] | None = None) -> tuple[str, ...]:
+    """What the source says of itself, what encoded pictures have lost, with numbers, and classes without samples.
+
+    Args:
+        numbers: of pictures, by what they have lost.
+        labels: those that occur; None says nothing of classes, as for a part.
+    """
     lost = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
     lines = [f"left out: {name}, in {counted(number, 'picture')}" for name, number in lost[:MAX_LISTED]]
     if len(lost) > MAX_LISTED:
         lines.append(f"left out: {len(lost) - MAX_LISTED} other kinds of things")
+    names = plan.class_names or ()
+    if labels is not None and plan.labelled and (absent := [n for i, n in enumerate(names) if i not in labels]):
+        lines.append(f"{len(absent)} of {len(names)} classes without samples: {names_listed(absent)}")
     return (*map(str, plan.source.get("notes", ())), *lines)
 
 

@@ -35,7 +35,9 @@ def open_source(
 
         split: which split of a Hugging Face data set to read. Other sources have none.
         image_column: the column of pictures; for tars their extension. Found by type where there is only one.
-        label_column: the column of labels; for tars ``cls`` or a field of the JSON. ``none``: encode without labels.
+        label_column: the column of labels; for tars ``cls``, a field of the JSON, or ``folder``: the folders in the
+            tars are the classes, which is the default where samples are pictures alone. ``none``: encode without
+            labels.
         streaming: read a Hugging Face data set as a stream: nothing is stored here, and order is the source's.
         storage_options: for the file system of remote tars (``endpoint_url``, ``anon``, ...).
 

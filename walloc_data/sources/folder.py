@@ -59,13 +59,10 @@ class FolderSource(Source):
         self._paths = Names(path for path, _ in found)
         self.num_items = len(found)
         self.identity = fingerprint(f"{path}\t{num_bytes}" for path, num_bytes in found)
-        empty = [name for name in folders if name not in populated] if labelled else []
         if labelled:
             number = {name: index for index, name in enumerate(folders)}
             self._labels = np.array([number[path.partition("/")[0]] for path, _ in found], dtype=np.int32)
-        self.notes = scan.notes() + (
-            (f"{len(empty)} of {len(folders)} classes without pictures: {names_listed(empty)}",) if empty else ()
-        )
+        self.notes = scan.notes()
 
     def read(self, index: int) -> Sample:
         path = self._paths[index]

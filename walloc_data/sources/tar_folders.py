@@ -16,7 +16,7 @@ class ClassFolders:
 
     depth: int  # folders above the class folders, the same in all paths
     names: tuple[str, ...]  # class i is the i-th, as `FolderSource` numbers them once the archive is unpacked
-    empty: tuple[str, ...]
+    num_populated: int  # classes that have pictures
 
     def label(self, key: str) -> int:
         """The class of a sample's key."""
@@ -68,6 +68,6 @@ def class_folders(
     below = {tuple(part for part in folder.split("/") if part) for folder in folders}
     every = populated | {path[depth] for path in below if len(path) > depth and path[:depth] == first[:depth]}
     if names is not None and every <= set(names) and len(set(names)) == len(names):
-        return ClassFolders(depth, tuple(names), tuple(name for name in names if name not in populated))
+        return ClassFolders(depth, tuple(names), len(populated))
     ordered = tuple(sorted(every, key=lambda name: name.encode("utf-8", "surrogateescape")))
-    return ClassFolders(depth, ordered, tuple(name for name in ordered if name not in populated))
+    return ClassFolders(depth, ordered, len(populated))

@@ -15,7 +15,7 @@ import numpy as np
 
 from walloc_data.errors import SourceError, StorageError
 from walloc_data.sources.base import Names, Sample, Source, fingerprint
-from walloc_data.sources.stray import listed, names_listed
+from walloc_data.sources.stray import listed
 from walloc_data.sources.tar_folders import class_folders, folder_of
 from walloc_data.sources.tar_samples import (
     FOLDER,
@@ -157,16 +157,13 @@ class TarSource(Source):
             if asked:
                 raise SourceError(f"{self.location}: all its pictures lie in one folder, so folders are no labels")
             return layout
-        if 1 < len(pictures) == len(found.names) - len(found.empty):
+        if 1 < len(pictures) == found.num_populated:
             raise SourceError(
                 f"{self.location}: each of its {len(pictures)} pictures lies in a folder of its own, so folders are no "
                 "labels: encode without labels with label_column='none' (--label-column none)"
             )
         self.class_names = found.names
         self._labels = np.array([found.label(k) if p else -1 for k, p in zip(keys, has_picture, strict=True)], np.int32)
-        if found.empty:
-            what = f"{len(found.empty)} of {len(found.names)} classes without pictures"
-            self.notes += (f"{what}: {names_listed(found.empty)}",)
         if names is not None and found.names != names:
             self.notes += ("the file of class names does not hold all the folders' names, so it was not used",)
         return replace(layout, label_from=FOLDER, num_classes=len(found.names))
