@@ -1,5 +1,6 @@
 """A picture scores exactly as its stored latent, from a folder that holds all it needs, exported or not."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from walloc_data import LatentDataset, create_latent_model, encode_dataset
 from walloc_data.adapters import save_latent_model
 from walloc_data.codec import load_codec
+from walloc_data.codec.wavelets import filter_taps
 from walloc_data.errors import CodecError, ModelError, SourceError
 from walloc_data.serving import PictureClassifier, attach_codec, load_classifier, predict
 from walloc_data.sources import open_source
@@ -99,37 +101,75 @@ def test_another_codec_is_refused_and_a_missing_one_asked_for(served, tmp_path):
         load_classifier(tmp_path)
 
 
-@pytest.mark.parametrize(("served", "normalization"), [(96, "standard"), (100, "expand")], indirect=["served"])
-def test_exported_programs_give_the_same_labels(normalization, served, imagenette_folder, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+@pytest.fixture
+def classifier(served, request):
+    """With weights that tell the pictures apart."""
     out = served[0]
     torch.manual_seed(0)
-    model = create_latent_model("test_convnext", dataset=out, normalization=normalization).eval()
+    model = create_latent_model("test_convnext", dataset=out, normalization=request.param).eval()
     torch.nn.init.normal_(model.head.fc.weight, std=1.0)
     codec, _ = load_codec(out / "codec", decoder=False)
-    classifier = PictureClassifier(model, codec).eval()
+    return PictureClassifier(model, codec).eval()
+
+
+@pytest.fixture
+def pictures(classifier, imagenette_folder):
+    """(8, 3, size, size) uint8."""
     size = classifier.config.size_px
-    pictures = torch.stack(
-        [
-            torch.from_numpy(np.array(Image.open(path).convert("RGB").resize((size, size)))).permute(2, 0, 1)
-            for path in sorted(imagenette_folder.rglob("*.JPEG"))[::5]
-        ]
-    )
+    paths = sorted(imagenette_folder.rglob("*.JPEG"))[::5]
+    images = [np.array(Image.open(path).convert("RGB").resize((size, size))) for path in paths]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+BOTH = pytest.mark.parametrize(
+    ("served", "classifier"), [(96, "standard"), (100, "expand")], indirect=True, ids=["whole cells", "padded"]
+)
+
+
+@pytest.mark.slow
+@BOTH
+def test_exporting_a_classifier_twice_leaves_it_as_it_was(classifier, pictures):
+    filter_taps.cache_clear()  # as in a process that has encoded nothing yet
     with torch.inference_mode():
         expected = classifier(pictures)
-        plain = classifier.exportable()
-        torch.testing.assert_close(plain(pictures), expected, rtol=0, atol=0.1)
-        program = torch.export.export(plain, (pictures,))
-        exported = program.module()(pictures)
-        assert torch.equal(exported.argmax(1), expected.argmax(1))
-        path = tmp_path / "model.onnx"
-        import warnings
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    for module in (classifier.exportable(), classifier, classifier.exportable()):
+        program = torch.export.export(module, (pictures[:2],), dynamic_shapes=(batch,))
+        for number in (1, 5):
+            logits = program.module()(pictures[:number])
+            assert torch.equal(logits.argmax(1), expected[:number].argmax(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(classifier.exportable()(pictures), expected, rtol=0, atol=0.1)
+        assert torch.equal(classifier(pictures), expected)
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own making
-            torch.onnx.export(plain, (pictures,), path, dynamo=True, verbose=False)
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own making, where it leaves the encoder to Python
+@pytest.mark.parametrize(("served", "classifier"), [(100, "standard")], indirect=True)
+def test_a_compiled_classifier_is_as_exact_as_an_eager_one(classifier, pictures):
+    with torch.no_grad():
+        compiled = torch.compile(classifier, backend="eager")(pictures)
+        assert torch.equal(compiled, classifier(pictures))
+
+
+@pytest.mark.slow
+@BOTH
+def test_onnx_takes_any_number_of_pictures(classifier, pictures, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    with torch.inference_mode():
+        expected = classifier(pictures)
+    path = tmp_path / "model.onnx"
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own making
+        torch.onnx.export(
+            classifier, (pictures[:2],), path, dynamo=True, verbose=False, dynamic_shapes=(batch,), optimize=False
+        )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {session.get_inputs()[0].name: pictures.numpy()})
-    assert (logits.argmax(1) == expected.argmax(1).numpy()).all()
-    np.testing.assert_allclose(logits, expected.numpy(), atol=0.1)
+    [given] = session.get_inputs()
+    assert given.shape[0] == "batch"
+    for number in (1, len(pictures)):
+        (logits,) = session.run(None, {given.name: pictures[:number].numpy()})
+        assert (logits.argmax(1) == expected[:number].argmax(1).numpy()).all()
+        np.testing.assert_allclose(logits, expected[:number].numpy(), atol=0.1)

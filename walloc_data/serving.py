@@ -81,8 +81,14 @@ class PictureClassifier(nn.Module):
         Pictures of another size than the model's are scaled and cropped like the converter does, by torch instead of
         Pillow: equal within one grey level. `predict` and `predict_files` use Pillow, and agree exactly.
         """
-        if pictures.dtype != torch.uint8 or pictures.ndim != 4:
-            raise ModelError(f"pictures are uint8 (N, 3, H, W), not {pictures.dtype} {tuple(pictures.shape)}")
+        latents: Tensor = self.codec.encode(self._whole_cells(pictures))
+        return latents
+
+    def _whole_cells(self, pictures: Tensor) -> Tensor:
+        """Pictures of the model's size, padded to whole cells."""
+        channels = self.config.codec.channels
+        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != channels:
+            raise ModelError(f"pictures are uint8 (N, {channels}, H, W), not {pictures.dtype} {tuple(pictures.shape)}")
         size = self.config.size_px
         if size is not None and pictures.shape[2:] != (size, size):
             side = min(pictures.shape[2:])
@@ -90,13 +96,23 @@ class PictureClassifier(nn.Module):
             square = pictures[:, :, top : top + side, left : left + side]
             scaled = F.interpolate(square.float(), size=(size, size), mode="bicubic", antialias=True)
             pictures = scaled.round().clamp(0, 255).to(torch.uint8)
-        latents: Tensor = self.codec.encode(_pad(pictures, cell_px=self.config.codec.cell_px))
-        return latents
+        return _pad(pictures, cell_px=self.config.codec.cell_px)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 to logits (N, num_classes)."""
-        logits: Tensor = self.model(self.encode(pictures))
+        """(N, 3, H, W) uint8 to logits (N, num_classes).
+
+        While torch.export or the ONNX exporter traces it, the encoder's plain operations take the place of the exact
+        ones: see `exportable`.
+        """
+        logits: Tensor = self.model(self._plain_latents(pictures) if _is_exporting() else self.encode(pictures))
         return logits
+
+    def _plain_latents(self, pictures: Tensor) -> Tensor:
+        """Latents in plain tensor operations: float32 (N, C, h, w), whole numbers."""
+        x = self._whole_cells(pictures).float() / 255 - 0.5
+        coefficients = self.codec.wavelet_analysis(x, J=self.codec.J)  # (N, channels * 4^J, h, w)
+        project, compand = self.codec.encoder[0], self.codec.encoder[1]
+        return torch.round(compand(project(coefficients)))
 
     @torch.inference_mode()
     def predict(self, pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], *, top: int = 5) -> list[Prediction]:
@@ -148,10 +164,10 @@ class PictureClassifier(nn.Module):
         return str(label) if self.config.class_names is None else self.config.class_names[label]
 
     def exportable(self) -> nn.Module:
-        """The same classifier in plain tensor operations, for torch.export and ONNX.
+        """The same classifier in plain tensor operations: what torch.export and ONNX see of it, as a module to run.
 
-        It takes (N, 3, H, W) uint8 of the model's own picture size. Filtering is in float32 without the exact second
-        pass, so that a value that falls on a rounding boundary may differ by one step.
+        Filtering is in float32 without the exact second pass, so that a value that falls on a rounding boundary may
+        differ by one step.
         """
         return _PlainClassifier(self).eval()
 
@@ -159,14 +175,17 @@ class PictureClassifier(nn.Module):
 class _PlainClassifier(nn.Module):
     def __init__(self, classifier: PictureClassifier) -> None:
         super().__init__()
-        self.model, self.codec = classifier.model, classifier.codec
-        self.cell_px = classifier.config.codec.cell_px
+        self.classifier = classifier
 
     def forward(self, pictures: Tensor) -> Tensor:
-        x = _pad(pictures, cell_px=self.cell_px).float() / 255 - 0.5
-        coefficients = self.codec.wavelet_analysis(x, J=self.codec.J)  # (N, 192, h, w)
-        logits: Tensor = self.model(self.codec.encoder(coefficients))
+        logits: Tensor = self.classifier.model(self.classifier._plain_latents(pictures))
         return logits
+
+
+def _is_exporting() -> bool:
+    """Whether torch.export traces. Before torch 2.7 that could not be told from torch.compile."""
+    asked = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return bool(asked())
 
 
 def _pad(pictures: Tensor, *, cell_px: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from walloc_data.adapters.models import HasManifest, LatentModelConfig, build, latent_config, unwrap
+from walloc_data.adapters.wrapping import bare_names
 from walloc_data.devices import usable_device
 from walloc_data.errors import ModelError, StorageError
 from walloc_data.files import whole_file
@@ -23,7 +24,7 @@ def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write a latent model: each file under another name first, the config last.
 
     Args:
-        model: made by `create_latent_model`; DDP and compiled modules are unwrapped.
+        model: made by `create_latent_model`; DDP, FSDP, EMA and `torch.compile` are unwrapped.
         folder: made where it does not exist.
 
     Example:
@@ -36,9 +37,10 @@ def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
 
     config = latent_config(model)
     inner = unwrap(model)
+    state = bare_names(inner.state_dict())
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in inner.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     with whole_file(target / WEIGHTS) as unfinished:
         unfinished.write_bytes(save(weights, metadata={"format": "walloc_data-model"}))
     with whole_file(target / CONFIG) as unfinished:
@@ -98,7 +100,7 @@ def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], 
 
     Args:
         config: e.g. `LatentModelConfig.from_dict(checkpoint["config"], where=path)`.
-        weights: the model's `state_dict()`.
+        weights: the model's `state_dict()`, also that of a compiled or DDP model.
         where: named in errors.
 
     Example:
@@ -118,12 +120,14 @@ def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], 
     else:
         buffers = {"latent_table": torch.zeros(channels, 2**config.codec.latent_bits)}
     model = build(config, buffers=buffers)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ModelError(
-            f"{where}: the weights do not fit {config.name} as its config describes it: {error}"
-        ) from error
+    weights, own = bare_names(weights), model.state_dict()
+    missing, left_over = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    other_shape = sorted(name for name in set(own) & set(weights) if own[name].shape != weights[name].shape)
+    if missing or left_over or other_shape:
+        found = {"missing": missing, "left over": left_over, "of another shape": other_shape}
+        said = ", ".join(f"{len(names)} {what} ({names[0]}, ...)" for what, names in found.items() if names)
+        raise ModelError(f"{where}: the weights do not fit {config.name} as its config describes it: {said}")
+    model.load_state_dict(weights)
     return model
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from walloc_data.adapters.models import LatentModelConfig, latent_config, stem_of, unwrap
 from walloc_data.adapters.stem import LatentConv2d
+from walloc_data.adapters.wrapping import bare_module, bare_names
 from walloc_data.errors import ModelError
 from walloc_data.latents import expand
 from walloc_data.regression import WindowMap, WindowRegression
@@ -117,7 +118,7 @@ def _linear_stem(model: nn.Module) -> tuple[LatentModelConfig, LatentConv2d]:
 
 
 def _pixel_stem(pixel_model: nn.Module, path: str) -> nn.Conv2d:
-    module: nn.Module = pixel_model.get_submodule(path)
+    module: nn.Module = bare_module(pixel_model).get_submodule(path)
     while isinstance(module, nn.Sequential):
         module = module[0]
     if not isinstance(module, nn.Conv2d) or module.groups != 1 or module.in_channels != 3:
@@ -182,7 +183,7 @@ def fold_stem(
             f"the prediction has {prediction.weight.shape[0]} targets; this stem needs 3 x {side} x {side}: "
             "make it by PixelPrediction.for_model(model, pixel_model)"
         )
-    cfg: Any = getattr(pixel_model, "pretrained_cfg", {})
+    cfg: Any = getattr(bare_module(pixel_model), "pretrained_cfg", {})
     mu = torch.tensor(mean or cfg["mean"], dtype=torch.float64)[:, None, None]
     sigma = torch.tensor(std or cfg["std"], dtype=torch.float64)[:, None, None]
     kernel = conv.weight.detach().cpu().double() / sigma  # (C_out, 3, k, k), of pixels in [0, 1]
@@ -272,6 +273,7 @@ def stage_output(model: nn.Module, inputs: Tensor, *, latent_model: nn.Module) -
     if path is None:
         raise ModelError("no stage was skipped in this model: fold its stem, there is nothing to imitate")
     seen: list[Tensor] = []
+    model = bare_module(model)  # a compiled one calls no hooks
     handle = model.get_submodule(path).register_forward_hook(lambda _, __, output: seen.append(output))
     try:
         model(inputs)
@@ -305,7 +307,7 @@ def copy_pixel_weights(model: nn.Module, pixel_model: nn.Module) -> None:
     left_out = (site.path, *site.fresh, *site.skipped)
     source = {
         name: value
-        for name, value in pixel_model.state_dict().items()
+        for name, value in bare_names(bare_module(pixel_model).state_dict()).items()
         if not any(name == part or name.startswith(part + ".") for part in left_out)
     }
     module: Any = sys.modules[type(inner).__module__]

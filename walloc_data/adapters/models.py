@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from walloc_data.adapters.families import Geometry, find_family
 from walloc_data.adapters.macs import count_macs
+from walloc_data.adapters.pretrained import Pretrained, pixel_model
 from walloc_data.adapters.stem import LatentConv2d, Normalization, TwoLayerStem, normalization_buffers
+from walloc_data.adapters.wrapping import bare_module
 from walloc_data.errors import FormatError, ModelError
 from walloc_data.format import ChannelStatistics, CodecSpec, Manifest
 from walloc_data.storage import Store, read_manifest
@@ -141,7 +143,7 @@ def create_latent_model(
     split: str | None = None,
     num_classes: int | None = None,
     geometry: Geometry | None = None,
-    pretrained: bool | nn.Module = False,
+    pretrained: Pretrained = False,
     normalization: Normalization = "standard",
     input_shape: tuple[int, int, int] | None = None,
     stem_kernel_cells: int | None = None,
@@ -165,8 +167,9 @@ def create_latent_model(
         num_classes: default: the data set's.
         geometry: "skip_early", "all_stages" or "pixel_grid" (see `walloc_data.adapters.families`); default: the
             family's first.
-        pretrained: True loads timm's weights for pixels; a module is a pixel model of the same name, whose weights
-            are copied. The new stem, and norms that changed width, keep their fresh weights: `fold_stem` fits them.
+        pretrained: True loads timm's weights for pixels; a path those of a state dict (safetensors, or torch.save's);
+            a module is a pixel model of the same name, whose weights are copied. The new stem, and norms that changed
+            width, keep their fresh weights: `fold_stem` fits them.
         normalization: "standard", or "expand" to undo the codec's companding by a table first.
         input_shape: (latent_dim, h, w) where the data set's shapes vary or a transform crops.
         stem_kernel_cells, stem_bias, stem_padding: the stem's window and bias, where the family's own do not suit.
@@ -224,11 +227,12 @@ def create_latent_model(
         size_px=size_px,
         timm_kwargs=timm_kwargs,
     )
+    pixel = None if pretrained is False else pixel_model(config, pretrained)
     model = build(config, buffers=normalization_buffers(statistics, kind=normalization))
-    if pretrained is not False:
+    if pixel is not None:
         from walloc_data.adapters.folding import copy_pixel_weights
 
-        copy_pixel_weights(model, _pixel_model(config, pretrained))
+        copy_pixel_weights(model, pixel)
     return model
 
 
@@ -297,12 +301,10 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
 
 
 def unwrap(model: nn.Module) -> Any:
-    """The module that `create_latent_model` made, inside DDP, EMA or `torch.compile`."""
-    inner: Any = model
-    while not hasattr(inner, "latent_config"):
-        inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
-        if inner is None:
-            raise ModelError(f"{type(model).__name__} was not made by create_latent_model")
+    """The module that `create_latent_model` made, inside DDP, FSDP, EMA or `torch.compile`, in any order."""
+    inner = bare_module(model)
+    if not hasattr(inner, "latent_config"):
+        raise ModelError(f"{type(inner).__name__} was not made by create_latent_model")
     return inner
 
 
@@ -341,10 +343,10 @@ def stem_of(model: nn.Module) -> LatentConv2d:
         >>> stem.weight.shape, stem.latent_mean.shape
         (torch.Size([192, 12, 2, 2]), torch.Size([12]))
     """
-    for module in model.modules():
+    for module in bare_module(model).modules():
         if isinstance(module, LatentConv2d):
             return module
-    raise ModelError(f"{type(model).__name__} was not made by create_latent_model")
+    raise ModelError(f"{type(bare_module(model)).__name__} was not made by create_latent_model")
 
 
 def summarize(model: nn.Module) -> LatentModelSummary:
@@ -364,7 +366,7 @@ def summarize(model: nn.Module) -> LatentModelSummary:
         input_shape=(channels, h, w),
         picture_shape_px=(config.codec.channels, h * cell, w * cell),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_macs=count_macs(model, config),
+        num_macs=count_macs(unwrap(model), config),
     )
 
 
@@ -376,13 +378,3 @@ def _manifest(dataset: HasManifest | Manifest | str | os.PathLike[str]) -> Manif
     if isinstance(dataset, HasManifest):
         return dataset.manifest
     raise FormatError(f"dataset must be a LatentDataset, a Manifest or a path, not {type(dataset).__name__}")
-
-
-def _pixel_model(config: LatentModelConfig, pretrained: bool | nn.Module) -> nn.Module:
-    if isinstance(pretrained, nn.Module):
-        return pretrained
-    import timm
-
-    kept = {key: value for key, value in config.timm_kwargs.items() if key not in ("img_size", "patch_size")}
-    model: nn.Module = timm.create_model(config.name, pretrained=True, num_classes=config.num_classes, **kept)
-    return model

@@ -20,6 +20,32 @@ __all__ = ["LatentConv2d", "Normalization", "TwoLayerStem", "normalization_buffe
 # "standard": (z - mean) / std of the integers. "expand": the same for v = expand(z), by a table of 2^bits entries.
 Normalization = Literal["standard", "expand"]
 
+# uint8 is left out: it is a picture, or a latent still packed or wrapped around, and would be read with wrong values.
+_LATENT_DTYPES = (
+    torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64,
+)  # fmt: skip
+
+
+def _refusal(given: Tensor, *, channels: int) -> str:
+    """What came instead of a latent, and the remedy."""
+    what = (
+        f"this model takes latents (N, {channels}, h, w) of int8 or floats, and got {given.dtype} {tuple(given.shape)}"
+    )
+    if given.ndim == 3 and given.shape[0] == channels and given.dtype in _LATENT_DTYPES:
+        return f"{what}: add a batch dimension, latent[None]"
+    if given.ndim == 4 and given.shape[1] == channels and given.dtype == torch.uint8:
+        return (
+            f"{what}: the integers are signed, and a reader made uint8 of them (timm's fast_collate does): batch them "
+            "with LatentDataset.loader or torch's DataLoader"
+        )
+    if given.ndim == 4 and 3 in (given.shape[1], given.shape[3]):
+        return (
+            f"{what}: these are pictures, or latents still packed. Pictures go through "
+            "walloc_data.serving.PictureClassifier; packed latents through walloc_data.interop.unpack_picture, which "
+            "timm's create_loader replaces by a transform of its own: use LatentDataset.loader or torch's DataLoader"
+        )
+    return f"{what}: were they encoded by the codec that the model was made for?"
+
 
 def normalization_buffers(statistics: ChannelStatistics, *, kind: Normalization) -> dict[str, Tensor]:
     """What `LatentConv2d` needs to standardise latents that have these statistics.
@@ -67,8 +93,12 @@ class LatentConv2d(nn.Conv2d):
         padding_mode: "circular" is what the encoder itself does at a picture's border.
         buffers: from `normalization_buffers`.
 
-    Input: (N, C, h, w), the stored integers as int8, or floats in the same units (after a mixup, say).
+    Input: (N, C, h, w), the stored integers as int8, or in a wider signed type; or floats in the same units (after a
+    mixup, say).
     Output: (N, out_channels, shuffle * h / stride, shuffle * w / stride) in the weight's dtype.
+
+    Raises:
+        ModelError: for what is not a latent: another number of channels, or uint8, which pictures are.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -130,6 +160,8 @@ class LatentConv2d(nn.Conv2d):
         return self.latent_table.flatten()[index + rows]
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.ndim != 4 or input.shape[1] != self.in_channels or input.dtype not in _LATENT_DTYPES:
+            raise ModelError(_refusal(input, channels=self.in_channels))
         x = super().forward(self.normalize(input))
         return F.pixel_shuffle(x, self.shuffle) if self.shuffle > 1 else x
 

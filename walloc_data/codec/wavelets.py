@@ -92,23 +92,19 @@ def _convolve(first: dict[int, float], second: dict[int, float], *, stride: int)
     return taps
 
 
+# Numbers are cached, tensors are not: one that torch.export or torch.compile makes while it traces is not real.
 @lru_cache
-def _analysis_kernel(J: int) -> Tensor:
-    return torch.tensor(filter_taps(J), dtype=torch.float64)  # (2^J, 2R+1)
-
-
-@lru_cache
-def _synthesis_kernel(J: int) -> tuple[Tensor, int, int]:
+def _synthesis_taps(J: int) -> tuple[list[list[list[float]]], int, int]:
     """(2^J phases, 2^J bands, cells) kernel of a convolution over cells, and the cells it needs before and after."""
     bands = _synthesis_bank(J)
     size = 2**J
     # Sample 2^J * n + r takes from band b of cell k the tap at offset 2^J * (n - k) + r.
     before = max(max(band) for band in bands) // size
     after = -(min(min(band) for band in bands) // size)
-    kernel = torch.zeros(size, size, before + after + 1, dtype=torch.float64)
+    kernel = [[[0.0] * (before + after + 1) for _ in range(size)] for _ in range(size)]
     for b, band in enumerate(bands):
         for offset, tap in band.items():
-            kernel[offset % size, b, before - offset // size] = tap
+            kernel[offset % size][b][before - offset // size] = tap
     return kernel, before, after
 
 
@@ -154,7 +150,7 @@ def wavelet_analysis(x: Tensor, J: int = 3) -> Tensor:
         return wavelet_analysis(wavelet_analysis(x, MAX_FUSED_LEVELS), J - MAX_FUSED_LEVELS)
     batch, channels, height, width = x.shape
     h, w = height // size, width // size
-    taps = _analysis_kernel(J).to(x)
+    taps = torch.tensor(filter_taps(J), dtype=x.dtype, device=x.device)  # (2^J, 2R+1)
     radius = taps.shape[1] // 2
     x = x.reshape(batch * channels, 1, height, width)
     x = wrap(x, before=radius, after=radius, dim=2)
@@ -199,8 +195,8 @@ def wavelet_synthesis(X: Tensor, J: int = 3) -> Tensor:
         return wavelet_synthesis(wavelet_synthesis(X, J - MAX_FUSED_LEVELS), MAX_FUSED_LEVELS)
     batch, channels, h, w = X.shape[0], X.shape[1] // 4**J, X.shape[2], X.shape[3]
     size = 2**J
-    kernel, before, after = _synthesis_kernel(J)
-    kernel = kernel.to(X)
+    bank, before, after = _synthesis_taps(J)
+    kernel = torch.tensor(bank, dtype=X.dtype, device=X.device)
     # Undo _interleave: (N, C, width band, height band, h, w).
     order = [2 + 2 * j for j in range(J)] + [3 + 2 * j for j in range(J)]
     bits = X.reshape(batch, channels, *([2] * (2 * J)), h, w).permute(0, 1, *order, 2 + 2 * J, 3 + 2 * J)

@@ -1,0 +1,115 @@
+"""Whatever training wraps around a model, in any order, comes off when it is saved, asked or grouped."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from walloc_data.adapters import (
+    create_latent_model,
+    freeze_except,
+    latent_config,
+    load_latent_model,
+    model_from_config,
+    parameter_groups,
+    save_latent_model,
+    stem_of,
+    summarize,
+)
+from walloc_data.errors import ModelError
+
+
+@pytest.fixture(scope="module")
+def _one_process(tmp_path_factory):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path_factory.mktemp('group')}/{os.getpid()}", rank=0, world_size=1
+    )
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def model(spec, statistics):
+    torch.manual_seed(0)
+    return create_latent_model(
+        "test_convnext", codec=spec, statistics=statistics, num_classes=3, input_shape=(12, 20, 20)
+    ).eval()
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    return torch.compile(module, backend="eager")
+
+
+WRAPPED = {
+    "compile": compiled,
+    "DDP": DistributedDataParallel,
+    "DataParallel": DataParallel,
+    "DDP of compile": lambda module: DistributedDataParallel(compiled(module)),
+    "compile of DDP": lambda module: compiled(DistributedDataParallel(module)),
+    "timm's EMA": ModelEmaV3,
+    "timm's EMA of compile": lambda module: ModelEmaV3(compiled(module)),
+    "timm's EMA of DDP of compile": lambda module: ModelEmaV3(compiled(module)).module,
+    "torch's average": AveragedModel,
+    "compile of torch's average": lambda module: compiled(AveragedModel(module)),
+}
+
+
+@pytest.mark.usefixtures("_one_process")
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED.keys())
+def test_a_wrapped_model_is_saved_and_asked_like_a_bare_one(wrap, model, latents, tmp_path):
+    wrapped = wrap(model)
+    assert latent_config(wrapped) == latent_config(model)
+    assert summarize(wrapped) == summarize(model)
+    assert torch.equal(stem_of(wrapped).weight, stem_of(model).weight)
+    assert [group["name"] for group in parameter_groups(wrapped)] == [g["name"] for g in parameter_groups(model)]
+    assert freeze_except(wrapped, "stem") == ["stem.0.weight", "stem.0.bias"]
+    save_latent_model(wrapped, tmp_path)
+    again = load_latent_model(tmp_path)
+    assert list(again.state_dict()) == list(model.state_dict())
+    assert torch.equal(again(latents), model(latents))
+
+
+def test_a_model_with_compiled_parts_is_saved_by_its_own_names(model, latents, tmp_path):
+    expected, names = model(latents), sorted(model.state_dict())
+    model.stages[2] = compiled(model.stages[2])
+    assert any("_orig_mod" in name for name in model.state_dict())
+    save_latent_model(model, tmp_path)
+    again = load_latent_model(tmp_path)
+    assert sorted(again.state_dict()) == names
+    assert torch.equal(again(latents), expected)
+
+
+@pytest.mark.usefixtures("_one_process")
+def test_a_training_checkpoint_of_a_wrapped_model_loads(model, latents):
+    for wrapped in (
+        compiled(model),
+        DistributedDataParallel(compiled(model)),
+        compiled(DistributedDataParallel(model)),
+    ):
+        again = model_from_config(latent_config(model), weights=wrapped.state_dict(), where="last.pt").eval()
+        assert torch.equal(again(latents), model(latents))
+
+
+def test_weights_that_do_not_fit_are_counted_and_not_listed(model):
+    weights = model.state_dict()
+    weights["head.fc.weight"] = weights["head.fc.weight"][:2]
+    weights["more"] = weights.pop("stem.0.bias")
+    words = (
+        r"last.pt: the weights do not fit test_convnext as its config describes it: 1 missing \(stem.0.bias, ...\), "
+    )
+    words += r"1 left over \(more, ...\), 1 of another shape \(head.fc.weight, ...\)$"
+    with pytest.raises(ModelError, match=words):
+        model_from_config(latent_config(model), weights=weights, where="last.pt")
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, compiled, DataParallel, ModelEmaV3])
+def test_other_models_are_refused_by_their_own_name(wrap, tmp_path):
+    other = wrap(nn.Linear(2, 2))
+    for ask in (latent_config, stem_of, summarize, lambda model: save_latent_model(model, tmp_path)):
+        with pytest.raises(ModelError, match=r"^Linear was not made by create_latent_model"):
+            ask(other)
