@@ -133,7 +133,7 @@ def test_values_of_columns_that_are_lost_are_counted(tmp_path: Path) -> None:
     out = tmp_path / "out"
     summary = encode_dataset(data, out, size_px=16, samples_per_shard=2, progress=False)
     assert summary.kept == ("label (2 classes)", "column text")
-    assert summary.notes == ("left out: value of column 'text', over 64 KiB or not JSON, in 2 pictures",)
+    assert summary.notes == ("left out of 2 pictures: value of column 'text', over 64 KiB or not JSON",)
     streamed = data.cast_column("label", datasets.ClassLabel(names=["a", "b"])).to_iterable_dataset()
     other = encode_dataset(streamed, tmp_path / "stream", size_px=16, samples_per_shard=2, progress=False)
     assert other.notes == summary.notes

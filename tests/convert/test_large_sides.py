@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.convert.conftest import make_folder
 from walloc_data import encode_dataset
 from walloc_data.convert import verify_dataset
+from walloc_data.errors import FormatError
+from walloc_data.report import add_preview, report, save_picture
 
 
 def test_sides_beyond_webps_are_one_failure_each_and_the_rest_is_encoded(tmp_path: Path) -> None:
@@ -30,3 +33,23 @@ def test_sides_beyond_webps_are_one_failure_each_and_the_rest_is_encoded(tmp_pat
     }
     assert verify_dataset(out, progress=False).problems == ()
     assert encode_dataset(source, tmp_path / "squares", size_px=16, progress=False).num_failures == 0
+
+
+def test_a_sheet_too_large_for_webp_says_what_to_do(tmp_path: Path) -> None:
+    sheet = Image.new("L", (20, 16_384))
+    with pytest.raises(FormatError, match=r"20 x 16384 pixels, and WebP's sides end at 16383: .* name it .png"):
+        save_picture(sheet, tmp_path / "sheet.webp")
+    assert save_picture(sheet, tmp_path / "sheet.png").is_file()
+
+
+@pytest.mark.slow
+def test_very_wide_and_very_high_pictures_are_shown(tmp_path: Path) -> None:
+    """The pictures of a report are WebP, too."""
+    (tmp_path / "in").mkdir()
+    for width, height in ((65_528, 8), (8, 40_000)):
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / "in" / f"{width}.png")
+    encode_dataset(tmp_path / "in", tmp_path / "out", progress=False)
+    assert "data:image/webp" in report(tmp_path / "out", tmp_path / "report.html").read_text()
+    add_preview(tmp_path / "out")
+    with Image.open(tmp_path / "out" / "preview.webp") as preview:
+        assert max(preview.size) <= 16_383

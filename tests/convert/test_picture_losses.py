@@ -179,9 +179,9 @@ def test_what_pictures_lose_is_in_the_summary_also_of_a_later_run(tmp_path: Path
     assert summary.kept == ("label (2 classes)",)
     assert summary.notes == (
         "left out: files that are not named like pictures: 1 .txt",
-        "left out: all but 8 of 16 bits a value, with no value above 4095: if that is the range, say so with "
-        "max_value=4095 (--max-value), or the picture is nearly black, in 3 pictures",
-        "left out: TIFF bands after the first 3 of 5, in 1 picture",
+        "left out of 3 pictures: all but 8 of 16 bits a value, with no value above 4095: if that is the range, say so "
+        "with max_value=4095 (--max-value), or the picture is nearly black",
+        "left out of 1 picture: TIFF bands after the first 3 of 5",
     )
     assert str(summary).splitlines()[1:] == ["kept with each picture: label (2 classes)", *summary.notes]
     assert encode_dataset(source, out, **options).notes == summary.notes

@@ -28,7 +28,7 @@ def notes_of(plan: Plan, numbers: Mapping[str, int], *, labels: Collection[int] 
         labels: those that occur; None says nothing of classes, as for a part.
     """
     lost = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
-    lines = [f"left out: {name}, in {counted(number, 'picture')}" for name, number in lost[:MAX_LISTED]]
+    lines = [f"left out of {counted(number, 'picture')}: {name}" for name, number in lost[:MAX_LISTED]]
     if len(lost) > MAX_LISTED:
         lines.append(f"left out: {len(lost) - MAX_LISTED} other kinds of things")
     names = plan.class_names or ()

@@ -10,6 +10,7 @@ from PIL import Image
 from walloc_data.codec import CodecInfo, WallocCodec
 from walloc_data.report.samples import OpenSplit, Shown, decode
 from walloc_data.report.sheet import channel_grid, decoders_of, packed_picture
+from walloc_data.webp import MAX_SIDE
 
 __all__ = ["class_pictures", "walk_through"]
 
@@ -38,13 +39,15 @@ def _values(picture: Image.Image, *, alt: str, height_px: int) -> str:
 
 
 def _img(picture: Image.Image, *, alt: str, height_px: int, quality: int | None) -> str:
+    width = max(1, round(picture.width * height_px / picture.height))
+    if max(picture.size) > MAX_SIDE:  # the browser stretches it again
+        picture = picture.resize((min(MAX_SIDE, picture.width), min(MAX_SIDE, picture.height)))
     buffer = io.BytesIO()
     if quality is None:
         picture.save(buffer, "WEBP", lossless=True, method=4)
     else:
         picture.save(buffer, "WEBP", quality=quality, method=4)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    width = max(1, round(picture.width * height_px / picture.height))
     name = ' class="values"' if quality is None else ""
     return f'<img{name} width="{width}" height="{height_px}" alt="{escape(alt)}" src="data:image/webp;base64,{data}">'
 

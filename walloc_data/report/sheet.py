@@ -21,6 +21,7 @@ from walloc_data.format import ChannelStatistics, SplitRecord
 from walloc_data.latents import pack
 from walloc_data.report.samples import OpenSplit, Shown, decode, open_split, psnr
 from walloc_data.storage import Store
+from walloc_data.webp import MAX_SIDE
 
 __all__ = ["add_preview", "channel_grid", "decoders_of", "packed_picture", "preview", "save_picture"]
 
@@ -317,6 +318,11 @@ def save_picture(picture: Image.Image, target: str | os.PathLike[str]) -> Path:
     formats = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
     if path.suffix.lower() not in formats:
         raise FormatError(f"{path}: a picture's name ends in .png, .webp or .jpg")
+    if path.suffix.lower() == ".webp" and max(picture.size) > MAX_SIDE:
+        raise FormatError(
+            f"{path}: {picture.width} x {picture.height} pixels, and WebP's sides end at {MAX_SIDE}: show fewer, "
+            "or name it .png"
+        )
     options: dict[str, Any] = {"quality": 90} if path.suffix.lower() != ".png" else {"optimize": True}
     try:
         with whole_file(path) as unfinished:
