@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import json
 import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 from walloc_data.format import (
     INDEX_COLUMNS,
     MIRROR_INDEX_COLUMNS,
+    OPTIONAL_INDEX_COLUMNS,
     ChannelStatistics,
     CodecSpec,
     EncodeSettings,
@@ -30,7 +33,7 @@ from walloc_data.format import (
 from walloc_data.latents import encode_webp, pack
 
 SPEC = CodecSpec("test-16x", 3, 3, 12, 8, "bior4.4", "0" * 64)
-_ARROW = {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64()}
+_ARROW = {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64(), "uint32": pa.uint32()}
 
 Latent = npt.NDArray[np.int8]
 
@@ -61,8 +64,12 @@ def write_dataset(
     mirror: bool = False,
     split: str = "train",
     seed: int = 0,
+    checksums: bool = True,
 ) -> Manifest:
-    """Write one split by `walloc_data.format` alone: sample i has label i % num_classes and shape i % len(shapes)."""
+    """Write one split by `walloc_data.format` alone: sample i has label i % num_classes and shape i % len(shapes).
+
+    checksums: False writes what data sets were before the index had checksums and the manifest its sha256.
+    """
     rows: dict[str, list[object]] = {name: [] for name, _, _ in (*INDEX_COLUMNS, *MIRROR_INDEX_COLUMNS)}
     shards = []
     counts = np.zeros((12, 256), np.int64)
@@ -71,11 +78,13 @@ def write_dataset(
         members = range(first, min(num_samples, first + samples_per_shard))
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
 
-            def add(name: str, data: bytes, tar: tarfile.TarFile = tar, buffer: io.BytesIO = buffer) -> tuple[int, int]:
+            def add(
+                name: str, data: bytes, tar: tarfile.TarFile = tar, buffer: io.BytesIO = buffer
+            ) -> tuple[int, int, int]:
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-                return buffer.tell() - -(-len(data) // 512) * 512, len(data)
+                return buffer.tell() - -(-len(data) // 512) * 512, len(data), zlib.crc32(data)
 
             for i in members:
                 h, w = shapes[i % len(shapes)]
@@ -96,12 +105,13 @@ def write_dataset(
                 values = (
                     key,
                     len(shards),
-                    *places[0],
+                    *places[0][:2],
                     label,
                     8 * h,
                     8 * w,
                     i,
-                    *(places[1] if mirror else (None, None)),
+                    places[0][2],
+                    *(places[1] if mirror else (None, None, None)),
                 )
                 for column, value in zip(rows.values(), values, strict=True):
                     column.append(value)
@@ -112,8 +122,11 @@ def write_dataset(
         shards.append(ShardRecord(shard_name(split, len(shards)), len(members), path.stat().st_size, digest))
     columns = (*INDEX_COLUMNS, *(MIRROR_INDEX_COLUMNS if mirror else ()))
     table = pa.table({name: pa.array(rows[name], _ARROW[kind]) for name, kind, _ in columns})
+    if not checksums:
+        table = table.drop_columns(sorted(OPTIONAL_INDEX_COLUMNS & set(table.column_names)))
     (root / "index").mkdir(exist_ok=True)
     pq.write_table(table, root / index_name(split))
+    index_sha256 = hashlib.sha256((root / index_name(split)).read_bytes()).hexdigest()
     record = SplitRecord(
         source={"kind": "test"},
         num_samples=num_samples,
@@ -122,11 +135,15 @@ def write_dataset(
         latent_shape=(12, *shapes[0]) if len(shapes) == 1 else None,
         labelled=num_classes is not None,
         statistics=ChannelStatistics(tuple(map(tuple, counts.tolist()))),
+        index_sha256=index_sha256 if checksums else None,
     )
     names = None if num_classes is None else tuple(f"class{i}" for i in range(num_classes))
     settings = EncodeSettings(samples_per_shard=samples_per_shard, mirror=mirror)
     manifest = Manifest(SPEC, settings, names, {split: record}, {"walloc_data": "test"})
-    (root / "walloc.json").write_text(manifest.to_json())
+    value = json.loads(manifest.to_json())
+    if not checksums:
+        del value["splits"][split]["index_sha256"]  # the field was not there
+    (root / "walloc.json").write_text(dump_json(value))
     return manifest
 
 
@@ -205,7 +222,8 @@ def write_index() -> Callable[..., Path]:
             "label": pa.array(index % 1000),
             "source_index": pa.array(index),
         } | {name: pa.array(np.full(num_samples, value)) for name, value in constant.items()}
-        table = pa.table({name: columns[name].cast(_ARROW[kind]) for name, kind, _ in INDEX_COLUMNS})
+        stored = [(name, kind) for name, kind, _ in INDEX_COLUMNS if name in columns]
+        table = pa.table({name: columns[name].cast(_ARROW[kind]) for name, kind in stored})
         pq.write_table(table, root / index_name("train"))
         split = SplitRecord(
             {"kind": "test"}, num_samples, 0, tuple(records), (12, 4, 4), True, ChannelStatistics.zero(SPEC)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-EXPECTED_COLUMNS = ["key", "shard", "offset", "length", "label", "height", "width", "source_index"]
+EXPECTED_COLUMNS = ["key", "shard", "offset", "length", "label", "height", "width", "source_index", "crc32"]
 
 
 def test_pandas_reads_the_index(imagenette_latents: Any) -> None:

@@ -1,5 +1,6 @@
 """From done marks to a data set: the index, the failures, the statistics, and last the manifest."""
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
@@ -25,7 +26,15 @@ from walloc_data.convert.state import (
 )
 from walloc_data.convert.summary import ConversionSummary, kept_of, notes_of
 from walloc_data.errors import ConversionError, FormatError
-from walloc_data.format import MANIFEST_NAME, ChannelStatistics, Manifest, SplitRecord, dump_json, index_name
+from walloc_data.format import (
+    MANIFEST_NAME,
+    OPTIONAL_INDEX_COLUMNS,
+    ChannelStatistics,
+    Manifest,
+    SplitRecord,
+    dump_json,
+    index_name,
+)
 from walloc_data.storage import Store
 
 __all__ = ["finish_dataset", "join_split", "timm_info"]
@@ -156,6 +165,8 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
         raise ConversionError(f"{store.url}: none of {num_failures} pictures could be encoded, the first:\n  {some}")
     [shape] = shapes if len(shapes) == 1 else [None]
     labels = _join_rows(store, plan, numbers, folder / "index.parquet")
+    with (folder / "index.parquet").open("rb") as index:
+        index_sha256 = hashlib.file_digest(index, "sha256").hexdigest()
     notes = notes_of(plan, left_out, labels=labels)
     record = SplitRecord(
         source={**plan.source, "notes": list(notes)},
@@ -165,6 +176,7 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
         latent_shape=shape if shape is None else (shape[0], shape[1], shape[2]),
         labelled=plan.labelled,
         statistics=ChannelStatistics(tuple(map(tuple, counts.tolist()))),
+        index_sha256=index_sha256,
     )
     store.publish(folder / "index.parquet", index_name(split))
     store.publish(folder / "failures.jsonl", f"failures/{split}.jsonl")
@@ -201,8 +213,11 @@ def _join_rows(store: Store, plan: Plan, numbers: list[int], target: Path) -> se
         path = rows_name(plan.split, number)
         data = store.read_bytes(path, max_bytes=2**31)
         try:
-            return pa.parquet.read_table(pa.BufferReader(data)).cast(schema)
-        except (pa.ArrowException, ValueError) as error:
+            table = pa.parquet.read_table(pa.BufferReader(data))
+            for column in sorted(OPTIONAL_INDEX_COLUMNS & set(schema.names) - set(table.column_names)):
+                table = table.append_column(schema.field(column), pa.nulls(len(table), schema.field(column).type))
+            return table.select(schema.names).cast(schema)
+        except (pa.ArrowException, KeyError, ValueError) as error:
             raise FormatError(f"{store.where(path)}: not the rows of an index ({error})") from error
 
     labels: set[int] = set()

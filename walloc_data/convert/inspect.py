@@ -9,7 +9,7 @@ from typing import Any
 
 from walloc_data.convert.state import read_manifest
 from walloc_data.errors import FormatError
-from walloc_data.format import MANIFEST_NAME, Manifest
+from walloc_data.format import MANIFEST_NAME, OPTIONAL_INDEX_COLUMNS, Manifest
 from walloc_data.storage import Store
 
 __all__ = ["failure_lines", "index_rows", "local_file", "open_manifest"]
@@ -42,7 +42,7 @@ def local_file(store: Store, path: str) -> Iterator[Path]:
 
 
 def index_rows(file: Path, *, mirror: bool, where: str) -> Iterator[dict[str, Any]]:
-    """Rows of a split's index, in order, in memory that does not grow with it."""
+    """Rows of a split's index, in order, in memory that does not grow with it. Optional columns may be absent."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -51,7 +51,11 @@ def index_rows(file: Path, *, mirror: bool, where: str) -> Iterator[dict[str, An
     schema = index_schema(mirror=mirror)
     try:
         with pa.parquet.ParquetFile(file) as parquet:
-            if parquet.schema_arrow.remove_metadata() != schema:
+            found = parquet.schema_arrow.remove_metadata()
+            for absent in OPTIONAL_INDEX_COLUMNS - set(found.names):
+                if absent in schema.names:
+                    schema = schema.remove(schema.get_field_index(absent))
+            if found != schema:
                 raise FormatError(f"{where}: its columns are {parquet.schema_arrow.names}, expected {schema.names}")
             for batch in parquet.iter_batches(batch_size=4096):
                 yield from batch.to_pylist()

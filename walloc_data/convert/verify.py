@@ -3,6 +3,7 @@
 import hashlib
 import json
 import mmap
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -201,6 +202,8 @@ class _Split:
                     yield from self._shard(position, shard, mine)
                 if next(rows, None) is not None:
                     yield f"{where}: has more rows than the manifest's {self.record.num_samples} samples"
+                if self.record.index_sha256 is not None and _sha256(file) != self.record.index_sha256:
+                    yield f"{where}: its SHA-256 is not the manifest's"
         except (FormatError, StorageError) as error:
             yield str(error)
         yield from self._failures()
@@ -288,6 +291,8 @@ class _Split:
             start, member, offset = _member(what, data, name, offset)
             _same(what, f"{prefix}offset", row[f"{prefix}offset"], start)
             _same(what, f"{prefix}length", row[f"{prefix}length"], len(member))
+            if (checksum := row.get(f"{prefix}crc32")) is not None:
+                _same(what, f"{prefix}crc32", checksum, zlib.crc32(member))
             latent = unpack(_picture(what, member, spec.channels), latent_dim=spec.latent_dim)
             _same(what, "latent shape", latent.shape, shape)
             if not mirrored:
@@ -319,6 +324,11 @@ class _Split:
 def _picture(what: str, member: bytes, channels: int) -> Any:
     picture = decode_webp(member, where=what)
     return picture if channels == 3 else picture[..., :1]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _same(what: str, name: str, found: object, expected: object) -> None:

@@ -7,6 +7,7 @@ shape together. How pictures are grouped does not touch a latent: `codec.encode`
 import json
 import math
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -273,8 +274,9 @@ class ShardWorker:
         members.append((f"{item.key}.json", _to_json(meta).encode()))
         offsets = tar.add(members)
         values = [item.key, shard, offsets[0], len(item.files[0]), label, height, width, item.source_index]
+        values.append(zlib.crc32(item.files[0]))
         if self.plan.settings.mirror:
-            values += [offsets[1], len(item.files[1])]
+            values += [offsets[1], len(item.files[1]), zlib.crc32(item.files[1])]
         for column, value in zip(rows.values(), values, strict=True):
             column.append(value)
 
@@ -332,7 +334,7 @@ def index_schema(*, mirror: bool) -> Any:
     import pyarrow as pa
 
     columns = INDEX_COLUMNS + (MIRROR_INDEX_COLUMNS if mirror else ())
-    kinds = {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64()}
+    kinds = {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64(), "uint32": pa.uint32()}
     return pa.schema([(name, kinds[kind]) for name, kind, _ in columns])
 
 

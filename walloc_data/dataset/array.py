@@ -2,12 +2,13 @@
 
     cache_folder/arrays/{identity}/
       latents.int8       (N, C, h, w) int8, or (2N, C, h, w) with the mirror images behind; sparse until filled
-      done               one byte a shard: 1 once its slice is complete and on disk
+      done               one byte a shard: 1 once its slice is complete and on disk; trusted only beside whole latents
       {shard:05d}.lock   held by whoever decodes that shard
 
 Workers, ranks and trainers fill it together, each shard once; a killed one leaves its shard undone and its lock free.
 """
 
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -107,15 +108,24 @@ class ArrayReader:
                 with cache_errors(self.folder, what=self._what):
                     self.folder.mkdir(parents=True, exist_ok=True)
                     with file_lock(self.folder / "lock"):
-                        for name, num_bytes in sizes.items():
-                            with (self.folder / name).open("ab") as file:
-                                if file.tell() != num_bytes:
-                                    file.truncate(num_bytes)  # a hole, filled shard by shard
+                        self._make(sizes)
             latents = np.memmap(self.folder / "latents.int8", np.int8, "r", shape=self.shape)
             done = np.memmap(self.folder / "done", np.uint8, "r", shape=(num_shards,))
             # Plain views: np.memmap's own bookkeeping costs more than a small gather.
             self._maps = latents.view(np.ndarray), done.view(np.ndarray)
         return self._maps
+
+    def _make(self, sizes: Mapping[str, int]) -> None:
+        """Make the files, unless another process has meanwhile. The caller holds the lock."""
+        if all(_is_of(self.folder / name, num_bytes) for name, num_bytes in sizes.items()):
+            return
+        # Cut short, or one of the two lost: what is marked done would be read as zeros. So both are made anew, marks
+        # first removed; who has mapped the old ones keeps them.
+        (self.folder / "done").unlink(missing_ok=True)
+        (self.folder / "latents.int8").unlink(missing_ok=True)
+        for name, num_bytes in sizes.items():
+            with (self.folder / name).open("xb") as file:
+                file.truncate(num_bytes)  # a hole, filled shard by shard
 
 
 def _is_of(path: Path, num_bytes: int) -> bool:

@@ -117,7 +117,8 @@ class LatentDataset(LatentSamples):
         self._reader: Reader = shards
         self.identity = split_identity(spec, self.record)
         if cache == "array":
-            folder = shard_cache.folder / "arrays" / (self.identity + ("-mirror" if mirror else ""))
+            # By the index too: its offsets decide what is decoded.
+            folder = shard_cache.folder / "arrays" / (self._index.path.stem + ("-mirror" if mirror else ""))
             self._reader = ArrayReader(shards, folder, mirror=mirror)
         self._rows: Ints | None = None  # of a subset, in the split's index
         remote = store.local_path is None

@@ -1,6 +1,7 @@
 """Latents of given rows, from shards as they are or from an array of decoded ones."""
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,15 +13,16 @@ import numpy.typing as npt
 from walloc_data.dataset.decode import decode_latents
 from walloc_data.dataset.index import SplitIndex
 from walloc_data.dataset.order import Ints
-from walloc_data.errors import StorageError
-from walloc_data.format import CodecSpec, ShardRecord, SplitRecord, sample_key
-from walloc_data.storage import ShardCache, ShardMaps, Store, map_file, max_open_maps
+from walloc_data.errors import CorruptShardError, StorageError, WallocDataError
+from walloc_data.format import MANIFEST_NAME, CodecSpec, ShardRecord, SplitRecord, sample_key
+from walloc_data.storage import ShardCache, ShardMaps, Store, map_file, max_open_maps, read_manifest
 
 __all__ = ["Latents", "Reader", "ShardReader"]
 
 # Of one shape: (n, C, h, w) int8. Of several: a list of (C, h, w) int8.
 Latents = npt.NDArray[np.int8] | list[npt.NDArray[np.int8]]
 
+_ENCODED_AGAIN = "The data set was encoded again after it was opened here: open it again"
 _MAX_OPEN_CACHED = 64  # an evicted shard keeps its disk space while it is mapped
 
 
@@ -60,6 +62,9 @@ class ShardReader:
         counts = [shard.num_samples for shard in record.shards]
         self._ends = np.cumsum(np.array(counts, dtype=np.int64))
         self._maps = ShardMaps(most=None if store.local_path is not None else _MAX_OPEN_CACHED)
+        # Every shard has checksums, as data sets have since there are any; a shard's rows all have one or none has.
+        self._checked = bool(index.rows[self._ends - counts]["crc32"].all())
+        self._manifest = _stamp(store)
         self._executors: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not come through a fork
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,21 +75,45 @@ class ShardReader:
         return np.searchsorted(self._ends, rows, side="right")
 
     def read(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None = None) -> Latents:
+        """Latents of rows, each checked against its checksum where the index has one.
+
+        Raises:
+            CorruptShardError: a sample is not what was encoded. One from the cache was fetched again before.
+        """
         entries = self.index.rows[rows]
-        offsets, lengths = entries["offset"], entries["length"]
+        offsets, lengths, checksums = entries["offset"], entries["length"], entries["crc32"]
         if mirrored is not None:
             offsets = np.where(mirrored, entries["mirror_offset"], offsets)
             lengths = np.where(mirrored, entries["mirror_length"], lengths)
+            checksums = np.where(mirrored, entries["mirror_crc32"], checksums)
         shards = self.shards(rows)
         payloads = self._payloads(shards, offsets, lengths)
+        try:
+            return self._latents(entries, shards, payloads, checksums)
+        except CorruptShardError:
+            if self.store.local_path is not None:
+                raise
+        for number in np.unique(shards).tolist():
+            self._maps.drop(number)
+            self.cache.remove_damaged(self.record.shards[number])
+        return self._latents(entries, shards, self._payloads(shards, offsets, lengths), checksums)
 
+    def _latents(
+        self, entries: npt.NDArray[np.void], shards: Ints, payloads: Sequence[memoryview], checksums: npt.NDArray[Any]
+    ) -> Latents:
         def where(i: int) -> str:
             name = self.record.shards[shards[i]].name
             return f"{self.store.where(name)}: sample {sample_key(int(entries['source_index'][i]))}"
 
+        for i, (payload, checksum) in enumerate(zip(payloads, checksums.tolist(), strict=True)):
+            if checksum and zlib.crc32(payload) != checksum:
+                raise CorruptShardError(
+                    f"{where(i)}: its bytes are not those that were encoded (CRC-32 {zlib.crc32(payload):08x}, the "
+                    f"index says {checksum:08x}). {self._remedy(self.record.shards[shards[i]])}"
+                )
         cell = self.spec.cell_px
         sides = np.stack([-(-entries["height"] // cell), -(-entries["width"] // cell)], axis=1)
-        if len(rows) and (sides == sides[0]).all():
+        if len(payloads) and (sides == sides[0]).all():
             return self._decode(payloads, (int(sides[0, 0]), int(sides[0, 1])), where)
         latents: list[npt.NDArray[np.int8]] = []
         for i, (h, w) in enumerate(sides.tolist()):
@@ -130,14 +159,29 @@ class ShardReader:
     def _shard(self, number: int) -> memoryview:
         return self._maps.get(number, lambda: self._map(self.record.shards[number]))
 
+    def _remedy(self, shard: ShardRecord) -> str:
+        if self.store.local_path is None:
+            return "The index does not belong to this shard: verify the data set at its source"
+        if _replaced(self.store, shard):
+            return _ENCODED_AGAIN
+        return f"`walloc-data verify {self.store.url}` finds all damage; copy the data set again, or encode it again"
+
     def _map(self, shard: ShardRecord) -> memoryview:
         if self.store.local_path is None:
             return self.cache.open(self.store, shard)
         where = self.store.where(shard.name)
         try:
-            return map_file(self.store.local_path / shard.name, num_bytes=shard.num_bytes, where=where)
+            view = map_file(self.store.local_path / shard.name, num_bytes=shard.num_bytes, where=where)
+        except CorruptShardError as error:
+            raise CorruptShardError(f"{error} {self._remedy(shard)}") from error
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and _replaced(self.store, shard):
+                raise StorageError(f"{where}: {error.strerror}. {_ENCODED_AGAIN}") from error
             raise StorageError(f"{where}: {error.strerror}. The manifest lists this shard") from error
+        # A map stays what it is when its file is replaced. Samples with checksums need no look at the manifest.
+        if not self._checked and self._manifest != _stamp(self.store) and _replaced(self.store, shard):
+            raise CorruptShardError(f"{where}: {_ENCODED_AGAIN}")
+        return view
 
     def fetch(self, number: int) -> None:
         """Bring a remote shard into the cache ahead of its use."""
@@ -147,3 +191,21 @@ class ShardReader:
 
 def _at(where: Callable[[int], str], i: int, _: int) -> str:
     return where(i)
+
+
+def _stamp(store: Store) -> tuple[int, ...] | None:
+    """What changes with a local manifest; None where there is none."""
+    try:
+        status = None if store.local_path is None else (store.local_path / MANIFEST_NAME).stat()
+    except OSError:
+        return None
+    return None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def _replaced(store: Store, shard: ShardRecord) -> bool:
+    """Whether a data set that is open no longer has a shard as it had when it was opened."""
+    try:
+        manifest = read_manifest(store)
+    except WallocDataError:
+        return True
+    return all(shard not in record.shards for record in manifest.splits.values())

@@ -24,12 +24,16 @@ INDEX_COLUMNS = (
     ("height", "int32", "pixels, before padding"),
     ("width", "int32", "pixels, before padding"),
     ("source_index", "int64", "position in the source"),
+    ("crc32", "uint32", "CRC-32 of the packed latent's bytes, as zlib computes it"),
 )
 # Present as well where mirrored latents are stored.
 MIRROR_INDEX_COLUMNS = (
     ("mirror_offset", "int64", "first byte of the packed latent of the mirrored picture"),
     ("mirror_length", "int32", "its bytes"),
+    ("mirror_crc32", "uint32", "their CRC-32"),
 )
+# Absent from data sets that were written before there were checksums; null in shards that were.
+OPTIONAL_INDEX_COLUMNS = frozenset({"crc32", "mirror_crc32"})
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 _NUMBERS = re.compile(r"\[\n[\s\d.,e+-]+\]")

@@ -262,6 +262,7 @@ class SplitRecord(_Record):
     latent_shape: tuple[int, int, int] | None  # None where shapes vary: batches then need a transform or buckets
     labelled: bool
     statistics: ChannelStatistics
+    index_sha256: str | None = None  # of the index's file; None: written before there were checksums
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, Mapping):
@@ -270,6 +271,8 @@ class SplitRecord(_Record):
         _check_int("num_failures", self.num_failures, low=0)
         if not isinstance(self.labelled, bool):
             raise FormatError(f"labelled must be true or false, not {self.labelled!r}")
+        if self.index_sha256 is not None:
+            check_sha256("index_sha256", self.index_sha256)
         if self.latent_shape is not None:
             if not isinstance(self.latent_shape, tuple) or len(self.latent_shape) != 3:
                 raise FormatError(f"latent_shape must be three integers or null, not {self.latent_shape!r}")

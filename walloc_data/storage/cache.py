@@ -155,6 +155,22 @@ class ShardCache:
         """
         self._fetch(store, record)
 
+    def remove_damaged(self, record: ShardRecord) -> bool:
+        """Remove a shard that is here and no longer matches its sha256, so that it is fetched again when asked for.
+
+        Returns:
+            Whether it was removed.
+        """
+        path = self.path(record)
+        with (
+            cache_errors(self.folder, what=f"another copy of {record.name}"),
+            file_lock(self.folder / "locks" / f"{record.sha256}.lock"),
+        ):
+            if not path.exists() or _problem(path, record) is None:
+                return False
+            path.unlink(missing_ok=True)
+            return True
+
     def _fetch(self, store: Store, record: ShardRecord) -> memoryview | None:
         """Fetch a shard; its map, made before anybody could evict it, or None if it was here already."""
         path = self.path(record)

@@ -120,6 +120,11 @@ class ShardMaps:
         _close_to(max_open_maps())
         return view
 
+    def drop(self, number: int) -> None:
+        """Close the map of a shard, if it is open: the next `get` opens it anew."""
+        with _lock():
+            self._open.pop(number, None)
+
     @staticmethod
     def _open_at_last(open_shard: Callable[[], memoryview]) -> memoryview:
         try:
