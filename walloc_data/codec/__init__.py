@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from walloc_data.codec.checkpoints import CodecInfo, bundled_codecs, codec_folder, load_codec, save_codec
+    from walloc_data.codec.decoder_files import save_decoder
+    from walloc_data.codec.decoder_training import train_decoder
     from walloc_data.codec.encoding import LinearEncoder
     from walloc_data.codec.model import WallocCodec
     from walloc_data.codec.page import (
@@ -20,11 +22,18 @@ if TYPE_CHECKING:
     from walloc_data.codec.pictures import PictureSet, read_pictures
     from walloc_data.codec.stored import fetch_codec
     from walloc_data.codec.training import train_codec
-    from walloc_data.codec.training_config import TrainConfig, TrainResult
+    from walloc_data.codec.training_config import (
+        DecoderTrainConfig,
+        DecoderTrainResult,
+        TrainConfig,
+        TrainResult,
+    )
     from walloc_data.codec.wavelets import wavelet_analysis, wavelet_synthesis
 
 _FILES = {
     "CodecInfo": "checkpoints",
+    "DecoderTrainConfig": "training_config",
+    "DecoderTrainResult": "training_config",
     "LinearEncoder": "encoding",
     "PictureSet": "pictures",
     "TrainConfig": "training_config",
@@ -40,14 +49,18 @@ _FILES = {
     "load_codec": "checkpoints",
     "read_pictures": "pictures",
     "save_codec": "checkpoints",
+    "save_decoder": "decoder_files",
     "to_model_input": "page",
     "train_codec": "training",
+    "train_decoder": "decoder_training",
     "wavelet_analysis": "wavelets",
     "wavelet_synthesis": "wavelets",
 }
 
 __all__ = [
     "CodecInfo",
+    "DecoderTrainConfig",
+    "DecoderTrainResult",
     "LinearEncoder",
     "PictureSet",
     "TrainConfig",
@@ -63,8 +76,10 @@ __all__ = [
     "load_codec",
     "read_pictures",
     "save_codec",
+    "save_decoder",
     "to_model_input",
     "train_codec",
+    "train_decoder",
     "wavelet_analysis",
     "wavelet_synthesis",
 ]

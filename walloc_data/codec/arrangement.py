@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from walloc_data.codec.closed_form import whole_cells
-from walloc_data.codec.decoders import ConvDecoder
+from walloc_data.codec.decoders import Decoder
 from walloc_data.codec.model import WallocCodec
 from walloc_data.codec.pictures import Pixels
 from walloc_data.codec.rate import measured_bytes
@@ -57,7 +57,7 @@ def _bytes(latents: Sequence[Tensor], order: Sequence[int], signs: Signs, *, col
 def _apply(codec: WallocCodec, order: Sequence[int], signs: Tensor) -> None:
     """New channel i is signs[i] times old channel order[i]; companding is odd, so signs pass through it."""
     network = codec.decoder[1]
-    if not isinstance(network, nn.Conv2d | ConvDecoder):
+    if not isinstance(network, nn.Conv2d | Decoder):
         raise CodecError("only codecs with a linear or a convolutional decoder can be arranged")
     first = [network] if isinstance(network, nn.Conv2d) else [network.entry, network.skip]
     linear = codec.linear_decoder

@@ -1,12 +1,15 @@
 """Codecs on disk: our folders of safetensors and JSON, and where a codec's name leads.
 
-    codec.json           shape, wavelet, decoder, hash of the encoder, statistics of its latents
-    model.safetensors    encoder.weight (12,192), encoder.bias (12,) float32; linear_decoder.*; decoder.* if it has one
-    README.md            the model card
+    codec.json                 shape, wavelet, decoders, hash of the encoder, statistics of its latents
+    model.safetensors          encoder.weight (12,192), encoder.bias (12,) float32; linear_decoder.*; decoder.* if it
+                               has one: version "1" of the codec's decoder
+    decoder-2.safetensors      a later version, trained for the same encoder (`walloc_data.codec.decoder_files`)
+    README.md, decoder-2.md    the cards of the codec, and of the later decoder
 
 Published WaLLoC checkpoints (.pth, a pickle) are read by `walloc_data.codec.published`.
 """
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +34,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 MAX_CONFIG_BYTES = 2**20
 MAX_WEIGHTS_BYTES = 2**31
 _CODEC_JSON, _WEIGHTS, _CARD = "codec.json", "model.safetensors", "README.md"
+_DECODER_FILE = re.compile(r"decoder-[a-z0-9_-]{1,100}\.safetensors")
 _FIELDS = {"name", "channels", "J", "latent_dim", "latent_bits", "wavelet", "encoder_sha256"}
 
 
@@ -39,6 +43,7 @@ class CodecInfo:
     """What a codec is: the spec that data sets record, and what its folder says besides.
 
     `statistics` are (mean, std) per latent channel of the integers on the training pictures, None where unknown.
+    `decoder` is the kind of network, `decoder_version` its version among the decoders of this encoder.
 
     Example:
         >>> from walloc_data import load_codec
@@ -48,9 +53,10 @@ class CodecInfo:
     """
 
     spec: CodecSpec
-    decoder: Literal["linear", "conv", "published", "none"]
+    decoder: Literal["linear", "conv", "unet", "published", "none"]
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     input_range: Literal["centered"] = "centered"  # pictures as float lie in [-1/2, 1/2]
+    decoder_version: str | None = None
 
     @property
     def name(self) -> str:
@@ -112,7 +118,7 @@ def load_codec(
     *,
     device: str | torch.device = "cpu",
     torch_dtype: torch.dtype = torch.float32,
-    decoder: bool = True,
+    decoder: bool | str | Path = True,
 ) -> tuple[WallocCodec, CodecInfo]:
     """Load a codec, ready for use, and what is known of it.
 
@@ -121,7 +127,9 @@ def load_codec(
             ``X.pth`` with ``X.json`` beside it; or ``hf://owner/repo[@revision]/X.pth``, one on the
             Hugging Face Hub.
         device, torch_dtype: of the module. Latents do not depend on them.
-        decoder: False leaves the decoder out: enough to encode, and nothing but torch is needed.
+        decoder: True for the codec's latest decoder; the version of another one of a codec folder ("1"); the path of a
+            decoder file that `save_decoder` or `train_decoder` wrote for the same encoder. False leaves the decoder out:
+            enough to encode, and nothing but torch is needed.
 
     Returns:
         The codec in evaluation mode, and its `CodecInfo`.
@@ -143,24 +151,29 @@ def load_codec(
     if not torch_dtype.is_floating_point:
         raise CodecError(f"torch_dtype must be a float type, not {torch_dtype}")
     codec, info = _load(DEFAULT_CODEC if source is None else source, decoder=decoder)
+    if not isinstance(decoder, bool) and Path(decoder).is_file():
+        codec, info = _with_decoder(codec, info, Path(decoder))
     device = usable_device(device)
     if torch_dtype != torch.float32 or device.type != "cpu":
         codec.linear_encoder()  # from the float32 weights, before a cast rounds them
     return codec.to(device=device, dtype=torch_dtype).eval(), info
 
 
-def _load(source: str | Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo]:
+def _load(source: str | Path, *, decoder: bool | str | Path) -> tuple[WallocCodec, CodecInfo]:
+    version = None if isinstance(decoder, bool) or Path(decoder).is_file() else str(decoder)
+    if (folder := codec_folder(source)) is not None:
+        return _load_folder(folder, decoder=decoder is True or version is not None, version=version)
+    if version is not None:
+        raise CodecError(f"decoder {version!r}: no such file, and {str(source)!r} is no codec folder with versions")
     if isinstance(source, str) and source.startswith("hf://"):
         from walloc_data.codec.published import load_from_hub
 
-        return load_from_hub(source, decoder=decoder)
+        return load_from_hub(source, decoder=decoder is True)
     path = Path(source)
     if path.suffix == ".pth":
         from walloc_data.codec.published import load_published
 
-        return load_published(path, decoder=decoder)
-    if (folder := codec_folder(source)) is not None:
-        return _load_folder(folder, decoder=decoder)
+        return load_published(path, decoder=decoder is True)
     raise CodecError(
         f"no codec at {str(source)!r}: expected a bundled name ({', '.join(bundled_codecs())}), a folder with "
         f"{_CODEC_JSON}, a .pth file, or hf://owner/repo/file.pth"
@@ -177,7 +190,29 @@ def read_capped(path: Path, *, limit: int) -> bytes:
         raise CodecError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _load_folder(folder: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo]:
+def _with_decoder(codec: WallocCodec, info: CodecInfo, path: Path) -> tuple[WallocCodec, CodecInfo]:
+    """The codec with the decoder network of a file."""
+    from walloc_data.codec.decoder_files import load_decoder
+
+    linear = codec.linear_decoder
+    network, version = load_decoder(path, codec=codec)
+    codec.decoder[1], codec._linear_decoder = network, linear
+    return codec, replace(info, decoder=network.config["kind"], decoder_version=version)
+
+
+def _decoder_files(config: Mapping[str, Any], *, where: str) -> dict[str, str]:
+    """Version to file name of the decoders beside model.safetensors, oldest first."""
+    files = config.get("decoder_files", {})
+    if not isinstance(files, Mapping) or not all(
+        isinstance(name, str) and _DECODER_FILE.fullmatch(name) for name in files.values()
+    ):
+        raise CodecError(f"{where}: decoder_files must map versions to names like decoder-2.safetensors")
+    return {str(version): str(name) for version, name in files.items()}
+
+
+def _load_folder(
+    folder: Path, *, decoder: bool, version: str | None = None
+) -> tuple[WallocCodec, CodecInfo]:
     where = str(folder / _CODEC_JSON)
     try:
         config = load_json(read_capped(folder / _CODEC_JSON, limit=MAX_CONFIG_BYTES), where=where)
@@ -189,8 +224,11 @@ def _load_folder(folder: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
         spec = CodecSpec.from_dict({name: config[name] for name in _FIELDS & set(config)}, where=where)
         description = config.get("decoder")
         kind = description.get("kind") if isinstance(description, Mapping) else None
-        if kind not in ("linear", "conv", "none"):
-            raise CodecError(f"{where}: decoder kind must be 'linear', 'conv' or 'none', not {kind!r}")
+        if kind not in ("linear", "conv", "unet", "none"):
+            raise CodecError(f"{where}: decoder kind must be 'linear', 'conv', 'unet' or 'none', not {kind!r}")
+        later = _decoder_files(config, where=where)
+        if version is not None and version not in {"1", *later}:
+            raise CodecError(f"{where}: no decoder of version {version!r}; there are {', '.join(['1', *later])}")
         statistics = _read_statistics(config.get("statistics"), spec=spec, where=where)
     except FormatError as error:
         raise CodecError(str(error)) from error
@@ -200,7 +238,7 @@ def _load_folder(folder: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
     network: nn.Module | None = None
     if kind == "none" or not decoder:
         network = _NoDecoder()
-    elif kind == "conv":
+    elif kind in ("conv", "unet"):
         from walloc_data.codec.decoders import build_decoder
 
         network = build_decoder(dict(description or {}), latent_dim=spec.latent_dim, out_channels=bands)
@@ -214,7 +252,7 @@ def _load_folder(folder: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
     parts: dict[str, nn.Module] = {"encoder.": codec.encoder[0]}
     if decoder:
         parts |= {"linear_decoder.": convolution} if convolution is not None else {}
-        parts |= {"decoder.": network} if kind == "conv" and network is not None else {}
+        parts |= {"decoder.": network} if kind in ("conv", "unet") and network is not None else {}
     for prefix, module in parts.items():
         _fill(module, weights, prefix=prefix, where=folder / _WEIGHTS)
     codec.name, codec.statistics = spec.name, statistics
@@ -222,7 +260,13 @@ def _load_folder(folder: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
         codec.card = read_capped(folder / _CARD, limit=MAX_CONFIG_BYTES).decode(errors="replace")
     if (found := codec.encoder_sha256) != spec.encoder_sha256:
         raise CodecError(f"{folder}: the encoder's weights hash to {found}, codec.json says {spec.encoder_sha256}")
-    return codec, CodecInfo(spec=spec, decoder=kind if decoder else "none", statistics=statistics)
+    info = CodecInfo(
+        spec=spec, decoder=kind if decoder else "none", statistics=statistics, decoder_version="1" if decoder else None
+    )
+    latest = next(reversed(later), None)
+    if decoder and (wanted := version or latest) in later:
+        return _with_decoder(codec, info, folder / later[wanted])
+    return codec, info
 
 
 def _read_statistics(value: Any, *, spec: CodecSpec, where: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -300,7 +344,7 @@ def save_codec(
         tensors |= {"linear_decoder.weight": linear.weight.flatten(1), "linear_decoder.bias": linear.bias}
     description: dict[str, Any] = {"kind": "linear" if network is linear else "none"}
     described = getattr(network, "config", None)
-    if isinstance(described, Mapping) and described.get("kind") == "conv":
+    if isinstance(described, Mapping) and described.get("kind") in ("conv", "unet"):
         description = dict(described)
         tensors |= {f"decoder.{key}": tensor.to(decoder_dtype) for key, tensor in network.state_dict().items()}
     value: dict[str, Any] = {

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from walloc_data.codec.decoders import decode_tiled, halo_cells
+from walloc_data.codec.decoders import Decoder, decode_tiled, halo_cells
 from walloc_data.codec.encoding import LinearEncoder
 from walloc_data.codec.wavelets import DEC_HI, DEC_LO, REC_HI, REC_LO, wavelet_analysis, wavelet_synthesis
 from walloc_data.errors import CodecError
@@ -189,7 +189,8 @@ class WallocCodec(nn.Module):
                 pictures = self.wavelet_synthesis(network(v).float(), J=self.J)
             else:
                 # Coefficients take 2^J times the pixels' memory and a network several times that: only a tile's worth.
-                pictures = decode_tiled(lambda piece: network(piece).float(), v, J=self.J, halo=halo)
+                align = network.align_cells if isinstance(network, Decoder) else 1
+                pictures = decode_tiled(lambda piece: network(piece).float(), v, J=self.J, halo=halo, align=align)
             return pictures.clamp_(-0.5, 0.5)
 
     @property

@@ -21,7 +21,7 @@ from walloc_data.files import whole_file
 __all__ = ["Corpus", "PictureSet", "read_pictures"]
 
 Pixels = npt.NDArray[np.uint8]
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"))
 _MAX_FILE_BYTES = 2**28
 _MAX_PIXELS = 2**28
 # Pictures past this size come from cameras, and their detail ends below the pixel grid, where the JPEG blocks are.
@@ -48,10 +48,16 @@ class PictureSet:
     weight: float = 1.0
 
 
-def read_pictures(path: str | Path, *, say: Callable[[str], None] | None = None) -> Iterator[Pixels]:
-    """Every picture in a folder (with its subfolders) or an uncompressed tar, or one picture file; as RGB, in order.
+def read_pictures(
+    path: str | Path, *, reduce: bool = True, say: Callable[[str], None] | None = None
+) -> Iterator[Pixels]:
+    """Read every picture in a folder (with its subfolders) or an uncompressed tar, or one picture file; RGB, in order.
 
-    Large ones are reduced. What cannot be read is skipped, named to `say`.
+    Args:
+        path: the folder, tar or picture file.
+        reduce: halve pictures of more than 1,250 pixels along a side, or more than halve them: such pictures come from
+            cameras, whose detail ends below the pixel grid. False takes pictures as they are.
+        say: takes a line for every picture that cannot be read; it is left out.
 
     Example:
         >>> from walloc_data.codec import read_pictures
@@ -70,7 +76,7 @@ def read_pictures(path: str | Path, *, say: Callable[[str], None] | None = None)
         files = _tar_members(path)
     for name, data in files:
         try:
-            yield _decode(data())
+            yield _decode(data(), reduce=reduce)
             count += 1
         except Exception as error:  # Pillow raises many kinds on damaged files
             bad += 1
@@ -103,13 +109,13 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return b"" if file is None else file.read()
 
 
-def _decode(data: bytes) -> Pixels:
+def _decode(data: bytes, *, reduce: bool) -> Pixels:
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
         if width * height > _MAX_PIXELS:
             raise CodecError(f"{width} x {height} pixels; at most {_MAX_PIXELS} are read")
         picture = image.convert("RGB")
-    if (longer := max(width, height)) > _HALVE_ABOVE:
+    if reduce and (longer := max(width, height)) > _HALVE_ABOVE:
         factor = min(0.5, _LARGEST_SIDE / longer)
         picture = picture.resize((round(width * factor), round(height * factor)), Image.Resampling.LANCZOS)
     return np.asarray(picture)
@@ -131,7 +137,7 @@ class Corpus:
             self.weights: list[float] = index["weights"]
             self.shapes = np.array(index["shapes"], dtype=np.int64).reshape(-1, 2)
             self._set_of = np.array(index["set_of"], dtype=np.int64)
-            self._pixels = np.memmap(folder / "pictures.u8", dtype=np.uint8, mode="r")
+            self._pixels = np.memmap(folder / "pictures.u8", dtype=np.uint8, mode="c")  # torch wants it writable
         except (OSError, ValueError, KeyError) as error:
             raise CodecError(f"{folder}: the decoded training pictures cannot be read ({error})") from error
         ends = np.cumsum(self.shapes.prod(1) * 3)
@@ -183,6 +189,19 @@ class Corpus:
         height, width = self.shapes[i]
         start = self._starts[i]
         return self._pixels[start : start + height * width * 3].reshape(height, width, 3)
+
+    def members(self, number: int) -> list[int]:
+        """Return the positions of a set's training pictures."""
+        return [int(i) for i in np.flatnonzero(self._training & (self._set_of == number))]
+
+    def first_pixel(self, i: int) -> int:
+        """Return where picture `i` begins in the file of pixels."""
+        return int(self._starts[i])
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """All pictures' values, one after the other, memory-mapped."""
+        return self._pixels
 
     def training_pictures(self, *, limit: int, seed: int) -> list[int]:
         """Positions of at most `limit` pictures for training, in random order."""

@@ -17,7 +17,7 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ from walloc_data.codec.model import WallocCodec
 from walloc_data.codec.pictures import Corpus, PictureSet
 from walloc_data.codec.rate import estimated_bits, measured_bytes
 from walloc_data.codec.training_config import TrainConfig, TrainResult
-from walloc_data.codec.training_state import Checkpoint, append_log, draw_log, model_card
+from walloc_data.codec.training_state import Checkpoint, append_log, check_settings, draw_log, model_card
 from walloc_data.codec.wavelets import wavelet_analysis, wavelet_synthesis
 from walloc_data.devices import usable_device
-from walloc_data.errors import CodecError, SettingsMismatchError
+from walloc_data.errors import CodecError
 from walloc_data.latents import compand, expand
 
 __all__ = ["TrainConfig", "TrainResult", "train_codec"]
@@ -86,7 +86,7 @@ def train_codec(
         (out / "log.jsonl").unlink(missing_ok=True)
     checkpoint = Checkpoint.load(work)
     if checkpoint is not None:
-        _check_settings(checkpoint.config, config.to_dict(), where=out)
+        check_settings(checkpoint.config, config.to_dict(), where=out)
     corpus = Corpus(work) if Corpus.exists(work) else Corpus.build(pictures, work)
     say(f"{len(corpus)} pictures, {corpus.shapes.prod(1).sum() / 1e6:.0f} MP, {len(corpus.held_out)} held out")
     if config.closed_form:
@@ -97,17 +97,6 @@ def train_codec(
     result = _finish(codec, corpus, config, out=out, steps=steps)
     shutil.rmtree(work)
     return result
-
-
-def _check_settings(begun: Mapping[str, Any], now: Mapping[str, Any], *, where: Path) -> None:
-    names = sorted((set(begun) | set(now)) - {"checkpoint_seconds", "validate_seconds"})
-    if differing := [
-        f"{name} {begun.get(name)!r}, now {now.get(name)!r}" for name in names if begun.get(name) != now.get(name)
-    ]:
-        raise SettingsMismatchError(
-            f"{where}: training was begun with other settings: {'; '.join(differing)}. "
-            "Repeat those, use another folder, or start again with resume=False (--restart)"
-        )
 
 
 def _klt_codec(corpus: Corpus, config: TrainConfig) -> WallocCodec:

@@ -4,12 +4,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from walloc_data.errors import CodecError
 from walloc_data.format import check_name
 
-__all__ = ["TrainConfig", "TrainResult"]
+__all__ = ["DecoderTrainConfig", "DecoderTrainResult", "TrainConfig", "TrainResult"]
 
 
 @dataclass(frozen=True)
@@ -111,4 +111,92 @@ class TrainResult:
         return (
             f"{self.name} in {self.folder}: {self.psnr_db:.2f} dB at {self.bpp:.3f} bpp on {self.held_out_pictures} "
             f"held-out pictures ({self.linear_psnr_db:.2f} dB by its linear decoder), {self.steps} steps"
+        )
+
+
+@dataclass(frozen=True)
+class DecoderTrainConfig:
+    """Settings of training a decoder for a given encoder. `steps` or `minutes` says how long.
+
+    Attributes:
+        version: a name for this decoder among those of its encoder.
+        steps, minutes: the length; with `steps` a run is the same on every machine of one kind.
+        width, groups, blocks, half_blocks, quarter_blocks: of the network, as `UNetDecoder` takes them.
+        batch_size, crop_cells: crops of a step, and the side of a crop in latent cells.
+        wide_from: the part of the run after which crops have twice the side, and a step a quarter as many.
+        optimizer: of the kernels; everything else is trained by Adam.
+        learning_rate: at its peak.
+        ema_decay: of the moving average of the weights.
+        data_licence: of the pictures, for the card.
+
+    Example:
+        >>> from walloc_data.codec import DecoderTrainConfig
+        >>> DecoderTrainConfig(minutes=60).decoder
+        {'kind': 'unet', 'width': 192, 'groups': 4, 'blocks': 13, 'half_blocks': 4, 'quarter_blocks': 2}
+    """
+
+    version: str = "2"
+    steps: int | None = None
+    minutes: float | None = None
+    width: int = 192
+    groups: int = 4
+    blocks: int = 13
+    half_blocks: int = 4
+    quarter_blocks: int = 2
+    batch_size: int = 32
+    crop_cells: int = 32
+    wide_from: float = 0.7
+    optimizer: Literal["muon", "adam"] = "muon"
+    learning_rate: float = 2e-3
+    ema_decay: float = 0.9995
+    seed: int = 0
+    device: str = "cpu"
+    checkpoint_seconds: float = 120.0
+    validate_seconds: float = 300.0
+    data_licence: str = "not stated"
+
+    def __post_init__(self) -> None:
+        check_name(self.version, what="decoder version", where="train-codec")
+        if (self.steps is None) == (self.minutes is None):
+            raise CodecError("training takes either steps or minutes")
+        if any(length is not None and length <= 0 for length in (self.steps, self.minutes)):
+            raise CodecError(f"training must take time: steps {self.steps}, minutes {self.minutes}")
+        if self.optimizer not in ("muon", "adam"):
+            raise CodecError(f"optimizer must be muon or adam, not {self.optimizer!r}")
+        if self.batch_size < 4 or self.crop_cells < 4:
+            raise CodecError(f"batch_size {self.batch_size} and crop_cells {self.crop_cells} must be 4 or more")
+        if not 0 < self.wide_from <= 1 or not 0 <= self.ema_decay < 1 or self.learning_rate <= 0:
+            raise CodecError("wide_from must lie in (0, 1], ema_decay in [0, 1), learning_rate above 0")
+
+    @property
+    def decoder(self) -> dict[str, Any]:
+        """The network's description, as `build_decoder` takes it."""
+        return {
+            "kind": "unet", "width": self.width, "groups": self.groups, "blocks": self.blocks,
+            "half_blocks": self.half_blocks, "quarter_blocks": self.quarter_blocks,
+        }  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, with the network's description."""
+        return {**asdict(self), "decoder": self.decoder}
+
+
+@dataclass(frozen=True)
+class DecoderTrainResult:
+    """A finished decoder: its file, and its quality on the pictures that were held out."""
+
+    file: str
+    version: str
+    steps: int
+    psnr_db: float
+    held_out_pictures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"decoder {self.version} in {self.file}: {self.psnr_db:.2f} dB on {self.held_out_pictures} held-out "
+            f"pictures, {self.steps} steps"
         )

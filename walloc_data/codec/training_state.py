@@ -13,10 +13,11 @@ from torch import Tensor
 
 from walloc_data.codec.checkpoints import CodecInfo
 from walloc_data.codec.pictures import Corpus
-from walloc_data.errors import CodecError
+from walloc_data.errors import CodecError, SettingsMismatchError
 from walloc_data.files import whole_file
+from walloc_data.format import CodecSpec
 
-__all__ = ["Checkpoint", "append_log", "draw_log", "model_card"]
+__all__ = ["Checkpoint", "append_log", "check_settings", "decoder_card", "draw_log", "model_card"]
 
 _FILE = "checkpoint.safetensors"
 _MAX_BYTES = 2**32
@@ -47,8 +48,11 @@ class Checkpoint:
             save_file(tensors, unfinished, metadata=metadata)
 
     @classmethod
-    def load(cls, folder: Path) -> "Checkpoint | None":
-        """The checkpoint of `folder`, None if there is none. Tensors and JSON: reading it runs nothing."""
+    def load(cls, folder: Path, *, state_types: Mapping[str, type] | None = None) -> "Checkpoint | None":
+        """Return the checkpoint of `folder`, None if there is none. Tensors and JSON: reading it runs nothing.
+
+        `state_types` names the fields of the state and their types; those of joint training if not given.
+        """
         path = folder / _FILE
         if not path.exists():
             return None
@@ -60,7 +64,7 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             config, state = value["config"], value["state"]
             if not isinstance(config, dict) or any(
-                type(state[name]) is not kind for name, kind in _STATE_TYPES.items()
+                type(state[name]) is not kind for name, kind in (state_types or _STATE_TYPES).items()
             ):
                 raise ValueError("a field of another type")
         except (SafetensorError, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
@@ -74,20 +78,39 @@ def append_log(out: Path, entry: Mapping[str, Any]) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
+def check_settings(begun: Mapping[str, Any], now: Mapping[str, Any], *, where: Path) -> None:
+    """Raise SettingsMismatchError where a run that goes on was begun with other settings."""
+    names = sorted((set(begun) | set(now)) - {"checkpoint_seconds", "validate_seconds"})
+    if differing := [
+        f"{name} {begun.get(name)!r}, now {now.get(name)!r}" for name in names if begun.get(name) != now.get(name)
+    ]:
+        raise SettingsMismatchError(
+            f"{where}: training was begun with other settings: {'; '.join(differing)}. "
+            "Repeat those, use another folder, or start again with resume=False (--restart)"
+        )
+
+
 def draw_log(log: Path, path: Path) -> bool:
-    """Plot the validation points of a log: rate against quality, and both over time. False without matplotlib."""
+    """Plot the validation points of a log: quality over time, and against the rate. False without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    points = [entry for entry in map(json.loads, log.read_text().splitlines()) if "validation_bpp" in entry]
+    lines = log.read_text().splitlines() if log.exists() else []
+    points = [entry for entry in map(json.loads, lines) if "validation_psnr_db" in entry]
     figure = Figure(figsize=(9, 4), layout="constrained")
     plane, course = figure.subplots(1, 2)
-    bpp, psnr = [entry["validation_bpp"] for entry in points], [entry["validation_psnr_db"] for entry in points]
-    plane.plot(bpp, psnr, ".-", color="0.7")
-    marks = plane.scatter(bpp, psnr, c=[entry["step"] for entry in points])
-    figure.colorbar(marks, ax=plane, label="step")
-    plane.set(xlabel="bits per pixel", ylabel="PSNR, dB", title="Held-out pictures")
+    psnr = [entry["validation_psnr_db"] for entry in points]
+    if any("validation_bpp" in entry for entry in points):
+        bpp = [entry["validation_bpp"] for entry in points]
+        plane.plot(bpp, psnr, ".-", color="0.7")
+        marks = plane.scatter(bpp, psnr, c=[entry["step"] for entry in points])
+        figure.colorbar(marks, ax=plane, label="step")
+        plane.set(xlabel="bits per pixel", ylabel="PSNR, dB", title="Held-out pictures")
+    else:  # the encoder is fixed, and with it the rate
+        losses = [entry for entry in map(json.loads, lines) if "loss" in entry]
+        plane.plot([entry["step"] for entry in losses], [entry["loss"] for entry in losses], lw=0.7)
+        plane.set(xlabel="step", ylabel="loss", title="Training crops")
     course.plot([entry["seconds"] / 60 for entry in points], psnr, ".-")
     course.set(xlabel="minutes", ylabel="PSNR, dB", title="Over time")
     figure.savefig(path, dpi=100)
@@ -138,4 +161,35 @@ Means over {result["held_out_pictures"]} pictures that were held out of training
 ```
 
 Steps taken: {result["steps"]}.
+"""
+
+
+def decoder_card(
+    spec: CodecSpec, settings: Mapping[str, Any], *, corpus: Corpus, steps: int, psnr_db: float
+) -> str:
+    """Return README.md of a decoder: what it decodes, what it learned from, how, and how well it does."""
+    sources = "\n".join(f"| {name} | {weight:g} |" for name, weight in zip(corpus.names, corpus.weights, strict=True))
+    return f"""# Decoder {settings["version"]} of {spec.name}
+
+Trained by `walloc-data train-codec --encoder`, written on {datetime.now(UTC):%Y-%m-%d}. The encoder was not changed: its
+hash is `{spec.encoder_sha256}`, and every latent of that encoder can be decoded with this network.
+
+- Network: {json.dumps(settings["decoder"])}
+- Training: {steps} steps on rounded latents; the loss is the mean over crops of log(squared pixel error + 10)
+- Held-out pictures: {psnr_db:.3f} dB, mean over {len(corpus.held_out)}
+
+## Data
+
+{len(corpus)} pictures, {corpus.shapes.prod(1).sum() / 1e6:.0f} megapixels.
+Licence of the data: {settings["data_licence"]}.
+
+| source | weight |
+|---|---|
+{sources}
+
+## Settings
+
+```json
+{json.dumps(dict(settings), indent=1, sort_keys=True)}
+```
 """

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from walloc_data.errors import CodecError, MissingExtraError
 
-__all__ = ["deinterleave", "filter_taps", "reference_analysis", "wavelet_analysis", "wavelet_synthesis"]
+__all__ = [
+    "analysis_matrix", "bands_of", "deinterleave", "filter_taps", "interleave", "reference_analysis",
+    "synthesis_matrix", "wavelet_analysis", "wavelet_synthesis",
+]  # fmt: skip
 
 # Ten taps a filter, as PyWavelets orders them. Analysis low and high pass, synthesis low and high pass.
 DEC_LO = (
@@ -157,7 +160,7 @@ def wavelet_analysis(x: Tensor, J: int = 3) -> Tensor:
     x = F.conv2d(x, taps[:, None, :, None], stride=(size, 1))  # (N*C, 2^J height bands, h, W)
     x = wrap(x.reshape(batch * channels * size, 1, h, width), before=radius, after=radius, dim=3)
     x = F.conv2d(x, taps[:, None, None, :], stride=(1, size))  # (N*C*2^J, 2^J width bands, h, w)
-    return _interleave(x.reshape(batch, channels, size, size, h, w), J=J)
+    return interleave(x.reshape(batch, channels, size, size, h, w), J=J)
 
 
 def deinterleave(weight: Tensor, *, channels: int, J: int) -> Tensor:
@@ -167,12 +170,46 @@ def deinterleave(weight: Tensor, *, channels: int, J: int) -> Tensor:
     return bits.permute(0, 1, *order).reshape(weight.shape[0], channels, 2**J, 2**J)
 
 
-def _interleave(bands: Tensor, *, J: int) -> Tensor:
+def interleave(bands: Tensor, *, J: int) -> Tensor:
     """(N, C, height band, width band, h, w) to (N, C * 4^J, h, w): the bits of the two bands alternate."""
     batch, channels, _, _, h, w = bands.shape
     bits = bands.reshape(batch, channels, *([2] * (2 * J)), h, w)
     order = [axis for j in range(J) for axis in (2 + J + j, 2 + j)]  # width's bit, then height's, level by level
     return bits.permute(0, 1, *order, 2 + 2 * J, 3 + 2 * J).reshape(batch, channels * 4**J, h, w)
+
+
+def bands_of(X: Tensor, *, J: int) -> Tensor:
+    """Return coefficients (N, C * 4^J, h, w) as (N, C, width band, height band, h, w)."""
+    batch, h, w = X.shape[0], *X.shape[2:]
+    order = [2 + 2 * j for j in range(J)] + [3 + 2 * j for j in range(J)]
+    bits = X.reshape(batch, -1, *([2] * (2 * J)), h, w).permute(0, 1, *order, 2 + 2 * J, 3 + 2 * J)
+    return bits.reshape(batch, -1, 2**J, 2**J, h, w)
+
+
+def analysis_matrix(J: int, *, cells: int) -> Tensor:
+    """Return the analysis of one axis as a matrix, (2^J bands, cells, 2^J * cells samples), float64.
+
+    Where many pictures of one size go through, two matrix products are faster than convolutions on a GPU.
+    """
+    size = 2**J
+    radius = 4 * (size - 1)
+    matrix = torch.zeros(size, cells, size * cells, dtype=torch.float64)
+    for band, taps in enumerate(filter_taps(J)):
+        for k in range(cells):
+            for t, tap in enumerate(taps):
+                matrix[band, k, (size * k + t - radius) % (size * cells)] += tap
+    return matrix
+
+
+def synthesis_matrix(J: int, *, cells: int) -> Tensor:
+    """Return the synthesis of one axis as a matrix, (2^J * cells samples, 2^J bands, cells), float64."""
+    size = 2**J
+    matrix = torch.zeros(size * cells, size, cells, dtype=torch.float64)
+    for band, taps in enumerate(_synthesis_bank(J)):
+        for offset, tap in taps.items():
+            for k in range(cells):
+                matrix[(size * k + offset) % (size * cells), band, k] += tap
+    return matrix
 
 
 def wavelet_synthesis(X: Tensor, J: int = 3) -> Tensor:
@@ -197,10 +234,7 @@ def wavelet_synthesis(X: Tensor, J: int = 3) -> Tensor:
     size = 2**J
     bank, before, after = _synthesis_taps(J)
     kernel = torch.tensor(bank, dtype=X.dtype, device=X.device)
-    # Undo _interleave: (N, C, width band, height band, h, w).
-    order = [2 + 2 * j for j in range(J)] + [3 + 2 * j for j in range(J)]
-    bits = X.reshape(batch, channels, *([2] * (2 * J)), h, w).permute(0, 1, *order, 2 + 2 * J, 3 + 2 * J)
-    x = bits.reshape(batch * channels * size, size, h, w)
+    x = bands_of(X, J=J).reshape(batch * channels * size, size, h, w)
     x = F.conv2d(wrap(x, before=before, after=after, dim=2), kernel[:, :, :, None])  # (N*C*2^J, phases, h, w)
     x = x.reshape(batch * channels, size, size, h, w).permute(0, 1, 3, 2, 4)  # (N*C, width band, h, phase, w)
     x = x.reshape(batch * channels, size, h * size, w)

@@ -1,0 +1,121 @@
+"""Train decoder 2 of rgb-16x-v1: trials of settings side by side, then one run with the best of them.
+
+    python -m benchmarks.train_decoder OUT --corpus DIR --trial-minutes 1.5 --minutes 6.5 --device cuda
+
+DIR is what `benchmarks.training_pictures` makes: picture files named SET-NUMBER.suffix. Trials run at the same time for
+the same minutes, so that they share the device evenly; OUT/trials.json keeps their results, and the best on held-out
+pictures names the settings of the run. Kodak is not among the pictures. Stop it when you like: the same command
+continues.
+"""
+
+import argparse
+import json
+import multiprocessing
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from walloc_data.codec import DecoderTrainConfig, PictureSet, load_codec, read_pictures, train_decoder
+from walloc_data.codec.pictures import Corpus
+
+ENCODER = "rgb-16x-v1"
+TRIALS: dict[str, dict[str, Any]] = {
+    "muon, rate 0.001": {"learning_rate": 1e-3},
+    "muon, rate 0.002": {"learning_rate": 2e-3},
+    "muon, rate 0.004": {"learning_rate": 4e-3},
+    "adam, rate 0.001": {"optimizer": "adam", "learning_rate": 1e-3},
+    "adam, rate 0.002": {"optimizer": "adam", "learning_rate": 2e-3},
+    "muon, rate 0.002, nearly no branch": {"blocks": 19, "half_blocks": 1, "quarter_blocks": 1},
+}
+LICENCE = "by source, in sources.csv of benchmarks.training_pictures; photographs of ImageNet have no common licence"
+
+
+def sets(corpus: Path) -> list[PictureSet]:
+    """The pictures of DIR by the set in their names, drawn from in proportion to the number of files' bytes."""
+    paths: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(corpus.iterdir()):
+        if path.suffix.lower() in (".avif", ".jpg", ".png", ".webp"):
+            paths[path.stem.rpartition("-")[0]].append(path)
+    if not paths:
+        raise SystemExit(f"{corpus} holds no pictures")
+
+    def read(files: list[Path]) -> Iterator[npt.NDArray[np.uint8]]:
+        for file in files:
+            yield from read_pictures(file, reduce=False)
+
+    return [
+        PictureSet(name, read(files), weight=sum(file.stat().st_size for file in files) / 1e6)
+        for name, files in paths.items()
+    ]
+
+
+def trial(out: Path, name: str, settings: dict[str, Any], results: "multiprocessing.Queue[Any]") -> None:
+    torch.set_num_threads(2)
+    codec, _ = load_codec(ENCODER)
+    result = train_decoder([], out, codec=codec, config=DecoderTrainConfig(**settings))
+    results.put({"settings": name, "steps": result.steps, "held_out_psnr_db": result.psnr_db})
+
+
+def run_trials(out: Path, *, minutes: float, device: str) -> list[dict[str, Any]]:
+    """All trials at once, each in its own process and folder; best first."""
+    context = multiprocessing.get_context("spawn")
+    results: multiprocessing.Queue[Any] = context.Queue()
+    processes = []
+    for number, (name, settings) in enumerate(TRIALS.items()):
+        folder = out / f"trial-{number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / ".training").mkdir(parents=True)
+        for file in ("pictures.u8", "pictures.json"):
+            (folder / ".training" / file).symlink_to((out / ".training" / file).resolve())
+        full = {**settings, "minutes": minutes, "device": device, "checkpoint_seconds": 3600.0}
+        processes.append(context.Process(target=trial, args=(folder, name, full, results)))
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    found = [results.get() for _ in range(results.qsize())]
+    for number in range(len(TRIALS)):
+        shutil.rmtree(out / f"trial-{number}", ignore_errors=True)
+    if not found:
+        raise SystemExit("every trial failed")
+    return sorted(found, key=lambda item: -item["held_out_psnr_db"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--minutes", type=float, required=True, help="of the run")
+    parser.add_argument("--trial-minutes", type=float, default=0.0, help="of the trials before it (default: none)")
+    parser.add_argument("--settings", choices=TRIALS, help="of the run, where there are no trials")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--prepare", action="store_true", help="decode the pictures, and stop")
+    args = parser.parse_args()
+    work = args.out / ".training"
+    if not Corpus.exists(work):
+        Corpus.build(sets(args.corpus), work)
+    if args.prepare:
+        return
+    trials = args.out / "trials.json"
+    if args.trial_minutes and not trials.exists():
+        found = run_trials(args.out, minutes=args.trial_minutes, device=args.device)
+        trials.write_text(json.dumps({"minutes": args.trial_minutes, "trials": found}, indent=1) + "\n")
+        print(trials.read_text(), flush=True)
+    best = json.loads(trials.read_text())["trials"][0]["settings"] if trials.exists() else "muon, rate 0.002"
+    settings = TRIALS[args.settings or best]
+    codec, _ = load_codec(ENCODER)
+    config = DecoderTrainConfig(
+        **settings, minutes=args.minutes, device=args.device, checkpoint_seconds=60, validate_seconds=60,
+        data_licence=LICENCE,
+    )  # fmt: skip
+    print(train_decoder([], args.out, codec=codec, config=config, say=lambda line: print(line, flush=True)))
+
+
+if __name__ == "__main__":
+    main()
