@@ -1,8 +1,12 @@
 """Commands that train codecs and use models."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from walloc_data.cli.command import Args, Command, Outcome, Parser
+
+if TYPE_CHECKING:
+    from walloc_data.codec import PictureSet
 
 __all__ = ["COMMANDS"]
 
@@ -39,8 +43,11 @@ def _train_codec_arguments(parser: Parser) -> None:
     rate.add_argument("--target-bpp", type=float, metavar="BPP", help="move the weight to hold this rate")
     add("--latent-channels", type=int, default=12, metavar="N", help="3 times a square (default: 12)")
     add("--levels", type=int, default=3, metavar="J", help="of wavelet packets: cells of 2^J pixels (default: 3)")
+    add("--encoder", metavar="CODEC", help="train a decoder for this codec's encoder, which stays as it is")
+    add("--decoder-version", default="2", metavar="NAME", help="of a decoder for --encoder (default: 2)")
+    add("--keep-size", action="store_true", help="with --encoder: take large pictures as they are, not reduced")
     add("--decoder-width", type=int, default=192, metavar="N", help="channels of the decoder (default: 192)")
-    add("--decoder-blocks", type=int, default=8, metavar="N", help="residual blocks of the decoder (default: 8)")
+    add("--decoder-blocks", type=int, metavar="N", help="residual blocks (default: 8; with --encoder 13)")
     add("--seed", type=int, default=0, help="(default: 0)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--data-licence", default="not stated", metavar="TEXT", help="of the pictures, for the model card")
@@ -52,6 +59,13 @@ def _train_codec(args: Args) -> Outcome:
 
     from walloc_data.codec import PictureSet, TrainConfig, read_pictures, train_codec
 
+    sets = []
+    for source in args.source:
+        path, weight = _weighted(source)
+        reading = read_pictures(path, reduce=not (args.encoder and args.keep_size), say=_say)
+        sets.append(PictureSet(Path(path).name, reading, weight))
+    if args.encoder is not None:
+        return _train_decoder(args, sets)
     config = TrainConfig(
         name=args.name,
         latent_dim=args.latent_channels,
@@ -62,16 +76,30 @@ def _train_codec(args: Args) -> Outcome:
         rate_weight=args.rate_weight,
         target_bpp=args.target_bpp,
         decoder_width=args.decoder_width,
-        decoder_blocks=args.decoder_blocks,
+        decoder_blocks=args.decoder_blocks or 8,
         seed=args.seed,
         device=args.device,
         data_licence=args.data_licence,
     )
-    sets = []
-    for source in args.source:
-        path, weight = _weighted(source)
-        sets.append(PictureSet(Path(path).name, read_pictures(path, say=_say), weight))
     result = train_codec(sets, args.output, config=config, resume=not args.restart, say=_say)
+    return Outcome(result.to_dict(), str(result))
+
+
+def _train_decoder(args: Args, sets: "list[PictureSet]") -> Outcome:
+    from walloc_data.codec import DecoderTrainConfig, load_codec, train_decoder
+
+    codec, _ = load_codec(args.encoder)
+    config = DecoderTrainConfig(
+        version=args.decoder_version,
+        steps=args.steps,
+        minutes=args.minutes,
+        width=args.decoder_width,
+        blocks=args.decoder_blocks or 13,
+        seed=args.seed,
+        device=args.device,
+        data_licence=args.data_licence,
+    )
+    result = train_decoder(sets, args.output, codec=codec, config=config, resume=not args.restart, say=_say)
     return Outcome(result.to_dict(), str(result))
 
 
@@ -131,6 +159,7 @@ COMMANDS = {
         (
             "walloc-data train-codec photos/ -o my-codec --minutes 60 --target-bpp 0.6",
             "walloc-data train-codec photos.tar -o my-klt --closed-form",
+            "walloc-data train-codec photos/ -o my-decoder --encoder rgb-16x-v1 --minutes 60 --device cuda",
         ),
     ),
     "fit-operators": Command(

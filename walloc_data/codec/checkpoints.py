@@ -128,8 +128,8 @@ def load_codec(
             Hugging Face Hub.
         device, torch_dtype: of the module. Latents do not depend on them.
         decoder: True for the codec's latest decoder; the version of another one of a codec folder ("1"); the path of a
-            decoder file that `save_decoder` or `train_decoder` wrote for the same encoder. False leaves the decoder out:
-            enough to encode, and nothing but torch is needed.
+            decoder file that `save_decoder` or `train_decoder` wrote for the same encoder. False leaves the decoder
+            out: enough to encode, and nothing but torch is needed.
 
     Returns:
         The codec in evaluation mode, and its `CodecInfo`.
@@ -162,7 +162,7 @@ def load_codec(
 def _load(source: str | Path, *, decoder: bool | str | Path) -> tuple[WallocCodec, CodecInfo]:
     version = None if isinstance(decoder, bool) or Path(decoder).is_file() else str(decoder)
     if (folder := codec_folder(source)) is not None:
-        return _load_folder(folder, decoder=decoder is True or version is not None, version=version)
+        return _load_folder(folder, decoder=decoder is not False, version=version)
     if version is not None:
         raise CodecError(f"decoder {version!r}: no such file, and {str(source)!r} is no codec folder with versions")
     if isinstance(source, str) and source.startswith("hf://"):
@@ -210,9 +210,7 @@ def _decoder_files(config: Mapping[str, Any], *, where: str) -> dict[str, str]:
     return {str(version): str(name) for version, name in files.items()}
 
 
-def _load_folder(
-    folder: Path, *, decoder: bool, version: str | None = None
-) -> tuple[WallocCodec, CodecInfo]:
+def _load_folder(folder: Path, *, decoder: bool, version: str | None = None) -> tuple[WallocCodec, CodecInfo]:
     where = str(folder / _CODEC_JSON)
     try:
         config = load_json(read_capped(folder / _CODEC_JSON, limit=MAX_CONFIG_BYTES), where=where)

@@ -28,14 +28,17 @@ class DeviceCrops:
         corpus: the pictures; those that are held out or smaller than a crop are not used.
         pixels: its pixels as one flat uint8 tensor, on the device.
         side_px: of a crop.
+
+    Attributes:
+        left_out: sets of which no picture is large enough.
     """
 
     def __init__(self, corpus: Corpus, pixels: Tensor, *, side_px: int) -> None:
         self.pixels, self.side_px = pixels, side_px
+        self.left_out: list[str] = []
         starts, widths, slack, probabilities = [], [], [], []
         for number, weight in enumerate(corpus.weights):
             detail: list[npt.NDArray[np.float64]] = []
-            first = len(starts)
             for i in corpus.members(number):
                 height, width = (int(side) for side in corpus.shapes[i])
                 if min(height, width) < side_px:
@@ -48,17 +51,16 @@ class DeviceCrops:
                 slack.append(np.stack([side.ravel() for side in room], axis=1))
                 picture = pixels[corpus.first_pixel(i) :][: 3 * height * width].reshape(height, width, 3)
                 detail.append(_detail(picture, side_px=side_px).ravel())
-            if weight > 0 and len(starts) == first:
-                raise CodecError(
-                    f"{corpus.names[number]}: no picture is {side_px} pixels high and wide; use larger pictures or "
-                    "smaller crops"
-                )
+            if weight > 0 and not detail:
+                self.left_out.append(corpus.names[number])
             if detail:
                 values = np.concatenate(detail) + 1e-3
                 probabilities.append(weight * (0.5 / len(values) + 0.5 * values / values.sum()))
+        if not starts:
+            raise CodecError(f"no training picture is {side_px} pixels high and wide: use larger ones or smaller crops")
         self._starts, self._widths = np.concatenate(starts), np.concatenate(widths)
         self._slack = np.minimum(np.concatenate(slack), _BLOCK_PX - 1)
-        self._cumulative = np.cumsum(np.concatenate(probabilities) / sum(corpus.weights))
+        self._cumulative = np.cumsum(np.concatenate(probabilities))
 
     def draw(self, count: int, *, seed: int, step: int) -> Tensor:
         """Return what `cut` needs for the crops of one step, (count, 3) int64: start, row step, column step."""

@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,8 @@ class _Step:
         self.crops = DeviceCrops(
             trainer.corpus, trainer.pixels, side_px=(cells + 2 * _MARGIN_CELLS) * trainer.base_cell_px
         )
+        if self.crops.left_out:
+            trainer.say(f"crops of {self.crops.side_px} px: {', '.join(self.crops.left_out)} has no picture so large")
         device = trainer.device
         self.whole = batch_size // 4  # crops that are analysed on their own
         self.analysis = {
@@ -126,6 +128,7 @@ class _Step:
         self.drawn = torch.zeros(batch_size, 3, dtype=torch.int64, device=device)
         self.loss = torch.zeros((), device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.warm = 0
 
     def run(self) -> Tensor:
         """Take one step; returns the loss, a scalar on the device."""
@@ -134,13 +137,13 @@ class _Step:
         self.drawn.copy_(drawn)
         if trainer.device.type != "cuda":
             self._compute()
-        elif self.graph is None and trainer.warm < 3:  # before capture, libraries set themselves up
-            stream = torch.cuda.Stream()
+        elif self.graph is None and self.warm < 3:  # before capture, libraries set themselves up
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 self._compute()
             torch.cuda.current_stream().wait_stream(stream)
-            trainer.warm += 1
+            self.warm += 1
         else:
             if self.graph is None:
                 trainer.zero_grad()
@@ -198,8 +201,9 @@ class _Trainer:
         self.base_cell_px = 2**codec.J
         self.device = device = usable_device(config.device)
         self.pixels = torch.from_numpy(corpus.pixels).to(device)
-        convolution = codec.encoder[0]
-        self.weight, self.bias = (tensor.detach().float().to(device) for tensor in (convolution.weight, convolution.bias))
+        convolution = cast("nn.Conv2d", codec.encoder[0])
+        self.weight = convolution.weight.detach().float().to(device)
+        self.bias = cast("Tensor", convolution.bias).detach().float().to(device)
         fit = corpus.training_pictures(limit=_FIT_PICTURES, seed=config.seed)
         if codec.statistics is None:
             codec.statistics = latent_statistics(codec, (corpus[i] for i in fit))
@@ -220,7 +224,7 @@ class _Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate
-        self.step, self.seconds, self.warm = 0, 0.0, 0
+        self.step, self.seconds = 0, 0.0
         self.held_out = self._held_out()
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -270,9 +274,10 @@ class _Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
         with torch.no_grad():
-            averages, parameters = list(self.average.parameters()), list(self.model.parameters())
+            averages: list[Tensor] = list(self.average.parameters())
+            parameters: list[Tensor] = list(self.model.parameters())
             torch._foreach_mul_(averages, self.decay)
-            torch._foreach_add_(averages, torch._foreach_mul(parameters, 1 - self.decay))
+            torch._foreach_add_(averages, list(torch._foreach_mul(parameters, 1 - self.decay)))
 
     def run(self) -> None:
         """Train to the end."""
@@ -315,9 +320,7 @@ class _Trainer:
     def codec(self) -> WallocCodec:
         """The codec with the averaged weights as its decoder."""
         base = self.base
-        folded = build_decoder(
-            self.config.decoder, latent_dim=base.latent_dim, out_channels=base.channels * 4**base.J
-        )
+        folded = build_decoder(self.config.decoder, latent_dim=base.latent_dim, out_channels=base.channels * 4**base.J)
         folded.load_state_dict({name: tensor.cpu() for name, tensor in self.average.state_dict().items()})
         with torch.no_grad():
             for layer in (folded.entry, folded.skip):

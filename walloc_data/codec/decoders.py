@@ -241,7 +241,11 @@ def decode_tiles(
             tall, wide = min(tile_cells, h - top), min(tile_cells, w - left)
             rows, columns = _segments(top, tall, h), _segments(left, wide, w)
             coefficients = torch.cat(
-                [torch.cat([_piece(network, latents, r, c, halo=halo, align=align) for c in columns], dim=3) for r in rows], dim=2
+                [
+                    torch.cat([_piece(network, latents, r, c, halo=halo, align=align) for c in columns], dim=3)
+                    for r in rows
+                ],
+                dim=2,
             )
             # Synthesis wraps around the tile; what that spoils is the margin, which goes.
             y = 0 if tall == h else _SYNTHESIS_HALO_CELLS * size

@@ -238,7 +238,7 @@ class _Trainer:
             # Every block starts close to the identity, and the decoder as the linear one.
             for parameter in decoder.exit.parameters():
                 parameter.zero_()
-            for name, parameter in decoder.blocks.named_parameters():
+            for name, parameter in decoder.named_parameters():
                 if name.endswith("mix.weight"):
                     parameter.mul_(0.3)
 

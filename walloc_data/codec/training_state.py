@@ -164,15 +164,13 @@ Steps taken: {result["steps"]}.
 """
 
 
-def decoder_card(
-    spec: CodecSpec, settings: Mapping[str, Any], *, corpus: Corpus, steps: int, psnr_db: float
-) -> str:
+def decoder_card(spec: CodecSpec, settings: Mapping[str, Any], *, corpus: Corpus, steps: int, psnr_db: float) -> str:
     """Return README.md of a decoder: what it decodes, what it learned from, how, and how well it does."""
     sources = "\n".join(f"| {name} | {weight:g} |" for name, weight in zip(corpus.names, corpus.weights, strict=True))
     return f"""# Decoder {settings["version"]} of {spec.name}
 
-Trained by `walloc-data train-codec --encoder`, written on {datetime.now(UTC):%Y-%m-%d}. The encoder was not changed: its
-hash is `{spec.encoder_sha256}`, and every latent of that encoder can be decoded with this network.
+Trained by `walloc-data train-codec --encoder`, written on {datetime.now(UTC):%Y-%m-%d}. The encoder was not changed:
+its hash is `{spec.encoder_sha256}`, and this network decodes every latent of it.
 
 - Network: {json.dumps(settings["decoder"])}
 - Training: {steps} steps on rounded latents; the loss is the mean over crops of log(squared pixel error + 10)
