@@ -45,6 +45,7 @@ _LOG_OFFSET = 10.0
 _MARGIN_CELLS = 4  # an analysis filter reaches 28 pixels to either side
 _FIT_PICTURES = 200
 _LOG_EVERY, _SYNC_EVERY = 200, 20
+_CUDA_GRAPHS = True
 _STATE_TYPES = {"step": int, "seconds": float}
 
 
@@ -135,7 +136,7 @@ class _Step:
         trainer = self.trainer
         drawn = self.crops.draw(self.batch_size, seed=trainer.config.seed, step=trainer.step)
         self.drawn.copy_(drawn)
-        if trainer.device.type != "cuda":
+        if trainer.device.type != "cuda" or not _CUDA_GRAPHS:
             self._compute()
         elif self.graph is None and self.warm < 3:  # before capture, libraries set themselves up
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The names of WaLLoC's founding page (danjacobellis.net/compressors/WaLLoC.html), so that its code runs on ours.
+"""The functions of the codec authors' page and evaluation package, so that code written for those runs on ours.
 
     x = to_model_input(picture_in_0_1)                          [0, 1] to [-1/2, 1/2]
     z_hat = encode_to_latent(codec, x)                          whole floats (N, 12, H/8, W/8)
@@ -6,17 +6,31 @@
     x_hat = decode_from_blob(codec, blob, info.latent_dim, info.latent_bits, device, torch_dtype)
     picture = from_model_output(x_hat)                          [-1/2, 1/2] to [0, 1]
 
+The page is danjacobellis.net/compressors/WaLLoC.html. The authors' later package offers, beside these,
+`decode_from_latent`, and resizing to a share of a picture's pixels, which gives a codec of one rate a curve:
+
+    height, width = snap_shape(512, 768, 50)                    about 50 % of the pixels, multiples of SNAP_MULTIPLE
+    x = resize_bicubic(x, (height, width))
+
 Their arguments are positional, as they are there.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from walloc_data.codec.model import WallocCodec
 from walloc_data.errors import CodecError
-from walloc_data.latents import decode_webp, encode_webp, pack, unpack
+from walloc_data.latents import decode_webp, encode_webp, expand, pack, unpack
 
-__all__ = ["decode_from_blob", "encode_to_latent", "from_model_output", "latent_to_webp_bytes", "to_model_input"]
+__all__ = [
+    "SNAP_MULTIPLE", "decode_from_blob", "decode_from_latent", "encode_to_latent", "from_model_output",
+    "latent_to_webp_bytes", "resize_bicubic", "snap_shape", "to_model_input",
+]  # fmt: skip
+
+SNAP_MULTIPLE = 16  # pixels: sides of resized pictures are multiples of this
 
 
 def to_model_input(x: Tensor) -> Tensor:
@@ -105,3 +119,56 @@ def decode_from_blob(
         )
     latent = torch.from_numpy(unpack(decode_webp(blob), latent_dim=latent_dim))[None]
     return codec.decode(latent.to(device)).to(torch_dtype)
+
+
+def decode_from_latent(codec: WallocCodec, z_hat: Tensor) -> Tensor:
+    """Decode whole-number latents (N, latent_dim, h, w) to pictures (N, C, H, W), about [-1/2, 1/2].
+
+    Unlike `WallocCodec.decode` this is differentiable, for fine-tuning a decoder, does not clamp, and decodes in one
+    piece.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.codec import decode_from_latent, load_codec
+        >>> codec, info = load_codec()
+        >>> x_hat = decode_from_latent(codec, torch.zeros(1, 12, 8, 12))
+        >>> x_hat.shape, x_hat.requires_grad
+        (torch.Size([1, 3, 64, 96]), True)
+    """
+    network = codec.decoder[1]
+    parameter = next(network.parameters(), None)
+    v = expand(z_hat.float(), latent_bits=codec.latent_bits)
+    if parameter is not None:
+        v = v.to(parameter)
+    return codec.wavelet_synthesis(network(v), J=codec.J)
+
+
+def snap_shape(h: int, w: int, q: float) -> tuple[int, int]:
+    """Return the size, in multiples of `SNAP_MULTIPLE`, that has about q % of the pixels of h x w, at the same aspect.
+
+    Args:
+        h, w: pixels.
+        q: per cent of the pixels, in (0, 100].
+
+    Example:
+        >>> from walloc_data.codec import snap_shape
+        >>> snap_shape(512, 768, 50)
+        (368, 544)
+    """
+    if not 0 < q <= 100:
+        raise CodecError(f"snap_shape: q is a per cent of the pixels in (0, 100], not {q}")
+    scale = math.sqrt(q / 100) / SNAP_MULTIPLE
+    height, width = (max(1, round(side * scale)) * SNAP_MULTIPLE for side in (h, w))
+    return height, width
+
+
+def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize pictures (N, C, H, W) to (height, width), bicubic with antialiasing. Values can exceed the input's range.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.codec import resize_bicubic
+        >>> resize_bicubic(torch.zeros(1, 3, 64, 48), (32, 32)).shape
+        torch.Size([1, 3, 32, 32])
+    """
+    return F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False)
