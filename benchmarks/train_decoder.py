@@ -1,11 +1,15 @@
-"""Train decoder 2 of rgb-16x-v1: trials of settings side by side, then one run with the best of them.
+"""Train decoder 2 of rgb-16x-v1: trials of settings side by side, one run with the best, and one on more pictures.
 
-    python -m benchmarks.train_decoder OUT --corpus DIR --trial-minutes 1.5 --minutes 6.5 --device cuda
+    python -m benchmarks.train_decoder FIRST --corpus DIR --trial-minutes 1.1 --minutes 6 --device cuda
+    python -m benchmarks.train_decoder OUT --corpus DIR --photos TAR --wallpapers DEBS --steps 8000 \
+        --from-decoder FIRST/decoder.safetensors --batch-size 8 --rate 0.0007
 
 DIR is what `benchmarks.training_pictures` makes: picture files named SET-NUMBER.suffix. Trials run at the same time for
 the same minutes, so that they share the device evenly; OUT/trials.json keeps their results, and the best on held-out
-pictures names the settings of the run. Kodak is not among the pictures. Stop it when you like: the same command
-continues.
+pictures names the settings of the run. The second run goes on from the first one's decoder with pictures that those of
+DIR are not: TAR is photos-halfres.tar, four of whose small photographs are laid side by side, DEBS the unpacked Debian
+packages that `benchmarks.train_bundled` names; and with reduced copies of all of DIR that stay large enough. Kodak is
+not among the pictures. Stop it when you like: the same command continues.
 """
 
 import argparse
@@ -20,10 +24,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
+from benchmarks.train_bundled import wallpapers
 from walloc_data.codec import DecoderTrainConfig, PictureSet, load_codec, read_pictures, train_decoder
 from walloc_data.codec.pictures import Corpus
 
+Pixels = npt.NDArray[np.uint8]
 ENCODER = "rgb-16x-v1"
 TRIALS: dict[str, dict[str, Any]] = {
     "muon, rate 0.001": {"learning_rate": 1e-3},
@@ -36,8 +43,44 @@ TRIALS: dict[str, dict[str, Any]] = {
 LICENCE = "by source, in sources.csv of benchmarks.training_pictures; photographs of ImageNet have no common licence"
 
 
-def sets(corpus: Path) -> list[PictureSet]:
-    """The pictures of DIR by the set in their names, drawn from in proportion to the number of files' bytes."""
+MIN_SIDE_PX = 320  # of a picture that holds a crop: 32 cells, and 4 around them
+REDUCED = (0.75, 0.55)  # copies: less of the file's compression in every pixel, and other sizes of the same things
+
+
+def with_reduced(pictures: Iterator[Pixels]) -> Iterator[Pixels]:
+    for picture in pictures:
+        yield picture
+        height, width = picture.shape[:2]
+        for factor in REDUCED:
+            size = round(width * factor), round(height * factor)
+            if min(size) >= MIN_SIDE_PX:
+                yield np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+
+
+def mosaics(pictures: Iterator[Pixels]) -> Iterator[Pixels]:
+    """Four pictures of one orientation, side by side, cut to the smallest of them."""
+    waiting: dict[bool, list[Pixels]] = {True: [], False: []}
+    for picture in pictures:
+        four = waiting[picture.shape[0] > picture.shape[1]]
+        four.append(picture)
+        if len(four) == 4:
+            height, width = (min(p.shape[axis] for p in four) for axis in (0, 1))
+            if min(height, width) * 2 >= MIN_SIDE_PX:
+                cut = [p[:height, :width] for p in four]
+                yield np.concatenate([np.concatenate(cut[:2], 1), np.concatenate(cut[2:], 1)])
+            four.clear()
+
+
+def more_sets(photos: Path, debs: Path) -> list[PictureSet]:
+    """What the second run adds, each drawn from as often as a third of DIR's sets together."""
+    return [
+        PictureSet("photos-halfres.tar", mosaics(read_pictures(photos)), weight=20.0),
+        PictureSet("wallpapers of four Debian packages", with_reduced(wallpapers(debs)), weight=12.0),
+    ]
+
+
+def sets(corpus: Path, *, reduced: bool) -> list[PictureSet]:
+    """The pictures of DIR by the set in their names, drawn from in proportion to the megabytes of their files."""
     paths: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(corpus.iterdir()):
         if path.suffix.lower() in (".avif", ".jpg", ".png", ".webp"):
@@ -45,12 +88,16 @@ def sets(corpus: Path) -> list[PictureSet]:
     if not paths:
         raise SystemExit(f"{corpus} holds no pictures")
 
-    def read(files: list[Path]) -> Iterator[npt.NDArray[np.uint8]]:
+    def read(files: list[Path]) -> Iterator[Pixels]:
         for file in files:
             yield from read_pictures(file, reduce=False)
 
     return [
-        PictureSet(name, read(files), weight=sum(file.stat().st_size for file in files) / 1e6)
+        PictureSet(
+            name,
+            with_reduced(read(files)) if reduced else read(files),
+            weight=sum(file.stat().st_size for file in files) / 1e6,
+        )
         for name, files in paths.items()
     ]
 
@@ -91,7 +138,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--corpus", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--minutes", type=float, required=True, help="of the run")
+    parser.add_argument("--photos", type=Path, metavar="TAR", help="photos-halfres.tar; with --wallpapers")
+    parser.add_argument("--wallpapers", type=Path, metavar="DEBS", help="Debian packages, unpacked; with --photos")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--minutes", type=float, help="of the run")
+    length.add_argument("--steps", type=int, help="of the run")
+    parser.add_argument("--from-decoder", type=Path, metavar="FILE", help="train this decoder on")
+    parser.add_argument("--batch-size", type=int, default=32, help="crops of a step (default: 32)")
+    parser.add_argument("--rate", type=float, help="learning rate, instead of that of the settings")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trial-minutes", type=float, default=0.0, help="of the trials before it (default: none)")
     parser.add_argument("--settings", choices=TRIALS, help="of the run, where there are no trials")
     parser.add_argument("--device", default="cpu")
@@ -99,7 +154,8 @@ def main() -> None:
     args = parser.parse_args()
     work = args.out / ".training"
     if not Corpus.exists(work):
-        Corpus.build(sets(args.corpus), work)
+        more = args.photos is not None
+        Corpus.build(sets(args.corpus, reduced=more) + (more_sets(args.photos, args.wallpapers) if more else []), work)
     if args.prepare:
         return
     trials = args.out / "trials.json"
@@ -108,10 +164,14 @@ def main() -> None:
         trials.write_text(json.dumps({"minutes": args.trial_minutes, "trials": found}, indent=1) + "\n")
         print(trials.read_text(), flush=True)
     best = json.loads(trials.read_text())["trials"][0]["settings"] if trials.exists() else "muon, rate 0.002"
-    settings = TRIALS[args.settings or best]
-    codec, _ = load_codec(ENCODER)
+    settings = dict(TRIALS[args.settings or best])
+    if args.rate is not None:
+        settings["learning_rate"] = args.rate
+    torch.set_num_threads(args.threads)
+    codec, _ = load_codec(ENCODER, decoder=args.from_decoder or True)
     config = DecoderTrainConfig(
-        **settings, minutes=args.minutes, device=args.device, checkpoint_seconds=60, validate_seconds=60,
+        **settings, minutes=args.minutes, steps=args.steps, batch_size=args.batch_size, device=args.device,
+        start="decoder" if args.from_decoder else "linear", checkpoint_seconds=60, validate_seconds=60,
         data_licence=LICENCE,
     )  # fmt: skip
     print(train_decoder([], args.out, codec=codec, config=config, say=lambda line: print(line, flush=True)))

@@ -45,6 +45,7 @@ def _train_codec_arguments(parser: Parser) -> None:
     add("--levels", type=int, default=3, metavar="J", help="of wavelet packets: cells of 2^J pixels (default: 3)")
     add("--encoder", metavar="CODEC", help="train a decoder for this codec's encoder, which stays as it is")
     add("--decoder-version", default="2", metavar="NAME", help="of a decoder for --encoder (default: 2)")
+    add("--from-decoder", metavar="FILE", help="with --encoder: train this decoder file on, not from the linear one")
     add("--keep-size", action="store_true", help="with --encoder: take large pictures as they are, not reduced")
     add("--decoder-width", type=int, default=192, metavar="N", help="channels of the decoder (default: 192)")
     add("--decoder-blocks", type=int, metavar="N", help="residual blocks (default: 8; with --encoder 13)")
@@ -88,8 +89,9 @@ def _train_codec(args: Args) -> Outcome:
 def _train_decoder(args: Args, sets: "list[PictureSet]") -> Outcome:
     from walloc_data.codec import DecoderTrainConfig, load_codec, train_decoder
 
-    codec, _ = load_codec(args.encoder)
+    codec, _ = load_codec(args.encoder, decoder=args.from_decoder or True)
     config = DecoderTrainConfig(
+        start="decoder" if args.from_decoder else "linear",
         version=args.decoder_version,
         steps=args.steps,
         minutes=args.minutes,

@@ -216,7 +216,10 @@ class _Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model: Decoder = build_decoder(config.decoder, latent_dim=codec.latent_dim, out_channels=bands)
-        self._start_linear(codec.linear_decoder or fit_linear_decoder(codec, (corpus[i] for i in fit)))
+        if config.start == "decoder":
+            self._start_decoder(codec.decoder[1])
+        else:
+            self._start_linear(codec.linear_decoder or fit_linear_decoder(codec, (corpus[i] for i in fit)))
         self.model.to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self._build_optimizers()
@@ -241,6 +244,16 @@ class _Trainer:
             for name, parameter in self.model.named_parameters():
                 if name.endswith("mix.weight"):
                     parameter.mul_(0.3)
+
+    def _start_decoder(self, network: nn.Module) -> None:
+        """Begin as the codec's own decoder, on latents of unit deviation."""
+        if not isinstance(network, Decoder) or network.config != self.model.config:
+            found = network.config if isinstance(network, Decoder) else type(network).__name__
+            raise CodecError(f"start='decoder': the codec's decoder is {found}, the settings say {self.model.config}")
+        with torch.no_grad():
+            self.model.load_state_dict({name: tensor.cpu() for name, tensor in network.state_dict().items()})
+            for layer in (self.model.entry, self.model.skip):
+                layer.weight.mul_(self.deviation.cpu()[None])
 
     def _build_optimizers(self) -> None:
         kernels: dict[int, list[nn.Parameter]] = {}

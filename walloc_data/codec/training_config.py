@@ -124,6 +124,8 @@ class DecoderTrainConfig:
         width, groups, blocks, half_blocks, quarter_blocks: of the network, as `UNetDecoder` takes them.
         batch_size, crop_cells: crops of a step, and the side of a crop in latent cells.
         wide_from: the part of the run after which crops have twice the side, and a step a quarter as many.
+        start: "linear" begins as the linear decoder; "decoder" as the decoder that the codec has, which must be a
+            network of this configuration: for training on with other pictures.
         optimizer: of the kernels; everything else is trained by Adam.
         learning_rate: at its peak.
         ema_decay: of the moving average of the weights.
@@ -146,6 +148,7 @@ class DecoderTrainConfig:
     batch_size: int = 32
     crop_cells: int = 32
     wide_from: float = 0.7
+    start: Literal["linear", "decoder"] = "linear"
     optimizer: Literal["muon", "adam"] = "muon"
     learning_rate: float = 2e-3
     ema_decay: float = 0.9995
@@ -161,8 +164,10 @@ class DecoderTrainConfig:
             raise CodecError("training takes either steps or minutes")
         if any(length is not None and length <= 0 for length in (self.steps, self.minutes)):
             raise CodecError(f"training must take time: steps {self.steps}, minutes {self.minutes}")
-        if self.optimizer not in ("muon", "adam"):
-            raise CodecError(f"optimizer must be muon or adam, not {self.optimizer!r}")
+        if self.optimizer not in ("muon", "adam") or self.start not in ("linear", "decoder"):
+            raise CodecError(
+                f"optimizer must be muon or adam, start linear or decoder, not {self.optimizer!r} and {self.start!r}"
+            )
         if self.batch_size < 4 or self.crop_cells < 4:
             raise CodecError(f"batch_size {self.batch_size} and crop_cells {self.crop_cells} must be 4 or more")
         if not 0 < self.wide_from <= 1 or not 0 <= self.ema_decay < 1 or self.learning_rate <= 0:
