@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--from-decoder", type=Path, metavar="FILE", help="train this decoder on")
     parser.add_argument("--batch-size", type=int, default=32, help="crops of a step (default: 32)")
     parser.add_argument("--rate", type=float, help="learning rate, instead of that of the settings")
+    parser.add_argument("--colour", type=float, default=0.0, help="part of crops with other colours (default: 0)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trial-minutes", type=float, default=0.0, help="of the trials before it (default: none)")
     parser.add_argument("--settings", choices=TRIALS, help="of the run, where there are no trials")
@@ -170,7 +171,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     codec, _ = load_codec(ENCODER, decoder=args.from_decoder or True)
     config = DecoderTrainConfig(
-        **settings, minutes=args.minutes, steps=args.steps, batch_size=args.batch_size, device=args.device,
+        **settings, minutes=args.minutes, steps=args.steps, batch_size=args.batch_size, colour=args.colour, device=args.device,
         start="decoder" if args.from_decoder else "linear", checkpoint_seconds=60, validate_seconds=60,
         data_licence=LICENCE,
     )  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from walloc_data.codec import DecoderTrainConfig, PictureSet, load_codec, save_decoder, train_decoder
-from walloc_data.codec.crops import DeviceCrops
+from walloc_data.codec.crops import DeviceCrops, change_colours, draw_colours
 from walloc_data.codec.muon import Muon, orthogonalise
 from walloc_data.codec.pictures import Corpus
 from walloc_data.codec.training_state import Checkpoint
@@ -249,3 +249,17 @@ def test_muon_treats_groups_as_matrices_and_reaches_a_minimum() -> None:
     values = torch.linalg.svdvals(change) / (0.2 * 6)
     assert values.min() > 0.5  # of each group
     assert values.max() < 1.4
+
+
+def test_colours_change_for_a_part_of_the_crops() -> None:
+    factors = draw_colours(400, part=0.5, seed=0, step=3)
+    assert torch.equal(factors, draw_colours(400, part=0.5, seed=0, step=3))
+    assert (factors == 1).float().mean().item() == pytest.approx(0.5, abs=0.08)
+    assert factors[:, 0].min() >= 0.6
+    assert factors[:, 0].max() <= 1.6
+    x = torch.tensor([200.0, 100.0, 50.0]).reshape(1, 3, 1, 1)
+    grey = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
+    torch.testing.assert_close(change_colours(x, torch.ones(1, 2)), x)
+    flat = change_colours(x, torch.tensor([[0.0, 1.0]]))
+    torch.testing.assert_close(flat, torch.full((1, 3, 1, 1), grey))
+    assert change_colours(x, torch.tensor([[1.0, 0.0]])).flatten().tolist() == [127.5] * 3

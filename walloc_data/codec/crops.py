@@ -13,8 +13,9 @@ from torch import Tensor
 from walloc_data.codec.pictures import Corpus
 from walloc_data.errors import CodecError
 
-__all__ = ["DeviceCrops"]
+__all__ = ["DeviceCrops", "change_colours", "draw_colours"]
 
+_LUMA = (0.299, 0.587, 0.114)
 _BLOCK_PX = 64  # candidates for a crop's corner lie this far apart; a random offset below this is added
 
 
@@ -84,6 +85,24 @@ class DeviceCrops:
         start, down, right = (crops[:, k, None, None, None] for k in range(3))
         colours = torch.arange(3, device=crops.device)[:, None, None]
         return self.pixels[start + down * along[:, None] + right * along + colours]
+
+
+def draw_colours(count: int, *, part: float, seed: int, step: int) -> Tensor:
+    """Return the colour changes of one step's crops, (count, 2) float32: factors of saturation and of contrast.
+
+    `part` of each are drawn, log-uniform in [0.6, 1.6] and uniform in [0.7, 1.2]; the others are 1.
+    """
+    rng = np.random.default_rng([seed, step, 1])
+    factors = np.stack([np.exp(rng.uniform(np.log(0.6), np.log(1.6), count)), rng.uniform(0.7, 1.2, count)], axis=1)
+    return torch.from_numpy(np.where(rng.random((count, 2)) < part, factors, 1.0)).float()
+
+
+def change_colours(x: Tensor, factors: Tensor) -> Tensor:
+    """Change saturation and contrast of pictures (N, 3, H, W) in [0, 255] by `draw_colours`' factors; clamped."""
+    saturation, contrast = (factors[:, k, None, None, None] for k in range(2))
+    red, green, blue = (weight * x[:, k : k + 1] for k, weight in enumerate(_LUMA))
+    grey = red + green + blue
+    return (127.5 + contrast * (grey + saturation * (x - grey) - 127.5)).clamp(0, 255)
 
 
 def _corners(room_px: int) -> npt.NDArray[np.int64]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from walloc_data.codec.closed_form import fit_linear_decoder, latent_statistics, whole_cells
-from walloc_data.codec.crops import DeviceCrops
+from walloc_data.codec.crops import DeviceCrops, change_colours, draw_colours
 from walloc_data.codec.decoder_files import save_decoder
 from walloc_data.codec.decoders import Decoder, build_decoder
 from walloc_data.codec.model import WallocCodec
@@ -127,6 +127,7 @@ class _Step:
         }
         self.synthesis = synthesis_matrix(self.J, cells=cells).flatten(1).float().to(device)
         self.drawn = torch.zeros(batch_size, 3, dtype=torch.int64, device=device)
+        self.colours = torch.ones(batch_size, 2, device=device)
         self.loss = torch.zeros((), device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm = 0
@@ -134,8 +135,10 @@ class _Step:
     def run(self) -> Tensor:
         """Take one step; returns the loss, a scalar on the device."""
         trainer = self.trainer
-        drawn = self.crops.draw(self.batch_size, seed=trainer.config.seed, step=trainer.step)
-        self.drawn.copy_(drawn)
+        config, step = trainer.config, trainer.step
+        self.drawn.copy_(self.crops.draw(self.batch_size, seed=config.seed, step=step))
+        if config.colour:
+            self.colours.copy_(draw_colours(self.batch_size, part=config.colour, seed=config.seed, step=step))
         if trainer.device.type != "cuda" or not _CUDA_GRAPHS:
             self._compute()
         elif self.graph is None and self.warm < 3:  # before capture, libraries set themselves up
@@ -157,6 +160,8 @@ class _Step:
     def _compute(self) -> None:
         trainer, margin = self.trainer, _MARGIN_CELLS
         x = self.crops.cut(self.drawn).float()  # (N, 3, side, side) in [0, 255]
+        if trainer.config.colour:
+            x = change_colours(x, self.colours)
         inner = slice(margin * trainer.base_cell_px, -margin * trainer.base_cell_px)
         target = x[:, :, inner, inner]
         cut = self._analyse(x[self.whole :] / 255 - 0.5)[:, :, margin:-margin, margin:-margin]

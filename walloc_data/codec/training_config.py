@@ -124,6 +124,7 @@ class DecoderTrainConfig:
         width, groups, blocks, half_blocks, quarter_blocks: of the network, as `UNetDecoder` takes them.
         batch_size, crop_cells: crops of a step, and the side of a crop in latent cells.
         wide_from: the part of the run after which crops have twice the side, and a step a quarter as many.
+        colour: the part of crops whose saturation and contrast are changed, by factors of 0.6 to 1.6 and 0.7 to 1.2.
         start: "linear" begins as the linear decoder; "decoder" as the decoder that the codec has, which must be a
             network of this configuration: for training on with other pictures.
         optimizer: of the kernels; everything else is trained by Adam.
@@ -148,6 +149,7 @@ class DecoderTrainConfig:
     batch_size: int = 32
     crop_cells: int = 32
     wide_from: float = 0.7
+    colour: float = 0.0
     start: Literal["linear", "decoder"] = "linear"
     optimizer: Literal["muon", "adam"] = "muon"
     learning_rate: float = 2e-3
@@ -170,6 +172,8 @@ class DecoderTrainConfig:
             )
         if self.batch_size < 4 or self.crop_cells < 4:
             raise CodecError(f"batch_size {self.batch_size} and crop_cells {self.crop_cells} must be 4 or more")
+        if not 0 <= self.colour <= 1:
+            raise CodecError(f"colour is a part of the crops, in [0, 1], not {self.colour}")
         if not 0 < self.wide_from <= 1 or not 0 <= self.ema_decay < 1 or self.learning_rate <= 0:
             raise CodecError("wide_from must lie in (0, 1], ema_decay in [0, 1), learning_rate above 0")
 
