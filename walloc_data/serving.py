@@ -223,7 +223,7 @@ def attach_codec(folder: str | os.PathLike[str], *, dataset: str | os.PathLike[s
     store = Store(dataset)
     prefix = "codec/" if store.exists("codec/codec.json") else ""
     with tempfile.TemporaryDirectory() as scratch:
-        codec, _ = load_codec(fetch_codec(store, scratch=Path(scratch), prefix=prefix), decoder=False)
+        codec, _ = load_codec(fetch_codec(store, scratch=Path(scratch), prefix=prefix, decoders=False), decoder=False)
     check_codec(load_latent_model(folder), codec.spec)
     target = Path(folder) / "codec"
     save_codec(codec, target)

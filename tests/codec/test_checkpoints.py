@@ -118,7 +118,7 @@ def damaged(tmp_path: Path, **changes: Any) -> Path:
         ({"J": 2}, "encoder.weight has shape"),
         ({"wavelet": "haar"}, "wavelet must be 'bior4.4'"),
         ({"name": "../up"}, "codec name '../up' must be"),
-        ({"decoder": {"kind": "shell"}}, "decoder kind must be 'linear', 'conv' or 'none', not 'shell'"),
+        ({"decoder": {"kind": "shell"}}, "decoder kind must be 'linear', 'conv', 'unet' or 'none', not 'shell'"),
         ({"decoder": "linear"}, "decoder kind must be"),
         ({"statistics": {"mean": [1], "std": [1]}}, "two lists, mean and std, of 12 numbers"),
         ({"encoder_sha256": "0" * 64}, "hash to .* codec.json says 0000"),

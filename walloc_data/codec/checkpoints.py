@@ -34,6 +34,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 MAX_CONFIG_BYTES = 2**20
 MAX_WEIGHTS_BYTES = 2**31
 _CODEC_JSON, _WEIGHTS, _CARD = "codec.json", "model.safetensors", "README.md"
+_OPERATORS = "operators.safetensors"
 _DECODER_FILE = re.compile(r"decoder-[a-z0-9_-]{1,100}\.safetensors")
 _FIELDS = {"name", "channels", "J", "latent_dim", "latent_bits", "wavelet", "encoder_sha256"}
 
@@ -111,6 +112,22 @@ def codec_folder(source: str | Path | None = None) -> Path | None:
     if (path / _CODEC_JSON).is_file():
         return path
     return BUNDLED / source if isinstance(source, str) and source in bundled_codecs() else None
+
+
+def codec_files(folder: Path) -> list[str]:
+    """Return the names of the files that a codec folder consists of, as far as they are there; codec.json last.
+
+    Example:
+        >>> from walloc_data.codec import codec_folder
+        >>> from walloc_data.codec.checkpoints import codec_files
+        >>> codec_files(codec_folder("klt-16x"))
+        ['README.md', 'model.safetensors', 'codec.json']
+    """
+    where = folder / _CODEC_JSON
+    config = load_json(read_capped(where, limit=MAX_CONFIG_BYTES), where=str(where))
+    later = decoder_files(config, where=str(where)).values()
+    names = [_CARD, _WEIGHTS, _OPERATORS, *later, *(name.replace(".safetensors", ".md") for name in later)]
+    return [*(name for name in names if (folder / name).is_file()), _CODEC_JSON]
 
 
 def load_codec(
@@ -200,8 +217,8 @@ def _with_decoder(codec: WallocCodec, info: CodecInfo, path: Path) -> tuple[Wall
     return codec, replace(info, decoder=network.config["kind"], decoder_version=version)
 
 
-def _decoder_files(config: Mapping[str, Any], *, where: str) -> dict[str, str]:
-    """Version to file name of the decoders beside model.safetensors, oldest first."""
+def decoder_files(config: Mapping[str, Any], *, where: str) -> dict[str, str]:
+    """Return the decoders beside model.safetensors that a codec.json names: version to file name, oldest first."""
     files = config.get("decoder_files", {})
     if not isinstance(files, Mapping) or not all(
         isinstance(name, str) and _DECODER_FILE.fullmatch(name) for name in files.values()
@@ -224,7 +241,7 @@ def _load_folder(folder: Path, *, decoder: bool, version: str | None = None) -> 
         kind = description.get("kind") if isinstance(description, Mapping) else None
         if kind not in ("linear", "conv", "unet", "none"):
             raise CodecError(f"{where}: decoder kind must be 'linear', 'conv', 'unet' or 'none', not {kind!r}")
-        later = _decoder_files(config, where=where)
+        later = decoder_files(config, where=where)
         if version is not None and version not in {"1", *later}:
             raise CodecError(f"{where}: no decoder of version {version!r}; there are {', '.join(['1', *later])}")
         statistics = _read_statistics(config.get("statistics"), spec=spec, where=where)

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from walloc_data.errors import CodecError
+from walloc_data.codec.checkpoints import MAX_CONFIG_BYTES, decoder_files
+from walloc_data.errors import CodecError, FormatError
+from walloc_data.format import load_json
 from walloc_data.storage import Store
 
 __all__ = ["fetch_codec"]
@@ -10,10 +12,16 @@ __all__ = ["fetch_codec"]
 MAX_CODEC_BYTES = 2**31
 
 
-def fetch_codec(store: Store, *, scratch: Path, prefix: str = "codec/") -> Path:
+def fetch_codec(store: Store, *, scratch: Path, prefix: str = "codec/", decoders: bool = True) -> Path:
     """A local folder with a data set's codec, for `load_codec`: its own folder, or a copy in `scratch`.
 
-    Only the two files that a codec consists of are copied, and only if each is at most 2 GiB.
+    Only the files that its codec.json names are copied, and only if each is at most 2 GiB.
+
+    Args:
+        store: the data set.
+        scratch: a folder for the copy.
+        prefix: where in the store the codec's files are.
+        decoders: False leaves out decoders beside model.safetensors: enough to encode.
 
     Example:
         >>> from pathlib import Path
@@ -27,8 +35,17 @@ def fetch_codec(store: Store, *, scratch: Path, prefix: str = "codec/") -> Path:
         return store.local_path / prefix
     folder = scratch / "codec"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("codec.json", "model.safetensors"):
-        if (num_bytes := store.num_bytes(prefix + name)) > MAX_CODEC_BYTES:
-            raise CodecError(f"{store.where(prefix + name)}: {num_bytes} bytes; refused")
+    names = ["codec.json", "model.safetensors"]
+    for name in names:
+        limit = MAX_CONFIG_BYTES if name == "codec.json" else MAX_CODEC_BYTES
+        if (num_bytes := store.num_bytes(prefix + name)) > limit:
+            raise CodecError(f"{store.where(prefix + name)}: {num_bytes} bytes; at most {limit} are read")
         store.download(prefix + name, folder / name)
+        if name == "codec.json" and decoders:
+            where = store.where(prefix + name)
+            try:
+                config = load_json((folder / name).read_bytes(), where=where)
+            except FormatError as error:
+                raise CodecError(str(error)) from error
+            names += decoder_files(config, where=where).values()  # names only: no path leads out of the folder
     return folder

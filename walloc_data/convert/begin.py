@@ -49,7 +49,7 @@ def _has_codec(store: Store, *, staging: Path, spec: CodecSpec | None = None) ->
         return False
     try:
         with tempfile.TemporaryDirectory(dir=staging) as scratch:
-            loaded, _ = load_codec(fetch_codec(store, scratch=Path(scratch)), decoder=False)
+            loaded, _ = load_codec(fetch_codec(store, scratch=Path(scratch), decoders=False), decoder=False)
     except (CodecError, FormatError, StorageError):
         return False
     return spec is None or bool(loaded.spec == spec)
@@ -109,11 +109,12 @@ def begin(store: Store, plan: Plan, codec_files: Path, *, staging: Path, repair:
         )
     is_there = _has_codec(store, staging=staging, spec=plan.codec) if repair else store.exists("codec/codec.json")
     if not is_there:
+        from walloc_data.codec.checkpoints import codec_files as names_of
+
         # codec.json last: it is what says that the others are there.
-        for name in ("README.md", "model.safetensors", "operators.safetensors", "codec.json"):
-            if (codec_files / name).is_file():
-                shutil.copyfile(codec_files / name, staging / name)
-                store.publish(staging / name, f"codec/{name}")
+        for name in names_of(codec_files):
+            shutil.copyfile(codec_files / name, staging / name)
+            store.publish(staging / name, f"codec/{name}")
     if begun is not None:
         return begun
     store.write_bytes(plan_name(plan.split), dump_json(plan.to_dict()).encode())

@@ -54,7 +54,7 @@ class WorkSetup:
     def _load_codec(self, staging: Path) -> Any:
         from walloc_data.codec import fetch_codec, load_codec
 
-        folder = fetch_codec(self.store, scratch=staging)
+        folder = fetch_codec(self.store, scratch=staging, decoders=False)
         codec, _ = load_codec(folder, decoder=False, device=self.device)
         if codec.spec.encoder_sha256 != self.plan.codec.encoder_sha256:
             raise CodecError(f"{self.store.where('codec')}: not the codec that the plan names; was the folder changed?")
