@@ -13,6 +13,7 @@ from walloc_data.adapters import save_latent_model
 from walloc_data.codec import load_codec
 from walloc_data.codec.wavelets import filter_taps
 from walloc_data.errors import CodecError, ModelError, SourceError
+from walloc_data.format import EncodeSettings
 from walloc_data.serving import PictureClassifier, attach_codec, load_classifier, predict
 from walloc_data.sources import open_source
 
@@ -49,6 +50,20 @@ def test_pictures_score_exactly_as_their_stored_latents(served, imagenette_folde
         assert prediction.name == dataset.class_names[prediction.label]
         assert [value for _, value in prediction.top] == pytest.approx(row.topk(5).values.tolist(), abs=1e-5)
     assert len({prediction.label for prediction in predictions}) > 1
+
+
+def test_files_of_more_than_8_bits_are_read_by_the_data_sets_settings(served, tmp_path):
+    import tifffile
+
+    classifier = load_classifier(served[2])
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "8.png")
+    tifffile.imwrite(tmp_path / "12.tif", pixels.astype(np.uint16) * 16, photometric="rgb")
+    [plain] = classifier.predict_files([tmp_path / "8.png"])
+    [scaled] = classifier.predict_files([tmp_path / "12.tif"], settings=EncodeSettings(max_value=255 * 16))
+    assert scaled.top == plain.top
+    [dark] = classifier.predict_files([tmp_path / "12.tif"])
+    assert dark.top != plain.top
 
 
 def test_tensors_of_any_size_are_scaled_like_the_converter_within_a_grey_level(served):

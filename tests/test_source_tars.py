@@ -188,6 +188,24 @@ def test_labels_that_do_not_follow_their_pictures_are_refused_not_dropped(tmp_pa
         open_source(f"wds:{path}")
 
 
+def test_labels_that_are_text_take_their_numbers_from_the_class_names(tmp_path: Path) -> None:
+    members: list[tuple[str, bytes | None]] = []
+    for number, name in enumerate(("dog", "cat", "cow")):
+        members += [(f"{number}.png", PNG[number]), (f"{number}.json", json.dumps({"label": name}).encode())]
+    path = write_tar(tmp_path / "json.tar", members)
+    with pytest.raises(SourceError, match=r"labels are text, 'dog' for the first sample: put a file classnames.txt"):
+        open_source(f"wds:{path}")
+    plain = open_source(f"wds:{path}", label_column="none")
+    assert [sample.columns for sample in plain.stream()] == [{"label": "dog"}, {"label": "cat"}, {"label": "cow"}]
+    cls = [(name.replace("json", "cls"), data if "png" in name else b"cat\n") for name, data in members]
+    other = write_tar(tmp_path / "cls.tar", cls)
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    source = open_source(f"wds:{path}")
+    assert [source.read(index).label for index in range(2)] == [1, 0]
+    assert source.read(2).problem == "cannot be read: its label 'cow' is neither a number nor a class name"
+    assert [sample.label for sample in open_source(f"wds:{other}").stream()] == [0, 0, 0]
+
+
 def test_captions_go_along_and_other_members_are_counted(tmp_path: Path) -> None:
     members: list[tuple[str, bytes | None]] = []
     for number in range(3):

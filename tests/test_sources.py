@@ -398,7 +398,7 @@ def test_damaged_samples_of_tars_are_problems_not_the_end(tmp_path: Path) -> Non
     problems = [source.read(index).problem for index in range(6)]
     assert problems[0] is None
     assert problems[1] == "no picture among its members ['cls']"
-    assert str(problems[2]).startswith("cannot be read: invalid literal for int")
+    assert str(problems[2]).startswith("cannot be read: its label 'two' is neither a number nor a class name")
     assert problems[3] == "label -1 is not in [0, 2147483648)"
     assert str(problems[4]).startswith("no picture among its members")
     assert problems[5] == "label None is not in [0, 2147483648)"

@@ -134,6 +134,7 @@ def _codec(manifest: Manifest) -> str:
         ("Mirrored latents", "stored too" if settings.mirror else "not stored"),
         ("Shards", f"{settings.samples_per_shard:,} samples each; WebP effort {settings.webp_effort}"),
         ("Under transparency", f"RGB {settings.background}"),
+        ("Full brightness of 16-bit files", f"{65535 if settings.max_value is None else settings.max_value:,}"),
         ("Written by", ", ".join(f"{name} {version}" for name, version in sorted(manifest.written_by.items()))),
     ]
     return f'<section id="codec"><h2>Codec and settings</h2>{_facts(rows)}</section>'

@@ -20,6 +20,7 @@ FOLDER = "folder"  # as a label column: the folders in the tar are the classes
 TEXT = "txt"  # the member that holds a caption
 MAX_MEMBER_BYTES = 2**31
 MAX_META_BYTES = 2**20  # of a .cls or .json member
+MAX_LABEL_BYTES = 256
 MAX_OPEN_TARS = 64
 _LABEL_FIELDS = ("label", "cls")
 _META_MEMBER = re.compile(r"__[^/]*__(/|$)")  # webdataset keeps these names for itself
@@ -40,7 +41,7 @@ class Layout:
 
     image_column: str | None  # the extension of the picture; None: the first that looks like one
     label_from: str | None  # "cls", a field of the JSON, FOLDER, or None
-    num_classes: int | None
+    class_names: tuple[str, ...] | None
     columns: tuple[str, ...]  # fields of the JSON; TEXT where it is a member
     reads_json: bool
     reads_text: bool
@@ -63,9 +64,9 @@ class TarScan:
 def groups(path: Path, *, where: str, scan: TarScan | None = None) -> Iterator[Group]:
     """Samples of one local tar, by reading headers only.
 
-    A key is the path up to the first dot of its last part, and members of one key that follow each other are one
-    sample, as in webdataset. Where an extension comes again, webdataset gives up; here each repetition is a sample of
-    its own, with `copies` saying how many there are.
+    A key is the path up to the first dot of its last part. Members of one key that follow each other, once what
+    `is_stray` names has been left out, are one sample, as in webdataset. Where an extension comes again, webdataset
+    gives up; here each repetition is a sample of its own, with `copies` saying how many there are.
     """
     scan = scan if scan is not None else TarScan()
     try:
@@ -149,6 +150,7 @@ class Reader:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.tars = _OpenTars()
+        self._numbers = {name: index for index, name in enumerate(layout.class_names or ())}
 
     def sample(self, path: str, group: Group, *, name: str, folder_label: int | None = None) -> Sample:
         """The picture of a group, with its label and columns; what is wrong with it is the sample's problem."""
@@ -178,7 +180,7 @@ class Reader:
             return Sample(name, b"", None, nothing, f"cannot be read: {error}")
         problem = None
         if layout.label_from is not None:
-            limit = layout.num_classes or 2**31
+            limit = len(layout.class_names) if layout.class_names else 2**31
             if label is None or not 0 <= label < limit:
                 problem, label = f"label {label} is not in [0, {limit})", None
         return Sample(name, data, label, columns, problem, left_out)
@@ -190,9 +192,17 @@ class Reader:
             if "cls" not in group.members:
                 return None
             offset, num_bytes = group.members["cls"]
-            return int(self.tars.read(path, offset, min(num_bytes, 32)))
+            text = self.tars.read(path, offset, min(num_bytes, MAX_LABEL_BYTES)).decode("utf-8", "replace").strip()
+            return int(text) if text.removeprefix("-").isdecimal() else self._number(text)
         value = meta.get(self.layout.label_from)
+        if isinstance(value, str):
+            return self._number(value)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def _number(self, name: str) -> int:
+        if name not in self._numbers:
+            raise ValueError(f"its label {name[:MAX_LABEL_BYTES]!r} is neither a number nor a class name")
+        return self._numbers[name]
 
     def _text(self, path: str, group: Group) -> str:
         """A caption, or a little more of it than a column may hold."""
@@ -244,7 +254,7 @@ def layout_of(
         if "cls" in group.members:
             label_from = "cls"
         else:
-            label_from = next((name for name in _LABEL_FIELDS if isinstance(meta.get(name), int)), None)
+            label_from = next((name for name in _LABEL_FIELDS if isinstance(meta.get(name), int | str)), None)
     elif (
         label_from is not None
         and label_from not in meta
@@ -255,7 +265,13 @@ def layout_of(
             f"{where}: the first sample, {group.key!r}, has no label {label!r}; "
             f"its members are {sorted(group.members)} and its JSON has {sorted(meta)}"
         )
+    if label_from is not None and isinstance(meta.get(label_from), str) and not names:
+        raise SourceError(
+            f"{where}: labels are text, {meta[label_from][:MAX_LABEL_BYTES]!r} for the first sample: put a file "
+            "classnames.txt with all of them, one a line, beside the tars; or encode without labels with "
+            "label_column='none' (--label-column none), which keeps the text"
+        )
     reads_text = TEXT in group.members and TEXT not in meta and image != TEXT
     columns = sorted({name for name in meta if name != label_from} | ({TEXT} if reads_text else set()))
     reads_json = "json" in group.members and image != "json"
-    return Layout(image, label_from, len(names) if names else None, tuple(columns), reads_json, reads_text)
+    return Layout(image, label_from, names or None, tuple(columns), reads_json, reads_text)

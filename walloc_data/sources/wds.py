@@ -166,7 +166,7 @@ class TarSource(Source):
         self._labels = np.array([found.label(k) if p else -1 for k, p in zip(keys, has_picture, strict=True)], np.int32)
         if names is not None and found.names != names:
             self.notes += ("the file of class names does not hold all the folders' names, so it was not used",)
-        return replace(layout, label_from=FOLDER, num_classes=len(found.names))
+        return replace(layout, label_from=FOLDER, class_names=found.names)
 
     def read(self, index: int) -> Sample:
         tar, copies, *numbers = (int(value) for value in self._spans[index])
