@@ -202,7 +202,7 @@ def test_every_picture_is_a_sample_or_a_failure(mixed: Path, tmp_path: Path) -> 
     assert {line["name"]: line["reason"] for line in lines} == {
         "class_0/text.jpg": "not a picture in a format that is read",
         "class_1/empty.png": "0 bytes",
-        "class_1/gone.jpg": "cannot be read: No such file or directory",
+        "class_1/gone.jpg": "a link to a file that is not there",
     }
     assert manifest_of(out).splits["train"].latent_shape is None
     whole(out)

@@ -96,9 +96,9 @@ def test_an_overwrite_in_a_bucket_interrupted_at_any_write_leaves_a_whole_split(
         with monkeypatch.context() as patch:
             change = overwrite.take_over
 
-            def interrupted(store: Store, split: str, stop_at: int = stop_at, patch: Any = patch) -> None:
+            def interrupted(store: Store, split: str, kind: Any, stop_at: int = stop_at, patch: Any = patch) -> None:
                 store_steps(patch, stop_at)
-                change(store, split)  # noqa: B023
+                change(store, split, kind=kind)  # noqa: B023
 
             patch.setattr("walloc_data.convert.encode.take_over", interrupted)
             with pytest.raises(StopError):

@@ -46,6 +46,7 @@ def _encode_arguments(parser: Parser) -> None:
     add("--max-failures", type=int, metavar="N", help="stop after more than N broken pictures")
     add("--overwrite", action="store_true", help="make this split anew, then replace the one there")
     add("--repair", action="store_true", help="check every byte of what is done, and make anew what is damaged")
+    add("--retry-failures", action="store_true", help="do the pictures listed in failures/ again")
     add("--background", type=_colour, default=(255, 255, 255), metavar="R,G,B", help="under alpha (default: white)")
     add_storage(parser)
     _preview_argument(parser)
@@ -100,6 +101,7 @@ def _encode(args: Args) -> Outcome:
         max_failures=args.max_failures,
         overwrite=args.overwrite,
         repair=args.repair,
+        retry_failures=args.retry_failures,
         part=args.part,
         storage_options=args.storage_options,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from walloc_data import __version__
-from walloc_data.convert.overwrite import discard
+from walloc_data.convert.overwrite import Kind, discard, replacement
 from walloc_data.convert.plan import Plan, differences, version_differences
 from walloc_data.convert.records import plan_name
 from walloc_data.convert.state import read_manifest, read_plan
@@ -77,14 +77,14 @@ def plan_for(source: Source, split: str, settings: EncodeSettings, codec: Any) -
     )
 
 
-def discard_another(store: Store, inside: Store, plan: Plan) -> None:
+def discard_another(store: Store, plan: Plan, *, kind: Kind) -> None:
     """Delete an unfinished replacement of the split that was begun with another plan than this."""
-    begun = read_plan(inside, plan.split)
+    begun = read_plan(replacement(store, plan.split, kind=kind), plan.split)
     if begun is None:
         return
     same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
     if differences(begun, same) or version_differences(begun, same):
-        discard(store, plan.split)
+        discard(store, plan.split, kind=kind)
 
 
 def begin(store: Store, plan: Plan, codec_files: Path, *, staging: Path, repair: bool = False) -> Plan:

@@ -14,17 +14,19 @@ from walloc_data.convert.engine import OnError, WorkSetup
 from walloc_data.convert.finish import join_split
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
 from walloc_data.convert.overwrite import (
+    Kind,
     clean_leftovers,
     is_begun,
     is_only_split,
     refuse_halfway,
     replacement,
     settle,
+    take_along,
     take_over,
 )
 from walloc_data.convert.plan import parse_part
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter
-from walloc_data.convert.repair import damaged_shards, drop_broken_manifest, join_complete_splits
+from walloc_data.convert.repair import damaged_shards, drop_broken_manifest, join_complete_splits, shards_with_failures
 from walloc_data.convert.run import Run
 from walloc_data.convert.state import check_siblings, finished_shards, read_manifest
 from walloc_data.convert.summary import ConversionSummary
@@ -53,6 +55,7 @@ def encode_dataset(
     max_failures: int | None = None,
     overwrite: bool = False,
     repair: bool = False,
+    retry_failures: bool = False,
     part: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool | Callable[[Progress], None] = True,
@@ -78,6 +81,8 @@ def encode_dataset(
             whole. Until then that one stays as it is, which takes room for both.
         repair: check every byte of the shards that are done, and make anew what is damaged. Without this only their
             lengths are looked at.
+        retry_failures: do the pictures listed in ``failures/`` again, and the others of their shards with them. A
+            finished split is replaced once all of it is done, as by `overwrite`.
         part: ``"I/N"`` does the I-th of N parts of the shards, for schedulers; `finish_dataset` joins them.
         storage_options: for remote file systems, of `out` and of remote tars.
         progress: True writes to stderr; or a callable that gets a `Progress` several times a second.
@@ -101,6 +106,8 @@ def encode_dataset(
     where = parse_part(part) if part is not None else (0, 1)
     if workers < 1:
         raise FormatError(f"workers must be 1 or more, not {workers}")
+    if overwrite and (repair or retry_failures):
+        raise FormatError("overwrite makes everything anew: leave out repair and retry_failures")
     if overwrite and part is not None:
         raise FormatError("overwrite and part exclude each other: parts of one conversion run side by side")
     if engine == "local":
@@ -123,7 +130,9 @@ def encode_dataset(
             clean_leftovers(store, split)
         afresh = overwrite and is_only_split(store, split)
         # What is overwritten stays whole until its successor is: see `walloc_data.convert.overwrite`.
-        target = replacement(store, split) if overwrite and is_begun(store, split) else store
+        failed = shards_with_failures(store, split) if retry_failures else set()
+        kind = _kind_of_replacement(store, split, overwrite=overwrite, failed=failed, part=part)
+        target = store if kind is None else replacement(store, split, kind=kind)
         here = device if engine == "local" and workers == 1 else "cpu"  # else the workers load it, each its own
         loaded, codec_files = codec_for(None if afresh else store, codec, staging=staging, device=here, repair=repair)
         with plan_lock(store):  # parts begin side by side
@@ -131,10 +140,14 @@ def encode_dataset(
             manifest = read_manifest(store)
             refuse_halfway(store, split, manifest)
             check_siblings(store, plan, manifest)
-            if target is not store:
+            if kind == "retry":
+                check_versions(store, begin(store, plan, codec_files, staging=staging), now)
+            if kind is not None:
                 clean_leftovers(target, split)
-                discard_another(store, target, plan)
+                discard_another(store, plan, kind=kind)
             plan = begin(target, plan, codec_files, staging=staging, repair=repair)
+        if kind == "retry":
+            take_along(store, split, finished_shards(store, split) - failed, kind=kind)
         if printer is not None:
             for note in opened.notes:
                 printer.note(f"{opened.location}: {note}")
@@ -143,14 +156,14 @@ def encode_dataset(
         setup = WorkSetup(
             plan, opened if opened.num_items is not None else None, target, staging, device=device, on_error=on_error
         )
-        redo: dict[int, str] = {}
+        redo = dict.fromkeys(failed, "") if kind is None else {}
         if repair:
             meter = ProgressMeter(callback, split=f"check {split}", num_items=None, num_done=0)
             mine = [number for number in sorted(finished_shards(target, split)) if number % where[1] == where[0]]
             redo |= damaged_shards(target, split, mine, meter=meter)
         run = Run(setup, opened, where=where, max_failures=max_failures, callback=callback, redo=redo)
         if printer is not None:
-            for note in (*redo.values(), *run.notes):
+            for note in filter(None, (*redo.values(), *run.notes)):
                 printer.note(note)
         if run.has_work():
             check_versions(store, plan, now)
@@ -165,8 +178,8 @@ def encode_dataset(
         if part is not None:
             return run.summary(store, seconds=seconds, part=part)
         summary = join_split(target, split)
-        if target is not store:
-            take_over(store, split)
+        if kind is not None:
+            take_over(store, split, kind=kind)
         if repair:
             join_complete_splits(store)
         return replace(summary, url=store.url, new_samples=run.new_samples, seconds=seconds)
@@ -177,6 +190,20 @@ def _settings(settings: EncodeSettings | None, fields: dict[str, Any]) -> Encode
     if unknown := sorted(fields.keys() - set(known)):
         raise TypeError(f"encode_dataset: unknown settings {unknown}; its settings are {known}")
     return replace(settings if settings is not None else EncodeSettings(), **fields)
+
+
+def _kind_of_replacement(
+    store: Store, split: str, *, overwrite: bool, failed: set[int], part: str | None
+) -> Kind | None:
+    """How a split that is there must be replaced; None: its shards are made in their places."""
+    if overwrite:
+        return "new" if is_begun(store, split) else None
+    manifest = read_manifest(store)
+    if not failed or manifest is None or split not in manifest.splits:
+        return None  # no reader sees an unfinished split
+    if part is not None:
+        raise FormatError(f"split {split!r} is finished: do its failures again without part")
+    return "retry"
 
 
 def _part_tag(split: str, where: tuple[int, int]) -> str:

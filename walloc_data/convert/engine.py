@@ -10,8 +10,9 @@ from walloc_data.convert.plan import Plan
 from walloc_data.convert.records import ShardDone
 from walloc_data.convert.spool import read_spool
 from walloc_data.convert.worker import ShardWorker, Tally
-from walloc_data.errors import CodecError
+from walloc_data.errors import CodecError, WallocDataError
 from walloc_data.sources import Sample, Source
+from walloc_data.sources.reading import unreadable
 from walloc_data.storage import Store
 
 __all__ = ["OnError", "Task", "WorkSetup", "run_here"]
@@ -66,8 +67,17 @@ class WorkSetup:
             return read_spool(task.spool, first=task.shard * self.plan.settings.samples_per_shard)
         if self.source is None:
             raise TypeError("a stream's task has a spool")
-        source = self.source
-        return ((index, source.read(index)) for index in self.plan.source_indices(task.shard).tolist())
+        return self._read(self.source, task.shard)
+
+    def _read(self, source: Source, shard: int) -> Iterator[tuple[int, Sample]]:
+        for index in self.plan.source_indices(shard).tolist():
+            try:
+                sample = source.read(index)
+            except WallocDataError:
+                raise
+            except Exception as error:  # arrow, datasets, the system: whatever a source is made of
+                raise unreadable(f"{source.location}: sample {index}", error) from error
+            yield index, sample
 
 
 def run_here(

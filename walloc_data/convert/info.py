@@ -101,8 +101,8 @@ def dataset_info(out: str | Path, *, storage_options: Mapping[str, Any] | None =
         if (plan := read_plan(store, name)) is not None:
             unfinished[name] = (len(finished_shards(store, name)), plan.num_shards)
     replacements = {}
-    for name in replaced_splits(store):
-        inside = replacement(store, name)
+    for name, kind in replaced_splits(store):
+        inside = replacement(store, name, kind=kind)
         if (plan := read_plan(inside, name)) is not None:
             replacements[name] = (len(finished_shards(inside, name)), plan.num_shards)
     return DatasetInfo(store.url, manifest, unfinished, replacements)

@@ -3,6 +3,7 @@
 The order of writes is what keeps a split readable, on disks and on object stores alike, where nothing can be renamed:
 
 1. The new split is made in ``.walloc/{split}.new/``, which is a data set of its own. The old one is not touched.
+   (Failed pictures are done again in ``.walloc/{split}.retry/``, which begins with the shards that have none.)
 2. The manifest is replaced by one that names the new shards and the new index where they lie. This is one write, and it
    is the change: before it readers see the old split, after it the new one, each whole.
 3. The new files get their usual names (hard links, or copies that the store makes), old ones without a successor are
@@ -17,17 +18,19 @@ one, which whoever decodes is told.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from walloc_data.convert.records import plan_name, work_folder
-from walloc_data.convert.state import planned_splits, read_manifest
+from walloc_data.convert.records import done_name, plan_name, rows_name, work_folder
+from walloc_data.convert.state import finished_shards, planned_splits, read_manifest
 from walloc_data.errors import ConversionError
-from walloc_data.format import MANIFEST_NAME, Manifest
+from walloc_data.format import MANIFEST_NAME, Manifest, shard_name
 from walloc_data.storage import Store
 
 __all__ = [
+    "Kind",
     "clean_leftovers",
     "discard",
     "is_begun",
@@ -36,15 +39,20 @@ __all__ = [
     "replaced_splits",
     "replacement",
     "settle",
+    "take_along",
     "take_over",
 ]
 
-_SUFFIX = ".new"  # no split's name has a dot
+Kind = Literal["new", "retry"]  # made from its first shard; or with the shards of the old one that have no failures
 
 
-def replacement(store: Store, split: str) -> Store:
+def _root(split: str, kind: Kind) -> str:
+    return f".walloc/{split}.{kind}/"  # no split's name has a dot
+
+
+def replacement(store: Store, split: str, *, kind: Kind = "new") -> Store:
     """The folder in which a split's replacement grows, as a store."""
-    folder = f"{store.url}/.walloc/{split}{_SUFFIX}"
+    folder = f"{store.url}/{_root(split, kind).rstrip('/')}"
     return Store(
         folder,
         storage_options=store.storage_options,
@@ -53,9 +61,22 @@ def replacement(store: Store, split: str) -> Store:
     )
 
 
-def replaced_splits(store: Store) -> list[str]:
-    """Splits of which a replacement is there, whole or not."""
-    return [name.removesuffix(_SUFFIX) for name in store.list_folders(".walloc") if name.endswith(_SUFFIX)]
+def replaced_splits(store: Store) -> list[tuple[str, Kind]]:
+    """Splits of which a replacement is there, whole or not, and the replacement's kind."""
+    parts = [name.partition(".") for name in store.list_folders(".walloc")]
+    kinds: tuple[Kind, ...] = ("new", "retry")
+    return [(split, kind) for split, _, end in parts for kind in kinds if end == kind]
+
+
+def take_along(store: Store, split: str, shards: Iterable[int], *, kind: Kind) -> None:
+    """Give a replacement finished shards of the split that it is to replace, those that it does not have yet."""
+    inside = replacement(store, split, kind=kind)
+    there = finished_shards(inside, split)
+    names = {name for folder in ("data", work_folder(split)) for name in store.list(folder)}
+    for number in shards:
+        for name in (shard_name(split, number), rows_name(split, number), done_name(split, number)):  # the mark last
+            if number not in there and name in names:
+                store.copy(name, _root(split, kind) + name)
 
 
 def is_begun(store: Store, split: str) -> bool:
@@ -87,12 +108,12 @@ def _remove_tree(folder: Path, *, keep: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def take_over(store: Store, split: str) -> None:
+def take_over(store: Store, split: str, *, kind: Kind) -> None:
     """Put a split's replacement, which is whole, into its place: steps 2 to 4. The caller holds the lock."""
-    manifest, new = read_manifest(store), read_manifest(replacement(store, split))
+    manifest, new = read_manifest(store), read_manifest(replacement(store, split, kind=kind))
+    root = _root(split, kind)
     if new is None:
-        raise ConversionError(f"{replacement(store, split).url}: not finished")
-    root = f".walloc/{split}{_SUFFIX}/"
+        raise ConversionError(f"{store.where(root)}: not finished")
     record = new.splits[split]
     record = replace(record, shards=tuple(replace(shard, name=root + shard.name) for shard in record.shards))
     splits = {**(manifest.splits if manifest else {}), split: record}
@@ -105,16 +126,19 @@ def take_over(store: Store, split: str) -> None:
 def settle(store: Store) -> None:
     """Complete what an interrupted replacement left to do. The caller holds the lock."""
     manifest = read_manifest(store)
-    for split in [name for name, record in manifest.splits.items() if record.root] if manifest else ():
-        _move_in(store, split)
-    for split in replaced_splits(store):
-        if _is_done_with(store, split):
-            discard(store, split)
+    for split, record in manifest.splits.items() if manifest else ():
+        kind: Kind
+        for kind in ("new", "retry"):
+            if record.root == _root(split, kind):
+                _move_in(store, split, kind)
+    for split, kind in replaced_splits(store):
+        if _is_done_with(store, split, kind):
+            discard(store, split, kind=kind)
 
 
-def _is_done_with(store: Store, split: str) -> bool:
+def _is_done_with(store: Store, split: str, kind: Kind) -> bool:
     """Whether a replacement's folder is what an interrupted removal left of it."""
-    inside = replacement(store, split)
+    inside = replacement(store, split, kind=kind)
     if not inside.exists(plan_name(split)):
         return True
     new, manifest = read_manifest(inside), read_manifest(store)
@@ -130,12 +154,11 @@ def refuse_halfway(store: Store, split: str, manifest: Manifest | None) -> None:
         )
 
 
-def _move_in(store: Store, split: str) -> None:
+def _move_in(store: Store, split: str, kind: Kind) -> None:
     """Steps 3 and 4. Nothing that is deleted or replaced here is named by the manifest."""
     from walloc_data.convert.finish import join_split
 
-    inside = replacement(store, split)
-    root = f".walloc/{split}{_SUFFIX}/"
+    inside, root = replacement(store, split, kind=kind), _root(split, kind)
     for folder in ("data", work_folder(split)):
         new = inside.list(folder)
         for path in new:
@@ -151,7 +174,7 @@ def _move_in(store: Store, split: str) -> None:
             if path not in new:
                 store.delete(path)
     join_split(store, split)
-    discard(store, split)
+    discard(store, split, kind=kind)
 
 
 def _is_shard_of(split: str, path: str) -> bool:
@@ -159,9 +182,9 @@ def _is_shard_of(split: str, path: str) -> bool:
     return name == split and number.isdigit()
 
 
-def discard(store: Store, split: str) -> None:
+def discard(store: Store, split: str, *, kind: Kind) -> None:
     """Delete a split's replacement, its plan first: without one nothing goes on with it."""
-    inside = replacement(store, split)
+    inside = replacement(store, split, kind=kind)
     for path in (plan_name(split), MANIFEST_NAME, *_files(inside, split)):
         inside.delete(path)
     if inside.local_path is not None:

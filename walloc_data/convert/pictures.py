@@ -27,6 +27,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from walloc_data.convert.deep import RangeError, deep_raw_mode, scaled_to_eight_bits, to_eight_bits
+from walloc_data.convert.trouble import is_trouble, lacks_memory
 from walloc_data.errors import WallocDataError
 from walloc_data.format import EncodeSettings
 
@@ -76,6 +77,7 @@ def decode_picture(data: bytes, *, settings: EncodeSettings, left_out: list[str]
 
     Raises:
         PictureError: with the reason.
+        MemoryError, OSError: trouble of the machine, which is no picture's fault.
     """
     if not data:
         raise PictureError("0 bytes")
@@ -92,6 +94,8 @@ def decode_picture(data: bytes, *, settings: EncodeSettings, left_out: list[str]
             raise PictureError("a TIFF with bands, bits or a compression that are not read") from error
         raise PictureError("not a picture in a format that is read") from error
     except Exception as error:  # Pillow's plugins raise many kinds on damaged files
+        if is_trouble(error) and lacks_memory(error, data):
+            raise
         reason = _ADDRESS.sub("", str(error)).strip()
         raise PictureError(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error
 

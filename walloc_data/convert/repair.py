@@ -12,7 +12,7 @@ from walloc_data.errors import FormatError, StorageError
 from walloc_data.format import MANIFEST_NAME
 from walloc_data.storage import Store
 
-__all__ = ["damaged_shards", "drop_broken_manifest", "join_complete_splits"]
+__all__ = ["damaged_shards", "drop_broken_manifest", "join_complete_splits", "shards_with_failures"]
 
 
 def drop_broken_manifest(store: Store) -> None:
@@ -34,6 +34,12 @@ def join_complete_splits(store: Store) -> None:
             continue
         if finished_shards(store, split) >= set(range(plan.num_shards)):
             join_split(store, split)
+
+
+def shards_with_failures(store: Store, split: str) -> set[int]:
+    """Numbers of the finished shards with pictures that could not be encoded."""
+    numbers = sorted(finished_shards(store, split))
+    return {n for n, done in zip(numbers, done_marks(store, split, numbers), strict=True) if done.failures}
 
 
 def damaged_shards(store: Store, split: str, shards: Iterable[int], *, meter: ProgressMeter) -> dict[int, str]:

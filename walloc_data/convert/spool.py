@@ -16,6 +16,7 @@ def write_spool(path: Path, samples: Iterable[Sample]) -> int:
         for sample in samples:
             left_out = list(sample.left_out)
             head = [sample.name, len(sample.data), sample.label, dict(sample.columns), sample.problem, left_out]
+            head.append(sample.version)
             file.write(json.dumps(head).encode() + b"\n")
             file.write(sample.data)
             number += 1
@@ -26,6 +27,6 @@ def read_spool(path: Path, *, first: int) -> Iterator[tuple[int, Sample]]:
     """(source index, sample) pairs; the first sample's index is `first`."""
     with path.open("rb") as file:
         while line := file.readline():
-            name, num_bytes, label, columns, problem, left_out = json.loads(line)
-            yield first, Sample(name, file.read(num_bytes), label, columns, problem, tuple(left_out))
+            name, num_bytes, label, columns, problem, left_out, version = json.loads(line)
+            yield first, Sample(name, file.read(num_bytes), label, columns, problem, tuple(left_out), version)
             first += 1

@@ -23,6 +23,7 @@ from walloc_data.convert.pictures import PictureError, decode_picture, pillow_li
 from walloc_data.convert.plan import Plan
 from walloc_data.convert.records import Failure, ShardDone, done_name, rows_name
 from walloc_data.convert.tar import TarWriter
+from walloc_data.convert.trouble import is_trouble, trouble
 from walloc_data.errors import ConversionError, WallocDataError
 from walloc_data.format import (
     INDEX_COLUMNS,
@@ -126,6 +127,10 @@ class ShardWorker:
             report(Tally(seconds={"publish": time.perf_counter() - started}))
         except WallocDataError:
             raise
+        except (MemoryError, RuntimeError) as error:
+            if not is_trouble(error):
+                raise
+            raise trouble(self.store.where(name), error) from error
         except OSError as error:
             raise ConversionError(
                 f"{self.store.where(name)}: cannot be written ({error.strerror or error}); what is published stays, "
@@ -203,6 +208,8 @@ class ShardWorker:
                 _check_packed_sides(item.pixels, spec=self.plan.codec)
                 _count(left_out, lost)
                 clock.stop("resize")
+            except (MemoryError, OSError) as error:
+                raise trouble(f"{sample.name} (source index {source_index})", error) from error
             except PictureError as error:
                 failure = Failure(key, sample.name, source_index, str(error))
                 if self.on_error == "stop":

@@ -40,6 +40,7 @@ class Sample:
     columns: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
     left_out: tuple[str, ...] = ()  # what of this sample is not encoded, e.g. "column 'x' over 64 KiB"; counted
+    version: str | None = None  # tells this picture from another of the same name, where the source can tell
 
 
 class Source(ABC):

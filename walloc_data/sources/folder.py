@@ -1,5 +1,6 @@
 """A folder of pictures: one folder a class, or no classes at all."""
 
+import errno
 import os
 import stat
 from collections import Counter
@@ -12,6 +13,7 @@ import numpy as np
 from walloc_data.errors import SourceError
 from walloc_data.format import MANIFEST_NAME
 from walloc_data.sources.base import PICTURE_SUFFIXES, Names, Sample, Source, fingerprint
+from walloc_data.sources.reading import read_file, unreadable
 from walloc_data.sources.stray import are_splits, is_stray, listed, names_listed, stray_note
 
 __all__ = ["FolderSource"]
@@ -57,6 +59,7 @@ class FolderSource(Source):
         self.labelled = labelled
         self.class_names = tuple(_text(name) for name in folders) if labelled else None
         self._paths = Names(path for path, _ in found)
+        self._num_bytes = np.array([num_bytes for _, num_bytes in found], dtype=np.int64)
         self.num_items = len(found)
         self.identity = fingerprint(f"{path}\t{num_bytes}" for path, num_bytes in found)
         if labelled:
@@ -67,10 +70,11 @@ class FolderSource(Source):
     def read(self, index: int) -> Sample:
         path = self._paths[index]
         label = int(self._labels[index]) if self.labelled else None
-        try:
-            return Sample(_text(path), (self.root / path).read_bytes(), label)
-        except OSError as error:
-            return Sample(_text(path), b"", label, problem=f"cannot be read: {error.strerror}")
+        num_bytes = int(self._num_bytes[index])
+        if num_bytes < 0:
+            return Sample(_text(path), b"", label, problem="a link to a file that is not there")
+        data, version = read_file(self.root / path, num_bytes=num_bytes)
+        return Sample(_text(path), data, label, version=version)
 
 
 def _text(path: str) -> str:
@@ -111,8 +115,10 @@ def _scan(root: Path) -> _Scan:
         try:
             status = entry.stat()
             num_bytes, regular = status.st_size, stat.S_ISREG(status.st_mode)
-        except OSError:  # a broken link: a failure when it is read, not now
-            num_bytes, regular = -1, True
+        except OSError as error:
+            if not (entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)):
+                raise unreadable(root / prefix / entry.name, error) from error
+            num_bytes, regular = -1, True  # a broken link: a failure when it is read, not now
         if suffix in PICTURE_SUFFIXES and regular:
             scan.pictures.append((prefix + entry.name, num_bytes))
         else:  # reading a pipe would wait for ever

@@ -8,6 +8,7 @@ from typing import Any
 
 from walloc_data.errors import SourceError
 from walloc_data.sources.base import Sample, Source, fingerprint, json_columns
+from walloc_data.sources.reading import read_file
 from walloc_data.sources.stray import names_listed
 
 __all__ = ["HuggingFaceSource", "load_hub", "load_parquet", "load_saved"]
@@ -123,6 +124,7 @@ class HuggingFaceSource(Source):
     def _sample(self, row: Mapping[str, Any], index: int) -> Sample:
         columns, left_out = json_columns(row, self.columns)
         picture, name, problem, data = row[self._image], str(index), None, b""
+        version: str | None = None
         if isinstance(picture, bytes):
             data = picture
         elif picture is None:
@@ -133,10 +135,10 @@ class HuggingFaceSource(Source):
             if picture.get("bytes") is not None:
                 data = picture["bytes"]
             elif path:
-                try:
-                    data = Path(path).read_bytes()
-                except OSError as error:
-                    problem = f"cannot be read: {error.strerror}"
+                if Path(path).is_file() or not Path(path).parent.is_dir():
+                    data, version = read_file(Path(path))
+                else:  # its folder is there, so that nothing is away: the row is wrong
+                    problem = "the row names a file that is not in its folder"
             else:
                 problem = "the row has no picture"
         label = row[self._label] if self._label is not None else None
@@ -149,7 +151,7 @@ class HuggingFaceSource(Source):
                     f"label {label!r} is not in [0, {limit}); label_column='none' encodes without labels"
                 )
                 label = None
-        return Sample(name, data, label, columns, problem, left_out)
+        return Sample(name, data, label, columns, problem, left_out, version)
 
 
 def _has_transform(dataset: Any) -> bool:

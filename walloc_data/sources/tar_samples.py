@@ -12,6 +12,7 @@ from typing import Any
 
 from walloc_data.errors import SourceError
 from walloc_data.sources.base import MAX_COLUMN_BYTES, PICTURE_SUFFIXES, Sample, json_columns
+from walloc_data.sources.reading import file_version, unreadable
 from walloc_data.sources.stray import is_stray, listed, stray_note
 
 __all__ = ["FOLDER", "Group", "Layout", "Reader", "TarScan", "groups", "layout_of", "left_out_members", "picture_of"]
@@ -129,15 +130,27 @@ class _OpenTars:
         return {"_files": OrderedDict()}
 
     def read(self, path: str, offset: int, num_bytes: int) -> bytes:
+        try:
+            data = os.pread(self._open(path), num_bytes, offset)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if len(data) != num_bytes:
+            raise unreadable(path, f"it ends {num_bytes - len(data)} bytes early, and did not when it was opened")
+        return data
+
+    def version(self, path: str) -> str:
+        try:
+            return file_version(os.fstat(self._open(path)))
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def _open(self, path: str) -> int:
         if path not in self._files:
             self._files[path] = os.open(path, os.O_RDONLY)
             if len(self._files) > MAX_OPEN_TARS:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(path)
-        data = os.pread(self._files[path], num_bytes, offset)
-        if len(data) != num_bytes:
-            raise OSError(f"the tar ends {num_bytes - len(data)} bytes early")
-        return data
+        return self._files[path]
 
     def close(self) -> None:
         while self._files:
@@ -152,8 +165,17 @@ class Reader:
         self.tars = _OpenTars()
         self._numbers = {name: index for index, name in enumerate(layout.class_names or ())}
 
-    def sample(self, path: str, group: Group, *, name: str, folder_label: int | None = None) -> Sample:
-        """The picture of a group, with its label and columns; what is wrong with it is the sample's problem."""
+    def sample(
+        self, path: str, group: Group, *, name: str, folder_label: int | None = None, version: str | None = None
+    ) -> Sample:
+        """The picture of a group, with its label and columns; what is wrong with it is the sample's problem.
+
+        Args:
+            version: of the tar; None: that of the file at `path`.
+
+        Raises:
+            SourceError: the tar cannot be read, or not as far as it could be when it was opened.
+        """
         layout = self.layout
         nothing: dict[str, Any] = dict.fromkeys(layout.columns)
         if group.copies > 1:
@@ -176,14 +198,16 @@ class Reader:
             if span[1] > MAX_MEMBER_BYTES:
                 return Sample(name, b"", label, columns, f"{span[1]} bytes; at most {MAX_MEMBER_BYTES} are read")
             data = self.tars.read(path, *span)
-        except (OSError, ValueError, RecursionError) as error:
+        except SourceError:
+            raise
+        except (ValueError, RecursionError) as error:
             return Sample(name, b"", None, nothing, f"cannot be read: {error}")
         problem = None
         if layout.label_from is not None:
             limit = len(layout.class_names) if layout.class_names else 2**31
             if label is None or not 0 <= label < limit:
                 problem, label = f"label {label} is not in [0, {limit})", None
-        return Sample(name, data, label, columns, problem, left_out)
+        return Sample(name, data, label, columns, problem, left_out, version or self.tars.version(path))
 
     def _label(self, path: str, group: Group, meta: Mapping[str, Any]) -> int | None:
         if self.layout.label_from is None:

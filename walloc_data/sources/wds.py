@@ -241,6 +241,11 @@ class TarStream(Source):
             raise SourceError(f"{url}: {error}; run the same command to resume") from error
         return target
 
+    def _version(self, url: str) -> str:
+        parent, _, name = url.rpartition("/")
+        etag = Store(parent, storage_options=self._options).etag(name)
+        return f"a tar with the ETag {etag}" if etag else "a tar without an ETag"
+
     def _class_names(self, url: str) -> tuple[str, ...] | None:
         store = Store(url.rpartition("/")[0], storage_options=self._options)
         for name in CLASS_NAME_FILES:
@@ -255,6 +260,7 @@ class TarStream(Source):
         with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
             for url in self._urls:
                 path = self._fetch(url, Path(folder))
+                version = self._version(url)
                 reader, scan = Reader(self._layout), TarScan()
                 try:
                     for group in groups(path, where=url, scan=scan):
@@ -262,7 +268,7 @@ class TarStream(Source):
                             (self._numbers[part] for part in folder_of(group.key)[::-1] if part in self._numbers), None
                         )
                         name = f"{url.rpartition('/')[2]}/{group.key}"
-                        sample = reader.sample(str(path), group, name=name, folder_label=label)
+                        sample = reader.sample(str(path), group, name=name, folder_label=label, version=version)
                         yield replace(sample, left_out=sample.left_out + self._left_out(group, scan))
                 finally:
                     reader.tars.close()

@@ -1,0 +1,67 @@
+"""Reading a source's files: what is a picture's own fault, and what is trouble of the machine or the store.
+
+A picture that is damaged will be damaged tomorrow: it is a failure, and the conversion goes on. A disk that is not
+mounted, a right that was taken away, a table of open files that is full are gone tomorrow: recorded as failures they
+would leave a data set without pictures that are there. So they stop the conversion, which goes on from where it was.
+"""
+
+import errno
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from walloc_data.errors import SourceError
+
+__all__ = ["file_version", "read_file", "unreadable"]
+
+# A network file system that comes back answers these for a moment.
+_ASK_AGAIN = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT)
+MAX_ATTEMPTS = 3
+
+
+def unreadable(where: object, error: BaseException | str) -> SourceError:
+    """The error for what cannot be read although it was there: not the picture's fault, so that nothing is recorded."""
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    elif isinstance(error, MemoryError):
+        reason = "memory ran out"
+    else:
+        reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return SourceError(
+        f"{where}: cannot be read ({reason}). This is trouble of the machine or the store and no fault of the picture, "
+        "so it is not recorded as one: what is published stays, and the same command goes on once it can be read"
+    )
+
+
+def read_file(path: Path, *, num_bytes: int | None = None) -> tuple[bytes, str]:
+    """A whole local file, and its version.
+
+    Args:
+        num_bytes: how long it was when the source was opened; None: not known.
+
+    Raises:
+        SourceError: it cannot be read, or has another length than it had.
+    """
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                data = file.read()
+            break
+        except OSError as error:
+            if error.errno not in _ASK_AGAIN or attempt == MAX_ATTEMPTS:
+                raise unreadable(path, error) from error
+            time.sleep(0.3 * attempt)
+    if num_bytes is not None and len(data) != num_bytes:
+        raise SourceError(
+            f"{path}: {len(data)} bytes, and {num_bytes} when the source was opened: it has changed meanwhile. What is "
+            "published stays; the same command looks at the source anew"
+        )
+    return data, file_version(status)
+
+
+def file_version(status: os.stat_result) -> str:
+    """What tells a file from another of the same name: its length and when it was last written."""
+    seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
+    return f"{status.st_size} bytes of {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d} UTC"
