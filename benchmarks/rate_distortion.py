@@ -1,4 +1,4 @@
-"""Rate and distortion of the bundled codec on Kodak, beside JPEG, lossy WebP and the linear KLT codec.
+"""Rate and distortion of the bundled codec on Kodak, beside the published codec, JPEG, lossy WebP and a linear codec.
 
     python -m benchmarks.rate_distortion [--codec NAME] [--shared ../shared/data] [--no-speed]
 
@@ -7,6 +7,10 @@ Our rate is that of the packed latent as lossless WebP, as data sets hold it. Ou
 with other quantisation steps: latents times a factor before rounding, divided by it before decoding. JPEG and WebP are
 Pillow's, 4:2:0, and are compared at the quality of the nearest mean rate that is not below ours.
 
+The published codec's numbers, its authors' official weights, come from kodak-published.csv. Rows of "linear, 5x5" are
+the best linear decoder that sees 5 x 5 cells, least squares on 400 photographs of photos-halfres: what an encoder's
+latents tell before any network guesses.
+
 LPIPS is left out: the package `lpips` carries its linear heads, but its backbone's weights come from a model hub.
 
 Decoding speed is measured against the published decoder's architecture (diffusers' Decoder, width 768, random
@@ -14,6 +18,7 @@ weights), on one thread, in CPU time, taking turns on a latent of 64 x 96 cells 
 """
 
 import argparse
+import csv
 import io
 import statistics
 import time
@@ -24,11 +29,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.ms_ssim import ms_ssim
 from benchmarks.results import RESULTS, spread, write_results
-from walloc_data.codec import WallocCodec, load_codec, wavelet_synthesis
+from walloc_data.codec import WallocCodec, load_codec, read_pictures, wavelet_analysis, wavelet_synthesis
+from walloc_data.codec.closed_form import whole_cells
 from walloc_data.latents import compand, encode_webp, expand, pack
 
 Pixels = npt.NDArray[np.uint8]
@@ -61,6 +68,38 @@ def through_codec(codec: WallocCodec, picture: Pixels, *, linear: bool = False) 
     latent = codec.encode(torch.from_numpy(picture)[None].permute(0, 3, 1, 2))
     decoded = to_pixels(codec.decode(latent, linear=linear))
     return quality(picture, decoded, num_bytes=len(encode_webp(pack(latent)[0])))
+
+
+def linear_5x5(codec: WallocCodec, photographs: Path) -> Callable[[WallocCodec, Pixels], Point]:
+    """Fit the decoder that takes 5 x 5 cells of expanded latents to the coefficients of the middle one."""
+    count = codec.latent_dim * 25 + 1
+    auto = torch.zeros(count, count, dtype=torch.float64)
+    cross = torch.zeros(count, 3 * 4**codec.J, dtype=torch.float64)
+
+    def windows(latent: torch.Tensor) -> torch.Tensor:  # (cells, 25 * latent_dim + 1); the encoder wraps around too
+        v = F.pad(expand(latent, latent_bits=8), (2, 2, 2, 2), mode="circular")
+        rows = F.unfold(v, 5)[0].T
+        return torch.cat((rows, torch.ones(len(rows), 1)), 1).double()
+
+    pictures = [picture for picture in read_pictures(photographs) if min(picture.shape[:2]) >= 48][:400]
+    for images in whole_cells(pictures, J=codec.J):
+        rows, X = windows(codec.encode(images)), wavelet_analysis(images.float() / 255 - 0.5)[0].flatten(1).T.double()
+        auto += rows.T @ rows
+        cross += rows.T @ X
+    weight = torch.linalg.solve(auto + 1e-6 * torch.eye(count, dtype=torch.float64), cross)
+
+    def through(codec: WallocCodec, picture: Pixels) -> Point:
+        latent = codec.encode(torch.from_numpy(picture)[None].permute(0, 3, 1, 2))
+        X = (windows(latent) @ weight).float().T.reshape(1, -1, *latent.shape[2:])
+        return quality(picture, to_pixels(wavelet_synthesis(X, codec.J)), num_bytes=len(encode_webp(pack(latent)[0])))
+
+    return through
+
+
+def published_points(path: Path) -> dict[str, Point]:
+    """Bits per pixel and PSNR of the published codec, by picture."""
+    with path.open(newline="") as file:
+        return {row["picture"]: {k: float(row[k]) for k in ("bpp", "psnr_db")} for row in csv.DictReader(file)}
 
 
 def with_step_factor(codec: WallocCodec, picture: Pixels, factor: float) -> Point:
@@ -155,10 +194,12 @@ def main() -> None:
     torch.set_num_threads(1)
     codec, info = load_codec(args.codec)
     klt, _ = load_codec("klt-16x")
+    first = load_codec(args.codec, decoder="1")[0] if info.decoder_version not in (None, "1") else None
     paths = sorted((args.shared / "kodak").glob("*.png"))
     if not paths:
         raise SystemExit(f"no Kodak pictures in {args.shared / 'kodak'}")
     pictures = {path.stem: np.array(Image.open(path).convert("RGB")) for path in paths}
+    photographs = args.shared / "photos-halfres.tar"
     curves: dict[str, list[Point]] = {
         f"{info.name}, other steps": [
             mean([with_step_factor(codec, p, factor) for p in pictures.values()]) for factor in STEP_FACTORS
@@ -174,21 +215,31 @@ def main() -> None:
     curves |= {kind: [mean(points) for points in settings.values()] for kind, settings in by_setting.items()}
     methods = {
         "ours": [through_codec(codec, p) for p in pictures.values()],
+        **({"ours, decoder 1": [through_codec(first, p) for p in pictures.values()]} if first is not None else {}),
         "ours, linear decoder": [through_codec(codec, p, linear=True) for p in pictures.values()],
+        "ours, linear 5x5": [
+            through(codec, p) for through in [linear_5x5(codec, photographs)] for p in pictures.values()
+        ],
         "klt-16x": [through_codec(klt, p) for p in pictures.values()],
+        "klt-16x, linear 5x5": [
+            through(klt, p) for through in [linear_5x5(klt, photographs)] for p in pictures.values()
+        ],
     }
     rate = mean(methods["ours"])["bpp"]
     for kind in QUALITIES:
         setting = matching_setting(list(pictures.values()), kind, bpp=rate)
         methods[f"{kind} at {setting}"] = [through_pillow(p, kind, setting) for p in pictures.values()]
+    published = published_points(args.shared / "kodak-published.csv")
     results: dict[str, Any] = {
         "codec": info.name,
+        "decoder_version": info.decoder_version,
         "encoder_sha256": info.encoder_sha256,
         "pictures": {
             name: {method: {k: round(v, 5) for k, v in points[i].items()} for method, points in methods.items()}
             for i, name in enumerate(pictures)
         },
         "mean": {method: mean(points) for method, points in methods.items()},
+        "published": {name: point for name, point in published.items() if name in pictures},
         "curves": curves,
     }
     if not args.no_speed:

@@ -83,12 +83,45 @@ def stored_bytes(results: dict[str, Any]) -> str:
 
 def rate_distortion(results: dict[str, Any]) -> str:
     """Means over the Kodak pictures at hand."""
-    labels = {"ours": "`rgb-16x-v1`", "ours, linear decoder": "`rgb-16x-v1`, linear decoder", "klt-16x": "`klt-16x`"}
-    rows = []
+    labels = {
+        "ours": "`rgb-16x-v1`",
+        "ours, decoder 1": "`rgb-16x-v1`, its first decoder",
+        "ours, linear decoder": "`rgb-16x-v1`, linear decoder",
+        "ours, linear 5x5": "`rgb-16x-v1`, best linear decoder from 5x5 cells",
+        "klt-16x": "`klt-16x`",
+        "klt-16x, linear 5x5": "`klt-16x`, best linear decoder from 5x5 cells",
+    }
+    published = list(results["published"].values())
+    bpp, psnr = (statistics.fmean(point[name] for point in published) for name in ("bpp", "psnr_db"))
+    rows = [("WaLLoC, published weights", f"{bpp:.3f}", f"{psnr:.2f}", "")]
     for name, found in results["mean"].items():
         label = labels.get(name, name.replace("jpeg at", "JPEG, quality").replace("webp at", "lossy WebP, quality"))
         rows.append((label, f"{found['bpp']:.3f}", f"{found['psnr_db']:.2f}", f"{found['ms_ssim']:.4f}"))
     return table(("Kodak, 11 pictures", "bits per pixel", "PSNR, dB", "MS-SSIM"), rows)
+
+
+def kodak_pictures(results: dict[str, Any]) -> str:
+    """Picture by picture: ours, and the published codec."""
+    rows = []
+    for name, methods in results["pictures"].items():
+        ours, published = methods["ours"], results["published"][name]
+        difference = ours["psnr_db"] - published["psnr_db"]
+        numbers = (ours["bpp"], published["bpp"], ours["psnr_db"], published["psnr_db"])
+        rows.append(
+            (name, *(f"{v:.3f}" for v in numbers[:2]), *(f"{v:.2f}" for v in numbers[2:]), f"{difference:+.2f}")
+        )
+    header = ("Kodak", "bpp", "bpp, published", "PSNR, dB", "PSNR, published", "difference")
+    return table(header, rows)
+
+
+def latent_files(results: dict[str, Any]) -> str:
+    """Ways to store a latent without loss."""
+    rows = []
+    for pictures, name in (("kodak_768x512", "Kodak, 768x512"), ("imagenette_160", "Imagenette, 160 px")):
+        for way, found in results[pictures].items():
+            times = (f"{found[f'{what}_ms']['median']:.2f}" for what in ("write", "read"))
+            rows.append((f"{name}: {way}", f"{found['bytes']:,.0f}", *times))
+    return table(("one latent", "bytes", "write, ms", "read, ms"), rows)
 
 
 def decode_speed(results: dict[str, Any]) -> str:
@@ -243,6 +276,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "estimates": ("convert_speed", estimates),
     "folded": ("folded_imagenette160", folded),
     "gpu": ("gpu", gpu),
+    "kodak_pictures": ("rate_distortion", kodak_pictures),
+    "latent_files": ("latent_files", latent_files),
     "rate_distortion": ("rate_distortion", rate_distortion),
     "read_speed": ("read_speed", read_speed),
     "serving_speed": ("serving_speed", serving_speed),

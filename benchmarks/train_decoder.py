@@ -171,8 +171,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     codec, _ = load_codec(ENCODER, decoder=args.from_decoder or True)
     config = DecoderTrainConfig(
-        **settings, minutes=args.minutes, steps=args.steps, batch_size=args.batch_size, colour=args.colour, device=args.device,
-        start="decoder" if args.from_decoder else "linear", checkpoint_seconds=60, validate_seconds=60,
+        **settings, minutes=args.minutes, steps=args.steps, batch_size=args.batch_size, colour=args.colour,
+        device=args.device, start="decoder" if args.from_decoder else "linear", checkpoint_seconds=60,
+        validate_seconds=60,
         data_licence=LICENCE,
     )  # fmt: skip
     print(train_decoder([], args.out, codec=codec, config=config, say=lambda line: print(line, flush=True)))

@@ -6,18 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import walloc_data.codec
 from walloc_data.codec import (
+    SNAP_MULTIPLE,
     CodecInfo,
     WallocCodec,
     decode_from_blob,
+    decode_from_latent,
     encode_to_latent,
     from_model_output,
     latent_to_webp_bytes,
+    load_codec,
+    resize_bicubic,
+    snap_shape,
     to_model_input,
 )
 from walloc_data.errors import CodecError
@@ -99,3 +106,47 @@ def test_public_names_are_sorted_and_resolve() -> None:
         assert getattr(walloc_data.codec, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'load_codecs'"):
         _ = walloc_data.codec.load_codecs  # type: ignore[attr-defined]
+
+
+def test_sizes_follow_the_share_of_pixels() -> None:
+    assert SNAP_MULTIPLE == 16
+    assert snap_shape(512, 768, 100) == (512, 768)
+    assert snap_shape(384, 384, 25) == (192, 192)
+    assert snap_shape(512, 768, 50) == (368, 544)
+    assert snap_shape(16, 640, 1) == (16, 64)  # never below one multiple
+    for q in (0, -1, 101):
+        with pytest.raises(CodecError, match=r"per cent of the pixels in \(0, 100\]"):
+            snap_shape(64, 64, q)
+
+
+def test_resizing_is_antialiased() -> None:
+    checks = (torch.arange(64)[:, None] + torch.arange(64)).remainder(2).float().expand(1, 3, 64, 64)
+    small = resize_bicubic(checks, (16, 24))
+    assert small.shape == (1, 3, 16, 24)
+    assert (small - 0.5).abs().max() < 0.02  # without antialiasing 0 or 1
+
+
+def test_a_decoder_can_be_tuned_through_its_latents() -> None:
+    codec, _ = load_codec()
+    latent = torch.randint(-30, 31, (2, 12, 6, 8), generator=torch.Generator().manual_seed(0))
+    x_hat = decode_from_latent(codec, latent)
+    torch.testing.assert_close(x_hat.detach().clamp(-0.5, 0.5), codec.decode(latent))
+    x_hat.square().mean().backward()
+    gradients = [parameter.grad for parameter in codec.decoder.parameters()]
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+    assert codec.encoder[0].weight.grad is None
+
+
+def test_an_evaluation_resizes_encodes_and_decodes(kodak: list[Path]) -> None:
+    """The calls that the authors' evaluation makes of a codec, in their order."""
+    codec, info = load_codec(device=torch.device("cpu"), torch_dtype=torch.float32)
+    x = torch.from_numpy(np.array(Image.open(kodak[2]).convert("RGB"))[:384, :384]).permute(2, 0, 1)[None] / 255
+    found = {}
+    for q in (25, 100):
+        snapped = resize_bicubic(x, snap_shape(384, 384, q)).clamp(0, 1)
+        blob = latent_to_webp_bytes(encode_to_latent(codec, to_model_input(snapped)), info.latent_bits)
+        x_hat = decode_from_blob(codec, blob, info.latent_dim, info.latent_bits, "cpu", torch.float32)
+        error = (resize_bicubic(from_model_output(x_hat).clamp(0, 1), (384, 384)) - x).square().mean()
+        found[q] = (8 * len(blob) / 384**2, float(-10 * error.log10()))
+    assert found[25][0] < 0.5 * found[100][0]
+    assert 27 < found[25][1] < found[100][1] - 2
