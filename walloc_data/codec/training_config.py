@@ -192,7 +192,13 @@ class DecoderTrainConfig:
 
 @dataclass(frozen=True)
 class DecoderTrainResult:
-    """A finished decoder: its file, and its quality on the pictures that were held out."""
+    """A finished decoder: its file, and its quality on the pictures that were held out.
+
+    Example:
+        >>> from walloc_data.codec import DecoderTrainResult
+        >>> print(DecoderTrainResult("out/decoder.safetensors", "2", 5000, 30.1234, 16))
+        decoder 2 in out/decoder.safetensors: 30.12 dB on 16 held-out pictures, 5000 steps
+    """
 
     file: str
     version: str
