@@ -14,6 +14,7 @@
     ├── StorageError           (OSError)       a store that refuses or fails, after the retries it deserves
     ├── BusyError              (RuntimeError)  another process holds what this one needs
     ├── ConversionError        (RuntimeError)  a conversion that stopped before its end
+    ├── WorkerError            (RuntimeError)  a process that reads batches died, or has no shared memory
     └── MissingExtraError      (ImportError)   an optional package is absent; names the extra to install
 
 Each leaf is also the builtin that a caller would catch. A message says what was being processed, the value, the
@@ -36,6 +37,7 @@ __all__ = [
     "StorageError",
     "TransformError",
     "WallocDataError",
+    "WorkerError",
 ]
 
 
@@ -93,6 +95,10 @@ class BusyError(WallocDataError, RuntimeError):
 
 class ConversionError(WallocDataError, RuntimeError):
     """A conversion stopped before its end; what was published stays and can be resumed."""
+
+
+class WorkerError(WallocDataError, RuntimeError):
+    """A process that reads batches died, or has no shared memory for them."""
 
 
 class MissingExtraError(WallocDataError, ImportError):

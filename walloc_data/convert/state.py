@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from walloc_data.format import (
     load_json,
     shard_name,
 )
-from walloc_data.storage import Store
+from walloc_data.storage import DaemonThreads, Store
 
 __all__ = [
     "check_siblings",
@@ -128,6 +127,10 @@ def in_order(read: Callable[[int], T], shards: list[int], *, store: Store) -> It
     if store.local_path is not None:
         yield from map(read, shards)
         return
-    with ThreadPoolExecutor(16) as threads:
+    threads = DaemonThreads(16, name="walloc-data-read")
+    try:
         for start in range(0, len(shards), 256):  # a bound on what waits in memory
-            yield from threads.map(read, shards[start : start + 256])
+            for future in [threads.submit(read, shard) for shard in shards[start : start + 256]]:
+                yield future.result()
+    finally:
+        threads.close()

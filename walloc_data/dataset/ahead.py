@@ -4,7 +4,6 @@ Workers and ranks share the cache folder, so a shard is fetched once a machine, 
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from walloc_data.dataset.plan import BatchPlan
 from walloc_data.errors import WallocDataError
+from walloc_data.storage import DaemonThreads
 
 __all__ = ["fetching_ahead"]
 
@@ -33,7 +33,7 @@ def fetching_ahead(samples: Any, plan: BatchPlan, *, epoch: int, start: int) -> 
     if not ahead:
         yield lambda number: None
         return
-    executor = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="walloc-data-fetch")
+    threads = DaemonThreads(_CONNECTIONS, name="walloc-data-fetch")
     first_used: dict[int, int] = {}  # shard: batch
     cursor = start
 
@@ -48,11 +48,11 @@ def fetching_ahead(samples: Any, plan: BatchPlan, *, epoch: int, start: int) -> 
             for shard in np.unique(samples.shards(plan.batch(epoch, cursor).rows)).tolist():
                 if shard not in first_used:
                     first_used[shard] = cursor
-                    executor.submit(fetch, shard)
+                    threads.submit(fetch, shard)
             cursor += 1
 
     try:
         reached(start)
         yield reached
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+        threads.close()

@@ -18,6 +18,7 @@ from walloc_data.dataset.order import Ints
 from walloc_data.dataset.place import Place
 from walloc_data.dataset.plan import BatchPlan
 from walloc_data.dataset.state import check_state, make_state
+from walloc_data.dataset.workers import batches_of, in_shared_memory
 
 __all__ = ["LatentLoader"]
 
@@ -54,7 +55,8 @@ class _Batches(Dataset[tuple[Tensor, ...]]):
         epoch, number, rank, world_size = wanted
         batch = self.plan.batch(epoch, number).slice(rank, world_size)
         latents, labels = self.samples.read_batch(batch.rows, epoch=epoch)
-        return (latents, labels, torch.from_numpy(batch.valid.copy())) if self.pad else (latents, labels)
+        made = (latents, labels, torch.from_numpy(batch.valid.copy())) if self.pad else (latents, labels)
+        return in_shared_memory(made)
 
 
 class _Numbers(Sampler[tuple[int, int, int, int]]):
@@ -172,7 +174,7 @@ class LatentLoader:
         numbers = self._numbers
         numbers.epoch, numbers.start, numbers.stop = epoch, self.position, len(self)
         numbers.rank, numbers.world_size = rank, world_size
-        batches = iter(self._batches)  # workers start here, before any thread does
+        batches = batches_of(self._batches)  # workers start here, before any thread does
         with fetching_ahead(self.samples, self.plan, epoch=epoch, start=self.position) as reached:
             for number, batch in enumerate(batches, start=self.position):
                 reached(number)

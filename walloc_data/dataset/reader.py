@@ -23,6 +23,7 @@ __all__ = ["Latents", "Reader", "ShardReader"]
 Latents = npt.NDArray[np.int8] | list[npt.NDArray[np.int8]]
 
 _ENCODED_AGAIN = "The data set was encoded again after it was opened here: open it again"
+_ATTEMPTS_AHEAD = 3
 _MAX_OPEN_CACHED = 64  # an evicted shard keeps its disk space while it is mapped
 
 
@@ -65,6 +66,7 @@ class ShardReader:
         # Every shard has checksums, as data sets have since there are any; a shard's rows all have one or none has.
         self._checked = bool(index.rows[self._ends - counts]["crc32"].all())
         self._manifest = _stamp(store)
+        self._ahead = Store(store.url, storage_options=store.storage_options, max_attempts=_ATTEMPTS_AHEAD)
         self._executors: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not come through a fork
 
     def __getstate__(self) -> dict[str, Any]:
@@ -184,9 +186,12 @@ class ShardReader:
         return view
 
     def fetch(self, number: int) -> None:
-        """Bring a remote shard into the cache ahead of its use."""
+        """Bring a remote shard into the cache ahead of its use.
+
+        With few tries: whoever needs the shard has all of them, and must not wait until this has had as many.
+        """
         if self.store.local_path is None:
-            self.cache.fetch(self.store, self.record.shards[number])
+            self.cache.fetch(self._ahead, self.record.shards[number])
 
 
 def _at(where: Callable[[int], str], i: int, _: int) -> str:

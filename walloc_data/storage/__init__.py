@@ -5,9 +5,11 @@ from walloc_data.storage.lock import Lock, file_lock, machine_folder, take_lock
 from walloc_data.storage.manifest import read_manifest
 from walloc_data.storage.maps import ShardMaps, map_file, max_open_maps
 from walloc_data.storage.store import Store
+from walloc_data.storage.threads import DaemonThreads
 
 __all__ = [
     "DEFAULT_MAX_CACHE_BYTES",
+    "DaemonThreads",
     "Lock",
     "ShardCache",
     "ShardMaps",

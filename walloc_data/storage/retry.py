@@ -164,7 +164,7 @@ def reason(error: BaseException) -> str:
     name = type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:  # the system's own; the caller names the file
         return error.strerror
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     return (f"{name}: {text}" if text else name) + remedy(error)
 
 

@@ -38,6 +38,7 @@ def test_a_cache_too_small_for_the_data_evicts_and_refetches(
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
     largest = max(path.stat().st_size for path in (source / "data").iterdir())
     limit = 6 * largest
+    monkeypatch.setattr("walloc_data.dataset.reader._MAX_OPEN_CACHED", 1)  # what is open is not fetched again
     dataset = LatentDataset(url, shuffle=True, window_shards=2, max_cache_bytes=limit, cache_folder=tmp_path / "small")
     loader = dataset.loader(batch_size=8, num_workers=2)
     most = 0

@@ -1,0 +1,67 @@
+"""Threads that wait for a network, and that nobody has to wait for."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+__all__ = ["DaemonThreads"]
+
+Result = TypeVar("Result")
+
+
+class DaemonThreads:
+    """A few threads that run functions in the order in which they were submitted.
+
+    Unlike those of `concurrent.futures.ThreadPoolExecutor`, they do not keep the interpreter alive: after Ctrl-C a
+    program ends at once, though a store that is down has not answered yet.
+
+    Args:
+        num_threads: at most; they start as they are needed.
+        name: of the threads.
+
+    Example:
+        >>> from walloc_data.storage import DaemonThreads
+        >>> threads = DaemonThreads(2, name="square")
+        >>> futures = [threads.submit(pow, number, 2) for number in range(4)]
+        >>> [future.result() for future in futures]
+        [0, 1, 4, 9]
+        >>> threads.close()
+    """
+
+    def __init__(self, num_threads: int, *, name: str) -> None:
+        self.num_threads, self.name = num_threads, name
+        self._waiting: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+        """Run a function when a thread is free."""
+        future: Future[Result] = Future()
+        self._waiting.put((future, lambda: function(*arguments)))
+        if len(self._threads) < self.num_threads:
+            number = len(self._threads)
+            thread = threading.Thread(target=self._run, name=f"{self.name}-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return future
+
+    def close(self) -> None:
+        """Cancel what has not begun, and let the threads end after what they are doing, without waiting for them."""
+        self._closed = True
+        for _ in self._threads:
+            self._waiting.put(None)
+
+    def _run(self) -> None:
+        while (task := self._waiting.get()) is not None:
+            future, action = task
+            if self._closed:
+                future.cancel()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(action())
+            except BaseException as error:
+                future.set_exception(error)
+            del future, action, task  # what they hold must not live until the next task
