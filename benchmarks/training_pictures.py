@@ -1,24 +1,26 @@
 """Gather clean, sharp photographs for training a codec into one folder of AVIF files: one command.
 
-    for each repository in SETS: git clone --bare URL clones/OWNER+NAME
+    for each repository in the sets: git clone --bare URL clones/OWNER+NAME
     python -m benchmarks.training_pictures OUT --clones clones --kodak KODAK
+    python -m benchmarks.training_pictures OUT2 --second --clones clones --kodak KODAK --wallpapers DIR [--photos TAR]
 
-Each set is named below with the GitHub repository that holds it, and the licence stated there: jbhuang0604/SelfExSR
-(Urban100 and Sun-Hays80, no licence stated), maxvoltar/photo-stream (MIT), BIDS/BSDS500 (no licence stated). Large
-pictures are reduced by a whole factor, which takes away the softness of the camera and the faults of JPEG. Blurred
-pictures, drawings, repeated pictures and whatever resembles a Kodak test picture are left out; KODAK is a folder of
-those. OUT receives SET-00001.avif and so on, 4:4:4, sources.csv (a line for each set) and pictures.csv (a line for each
-picture). If the files exceed the budget, the pictures with the least fine detail go. Stop it when you like: the same
-command continues.
+The second corpus brings what the first lacks: people, flowers, animals, objects and saturated colours. The sets of both
+and their licences are in training_picture_sets.py; DIR holds the unpacked packages that train_bundled.py names. Large
+pictures are reduced, which takes away the softness of the camera and the faults of JPEG; those of about 250 pixels are
+joined by four. Blurred pictures, drawings, repeated pictures and whatever resembles a Kodak test picture are left out;
+KODAK is a folder of those. The folder receives SET-00001.avif and so on, 4:4:4, sources.csv (a line for each set) and
+pictures.csv (a line for each picture). If the files exceed the budget, the pictures with the least fine detail go. Stop
+it when you like: the same command continues.
 """
 
 import argparse
 import csv
 import io
 import subprocess
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -26,26 +28,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from benchmarks.training_picture_sets import FIRST, SECOND, Selection, Source
+
 Floats = npt.NDArray[np.float32]
+Images = Iterator[tuple[str, Image.Image | str]]
 
 LARGEST_BLOB = 4 << 20
 """Files of a repository larger than this, in bytes, are passed over."""
 
 LONGEST_SIDE, SHORTEST_SIDE = 1600, 320
-MIN_DETAIL, MIN_SHARPNESS, MAX_FLAT = 1.5, 0.3, 0.6
-ALIKE, SPEED = 0.97, 9
-
-
-@dataclass(frozen=True)
-class Source:
-    """A set of pictures: where they lie, at which commit, and by what factor they are reduced (0: by their size)."""
-
-    name: str
-    place: str
-    patterns: tuple[str, ...]
-    licence: str
-    commit: str
-    factor: int = 0
+MAX_FLAT = 0.6
+ALIKE, SPEED, LEAST_REDUCTION = 0.97, 9, 2.5
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 @dataclass(frozen=True)
@@ -61,80 +55,89 @@ class Picture:
     bytes: int
 
 
-SETS = (
-    Source(
-        "urban100",
-        "jbhuang0604/SelfExSR",
-        ("data/Urban100/image_SRF_4/*_HR.png",),
-        "not stated",
-        factor=1,
-        commit="8f6dd8c1d20c",
-    ),
-    Source(
-        "sunhays80",
-        "jbhuang0604/SelfExSR",
-        ("data/Sun-Hays80/image_SRF_8/*_HR.png",),
-        "not stated",
-        factor=1,
-        commit="8f6dd8c1d20c",
-    ),
-    Source(
-        "photostream",
-        "maxvoltar/photo-stream",
-        ("photos/original/*",),
-        "MIT (of the repository)",
-        commit="6eaabff1a9a9",
-    ),
-    Source("bsds500", "BIDS/BSDS500", ("BSDS500/data/images/*.jpg",), "not stated", factor=1, commit="a04b7c6c3a9f"),
-)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--clones", type=Path, required=True, help="folder of the clones, OWNER+NAME each")
     parser.add_argument("--kodak", type=Path, required=True, help="folder of Kodak test pictures, to keep them out")
-    parser.add_argument("--quality", type=int, default=72, help="AVIF quality, 0 to 100")
+    parser.add_argument("--second", action="store_true", help="gather the second corpus")
+    parser.add_argument("--wallpapers", type=Path, help="folder of the unpacked Debian packages, for --second")
+    parser.add_argument("--photos", type=Path, default=SHARED / "photos-halfres.tar", help="for --second")
+    parser.add_argument(
+        "--quality", type=int, help="AVIF quality, 0 to 100; 72 for the first corpus, 84 for the second"
+    )
     parser.add_argument("--budget", type=float, default=47e6, help="bytes that the AVIF files may take in all")
     args = parser.parse_args()
+    if args.second and args.wallpapers is None:
+        parser.error("--second needs --wallpapers, the folder of the unpacked Debian packages")
+    selection = SECOND if args.second else FIRST
+    args.quality = selection.quality if args.quality is None else args.quality
     tests = [opened(path.read_bytes(), 1) for path in sorted(args.kodak.iterdir())]
     kodak = [view for image in tests if not isinstance(image, str) for view in views(image)]
     if not kodak:
         raise SystemExit(f"{args.kodak} holds no picture: give the folder of the Kodak test pictures")
     args.out.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Picture] = {}
-    for source in SETS:
-        mine, dropped = gather(source, args, kodak + [view for one in kept.values() for view in one.views])
+    for source in selection.sources:
+        seen = [view for one in kept.values() for view in one.views]
+        mine, dropped = gather(source, args, kodak + seen, selection.longest)
         if not mine:
-            raise SystemExit(f"the set {source.name} has no picture: {source.place} holds none at {source.commit}")
+            raise SystemExit(
+                f"the set {source.name} has no picture: {source.place} holds none {source.commit}".rstrip()
+            )
         print(f"{source.name}: {summary(mine)}; left out: {dict(dropped)}", flush=True)
         kept |= mine
-        tabulate(args.out, kept)
-    within = fitting(kept, args.budget)
+        tabulate(args.out, kept, selection)
+    within = fitting(kept, args.budget, selection.shares)
     for name in kept.keys() - within.keys():
         (args.out / name).unlink()
     print(f"in all: {summary(within)}")
-    tabulate(args.out, within)
+    tabulate(args.out, within, selection)
 
 
-def gather(source: Source, args: argparse.Namespace, seen: list[Floats]) -> tuple[dict[str, Picture], Counter[str]]:
+def gather(
+    source: Source, args: argparse.Namespace, seen: list[Floats], longest: int
+) -> tuple[dict[str, Picture], Counter[str]]:
     """Write the pictures of a set that pass and resemble none of `seen`; return them by file name."""
     kept: dict[str, Picture] = {}
     dropped: Counter[str] = Counter()
-    for number, (origin, data) in enumerate(found(source, args.clones), 1):
+    images: Images = ((origin, opened(data, source.factor, source)) for origin, data in found(source, args))
+    if source.mosaics:
+        images = mosaics(images, list(seen), dropped)
+    for number, (origin, image) in enumerate(images, 1):
         file = args.out / f"{source.name}-{number:05d}.avif"
-        result = prepare(source, origin, data, seen, file, args.quality)
+        result = image if isinstance(image, str) else prepare(source, origin, image, seen, longest)
         if isinstance(result, str):
             dropped[result] += 1
             file.unlink(missing_ok=True)
         else:
+            if not file.exists() and not isinstance(image, str):
+                part = file.with_suffix(".part")
+                image.save(part, "AVIF", quality=args.quality, speed=SPEED, subsampling="4:4:4", max_threads=1)
+                part.replace(file)
             seen.extend(result.views)
-            kept[file.name] = result
+            kept[file.name] = replace(result, bytes=file.stat().st_size)
     return kept, dropped
 
 
-def found(source: Source, clones: Path) -> Iterator[tuple[str, bytes]]:
+def found(source: Source, args: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the bytes of each file of a set, in the order of their names."""
+    if source.kind == "clone":
+        yield from found_in_clone(source, args.clones)
+    elif source.kind == "folder":
+        for path in sorted({path for pattern in source.patterns for path in args.wallpapers.glob(pattern)}):
+            name = str(path.relative_to(args.wallpapers))
+            if not any(fnmatch(name, pattern) for pattern in source.without):
+                yield name, path.read_bytes()
+    else:
+        with tarfile.open(args.photos, "r:") as tar:
+            for member in tar:
+                file = tar.extractfile(member) if matches(source, member.name) else None
+                if file is not None:
+                    yield member.name, file.read()
+
+
+def found_in_clone(source: Source, clones: Path) -> Iterator[tuple[str, bytes]]:
     clone = clones / source.place.replace("/", "+")
     if not clone.is_dir():
         raise SystemExit(f"{clone} is missing: clone the GitHub repository {source.place} there")
@@ -142,20 +145,55 @@ def found(source: Source, clones: Path) -> Iterator[tuple[str, bytes]]:
     listing = subprocess.run([*git, "ls-tree", "-r", "-z", source.commit], capture_output=True, check=True).stdout
     for line in listing.decode().split("\0")[:-1]:
         (_, _, blob), name = line.partition("\t")[0].split(), line.partition("\t")[2]
-        if any(fnmatch(name, pattern) for pattern in source.patterns):
+        if matches(source, name):
             got = subprocess.run([*git, "cat-file", "blob", blob], capture_output=True, check=False)
             if got.returncode == 0 and len(got.stdout) < LARGEST_BLOB:  # a partial clone may lack a file
                 yield name, got.stdout
 
 
-def opened(data: bytes, factor: int = 0) -> Image.Image | str:
+def matches(source: Source, name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in source.patterns)
+
+
+def mosaics(images: Images, seen: list[Floats], dropped: Counter[str]) -> Images:
+    """Yield the pictures by four, side by side, each cut to the smallest of them; count the pictures left out.
+
+    Pictures of like shape come together, so that little is cut off.
+    """
+    single = []
+    for origin, image in images:
+        reason = image if isinstance(image, str) else "small" if min(image.size) * 2 < SHORTEST_SIDE else ""
+        if not reason and not isinstance(image, str):
+            mine = views(image)
+            reason = "seen before" if resembles(mine, seen) else ""
+            seen.extend(mine)
+            if not reason:
+                single.append((origin, image))
+        if reason:
+            dropped[reason] += 1
+    upright = [one for one in single if one[1].height > one[1].width]
+    wide = [one for one in single if one[1].height <= one[1].width]
+    for ordered in (sorted(some, key=lambda one: (min(one[1].size), max(one[1].size))) for some in (upright, wide)):
+        for start in range(0, len(ordered) - 3, 4):
+            four = ordered[start : start + 4]
+            width, height = min(one[1].width for one in four), min(one[1].height for one in four)
+            mosaic = Image.new("RGB", (2 * width, 2 * height))
+            for place, (_, image) in enumerate(four):
+                mosaic.paste(image.crop((0, 0, width, height)), (place % 2 * width, place // 2 * height))
+            yield " ".join(origin for origin, _ in four), mosaic
+
+
+def opened(data: bytes, factor: float = 0, source: Source | None = None) -> Image.Image | str:
     """Return the picture upright in RGB and reduced by the factor (0: by its size), or why it is of no use."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
         width, height = image.size
+        if source is not None and source.longest:
+            factor = max(LEAST_REDUCTION, max(width, height) / source.longest)
         factor = factor or reduction(max(width, height))
         if not factor:
             return "small"
+        factor = factor if source is None else factor / source.scale
         if factor > 2:
             image.draft("RGB", (width // 2, height // 2))  # JPEG alone: read at half size, which is much faster
         image.load()
@@ -168,32 +206,30 @@ def opened(data: bytes, factor: int = 0) -> Image.Image | str:
     if image.mode not in ("RGB", "RGBA"):
         return "not in colour"
     if factor > 1:
-        image = image.convert("RGB").resize((width // factor, height // factor), Image.Resampling.LANCZOS)
+        size = (int(width / factor), int(height / factor))
+        image = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def prepare(source: Source, origin: str, data: bytes, seen: list[Floats], file: Path, quality: int) -> Picture | str:
-    """Write the picture, reduced, to a file that is not there yet; return it, or in a few words why it is left out."""
-    image = opened(data, source.factor)
-    if isinstance(image, str):
-        return image
-    if max(image.size) > LONGEST_SIDE or min(image.size) < SHORTEST_SIDE:
+def prepare(source: Source, origin: str, image: Image.Image, seen: list[Floats], longest: int) -> Picture | str:
+    """Return the picture, its bytes still 0, or in a few words why it is left out."""
+    if max(image.size) > longest or min(image.size) < SHORTEST_SIDE:
         return "sides"
     detail, sharpness, flat = measures(np.asarray(image))
-    if detail < MIN_DETAIL:
+    if detail < source.min_detail:
         return "little detail"
-    if sharpness < MIN_SHARPNESS:
+    if sharpness < source.min_sharpness:
         return "blurred"
     if flat > MAX_FLAT:
         return "drawing or clipped"
     mine = views(image)
-    if float((np.stack(seen) @ mine[0]).max()) > ALIKE:
+    if resembles(mine, seen):
         return "seen before"
-    if not file.exists():
-        part = file.with_suffix(".part")
-        image.save(part, "AVIF", quality=quality, speed=SPEED, subsampling="4:4:4", max_threads=1)
-        part.replace(file)
-    return Picture(source, origin, image.size, detail, sharpness, mine, file.stat().st_size)
+    return Picture(source, origin, image.size, detail, sharpness, mine, 0)
+
+
+def resembles(mine: list[Floats], seen: list[Floats]) -> bool:
+    return bool(seen) and float((np.stack(seen) @ mine[0]).max()) > ALIKE
 
 
 def reduction(side: int) -> int:
@@ -231,14 +267,20 @@ def views(image: Image.Image) -> list[Floats]:
     return [view.ravel() for one in turned for view in (one, one[:, ::-1])]
 
 
-def fitting(pictures: dict[str, Picture], budget: float) -> dict[str, Picture]:
-    """Return the pictures with the most detail whose files fit the budget, in the order given."""
-    total = sum(picture.bytes for picture in pictures.values())
+def fitting(pictures: dict[str, Picture], budget: float, shares: dict[str, float]) -> dict[str, Picture]:
+    """Return pictures whose files fit the budget, in the order given: what goes has the least detail of its group.
+
+    The group that exceeds its share of the budget most loses the next picture. Without shares all are one group.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(pictures, key=lambda name: -pictures[name].detail):
+        groups.setdefault(name.partition("-")[0] if shares else "", []).append(name)
+    sizes = {group: sum(pictures[name].bytes for name in names) for group, names in groups.items()}
     dropped = set()
-    for name in sorted(pictures, key=lambda name: pictures[name].detail):
-        if total <= budget:
-            break
-        total -= pictures[name].bytes
+    while sum(sizes.values()) > budget:
+        group = max((one for one in groups if groups[one]), key=lambda one: sizes[one] - shares.get(one, 0.0) * budget)
+        name = groups[group].pop()
+        sizes[group] -= pictures[name].bytes
         dropped.add(name)
     return {name: picture for name, picture in pictures.items() if name not in dropped}
 
@@ -252,12 +294,12 @@ def summary(pictures: dict[str, Picture]) -> str:
     return f"{len(pictures)} pictures, {megapixels(pictures):.1f} MP, {size:.2f} MB"
 
 
-def tabulate(out: Path, pictures: dict[str, Picture]) -> None:
+def tabulate(out: Path, pictures: dict[str, Picture], selection: Selection) -> None:
     with (out / "sources.csv").open("w", newline="") as file:
         by_set = csv.writer(file)
         by_set.writerow(["set", "source", "pictures", "megapixels", "licence"])
-        for source in SETS:
-            mine = {name: picture for name, picture in pictures.items() if picture.source == source}
+        for source in selection.sources:
+            mine = {name: picture for name, picture in pictures.items() if picture.source.name == source.name}
             by_set.writerow([source.name, source.place, len(mine), f"{megapixels(mine):.2f}", source.licence])
     with (out / "pictures.csv").open("w", newline="") as file:
         by_picture = csv.writer(file)
