@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     train_pairs, val_pairs = Pairs(train, args.train_pictures), Pairs(val, args.val_pictures)
     if train.latent_shape is None or train.num_classes is None:
         raise SystemExit("the pictures must be of one size, and labelled")
-    side_px = train.manifest.settings.size_px or train.latent_shape[1] * 8
+    side_px = train.manifest.settings.size_px or train.latent_shape[1] * train.manifest.codec.cell_px
 
     sized = {"img_size": side_px} if "vit" in args.model or "deit" in args.model or "swin" in args.model else {}
     pixel = timm.create_model(

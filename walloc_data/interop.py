@@ -7,8 +7,15 @@ hand over is the packed picture; these functions turn it into the integers, the 
     wids         ShardListDataset("OUT/index/train.wids.json", transformations=unpack_sample)
     datasets     load_dataset("OUT", split="train").with_transform(unpack_rows)
     timm         create_dataset("wds/latents", root="OUT", split="train", transform=unpack_picture)
+
+A packed picture does not tell how many channels it packs. 12 are taken for granted; for a codec of another number pass
+latent_dim=, as `partial(unpack_sample, latent_dim=48)` of functools; `walloc.json` tells it.
+
+timm's data set goes into torch's DataLoader. `timm.data.create_loader` is made for pictures: it puts a transform of its
+own in place of `unpack_picture`, and collates into uint8. Latent models refuse what comes of either.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,20 +23,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from walloc_data.errors import CorruptShardError
+from walloc_data.errors import CodecError, CorruptShardError
 from walloc_data.latents import decode_webp, unpack
 
 __all__ = ["unpack_picture", "unpack_rows", "unpack_sample"]
 
 
-def unpack_picture(picture: Any, *, latent_dim: int = 12) -> Tensor:
+_LATENT_DIM, _CELL_PX = 12, 8  # of the bundled codecs
+
+
+def unpack_picture(picture: Any, *, latent_dim: int = _LATENT_DIM) -> Tensor:
     """One packed picture to its latent.
 
     Args:
         picture: PIL image (RGB), WebP bytes or an open file of them, (H, W, 3) uint8 array, or the undecoded
             ``{"bytes": ...}`` of `datasets`. It must come straight from the shard: resized, cropped or normalised
             pictures are not latents any more.
-        latent_dim: channels of the codec.
+        latent_dim: channels of the codec. Nothing in a picture contradicts a wrong number: the latent is then garbage.
 
     Returns:
         (latent_dim, h, w) int8.
@@ -58,10 +68,14 @@ def unpack_picture(picture: Any, *, latent_dim: int = 12) -> Tensor:
     return torch.from_numpy(unpack(pixels, latent_dim=latent_dim))
 
 
-def unpack_sample(sample: Mapping[str, Any], *, latent_dim: int = 12) -> tuple[Tensor, int]:
+def unpack_sample(sample: Mapping[str, Any], *, latent_dim: int | None = None) -> tuple[Tensor, int]:
     """One sample of webdataset or wids, decoded by it or not, to `(latent, label)`; the label is -1 if there is none.
 
     Keys may carry a leading dot, as in wids.
+
+    Args:
+        sample: with its `.webp`, `.cls` and `.json`.
+        latent_dim: channels of the codec; None: 12, refused where the sample's JSON says that they are not.
 
     Example:
         >>> import webdataset
@@ -76,11 +90,40 @@ def unpack_sample(sample: Mapping[str, Any], *, latent_dim: int = 12) -> tuple[T
     label = members.get("cls", -1)
     if hasattr(label, "read"):
         label = label.read()
-    return unpack_picture(members["webp"], latent_dim=latent_dim), int(label)
+    if latent_dim is None:
+        meta: Any = members.get("json")
+        if hasattr(meta, "read"):
+            meta = meta.read()
+        latent = _twelve_channels(unpack_picture(members["webp"]), meta)
+    else:
+        latent = unpack_picture(members["webp"], latent_dim=latent_dim)
+    return latent, int(label)
 
 
-def unpack_rows(rows: Mapping[str, Sequence[Any]], *, latent_dim: int = 12) -> dict[str, list[Any]]:
+def _twelve_channels(latent: Tensor, meta: Any) -> Tensor:
+    """The latent, unless the picture's size in the sample's JSON tells that it is not of 12 channels."""
+    try:
+        value = json.loads(meta) if isinstance(meta, str | bytes) else meta
+        left, top, right, bottom = value["padding"]
+        sides = (value["height"] + top + bottom, value["width"] + left + right)
+    except (KeyError, TypeError, ValueError):
+        return latent  # a reader that was asked for pictures and labels alone
+    h, w = latent.shape[1:]
+    if sides != (h * _CELL_PX, w * _CELL_PX):
+        raise CodecError(
+            f"a picture of {sides[0]} x {sides[1]} px, padded, whose packed latent is {2 * h} x {2 * w}: not "
+            f"{_LATENT_DIM} channels of {_CELL_PX}-px cells. Pass latent_dim=, which walloc.json has at codec: "
+            "functools.partial(unpack_sample, latent_dim=48), say"
+        )
+    return latent
+
+
+def unpack_rows(rows: Mapping[str, Sequence[Any]], *, latent_dim: int | None = None) -> dict[str, list[Any]]:
     """A batch of rows of `datasets` to the columns `latent` and, where there are labels, `label`.
+
+    Args:
+        rows: with the columns `webp`, `cls` and `json`.
+        latent_dim: channels of the codec; None: 12, refused where a row's JSON says that they are not.
 
     Example:
         >>> from datasets import load_dataset
@@ -89,9 +132,12 @@ def unpack_rows(rows: Mapping[str, Sequence[Any]], *, latent_dim: int = 12) -> d
         >>> rows[0]["latent"].shape, len(rows[:4]["label"])
         (torch.Size([12, 12, 12]), 4)
     """
-    columns: dict[str, list[Any]] = {
-        "latent": [unpack_picture(picture, latent_dim=latent_dim) for picture in rows["webp"]]
-    }
+    if latent_dim is None:
+        metas = rows.get("json") or [None] * len(rows["webp"])
+        latents = [_twelve_channels(unpack_picture(p), meta) for p, meta in zip(rows["webp"], metas, strict=True)]
+    else:
+        latents = [unpack_picture(picture, latent_dim=latent_dim) for picture in rows["webp"]]
+    columns: dict[str, list[Any]] = {"latent": latents}
     if "cls" in rows:
         columns["label"] = [int(label) for label in rows["cls"]]
     return columns

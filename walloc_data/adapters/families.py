@@ -1,7 +1,8 @@
 """Which timm families take latents, and the surgery each one needs.
 
-A latent cell is 8 x 8 pixels, so a latent picture stands where a pixel model has its stride-8 features: stage 1 of the
-usual 4/8/16/32 pyramid. Three geometries follow (for 224-pixel pictures, 28 x 28 cells):
+A latent cell is 8 x 8 pixels (for codecs of three wavelet levels), so a latent picture stands where a pixel model has
+its stride-8 features: stage 1 of the usual 4/8/16/32 pyramid. Three geometries follow (for 224-pixel pictures, 28 x 28
+cells):
 
     skip_early   the stem feeds the stage at stride 8; earlier stages become Identity. The token grid is the pixel
                  model's, the early compute is saved.
@@ -10,6 +11,9 @@ usual 4/8/16/32 pyramid. Three geometries follow (for 224-pixel pictures, 28 x 2
     pixel_grid   one convolution and a PixelShuffle give every stage the pixel model's own grid: nothing is saved in
                  the model but decoding; made for folding pixel-pretrained weights. For patch models the same as
                  skip_early.
+
+Cells of another size, 2^J pixels, go in at the same stages: with cells of 16 pixels these see a grid half as fine, with
+4 pixels twice as fine. What is counted in pixels follows the cells: the patches of patch models, and pixel_grid.
 
 Every hierarchical model is built by timm at the pixel size that its later stages will see, so that windows, position
 biases and embeddings come out right; then its stem is replaced and the first strides are taken out.
@@ -29,7 +33,44 @@ __all__ = ["FAMILIES", "Family", "Geometry", "StemSite", "find_family"]
 
 Geometry = Literal["skip_early", "all_stages", "pixel_grid"]
 Create = Callable[..., Any]
-CELL_PX = 8
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a family builds for.
+
+    Attributes:
+        geometry: which stages are fed.
+        size: of a latent, (h, w) in cells.
+        cell_px: pixels along one side of a cell.
+        given: what the caller passes on to timm.
+    """
+
+    geometry: Geometry
+    size: tuple[int, int]
+    cell_px: int
+    given: Mapping[str, Any]
+
+    @property
+    def stage_px(self) -> int:
+        """Pixels along one side of a cell, as the stages count them: a fed stage of stride 8 takes it for 8."""
+        return {"all_stages": 4, "skip_early": 8, "pixel_grid": self.cell_px}[self.geometry]
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """(height, width) in pixels of the picture that the stages believe they see."""
+        return self.size[0] * self.stage_px, self.size[1] * self.stage_px
+
+    def shuffle(self, *, stride_px: int) -> int:
+        """How many positions along one side a cell yields for a pixel stem of this stride; 1 but for pixel_grid."""
+        if self.geometry != "pixel_grid":
+            return 1
+        if self.cell_px < stride_px:
+            raise ModelError(
+                f"cells of {self.cell_px} px are smaller than the stride of its pixel stem, {stride_px} px: use "
+                "geometry 'all_stages' or 'skip_early'"
+            )
+        return self.cell_px // stride_px
 
 
 @dataclass(frozen=True)
@@ -62,7 +103,7 @@ class Family:
     modules: tuple[str, ...]  # in timm.models
     geometries: tuple[Geometry, ...]  # the first is the default
     examples: str
-    build: Callable[[Create, Geometry, tuple[int, int], Mapping[str, Any]], tuple[Any, StemSite]]
+    build: Callable[[Create, Grid], tuple[Any, StemSite]]
 
 
 def _resize_norm(norm: nn.Module, channels: int) -> None:
@@ -114,14 +155,15 @@ def _first_conv(module: nn.Module, *, what: str) -> nn.Conv2d:
     raise ModelError(f"{what}: no convolution was found")
 
 
-def _build_vit(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+def _build_vit(create: Create, grid: Grid) -> tuple[Any, StemSite]:
     with torch.device("meta"):
         embed = create().patch_embed
     if not isinstance(getattr(embed, "proj", None), nn.Conv2d):
         raise ModelError(f"its patch embedding is {type(embed).__name__}, not one convolution: nothing to replace")
-    cells = max(1, round(embed.patch_size[0] / CELL_PX)) * (2 if geometry == "all_stages" else 1)
-    cells = given.get("patch_size", cells)
-    if not given.get("dynamic_img_pad") and (size[0] % cells or size[1] % cells):
+    size = grid.size
+    cells = max(1, round(embed.patch_size[0] / grid.cell_px)) * (2 if grid.geometry == "all_stages" else 1)
+    cells = grid.given.get("patch_size", cells)
+    if not grid.given.get("dynamic_img_pad") and (size[0] % cells or size[1] % cells):
         raise ModelError(
             f"{size[0]} x {size[1]} cells do not split into patches of {cells}: pass patch_size= or another size"
         )
@@ -129,16 +171,10 @@ def _build_vit(create: Create, geometry: Geometry, size: tuple[int, int], given:
     return model, StemSite("patch_embed.proj", embed.proj.out_channels, cells, cells, bias=embed.proj.bias is not None)
 
 
-def _grid(geometry: Geometry, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
-    """The pixel size a pyramid is built for, and the stem's shuffle onto a stride-4 grid."""
-    scale = {"all_stages": 4, "skip_early": 8, "pixel_grid": 8}[geometry]
-    return (size[0] * scale, size[1] * scale), 2 if geometry == "pixel_grid" else 1
-
-
-def _build_swin(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
-    img_size, shuffle = _grid(geometry, size)
-    kwargs: dict[str, Any] = {"img_size": img_size}
-    if "window_size" not in given:
+def _build_swin(create: Create, grid: Grid) -> tuple[Any, StemSite]:
+    size, shuffle = grid.size, grid.shuffle(stride_px=4)
+    kwargs: dict[str, Any] = {"img_size": grid.picture}
+    if "window_size" not in grid.given:
         with torch.device("meta"):
             default = create().layers[0].blocks[0].window_size
         if size[0] % default[0] or size[1] % default[1]:
@@ -149,7 +185,7 @@ def _build_swin(create: Create, geometry: Geometry, size: tuple[int, int], given
     embed = model.patch_embed
     skipped: tuple[str, ...] = ()
     channels = embed.proj.out_channels
-    if geometry == "skip_early":
+    if grid.geometry == "skip_early":
         channels = _first_block_width(model.layers[1])
         if not isinstance(embed.norm, nn.Identity):
             _resize_norm(embed.norm, channels)
@@ -176,16 +212,16 @@ def _first_block_width(stage: Any) -> int:
     return int(stage.blocks[0].norm1.normalized_shape[0])
 
 
-def _build_convnext(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+def _build_convnext(create: Create, grid: Grid) -> tuple[Any, StemSite]:
     model = create()
     conv, norm = model.stem[0], model.stem[-1]
     overlapping = len(model.stem) != 2
     if overlapping:  # two strided convolutions: one takes the place of both
         conv = model.stem[-2]
         model.stem = nn.Sequential(conv, norm)
-    channels, shuffle = conv.out_channels, _grid(geometry, size)[1]
+    channels, shuffle = conv.out_channels, grid.shuffle(stride_px=4)
     skipped: tuple[str, ...] = ()
-    if geometry == "skip_early":
+    if grid.geometry == "skip_early":
         channels = _convnext_width(model.stages[1])
         _resize_norm(norm, channels)
         model.stages[0], model.stages[1].downsample = nn.Identity(), nn.Identity()
@@ -207,14 +243,16 @@ def _convnext_width(stage: Any) -> int:
     return int(stage.blocks[0].conv_dw.in_channels)
 
 
-def _build_resnet(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+def _build_resnet(create: Create, grid: Grid) -> tuple[Any, StemSite]:
     model = create()
     deep = isinstance(model.conv1, nn.Sequential)
     first = _first_conv(model.conv1, what="conv1")
-    if geometry == "pixel_grid":
-        return model, StemSite("conv1.0" if deep else "conv1", first.out_channels, 5, shuffle=4, bias=False)
+    if grid.geometry == "pixel_grid":
+        return model, StemSite(
+            "conv1.0" if deep else "conv1", first.out_channels, 5, shuffle=grid.shuffle(stride_px=2), bias=False
+        )
     model.maxpool = nn.Identity()
-    if geometry == "all_stages":
+    if grid.geometry == "all_stages":
         return model, StemSite("conv1.0" if deep else "conv1", first.out_channels, 3, bias=False, skipped=("maxpool",))
     channels = _first_conv(model.layer2[0], what="layer2").in_channels
     model.conv1 = nn.Identity()  # a deep stem's other layers have the wrong width
@@ -226,13 +264,13 @@ def _build_resnet(create: Create, geometry: Geometry, size: tuple[int, int], giv
     )
 
 
-def _build_regnet(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+def _build_regnet(create: Create, grid: Grid) -> tuple[Any, StemSite]:
     model = create()
     path = "stem" if isinstance(model.stem, nn.Conv2d) else "stem.conv"
     stem = model.get_submodule(path)
-    if geometry == "pixel_grid":
-        return model, StemSite(path, stem.out_channels, 5, shuffle=4, bias=False)
-    if geometry == "all_stages":
+    if grid.geometry == "pixel_grid":
+        return model, StemSite(path, stem.out_channels, 5, shuffle=grid.shuffle(stride_px=2), bias=False)
+    if grid.geometry == "all_stages":
         _unstride(model.s1.b1, what="s1")
         return model, StemSite(path, stem.out_channels, 3, bias=False)
     channels = _first_conv(model.s2.b1, what="s2").in_channels
@@ -245,15 +283,15 @@ def _build_regnet(create: Create, geometry: Geometry, size: tuple[int, int], giv
     return model, StemSite(path, channels, 3, bias=False, fresh=fresh, skipped=("s1",), feeds="s2")
 
 
-def _build_efficientnet(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
+def _build_efficientnet(create: Create, grid: Grid) -> tuple[Any, StemSite]:
     model = create()
     stem = model.conv_stem
-    if geometry == "pixel_grid":
-        return model, StemSite("conv_stem", stem.out_channels, 5, shuffle=4, bias=False)
+    if grid.geometry == "pixel_grid":
+        return model, StemSite("conv_stem", stem.out_channels, 5, shuffle=grid.shuffle(stride_px=2), bias=False)
     strided = [i for i, stage in enumerate(model.blocks) if any(_is_strided(module) for module in stage.modules())]
     if len(strided) < 3:
         raise ModelError(f"only {len(strided)} of its stages have a stride: not a 4/8/16/32 pyramid")
-    if geometry == "all_stages":
+    if grid.geometry == "all_stages":
         _unstride(model.blocks[strided[0]], what=f"blocks.{strided[0]}")
         return model, StemSite("conv_stem", stem.out_channels, 3, bias=False)
     first = strided[1]
@@ -268,19 +306,20 @@ def _build_efficientnet(create: Create, geometry: Geometry, size: tuple[int, int
     )
 
 
-def _build_maxvit(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
-    img_size, shuffle = _grid(geometry, size)
-    multiple = 4 if geometry == "skip_early" else 8 // shuffle
+def _build_maxvit(create: Create, grid: Grid) -> tuple[Any, StemSite]:
+    size, multiple = grid.size, max(1, 32 // grid.stage_px)
     if size[0] % multiple or size[1] % multiple:
         raise ModelError(
-            f"{size[0]} x {size[1]} cells: {geometry!r} halves them until its windows are 1/{multiple} of the side, "
-            f"so both sides must be multiples of {multiple}"
+            f"{size[0]} x {size[1]} cells: {grid.geometry!r} halves them until its windows are 1/{multiple} of the "
+            f"side, so both sides must be multiples of {multiple}"
         )
-    model = create(img_size=img_size)
+    model = create(img_size=grid.picture)
     bias = model.stem.conv1.bias is not None
-    if geometry == "pixel_grid":
-        return model, StemSite("stem.conv1", model.stem.conv1.out_channels, 5, shuffle=4, bias=bias)
-    if geometry == "all_stages":
+    if grid.geometry == "pixel_grid":
+        return model, StemSite(
+            "stem.conv1", model.stem.conv1.out_channels, 5, shuffle=grid.shuffle(stride_px=2), bias=bias
+        )
+    if grid.geometry == "all_stages":
         _unstride(model.stages[0], what="stages.0")
         return model, StemSite("stem.conv1", model.stem.conv1.out_channels, 3, bias=bias)
     # The stem keeps its two convolutions; the second gives the width that stage 1 expects.
@@ -313,16 +352,16 @@ def _stage_width(stage: nn.Module) -> int:
     raise ModelError("its stages have no norm to read a width from")
 
 
-def _build_hiera(create: Create, geometry: Geometry, size: tuple[int, int], given: Mapping[str, Any]) -> Any:
-    grid = 2 if geometry == "pixel_grid" else 1
-    if size[0] * grid % 8 or size[1] * grid % 8:
+def _build_hiera(create: Create, grid: Grid) -> tuple[Any, StemSite]:
+    shuffle = grid.shuffle(stride_px=4)
+    img_size = (grid.size[0] * shuffle, grid.size[1] * shuffle)
+    if img_size[0] % 8 or img_size[1] % 8:
         raise ModelError(
-            f"{size[0]} x {size[1]} cells: Hiera pools three times inside its mask units, so both sides must be "
-            f"multiples of {8 // grid}"
+            f"{grid.size[0]} x {grid.size[1]} cells: Hiera pools three times inside its mask units, so both sides must "
+            f"be multiples of {max(1, 8 // shuffle)}"
         )
-    img_size = (size[0] * grid, size[1] * grid)
     model = create(img_size=img_size, patch_kernel=(3, 3), patch_stride=(1, 1), patch_padding=(1, 1))
-    return model, StemSite("patch_embed.proj", model.patch_embed.proj.out_channels, 3, shuffle=grid)
+    return model, StemSite("patch_embed.proj", model.patch_embed.proj.out_channels, 3, shuffle=shuffle)
 
 
 _ALL: tuple[Geometry, ...] = ("skip_early", "all_stages", "pixel_grid")

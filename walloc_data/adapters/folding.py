@@ -86,7 +86,7 @@ class PixelPrediction:
         )
 
     def update(self, latents: Tensor, pictures: Tensor) -> None:
-        """Add latents (N, C, h, w) int8 and the pictures (N, 3, 8h, 8w) uint8 that they were made from."""
+        """Add latents (N, C, h, w) int8 and the pictures, uint8 (N, 3, H, W), that they were made from."""
         z = latents.float()
         if self.expand_bits is not None:
             z = expand(z, latent_bits=self.expand_bits)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from walloc_data.adapters.families import Geometry, find_family
+from walloc_data.adapters.families import Geometry, Grid, find_family
 from walloc_data.adapters.macs import count_macs
 from walloc_data.adapters.pretrained import Pretrained, pixel_model
 from walloc_data.adapters.stem import LatentConv2d, Normalization, TwoLayerStem, normalization_buffers
@@ -251,7 +251,8 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
         return timm.create_model(config.name.partition(".")[0], **(given | kwargs | dict(config.timm_kwargs)))
 
     try:
-        model, site = family.build(create, config.geometry, config.input_shape[1:], config.timm_kwargs)
+        grid = Grid(config.geometry, config.input_shape[1:], config.codec.cell_px, config.timm_kwargs)
+        model, site = family.build(create, grid)
     except ModelError as error:
         raise ModelError(f"{config.name}: {error}") from error
     except (AttributeError, TypeError, ValueError, AssertionError, RuntimeError) as error:

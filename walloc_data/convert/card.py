@@ -163,7 +163,7 @@ def _body(manifest: Manifest, *, preview: bool) -> list[str]:
             f"{record.num_bytes:,} | {shape} | {'yes' if record.labelled else 'no'} |"
         )
     if splits and splits[0][1].shards:
-        lines += ["", "## Loading", "", *_loading(*splits[0])]
+        lines += ["", "## Loading", "", *_loading(manifest, *splits[0])]
     lines += ["", "## What is in it", "", *_contents(manifest)]
     if manifest.class_names:
         lines += ["", *_classes(manifest.class_names)]
@@ -178,7 +178,7 @@ def _body(manifest: Manifest, *, preview: bool) -> list[str]:
     return lines
 
 
-def _loading(split: str, record: SplitRecord) -> list[str]:
+def _loading(manifest: Manifest, split: str, record: SplitRecord) -> list[str]:
     """Five lines for each way to read; `OWNER/NAME` stands for the data set on the Hub, or a folder."""
     blocks = [
         (
@@ -189,38 +189,38 @@ def _loading(split: str, record: SplitRecord) -> list[str]:
             "latent, label = dataset[0]  # int8 (C, h, w), int",
         )
     ]
-    if record.labelled and record.latent_shape is not None:
+    if manifest.class_names is not None and record.labelled and record.latent_shape is not None:
         blocks.append(
             (
                 "A timm model that takes these latents:",
                 "from walloc_data import LatentDataset, create_latent_model\n\n"
                 f'dataset = LatentDataset("hf://datasets/OWNER/NAME", split="{split}", shuffle=True)\n'
-                'model = create_latent_model("vit_tiny_patch16_224", dataset=dataset)\n'
+                'model = create_latent_model("resnet18", dataset=dataset)\n'
                 "latents, labels = next(iter(dataset.loader(batch_size=8)))\n"
                 "logits = model(latents)  # (8, classes)",
             )
         )
     return [
         line
-        for text, code in [*blocks, *_other_readers(split, record)]
+        for text, code in [*blocks, *_other_readers(split, record, latent_dim=manifest.codec.latent_dim)]
         for line in (text, "", "```python", *code.splitlines(), "```", "")
     ][:-1]
 
 
-def _other_readers(split: str, record: SplitRecord) -> list[tuple[str, str]]:
+def _other_readers(split: str, record: SplitRecord, *, latent_dim: int) -> list[tuple[str, str]]:
     shards = shard_urls((shard.name for shard in record.shards), prefix="NAME/")
     return [
         (
             "With `datasets`; the picture is the packed latent, and `unpack` gives its integers:",
             "import numpy as np\nfrom datasets import load_dataset\nfrom walloc_data.latents import unpack\n\n"
             f'sample = next(iter(load_dataset("OWNER/NAME", split="{_hub_split(split)}", streaming=True)))\n'
-            'latent = unpack(np.asarray(sample["webp"]))  # int8 (C, h, w)',
+            f'latent = unpack(np.asarray(sample["webp"]), latent_dim={latent_dim})  # int8 (C, h, w)',
         ),
         (
             "With `webdataset`, from a folder:",
             "import webdataset\nfrom walloc_data.latents import unpack\n\n"
             f'samples = webdataset.WebDataset("{shards}", shardshuffle=False).decode("rgb8")\n'
-            'latent = unpack(next(iter(samples))["webp"])  # int8 (C, h, w)',
+            f'latent = unpack(next(iter(samples))["webp"], latent_dim={latent_dim})  # int8 (C, h, w)',
         ),
         (
             "The index alone, without a codec or torch:",
