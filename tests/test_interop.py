@@ -110,6 +110,24 @@ def test_datasets_streams_the_same_integers(
     assert_same([(sample["latent"][0], sample["label"][0]) for sample in samples], ours)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_datasets_streams_every_sample_once_with_more_workers_than_shards(
+    encoded: Path, ours: list[tuple[torch.Tensor, int]]
+) -> None:
+    from datasets import load_dataset
+
+    files = {"train": shards(encoded)}
+    stream = load_dataset("webdataset", data_files=files, split="train", streaming=True)
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=4)
+    samples = {}
+    for row in loader:
+        unpacked = unpack_rows({"webp": [row["webp"]], "cls": [row["cls"]]})
+        assert row["__key__"] not in samples
+        samples[row["__key__"]] = (unpacked["latent"][0], unpacked["label"][0])
+    order = [f"{index:09d}" for index in LatentDataset(encoded).index["source_index"]]
+    assert_same([samples[key] for key in order], ours)
+
+
 def test_timm_reads_the_same_integers(encoded: Path, ours: list[tuple[torch.Tensor, int]]) -> None:
     from timm.data import create_dataset
 

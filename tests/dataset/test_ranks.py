@@ -118,5 +118,6 @@ def test_an_environment_that_says_no_place_is_an_error(
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world_size)
+    loader = LatentDataset(hundred).loader(batch_size=10)  # a launcher may not be done yet
     with pytest.raises(LoaderError, match=message):
-        LatentDataset(hundred).loader(batch_size=10)
+        next(iter(loader))

@@ -65,13 +65,16 @@ class Place:
         return place
 
     def check(self, *, batch_size: int, num_samples: int, num_batches: int, equal: bool) -> None:
-        """Refuse a global batch that ranks cannot share equally.
+        """Refuse a global batch that ranks cannot share equally, as far as they are known already.
 
         Args:
             num_samples: of an epoch.
             equal: whether a last batch that is not full is dropped or filled up.
         """
-        _, world_size = self.find()
+        try:
+            _, world_size = self.find()
+        except LoaderError:
+            return  # not known yet: drawing the first batch asks again
         if batch_size % world_size:
             raise LoaderError(
                 f"batch_size {batch_size} is of the global batch and must divide evenly among {world_size} ranks"
