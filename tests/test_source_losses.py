@@ -128,6 +128,13 @@ def test_a_column_with_another_value_in_each_row_holds_no_labels(values: list[An
     assert open_source(classes, label_column="caption").labelled
 
 
+def test_labels_that_most_rows_have_for_themselves_are_noted() -> None:
+    data = rows(caption=["a", "b", "c", "d", "d", "d"])
+    notes = open_source(data, label_column="caption").notes
+    assert notes == ("labels 'caption': 4 classes in 6 rows; are they classes?",)
+    assert open_source(rows(label=["a", "b", "c", "c", "c", "c"])).notes == ()
+
+
 def test_values_of_columns_that_are_lost_are_counted(tmp_path: Path) -> None:
     data = rows(label=["a", "a", "b", "b", "a", "b"], text=["x" * 70_000, "y", "z" * 70_000, None, "", "x"])
     out = tmp_path / "out"

@@ -60,7 +60,7 @@ class HuggingFaceSource(Source):
         others = [name for name in features if name not in (self._image, self._label)]
         self.columns = tuple(sorted(name for name in others if _is_plain(features[name])))
         if left_out := sorted(set(others) - set(self.columns)):
-            self.notes = (f"left out: columns that hold bytes, media or arrays: {names_listed(left_out)}",)
+            self.notes += (f"left out: columns that hold bytes, media or arrays: {names_listed(left_out)}",)
         self.identity = identity or fingerprint([getattr(dataset, "_fingerprint", location), self.num_items])
         if isinstance(features[self._image], datasets.Image):
             dataset = dataset.cast_column(self._image, datasets.Image(decode=False))
@@ -92,13 +92,15 @@ class HuggingFaceSource(Source):
             self._check_classes(len(dataset.unique(self._label)))
 
     def _check_classes(self, num_values: int) -> None:
-        """Refuse labels of which every row has another: captions, identifiers."""
+        """Refuse labels of which every row has another: captions, identifiers. Note it where most rows have."""
         if num_values == self.num_items and num_values > 1:
             raise SourceError(
                 f"{self.location}: column {self._label!r} has a different value in each of {num_values} rows, so it "
                 "holds no classes: name another with label_column (--label-column), or none; cast it to ClassLabel if "
                 "it does"
             )
+        if self.num_items is not None and 2 * num_values > self.num_items > 2:
+            self.notes += (f"labels {self._label!r}: {num_values} classes in {self.num_items} rows; are they classes?",)
 
     def read(self, index: int) -> Sample:
         if self.num_items is None:

@@ -8,7 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from walloc_data.errors import SourceError
 from walloc_data.sources.base import MAX_COLUMN_BYTES, PICTURE_SUFFIXES, Sample, json_columns
@@ -124,14 +124,19 @@ class _OpenTars:
     """The few tars read last, kept open; none travels with a pickle."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[str, int] = OrderedDict()
+        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_files": OrderedDict()}
 
+    def __del__(self) -> None:
+        self.close()
+
     def read(self, path: str, offset: int, num_bytes: int) -> bytes:
         try:
-            data = os.pread(self._open(path), num_bytes, offset)
+            file = self._open(path)
+            file.seek(offset)
+            data = file.read(num_bytes)
         except OSError as error:
             raise unreadable(path, error) from error
         if len(data) != num_bytes:
@@ -140,21 +145,21 @@ class _OpenTars:
 
     def version(self, path: str) -> str:
         try:
-            return file_version(os.fstat(self._open(path)))
+            return file_version(os.fstat(self._open(path).fileno()))
         except OSError as error:
             raise unreadable(path, error) from error
 
-    def _open(self, path: str) -> int:
+    def _open(self, path: str) -> BinaryIO:
         if path not in self._files:
-            self._files[path] = os.open(path, os.O_RDONLY)
+            self._files[path] = Path(path).open("rb")  # noqa: SIM115  # closed by close
             if len(self._files) > MAX_OPEN_TARS:
-                os.close(self._files.popitem(last=False)[1])
+                self._files.popitem(last=False)[1].close()
         self._files.move_to_end(path)
         return self._files[path]
 
     def close(self) -> None:
         while self._files:
-            os.close(self._files.popitem()[1])
+            self._files.popitem()[1].close()
 
 
 class Reader:

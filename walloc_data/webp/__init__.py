@@ -29,7 +29,14 @@ MAX_SIDE = 16383
 
 
 def check_sides(height: int, width: int) -> None:
-    """Raise CodecError unless both sides are in [1, MAX_SIDE] pixels."""
+    """Raise CodecError unless both sides are in [1, MAX_SIDE] pixels.
+
+    Example:
+        >>> from walloc_data.webp import check_sides
+        >>> check_sides(16, 16384)
+        Traceback (most recent call last):
+        walloc_data.errors.CodecError: WebP takes sides from 1 to 16383 pixels, not 16384 x 16
+    """
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise CodecError(f"WebP takes sides from 1 to {MAX_SIDE} pixels, not {width} x {height}")
 
