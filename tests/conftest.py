@@ -1,10 +1,12 @@
 """Fixtures that several rooms share: where real pictures are, and small data sets made from them."""
 
+import errno
 import os
 import shutil
 import socket
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -163,3 +165,22 @@ def browser() -> Iterator[Any]:
         started = driver.chromium.launch(executable_path=chromium, args=BROWSER_ARGUMENTS)
         yield started
         started.close()
+
+
+@pytest.fixture
+def no_flock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder whose file system has no locks, as Lustre often is mounted; the temporary folder has them."""
+    import fcntl
+
+    folder = tmp_path / "lustre"
+    folder.mkdir()
+    flock = fcntl.flock
+
+    def refuse(descriptor: int, operation: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").resolve().is_relative_to(folder):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return folder

@@ -11,7 +11,7 @@ def usable_device(device: str | torch.device) -> torch.device:
     """The device, if a tensor can be put there.
 
     Raises:
-        DeviceError: torch does not know it, was built without it, or finds no driver.
+        DeviceError: torch does not know it, was built without it, finds no driver, or has no float64 on it.
 
     Example:
         >>> from walloc_data.devices import usable_device
@@ -23,8 +23,9 @@ def usable_device(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.device(device)
-        torch.zeros(1, device=found).item()  # a tensor without values, as of "meta", has none to give
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own, by backend
+        # A tensor without values, as of "meta", has none to give; Apple's "mps" has no float64, in which we encode.
+        torch.zeros(1, dtype=torch.float64, device=found).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # torch's own, by backend
         raise DeviceError(
             f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0].partition('. ')[0]}): use 'cpu', "
             "or 'cuda' where torch.cuda.is_available()"

@@ -1,7 +1,5 @@
 """Caches and conversions where locks, rights or whole modules are missing."""
 
-import errno
-import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -98,23 +96,6 @@ def test_no_home_is_named(
         StorageError, match=r"no home folder to keep a cache in .*: set XDG_CACHE_HOME, or cache_folder"
     ):
         default_cache_folder()
-
-
-@pytest.fixture
-def no_flock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder whose file system has no locks, as Lustre often is mounted; the temporary folder has them."""
-    folder = tmp_path / "lustre"
-    folder.mkdir()
-    flock = fcntl.flock
-
-    def refuse(descriptor: int, operation: int) -> None:
-        if Path(f"/proc/self/fd/{descriptor}").resolve().is_relative_to(folder):
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        flock(descriptor, operation)
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return folder
 
 
 @pytest.mark.parametrize("cache", ["shards", "array"])

@@ -2,21 +2,20 @@
 
 `flock`: the kernel frees a lock when its last holder ends, however it ends, so a killed conversion blocks nobody.
 Worker processes inherit the descriptor, so a folder stays locked for as long as an orphaned worker could still write.
-For a data set in an object store the lock is a file of this machine, named after the URL: it stops two conversions
-here. Two machines are not stopped; they publish the same bytes, and other settings are refused by the plan.
+For a data set in an object store, or on a file system without locks, the lock is a file of this machine, named after
+the URL or path: it stops two conversions here. Two machines are not stopped; in an object store they publish the same
+bytes, in a folder the parts of one conversion do, and other settings are refused by the plan. Without `fcntl` (Windows)
+a whole conversion and a part of it do not exclude each other.
 """
 
-import fcntl
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from walloc_data.errors import BusyError, StorageError, WallocDataError
-from walloc_data.storage import Store
+from walloc_data.storage import Store, machine_folder, take_lock
 
 __all__ = ["conversion_lock", "disk_errors", "lock_folder", "plan_lock"]
 
@@ -29,8 +28,7 @@ def lock_folder(store: Store) -> Path:
     if store.local_path is not None:
         folder = store.local_path / ".walloc"
     else:
-        digest = hashlib.sha256(store.url.encode()).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"walloc_data-{os.getuid()}" / digest
+        folder = machine_folder() / hashlib.sha256(store.url.encode()).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o755 if store.local_path is not None else 0o700)
     except OSError as error:
@@ -63,39 +61,41 @@ def conversion_lock(store: Store, *, part: str | None = None) -> Iterator[tuple[
     """
     folder = lock_folder(store)
     with ExitStack() as stack:
-        held = [stack.enter_context(_flock(folder / "lock", store=store, shared=part is not None))]
+        held = stack.enter_context(_held(folder / "lock", store=store, shared=part is not None))
         if part is not None:
-            held.append(stack.enter_context(_flock(folder / f"lock-{part}", store=store, shared=False)))
-        yield tuple(held)
+            held += stack.enter_context(_held(folder / f"lock-{part}", store=store, shared=False))
+        yield held
 
 
 @contextmanager
 def plan_lock(store: Store) -> Iterator[None]:
     """Held while a plan is compared or written down; a hundred parts that begin at once wait for each other."""
-    with _flock(lock_folder(store) / "lock-plan", store=store, shared=False, patience_s=120.0):
+    with _held(lock_folder(store) / "lock-plan", store=store, shared=False, patience_s=120.0):
         yield
 
 
 @contextmanager
-def _flock(path: Path, *, store: Store, shared: bool, patience_s: float | None = None) -> Iterator[int]:
+def _held(path: Path, *, store: Store, shared: bool, patience_s: float | None = None) -> Iterator[tuple[int, ...]]:
+    """Hold one lock; yields its descriptor where it has one."""
+    deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
+    while True:
+        try:
+            lock = take_lock(path, shared=shared, wait=False)
+        except WallocDataError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{store.url}: cannot be written ({error.strerror}: {error.filename or path})"
+            ) from error
+        if lock is not None:
+            break
+        if time.monotonic() > deadline:
+            raise BusyError(
+                f"{store.url}: another conversion is writing there (it holds {path}); wait until it has ended, "
+                "or write to another folder"
+            )
+        time.sleep(0.05)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise StorageError(f"{store.url}: cannot be written ({error.strerror}: {error.filename})") from error
-    try:
-        deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
-        while True:
-            try:
-                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise BusyError(
-                        f"{store.url}: another conversion is writing there (it holds {path}); wait until it has ended, "
-                        "or write to another folder"
-                    ) from error
-                time.sleep(0.05)
-        yield descriptor
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a fork of this process holds a copy
+        yield () if lock.descriptor is None else (lock.descriptor,)
     finally:
-        os.close(descriptor)
+        lock.release()

@@ -60,8 +60,10 @@ def run_processes(
         on_tick: called several times a second, also while nothing happens.
 
     Raises:
-        ConversionError: a shard killed its worker three times, or a picture stopped the run.
+        ConversionError: the system is Windows, a shard killed its worker three times, or a picture stopped the run.
     """
+    if os.name == "nt":
+        raise ConversionError("several workers need a Unix system, whose processes inherit locks: use workers=1")
     pool = _Pool(setup, locks=locks)
     queue = _Queue(tasks)
     attempts: Counter[int] = Counter()

@@ -51,7 +51,8 @@ class Lock:
     def release(self) -> None:
         """Give the lock back, also where a process that was forked meanwhile has a copy of the descriptor."""
         if self.descriptor is None:
-            self._other.release()
+            if self._other is not None:
+                self._other.release()
             return
         import fcntl
 
@@ -93,7 +94,8 @@ def take_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Lock | 
 
     Args:
         path: the lock file. It is left behind: removing it would let two processes hold two different files.
-        shared: several may hold it at once, but not beside one who holds it alone. Without `fcntl` it is held alone.
+        shared: several may hold it at once, but not beside one who holds it alone. Without `fcntl` such a lock is not
+            held at all.
 
     Raises:
         OSError: the file cannot be opened.
@@ -108,7 +110,7 @@ def take_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Lock | 
     try:
         import fcntl  # noqa: F401
     except ImportError:
-        return _take_elsewhere(path, wait=wait)
+        return Lock(None, beside=True) if shared else _take_elsewhere(path, wait=wait)
     try:
         return _flock(path, shared=shared, wait=wait, beside=True)
     except OSError as error:

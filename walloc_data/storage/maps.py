@@ -57,10 +57,12 @@ def max_open_maps() -> int:
         >>> 4 <= max_open_maps() <= 4096
         True
     """
-    if sys.version_info >= (3, 13) or sys.platform == "win32":  # no descriptor stays open
+    if sys.version_info >= (3, 13):  # no descriptor stays open
         return _MOST
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows, where a map is no descriptor
+        return _MOST
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST if soft == resource.RLIM_INFINITY else max(_FEWEST, min(_MOST, soft // 2))
 

@@ -84,6 +84,23 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_remote": None}  # connections do not survive a fork or a pickle
 
+    @property
+    def endpoint(self) -> str | None:
+        """The address of an S3 store that is asked, where it is not Amazon's own; without credentials."""
+        if self._protocol not in _S3:
+            return None
+        given = self.storage_options.get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL_S3")
+        return str(given or os.environ.get("AWS_ENDPOINT_URL") or "").rpartition("@")[2] or None
+
+    @property
+    def endpoint_remedy(self) -> str:
+        """How an S3 store's address is chosen, to end a sentence about a URL that may be wrong."""
+        if self._protocol not in _S3:
+            return ""
+        return (
+            ", and AWS_ENDPOINT_URL" if self.endpoint else ", or set AWS_ENDPOINT_URL where the store is not Amazon's"
+        )
+
     def where(self, path: str) -> str:
         """The full name of a file, for messages."""
         return f"{self.url}/{path}"
