@@ -1,8 +1,12 @@
 """Commands that make and check data sets."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from walloc_data.cli.command import Args, Command, Outcome, Parser, add_dataset, add_split, add_storage, say_if_slow
+
+if TYPE_CHECKING:
+    from walloc_data.sources import Source
 
 __all__ = ["COMMANDS"]
 
@@ -14,10 +18,7 @@ def _encode_arguments(parser: Parser) -> None:
     )
     add("out", metavar="OUT", help="the data set's folder, or s3://bucket/prefix")
     add("--split", default="train", help="the split to write (default: train)")
-    add("--source-split", metavar="NAME", help="the split of an HF data set to read (default: that of --split)")
-    add("--image-column", metavar="NAME", help="the column of pictures (default: found by type)")
-    add("--label-column", metavar="NAME", help="the column of labels, folder (of tars), or none (default: found)")
-    add("--streaming", action="store_true", help="read an HF data set as a stream, in its own order")
+    _source_arguments(parser)
     add("--codec", metavar="CODEC", help="a bundled name, a folder, a .pth or hf://owner/repo/file.pth")
     add("--size", type=int, metavar="N", help="resize the shorter side to N pixels and crop the centre square")
     add("--samples-per-shard", type=int, default=2048, metavar="N", help="(default: 2048)")
@@ -64,20 +65,41 @@ def _preview_argument(parser: Parser) -> None:
     parser.add_argument("--no-preview", action="store_true", help="do not draw the card's picture, preview.webp")
 
 
+def _source_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--source-split", metavar="NAME", help="the split of an HF data set to read (default: that of --split)")
+    add("--image-column", metavar="NAME", help="the column of pictures (default: found by type)")
+    add("--label-column", metavar="NAME", help="the column of labels, folder (of tars), or none (default: found)")
+    add("--streaming", action="store_true", help="read an HF data set as a stream, in its own order")
+
+
+def _open_source(args: Args) -> "Source":
+    from walloc_data.sources import open_source
+
+    return open_source(
+        args.source,
+        split=args.source_split or args.split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        streaming=args.streaming,
+        storage_options=args.storage_options,
+    )
+
+
+def _verify_arguments(parser: Parser) -> None:
+    add_split(parser)
+    parser.add_argument(
+        "--source", metavar="SOURCE", help="also compare every picture of what --split was encoded from"
+    )
+    _source_arguments(parser)
+
+
 def _encode(args: Args) -> Outcome:
     from walloc_data.convert import encode_dataset
     from walloc_data.format import EncodeSettings
-    from walloc_data.sources import open_source
 
     with say_if_slow(f"{args.source}: looking at what is there ..."):
-        source = open_source(
-            args.source,
-            split=args.source_split or args.split,
-            image_column=args.image_column,
-            label_column=args.label_column,
-            streaming=args.streaming,
-            storage_options=args.storage_options,
-        )
+        source = _open_source(args)
     summary = encode_dataset(
         source,
         args.out,
@@ -141,7 +163,14 @@ def _info(args: Args) -> Outcome:
 def _verify(args: Args) -> Outcome:
     from walloc_data.convert import verify_dataset
 
-    found = verify_dataset(args.out, split=args.split, storage_options=args.storage_options)
+    source = None
+    if args.source is not None:
+        from walloc_data.errors import FormatError
+
+        if args.split is None:
+            raise FormatError(f"{args.source}: say with --split which split was encoded from it")
+        source = _open_source(args)
+    found = verify_dataset(args.out, split=args.split, source=source, storage_options=args.storage_options)
     return Outcome(found.to_dict(), str(found), exit_code=1 if found.problems else 0)
 
 
@@ -186,9 +215,9 @@ COMMANDS = {
     "info": Command("say what a data set is", add_dataset, _info, ("walloc-data info my-latents",)),
     "verify": Command(
         "check every byte of a data set; exit 1 and the exact places otherwise",
-        add_split,
+        _verify_arguments,
         _verify,
-        ("walloc-data verify my-latents",),
+        ("walloc-data verify my-latents", "walloc-data verify my-latents --split train --source photos/"),
     ),
     "decode": Command(
         "decode latents to PNG pictures",

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from walloc_data import __version__
+from walloc_data.convert.changes import check_source
 from walloc_data.convert.overwrite import Kind, discard, replacement
 from walloc_data.convert.plan import Plan, differences, version_differences
 from walloc_data.convert.records import plan_name
-from walloc_data.convert.state import read_manifest, read_plan
+from walloc_data.convert.state import finished_shards, read_manifest, read_plan
 from walloc_data.errors import CodecError, FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import CodecSpec, EncodeSettings, dump_json
 from walloc_data.sources import Source
@@ -77,11 +78,18 @@ def plan_for(source: Source, split: str, settings: EncodeSettings, codec: Any) -
     )
 
 
-def discard_another(store: Store, plan: Plan, *, kind: Kind) -> None:
-    """Delete an unfinished replacement of the split that was begun with another plan than this."""
-    begun = read_plan(replacement(store, plan.split, kind=kind), plan.split)
+def discard_another(store: Store, plan: Plan, source: Source, *, kind: Kind) -> None:
+    """Delete an unfinished replacement of the split that was begun with another plan than this, or other pictures."""
+    inside = replacement(store, plan.split, kind=kind)
+    begun = read_plan(inside, plan.split)
     if begun is None:
         return
+    if source.num_items is not None:
+        try:
+            check_source(inside, plan.split, source, sorted(finished_shards(inside, plan.split)))
+        except SettingsMismatchError:
+            discard(store, plan.split, kind=kind)
+            return
     same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
     if differences(begun, same) or version_differences(begun, same):
         discard(store, plan.split, kind=kind)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from walloc_data.convert.begin import begin, check_versions, codec_for, discard_another, plan_for
+from walloc_data.convert.changes import check_source
 from walloc_data.convert.engine import OnError, WorkSetup
 from walloc_data.convert.finish import join_split
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
 from walloc_data.convert.overwrite import (
     Kind,
     clean_leftovers,
+    discard,
     is_begun,
     is_only_split,
     refuse_halfway,
@@ -31,7 +33,7 @@ from walloc_data.convert.run import Run
 from walloc_data.convert.state import check_siblings, finished_shards, read_manifest
 from walloc_data.convert.summary import ConversionSummary
 from walloc_data.devices import usable_device
-from walloc_data.errors import FormatError, StorageError
+from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import MANIFEST_NAME, EncodeSettings, check_name
 from walloc_data.sources import Source, open_source
 from walloc_data.sources.folder import FolderSource
@@ -144,7 +146,7 @@ def encode_dataset(
                 check_versions(store, begin(store, plan, codec_files, staging=staging), now)
             if kind is not None:
                 clean_leftovers(target, split)
-                discard_another(store, plan, kind=kind)
+                discard_another(store, plan, opened, kind=kind)
             plan = begin(target, plan, codec_files, staging=staging, repair=repair)
         if kind == "retry":
             take_along(store, split, finished_shards(store, split) - failed, kind=kind)
@@ -157,6 +159,10 @@ def encode_dataset(
             plan, opened if opened.num_items is not None else None, target, staging, device=device, on_error=on_error
         )
         redo = dict.fromkeys(failed, "") if kind is None else {}
+        if opened.num_items is not None:
+            # Parts that run beside this one look at their own shards.
+            mine = [number for number in sorted(finished_shards(target, split)) if number % where[1] == where[0]]
+            check_source(target, split, opened, mine)
         if repair:
             meter = ProgressMeter(callback, split=f"check {split}", num_items=None, num_done=0)
             mine = [number for number in sorted(finished_shards(target, split)) if number % where[1] == where[0]]
@@ -170,6 +176,10 @@ def encode_dataset(
         started = time.perf_counter()
         try:
             run.go(workers=workers, engine=engine, address=address, locks=locks, codec=loaded)
+        except SettingsMismatchError:
+            if kind is not None:  # a stream whose pictures have changed: the next try begins at its first shard
+                discard(store, split, kind=kind)
+            raise
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{run.progress_text()}; the same command goes on from there") from None
         finally:

@@ -69,6 +69,7 @@ class ShardDone:
     source_bytes: int  # of all picture files, broken ones included
     webp_bytes: int  # of packed latents, mirrored ones not counted
     left_out: Mapping[str, int] = field(default_factory=dict)  # what encoded pictures have lost: in how many of them
+    largest_picture: int | None = None  # pixels of the largest picture encoded, as its source has it; None: not known
 
     @property
     def num_samples(self) -> int:
@@ -92,7 +93,8 @@ class ShardDone:
             value["latent_shape"] = None if shape is None else tuple(int(side) for side in shape)
             value["left_out"] = {str(name): int(number) for name, number in value.get("left_out", {}).items()}
             done = cls(**value)
-            for name in ("first", "last", "num_pixels", "source_bytes", "webp_bytes"):
+            names = ["first", "last", "num_pixels", "source_bytes", "webp_bytes"]
+            for name in names + (["largest_picture"] if done.largest_picture is not None else []):
                 if type(getattr(done, name)) is not int or getattr(done, name) < 0:
                     raise FormatError(f"{where}: {name} must be a non-negative integer")
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any
 
+from walloc_data.convert.changes import changed_samples, refuse_changes, rows_of_source
 from walloc_data.convert.engine import Task, WorkSetup, run_here
 from walloc_data.convert.progress import Progress, ProgressMeter
 from walloc_data.convert.records import Failure, ShardDone, end_name, work_folder
@@ -141,13 +142,29 @@ class Run:
                 else:
                     spool.unlink()
             else:
-                read = sum(1 for _ in chunk)
+                read = self._pass_by(shard, chunk)
             number += read
             if read < size:
                 break
         if number == 0:
             raise ConversionError(f"{self.source.location}: the stream is empty")
         self.store.write_bytes(end_name(self.plan.split), dump_json({"num_items": number}).encode())
+
+    def _pass_by(self, shard: int, chunk: Iterator[Sample]) -> int:
+        """Read past the samples of a finished shard, or of another part's; returns how many there were."""
+        if shard not in self.finished:
+            return sum(1 for _ in chunk)
+        [recorded] = rows_of_source(self.store, self.plan.split, [shard])
+        read = 0
+
+        def counted() -> Iterator[tuple[int, Sample]]:
+            nonlocal read
+            for sample in chunk:
+                yield shard * self.plan.settings.samples_per_shard + read, sample
+                read += 1
+
+        refuse_changes(self.store, self.plan.split, list(changed_samples(recorded, counted())))
+        return read
 
     def on_report(self, task: Task, tally: Tally) -> None:
         """A worker tells what it did since it told last."""

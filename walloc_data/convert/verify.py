@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from walloc_data.convert.changes import compare_source
 from walloc_data.convert.inspect import failure_lines, index_rows, local_file, open_manifest
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, counted, format_bytes
 from walloc_data.convert.records import plan_name
@@ -21,6 +22,7 @@ from walloc_data.convert.worker import count_levels
 from walloc_data.errors import FormatError, StorageError, WallocDataError
 from walloc_data.format import Manifest, ShardRecord, SplitRecord, load_json, padding_for, sample_key
 from walloc_data.latents import decode_webp, unpack
+from walloc_data.sources import Source
 from walloc_data.storage import Store
 
 __all__ = ["Verification", "verify_dataset"]
@@ -68,6 +70,7 @@ def verify_dataset(
     out: str | Path,
     *,
     split: str | None = None,
+    source: Source | None = None,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool | Callable[[Progress], None] = True,
 ) -> Verification:
@@ -80,10 +83,11 @@ def verify_dataset(
     Args:
         out: the data set.
         split: only this one; None checks all.
+        source: what `split` was encoded from, of which every picture is read and compared with what was recorded of it.
         progress: True writes to stderr.
 
     Raises:
-        FormatError: there is no manifest, or no such split.
+        FormatError: there is no manifest, or no such split, or nothing was recorded of the source.
 
     Example:
         >>> from pathlib import Path
@@ -98,6 +102,11 @@ def verify_dataset(
     manifest = open_manifest(store)
     splits = [split] if split is not None else sorted(manifest.splits)
     records = {name: manifest.split(name, where=store.url) for name in splits}
+    if source is not None and (split is None or not store.exists(plan_name(split))):
+        raise FormatError(
+            f"{store.url}: to compare a source, name the split that was encoded from it; what was encoded is recorded in "
+            ".walloc/, which a data set has where it was made"
+        )
     problems = list(_side_files(store, manifest, splits))
     printer = ProgressPrinter() if progress is True else None
     callback = printer if printer is not None else (progress if callable(progress) else None)
@@ -105,6 +114,9 @@ def verify_dataset(
         for name, record in records.items():
             meter = ProgressMeter(callback, split=f"verify {name}", num_items=record.num_samples, num_done=0)
             problems.extend(islice(_Split(store, manifest, name, record, meter).check(), MAX_PROBLEMS))
+            if source is not None:
+                meter = ProgressMeter(callback, split=f"source of {name}", num_items=source.num_items, num_done=0)
+                problems.extend(islice(compare_source(store, name, source, meter=meter), MAX_PROBLEMS))
     finally:
         if printer is not None:
             printer.close()

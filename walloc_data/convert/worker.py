@@ -40,7 +40,9 @@ from walloc_data.sources import Sample
 from walloc_data.storage import Store
 from walloc_data.webp import MAX_SIDE
 
-__all__ = ["ShardWorker", "Tally", "count_levels", "index_schema"]
+__all__ = ["SOURCE_CRC32", "SOURCE_VERSION", "ShardWorker", "Tally", "count_levels", "index_schema"]
+
+SOURCE_VERSION, SOURCE_CRC32 = "source_version", "source_crc32"  # of the picture as its source had it
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -78,6 +80,7 @@ class _Item:
     source_index: int
     sample: Sample
     pixels: Pixels  # (H, W, 3)
+    source_pixels: int  # before resizing
     files: list[bytes] = field(default_factory=list)  # the packed latent, and the mirrored one
 
 
@@ -146,11 +149,11 @@ class ShardWorker:
         self, shard: int, local: Path, samples: Iterable[tuple[int, Sample]], *, report: Callable[[Tally], None]
     ) -> tuple[ShardDone, dict[str, list[Any]]]:
         plan, spec = self.plan, self.plan.codec
-        rows: dict[str, list[Any]] = {name: [] for name in index_schema(mirror=plan.settings.mirror).names}
+        rows: dict[str, list[Any]] = {name: [] for name in rows_schema(mirror=plan.settings.mirror).names}
         failures: list[Failure] = []
         counts = np.zeros((spec.latent_dim, 2**spec.latent_bits), dtype=np.int64)
         shapes: set[tuple[int, ...]] = set()
-        total, left_out = Tally(), Counter[str]()
+        total, left_out, largest = Tally(), Counter[str](), 0
         with TarWriter(local) as tar:
             for items, failed, tally in self._windows(samples, left_out):
                 self.alive()
@@ -159,6 +162,7 @@ class ShardWorker:
                 self._encode(items, counts, shapes, clock)
                 for item in items:
                     self._append(tar, item, rows, shard=shard)
+                    largest = max(largest, item.source_pixels)
                     tally.samples += 1
                     tally.pixels += item.pixels.shape[0] * item.pixels.shape[1]
                     tally.webp_bytes += len(item.files[0])
@@ -182,6 +186,7 @@ class ShardWorker:
             source_bytes=total.source_bytes,
             webp_bytes=total.webp_bytes,
             left_out=dict(left_out),
+            largest_picture=largest,
         )
         return done, rows
 
@@ -204,7 +209,8 @@ class ShardWorker:
                 lost: list[str] = []
                 image = decode_picture(sample.data, settings=self.plan.settings, left_out=lost)
                 clock.stop("decode")
-                item = _Item(key, source_index, sample, resize_and_crop(image, size_px=self.plan.settings.size_px))
+                pixels_of = resize_and_crop(image, size_px=self.plan.settings.size_px)
+                item = _Item(key, source_index, sample, pixels_of, image.width * image.height)
                 _check_packed_sides(item.pixels, spec=self.plan.codec)
                 _count(left_out, lost)
                 clock.stop("resize")
@@ -284,6 +290,7 @@ class ShardWorker:
         values.append(zlib.crc32(item.files[0]))
         if self.plan.settings.mirror:
             values += [offsets[1], len(item.files[1]), zlib.crc32(item.files[1])]
+        values += [item.sample.version, zlib.crc32(item.sample.data)]
         for column, value in zip(rows.values(), values, strict=True):
             column.append(value)
 
@@ -345,11 +352,19 @@ def index_schema(*, mirror: bool) -> Any:
     return pa.schema([(name, kinds[kind]) for name, kind, _ in columns])
 
 
+def rows_schema(*, mirror: bool) -> Any:
+    """The pyarrow schema of a shard's rows: those of the index, and what tells whether a picture has changed since."""
+    import pyarrow as pa
+
+    schema = index_schema(mirror=mirror)
+    return schema.append(pa.field(SOURCE_VERSION, pa.string())).append(pa.field(SOURCE_CRC32, pa.uint32()))
+
+
 def _parquet(rows: dict[str, list[Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet
 
-    schema = index_schema(mirror="mirror_offset" in rows)
+    schema = rows_schema(mirror="mirror_offset" in rows)
     sink = pa.BufferOutputStream()
     pa.parquet.write_table(pa.table(rows, schema=schema), sink)
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]

@@ -83,6 +83,10 @@ class Source(ABC):
     def read(self, index: int) -> Sample:
         """The sample at a position in [0, num_items); streams raise TypeError."""
 
+    def version(self, index: int) -> str | None:
+        """`Sample.version` of the sample at a position, found without reading it; None where the source cannot tell."""
+        return None
+
     def stream(self) -> Iterator[Sample]:
         """All samples in order."""
         if self.num_items is None:

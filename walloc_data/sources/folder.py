@@ -13,7 +13,7 @@ import numpy as np
 from walloc_data.errors import SourceError
 from walloc_data.format import MANIFEST_NAME
 from walloc_data.sources.base import PICTURE_SUFFIXES, Names, Sample, Source, fingerprint
-from walloc_data.sources.reading import read_file, unreadable
+from walloc_data.sources.reading import file_version, read_file, unreadable
 from walloc_data.sources.stray import are_splits, is_stray, listed, names_listed, stray_note
 
 __all__ = ["FolderSource"]
@@ -47,8 +47,8 @@ class FolderSource(Source):
             raise SourceError(
                 f"{location}: no pictures below it (names ending in {', '.join(sorted(PICTURE_SUFFIXES))})"
             )
-        top = [path for path, _ in found if "/" not in path]
-        populated = {path.partition("/")[0] for path, _ in found if "/" in path}
+        top = [path for path, _, _ in found if "/" not in path]
+        populated = {path.partition("/")[0] for path, _, _ in found if "/" in path}
         if labelled is None:
             labelled = bool(populated)
             if populated and top:
@@ -58,13 +58,14 @@ class FolderSource(Source):
                 )
         self.labelled = labelled
         self.class_names = tuple(_text(name) for name in folders) if labelled else None
-        self._paths = Names(path for path, _ in found)
-        self._num_bytes = np.array([num_bytes for _, num_bytes in found], dtype=np.int64)
+        self._paths = Names(path for path, _, _ in found)
+        self._num_bytes = np.array([num_bytes for _, num_bytes, _ in found], dtype=np.int64)
+        self._mtimes_ns = np.array([mtime_ns for _, _, mtime_ns in found], dtype=np.int64)
         self.num_items = len(found)
-        self.identity = fingerprint(f"{path}\t{num_bytes}" for path, num_bytes in found)
+        self.identity = fingerprint(f"{path}\t{num_bytes}" for path, num_bytes, _ in found)
         if labelled:
             number = {name: index for index, name in enumerate(folders)}
-            self._labels = np.array([number[path.partition("/")[0]] for path, _ in found], dtype=np.int32)
+            self._labels = np.array([number[path.partition("/")[0]] for path, _, _ in found], dtype=np.int32)
         self.notes = scan.notes()
 
     def read(self, index: int) -> Sample:
@@ -75,6 +76,10 @@ class FolderSource(Source):
             return Sample(_text(path), b"", label, problem="a link to a file that is not there")
         data, version = read_file(self.root / path, num_bytes=num_bytes)
         return Sample(_text(path), data, label, version=version)
+
+    def version(self, index: int) -> str | None:
+        num_bytes = int(self._num_bytes[index])
+        return file_version(num_bytes, int(self._mtimes_ns[index])) if num_bytes >= 0 else None
 
 
 def _text(path: str) -> str:
@@ -93,7 +98,7 @@ def _is_encoded(folder: Path) -> bool:
 class _Scan:
     """What lies below a folder."""
 
-    pictures: list[tuple[str, int]] = field(default_factory=list)  # path relative to the root, bytes
+    pictures: list[tuple[str, int, int]] = field(default_factory=list)  # path relative to the root, bytes, mtime in ns
     folders: list[str] = field(default_factory=list)  # in the root
     strays: Counter[str] = field(default_factory=Counter)  # by name
     others: Counter[str] = field(default_factory=Counter)  # by suffix
@@ -114,13 +119,13 @@ def _scan(root: Path) -> _Scan:
         suffix = Path(entry.name).suffix.lower()
         try:
             status = entry.stat()
-            num_bytes, regular = status.st_size, stat.S_ISREG(status.st_mode)
+            num_bytes, mtime_ns, regular = status.st_size, status.st_mtime_ns, stat.S_ISREG(status.st_mode)
         except OSError as error:
             if not (entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)):
                 raise unreadable(root / prefix / entry.name, error) from error
-            num_bytes, regular = -1, True  # a broken link: a failure when it is read, not now
+            num_bytes, mtime_ns, regular = -1, 0, True  # a broken link: a failure when it is read, not now
         if suffix in PICTURE_SUFFIXES and regular:
-            scan.pictures.append((prefix + entry.name, num_bytes))
+            scan.pictures.append((prefix + entry.name, num_bytes, mtime_ns))
         else:  # reading a pipe would wait for ever
             scan.others[(suffix or "without a suffix") if regular else "pipes and devices"] += 1
     # '/' before every other character, so that a class's pictures stay together.

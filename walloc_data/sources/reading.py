@@ -58,10 +58,10 @@ def read_file(path: Path, *, num_bytes: int | None = None) -> tuple[bytes, str]:
             f"{path}: {len(data)} bytes, and {num_bytes} when the source was opened: it has changed meanwhile. What is "
             "published stays; the same command looks at the source anew"
         )
-    return data, file_version(status)
+    return data, file_version(status.st_size, status.st_mtime_ns)
 
 
-def file_version(status: os.stat_result) -> str:
+def file_version(num_bytes: int, mtime_ns: int) -> str:
     """What tells a file from another of the same name: its length and when it was last written."""
-    seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
-    return f"{status.st_size} bytes of {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d} UTC"
+    seconds, nanoseconds = divmod(mtime_ns, 10**9)
+    return f"{num_bytes} bytes of {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d} UTC"

@@ -145,7 +145,8 @@ class _OpenTars:
 
     def version(self, path: str) -> str:
         try:
-            return file_version(os.fstat(self._open(path).fileno()))
+            status = os.fstat(self._open(path).fileno())
+            return file_version(status.st_size, status.st_mtime_ns)
         except OSError as error:
             raise unreadable(path, error) from error
 

@@ -181,6 +181,9 @@ class TarSource(Source):
         group = Group(key, members, copies)
         return self._reader.sample(path, group, name=f"{Path(path).name}/{key}", folder_label=label)
 
+    def version(self, index: int) -> str | None:
+        return self._reader.tars.version(self._tars[int(self._spans[index][0])])
+
 
 class TarStream(Source):
     """Remote tars in order, each fetched whole (with the store's retries) to a temporary file and read there.
