@@ -88,9 +88,7 @@ def _open_source(args: Args) -> "Source":
 
 def _verify_arguments(parser: Parser) -> None:
     add_split(parser)
-    parser.add_argument(
-        "--source", metavar="SOURCE", help="also compare every picture of what --split was encoded from"
-    )
+    parser.add_argument("--source", metavar="SOURCE", help="also read what --split was encoded from, and compare")
     _source_arguments(parser)
 
 

@@ -104,8 +104,8 @@ def verify_dataset(
     records = {name: manifest.split(name, where=store.url) for name in splits}
     if source is not None and (split is None or not store.exists(plan_name(split))):
         raise FormatError(
-            f"{store.url}: to compare a source, name the split that was encoded from it; what was encoded is recorded in "
-            ".walloc/, which a data set has where it was made"
+            f"{store.url}: to compare a source, name the split that was encoded from it; what was encoded is recorded "
+            "in .walloc/, which a data set has where it was made"
         )
     problems = list(_side_files(store, manifest, splits))
     printer = ProgressPrinter() if progress is True else None
