@@ -13,6 +13,9 @@ latent_dim=, as `partial(unpack_sample, latent_dim=48)` of functools; `walloc.js
 
 timm's data set goes into torch's DataLoader. `timm.data.create_loader` is made for pictures: it puts a transform of its
 own in place of `unpack_picture`, and collates into uint8. Latent models refuse what comes of either.
+
+Take `urls` from the card, or from `_info.json`: a shard whose pictures were all broken has no file, so numbers may be
+missing between the first and the last.
 """
 
 import json
