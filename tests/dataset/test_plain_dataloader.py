@@ -123,6 +123,14 @@ def test_a_part_and_a_copy_have_epochs_of_their_own(wide: Path) -> None:
     assert dataset._item_epoch.value == 1
 
 
+def test_many_parts_take_no_descriptors(wide: Path) -> None:
+    dataset = LatentDataset(wide)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    parts = [dataset.subset(classes=[i % 5]) for i in range(20)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(parts) == 20
+
+
 def test_a_mixture_draws_and_is_exact_in_the_same_way(wide: Path) -> None:
     dataset = LatentDataset(wide, transform=PlaceOfCrop())
     mixture = LatentMixture([dataset.subset(classes=[0]), dataset.subset(classes=[1, 2])])

@@ -1,9 +1,12 @@
 """The epoch that samples read by position belong to, where somebody has named one."""
 
+import mmap
 import operator
-from contextlib import suppress
+from multiprocessing.context import get_spawning_popen
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from walloc_data.errors import LoaderError
@@ -28,31 +31,40 @@ class SharedEpoch:
     """An epoch, or None, that the workers of a DataLoader see change.
 
     Workers hold a copy of the data set from when they were started, and persistent ones keep it over epochs. So the
-    number lies in memory that is shared with them, whether they are forked or spawned. A copy has a number of its own.
+    number lies in memory that is shared with them: anonymous memory, which costs no descriptor however many data sets
+    and subsets there are, for those that are forked, and torch's shared memory for those that are spawned. A copy has a
+    number of its own.
     """
 
     def __init__(self, value: int | None = None) -> None:
-        self._cell = torch.full((1,), _NONE if value is None else value, dtype=torch.int64)
-        self._share()
+        self._cell: npt.NDArray[np.int64] = np.frombuffer(mmap.mmap(-1, 8), dtype=np.int64)
+        self._spawned: torch.Tensor | None = None  # the same for spawned workers, once there are any
+        self.value = value
 
-    def _share(self) -> None:
-        # Without shared memory torch has no workers either: their batches travel through it.
-        with suppress(RuntimeError, OSError):
-            self._cell.share_memory_()  # type: ignore[no-untyped-call]
+    def __getstate__(self) -> dict[str, Any]:
+        if get_spawning_popen() is None:
+            return {"value": self.value}
+        if self._spawned is None:
+            self._spawned = torch.from_numpy(self._cell.copy()).share_memory_()  # type: ignore[no-untyped-call]
+        return {"shared": self._spawned}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        if not self._cell.is_shared():  # type: ignore[no-untyped-call]  # a copy, or from a file; torch's own pickler keeps the memory shared
-            self._share()
+        if "shared" not in state:
+            SharedEpoch.__init__(self, state["value"])
+            return
+        self._spawned = state["shared"]
+        self._cell = state["shared"].numpy()
 
     @property
     def value(self) -> int | None:
-        number = int(self._cell.item())
+        number = int(self._cell[0])
         return None if number == _NONE else number
 
     @value.setter
     def value(self, epoch: int | None) -> None:
-        self._cell.fill_(_NONE if epoch is None else epoch)
+        self._cell[0] = _NONE if epoch is None else epoch
+        if self._spawned is not None:
+            self._spawned.fill_(int(self._cell[0]))
 
 
 class SampleIndex(int):

@@ -10,6 +10,8 @@ import json
 import mmap
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +85,8 @@ def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec
         key = [split_identity(spec, record), parquet.sha256(), INDEX_ROW.descr]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         path = folder / "index" / f"{name}.npy"
-        if not _is_whole(path):  # one that is there may be another user's: it is read without a lock
-            with cache_errors(folder, what=f"the index of {store.url}"):
+        with cache_errors(folder, what=f"the index of {store.url}"):
+            if not _is_whole(path):  # one that is there may be another user's: it is read without a lock
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with file_lock(path.with_suffix(".lock")):
                     if not _is_whole(path):  # nobody made it while this process waited
@@ -140,14 +142,15 @@ class _Parquet:
         """Of its bytes: as they are where they lie on this machine, else what the manifest says, where it does."""
         if self.store.local_path is None and self.record.index_sha256 is not None:
             return self.record.index_sha256
-        with self._fetched().open("rb") as file:
+        with self._named(), self._fetched().open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         self._compare(found)
         return found
 
     def rows(self, spec: CodecSpec) -> npt.NDArray[np.void]:
         """(num_samples,) of `INDEX_ROW`: what it holds, checked."""
-        data = self._fetched().read_bytes()
+        with self._named():
+            data = self._fetched().read_bytes()
         self._compare(hashlib.sha256(data).hexdigest())  # of the very bytes that are read
         try:
             return _check(_read(data, self.record), self.record, spec)
@@ -165,17 +168,26 @@ class _Parquet:
                 "records; if the change is meant, put its new sha256 into the manifest as index_sha256"
             )
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of reading it as ours."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if isinstance(error, WallocDataError):
+                raise
+            raise StorageError(f"{self.where}: no such file; the manifest lists this split") from error
+        except OSError as error:
+            if isinstance(error, WallocDataError):
+                raise
+            raise StorageError(f"{self.where}: cannot be read ({error.strerror or error})") from error
+
     def _fetched(self) -> Path:
         """Where it lies on this machine."""
         if self._path is None:
             limit = 2**20 + _MAX_PARQUET_BYTES_PER_ROW * self.record.num_samples
             local = self.store.local_path
-            try:
-                num_bytes = self.store.num_bytes(self.name) if local is None else (local / self.name).stat().st_size
-            except FileNotFoundError as error:
-                if isinstance(error, WallocDataError):
-                    raise
-                raise StorageError(f"{self.where}: no such file; the manifest lists this split") from error
+            num_bytes = self.store.num_bytes(self.name) if local is None else (local / self.name).stat().st_size
             if num_bytes > limit:
                 raise FormatError(f"{self.where}: {num_bytes} bytes for {self.record.num_samples} samples; refused")
             if local is not None:

@@ -83,6 +83,9 @@ class LatentLoader:
     Every pass is the next epoch, from `epoch` on; a pass that is left early counts as begun. `set_epoch` names the next
     one. After `load_state_dict` the next pass yields what was left of the saved epoch.
 
+    It is no `torch.utils.data.DataLoader`: accelerate's `prepare`, `accumulate` and `skip_first_batches` work upon one
+    with `LatentDataset.batch_sampler`; here `load_state_dict` skips what is done.
+
     The rank is asked for when a pass begins, so a loader may be made before its process group. It must not change once
     the first batch was drawn.
 
