@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from walloc_data.errors import CorruptShardError, FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, Manifest, index_name
-from walloc_data.storage import Store
+from walloc_data.storage import Retry, Store
 
 __all__ = ["PushResult", "push"]
 
@@ -24,6 +24,9 @@ _FOLDERS = ("codec", "index", "failures")
 _FILES = ("_info.json", "LICENSE", "preview.png", "preview.webp", "report.html", "README.md")
 # One commit on the Hub; a thousand commits of one file each would be slow to clone.
 _FILES_PER_COMMIT = 64
+# The Hub counts requests in windows of five minutes, and says when the next one begins.
+_HUB_ATTEMPTS = 5
+_HUB_RETRY_SECONDS = 600.0
 # s3fs sends larger files in parts of this size, and the ETag of such an object is made of the parts' MD5s.
 _S3_PART_BYTES = 50 * 2**20
 
@@ -75,7 +78,7 @@ def push(
     """Upload the data set in the folder `out`.
 
     Args:
-        out: a local folder with a `walloc.json`.
+        out: a local folder with a `walloc.json`; a data set that is in a store already is not sent on from there.
         destination: ``hf://datasets/OWNER/NAME``, or ``s3://bucket/prefix`` and what else `Store` takes.
         dry_run: look at both sides and say what would be sent; send nothing.
         replace: allow the destination to hold another data set; its manifest, and the shards that the new one does
@@ -88,7 +91,8 @@ def push(
     Raises:
         CorruptShardError: a shard is not what its record says; nothing has been sent.
         SettingsMismatchError: the destination holds another data set.
-        StorageError: the destination refused or failed; run the same call again to go on.
+        StorageError: the destination refused, or failed after the tries that it deserves (a Retry-After of its own is
+            waited for); run the same call again to go on.
 
     Example:
         >>> from walloc_data.push import push
@@ -96,7 +100,12 @@ def push(
         >>> result.uploaded[0], result.uploaded[-1]
         ('data/train-00000.tar', 'walloc.json')
     """
-    root = Path(out)
+    root = Store(out).local_path
+    if root is None:
+        raise StorageError(
+            f"{os.fspath(out)}: push sends a folder of this machine, and this is a URL: copy the data set here first "
+            "(`aws s3 sync`, `hf download`, ...), or copy it from store to store with the store's own tools"
+        )
     manifest_bytes, manifest = _read_manifest(root)
     files, left_out = _collect(root, manifest)
     target = _target(destination, private=private, storage_options=dict(storage_options or {}))
@@ -232,6 +241,9 @@ class _Bucket:
     def holds(self, file: _File) -> bool:
         if not self.store.exists(file.path) or self.store.num_bytes(file.path) != file.num_bytes:
             return False
+        # With encryption by KMS, or with a customer's key, an ETag is not made of the content.
+        if (digest := self.store.sha256(file.path)) is not None:
+            return digest == file.sha256
         etag = self.store.etag(file.path)
         return etag is not None and etag in _etags(file.local)
 
@@ -241,7 +253,7 @@ class _Bucket:
 
     def upload(self, files: Sequence[_File]) -> Iterator[_File]:
         for file in files:
-            self.store.publish(file.local, file.path)
+            self.store.publish(file.local, file.path, sha256=file.sha256)
             yield file
 
 
@@ -255,12 +267,6 @@ def _etags(path: Path) -> tuple[str, str]:
     return whole.hexdigest(), f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
 
 
-def _reason(error: BaseException) -> str:
-    """One line: the client wraps the cause in an error that only names the file."""
-    inner = f" ({_reason(error.__cause__)})" if isinstance(error, RuntimeError) and error.__cause__ else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{inner}"
-
-
 class _Hub:
     """A data-set repository on the Hugging Face Hub. A commit is whole or not at all; the last one has the manifest."""
 
@@ -271,29 +277,30 @@ class _Hub:
             )
         from huggingface_hub import HfApi
 
+        self._tries = Retry(max_attempts=_HUB_ATTEMPTS, max_seconds=_HUB_RETRY_SECONDS)
         self.api = HfApi(library_name="walloc_data", **options)
         self.repo_id = repo_id
         self.private = private
         self.exists = self._call(lambda: self.api.repo_exists(repo_id, repo_type="dataset"), what="looking for it")
-        self.there: dict[str, Any] = {}
-        if self.exists:
-            entries = self._call(
-                lambda: list(self.api.list_repo_tree(repo_id, recursive=True, repo_type="dataset")), what="listing it"
-            )
-            self.there = {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
+        self.there: dict[str, Any] = self._call(self._tree, what="listing it") if self.exists else {}
+
+    def _tree(self) -> dict[str, Any]:
+        entries = self.api.list_repo_tree(self.repo_id, recursive=True, repo_type="dataset")
+        return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
 
     def _call(self, action: Callable[[], Any], *, what: str) -> Any:
+        name = f"hf://datasets/{self.repo_id}"
         try:
-            return action()
-        except Exception as error:  # the client's errors come from its HTTP library, and that has changed
-            name = f"hf://datasets/{self.repo_id}"
-            status = getattr(getattr(error, "response", None), "status_code", None)
+            return self._tries(action, what=f"{name}: {what}")
+        except StorageError as error:
+            cause = error.__cause__
+            status = getattr(getattr(cause, "response", None), "status_code", None)
             if status in (401, 403):
                 raise StorageError(
                     f"{name}: {what}: the Hub says {status}; log in with `hf auth login` (or set HF_TOKEN) using a "
                     f"token that may write to {self.repo_id.partition('/')[0]}"
-                ) from error
-            raise StorageError(f"{name}: {what}: {_reason(error)}; run the same command again to go on") from error
+                ) from cause
+            raise StorageError(f"{error}; run the same command again to go on") from cause
 
     def manifest(self) -> bytes | None:
         if MANIFEST_NAME not in self.there:
@@ -322,9 +329,17 @@ class _Hub:
     def remove(self, paths: Sequence[str]) -> None:
         from huggingface_hub import CommitOperationDelete
 
-        doomed = [CommitOperationDelete(path_in_repo=path) for path in paths if path in self.there]
-        if doomed:
-            self._commit(doomed, message="Make room for another data set")
+        tried = False
+
+        def commit() -> None:
+            nonlocal tried
+            if tried:
+                self.there = self._tree()  # an answer was lost: the files may be gone already
+            tried = True
+            if doomed := [CommitOperationDelete(path_in_repo=path) for path in paths if path in self.there]:
+                self._commit_once(doomed, message="Make room for another data set")
+
+        self._call(commit, what="making room")
 
     def upload(self, files: Sequence[_File]) -> Iterator[_File]:
         from huggingface_hub import CommitOperationAdd
@@ -348,9 +363,8 @@ class _Hub:
             yield from batch
 
     def _commit(self, operations: list[Any], *, message: str) -> None:
-        self._call(
-            lambda: self.api.create_commit(
-                self.repo_id, operations, commit_message=message, repo_type="dataset", num_threads=4
-            ),
-            what="uploading",
-        )
+        # Where an answer was lost, the same files are committed again: nothing changes.
+        self._call(lambda: self._commit_once(operations, message=message), what="uploading")
+
+    def _commit_once(self, operations: list[Any], *, message: str) -> None:
+        self.api.create_commit(self.repo_id, operations, commit_message=message, repo_type="dataset", num_threads=4)

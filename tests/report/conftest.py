@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,17 @@ class HubStandIn:
     puts: int = 0
     refuse_puts_after: int | None = None
     status: int | None = None  # answer everything with this
+    faults: list[tuple[str, int, str]] = field(default_factory=list)  # once each: (part of the path, status, wait)
+    lost: list[str] = field(default_factory=list)  # once each: done, but the answer is 504
+    refused: int = 0
+
+    def fault(self, path: str) -> tuple[int, str] | None:
+        for fault in self.faults:
+            if fault[0] in path:
+                self.faults.remove(fault)
+                self.refused += 1
+                return fault[1], fault[2]
+        return None
 
     def is_large(self, path: str) -> bool:
         return path.endswith((".tar", ".parquet", ".safetensors", ".png"))
@@ -112,7 +124,14 @@ def _handler(hub: HubStandIn) -> type[BaseHTTPRequestHandler]:
             if hub.status is not None:
                 self.reply({"error": "refused"}, hub.status)
                 return
+            if (fault := hub.fault(self.path)) is not None:
+                self.reply({"error": "too many"}, fault[0], {"Retry-After": fault[1]} if fault[1] else {})
+                return
             answer = self.route(parts, body)
+            if lost := [part for part in hub.lost if part in self.path]:
+                hub.lost.remove(lost[0])
+                self.reply({"error": "gateway time-out"}, 504)
+                return
             self.reply(*answer) if answer is not None else self.reply(
                 {"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"}
             )
@@ -204,6 +223,8 @@ def _handler(hub: HubStandIn) -> type[BaseHTTPRequestHandler]:
                 elif item["key"] == "lfsFile":
                     files[value["path"]] = hub.large[value["oid"]]
                     done["added"].append(value["path"])
+                elif value["path"] not in files:
+                    return {"error": f"{value['path']} does not exist"}, 400
                 else:
                     del files[value["path"]]
                     done["deleted"].append(value["path"])
@@ -237,6 +258,47 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
 def bucket(make_bucket: Callable[[str], dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """A bucket of a real S3 endpoint (OpenStack Swift) on loopback, and the storage options that reach it."""
     return "s3://report-tests", make_bucket("report-tests")
+
+
+@pytest.fixture
+def kms(swift: Any) -> Iterator[str]:
+    """A proxy before the store that gives every object an ETag that says nothing of its content."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def forward(self) -> None:
+            upstream = HTTPConnection("127.0.0.1", swift.port)
+            length = int(self.headers.get("Content-Length") or 0)
+            upstream.request(self.command, self.path, self.rfile.read(length), dict(self.headers))
+            response = upstream.getresponse()
+            body = response.read()
+            self.send_response(response.status)
+            # Parts of an upload must be named by the ETags that the store knows.
+            opaque = "partNumber" not in self.path
+            for name, value in response.getheaders():
+                if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                    hidden = name.lower() == "etag" and opaque
+                    self.send_header(name, f'"{hashlib.md5(self.path.encode()).hexdigest()}"' if hidden else value)
+            head = self.command == "HEAD"
+            self.send_header("Content-Length", response.getheader("Content-Length", "0") if head else str(len(body)))
+            self.end_headers()
+            self.wfile.write(b"" if head else body)
+            upstream.close()
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 HOSTILE_CLASS = '<img src=x onerror="document.title=1">'

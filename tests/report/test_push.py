@@ -1,6 +1,7 @@
 """Uploads: what goes, in which order, what is refused, and what a second run sends."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,10 +166,62 @@ def test_no_network_is_one_clear_error_without_the_token(
     tmp_path: Path, write_opaque_dataset: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_opaque_dataset(tmp_path)
+    monkeypatch.setattr("walloc_data.push._HUB_ATTEMPTS", 2)
     options = {"endpoint": "http://127.0.0.1:9", "token": "hf_secret"}
-    with pytest.raises(StorageError, match="hf://datasets/me/latents: looking for it: ConnectError") as caught:
+    message = r"hf://datasets/me/latents: looking for it: failed 2 times in \d s, last with ConnectError"
+    with pytest.raises(StorageError, match=message) as caught:
         push(tmp_path, f"hf://datasets/{REPO}", storage_options=options)
     assert "hf_secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [429, 504])
+@pytest.mark.parametrize("part", ["/api/repos/create", "/tree/", "/commit/", "/api/datasets/me/latents"])
+def test_one_refusal_for_now_costs_a_push_only_time(
+    hub: Any, tmp_path: Path, write_opaque_dataset: Write, part: str, status: int
+) -> None:
+    write_opaque_dataset(tmp_path)
+    if part == "/tree/":
+        hub.repos[REPO] = {}
+    hub.faults = [(part, status, "1")]
+    began = time.monotonic()
+    assert list(push_to(hub, tmp_path).uploaded) == ALL
+    assert hub.refused == 1
+    assert time.monotonic() - began >= 1
+    assert sorted(hub.repos[REPO]) == sorted(ALL)
+
+
+def test_a_hub_that_asks_for_more_patience_than_a_push_has_is_quoted(
+    hub: Any, tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    write_opaque_dataset(tmp_path)
+    hub.faults = [("/api/datasets/", 429, "3600")]
+    with pytest.raises(StorageError, match=r"failed 1 times in 0 s.*it asks to be left alone for 3600 s; run the same"):
+        push_to(hub, tmp_path)
+    assert not hub.repos
+
+
+def test_a_commit_whose_answer_was_lost_is_not_done_twice(
+    hub: Any, tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    write_opaque_dataset(tmp_path / "one")
+    write_opaque_dataset(tmp_path / "two", seed=1, num_shards=2)
+    push_to(hub, tmp_path / "one")
+    hub.lost = ["/commit/"]
+    push_to(hub, tmp_path / "two", replace=True)
+    assert not hub.lost
+    assert "data/train-00002.tar" not in hub.repos[REPO]
+    assert hub.repos[REPO]["walloc.json"] == (tmp_path / "two" / "walloc.json").read_bytes()
+
+
+def test_a_url_is_no_folder_to_push(tmp_path: Path, write_opaque_dataset: Write, hub: Any) -> None:
+    with pytest.raises(
+        StorageError, match=r"^s3://bucket/latents: push sends a folder of this machine, and this is a URL"
+    ):
+        push("s3://bucket/latents", "hf://datasets/me/latents")
+    write_opaque_dataset(tmp_path)
+    options = {"endpoint": hub.url, "token": "hf_test"}
+    result = push(f"file://{tmp_path}", f"hf://datasets/{REPO}", storage_options=options, dry_run=True)
+    assert list(result.uploaded) == ALL
 
 
 @pytest.mark.parametrize(
@@ -260,6 +313,44 @@ def test_a_shard_that_was_sent_in_parts_is_recognised(
     write_opaque_dataset(tmp_path)
     (tmp_path / "codec" / "model.safetensors").write_bytes(bytes(range(256)) * (11 * 2**20 // 256))
     push(tmp_path, url, storage_options=options)
+    assert push(tmp_path, url, storage_options=options).uploaded == ()
+
+
+@pytest.mark.object_store
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_bucket_whose_etags_are_no_checksums_is_sent_nothing_twice(
+    bucket: tuple[str, dict[str, Any]],
+    kms: str,
+    tmp_path: Path,
+    write_opaque_dataset: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    in_parts: bool,
+) -> None:
+    """As with encryption by KMS, where an ETag is as good as random."""
+    url, options = bucket[0] + f"/kms-{in_parts}", bucket[1] | {"endpoint_url": kms}
+    write_opaque_dataset(tmp_path)
+    if in_parts:
+        import s3fs.core
+
+        monkeypatch.setattr(s3fs.core, "calculate_chunksize", lambda size, chunksize=None: 5 * 2**20)
+        (tmp_path / "codec" / "model.safetensors").write_bytes(bytes(range(256)) * (11 * 2**20 // 256))
+    assert list(push(tmp_path, url, storage_options=options).uploaded) == ALL
+    assert push(tmp_path, url, storage_options=options).uploaded == ()
+    (tmp_path / "README.md").write_bytes((tmp_path / "README.md").read_bytes().swapcase())
+    assert push(tmp_path, url, storage_options=options).uploaded == ("README.md", "walloc.json")
+
+
+@pytest.mark.object_store
+def test_what_another_tool_has_uploaded_is_known_by_its_etag(
+    bucket: tuple[str, dict[str, Any]], tmp_path: Path, write_opaque_dataset: Write
+) -> None:
+    import fsspec
+
+    url, options = bucket[0] + "/copied", bucket[1]
+    write_opaque_dataset(tmp_path)
+    fs = fsspec.filesystem("s3", **options, skip_instance_cache=True)
+    for name in ALL:
+        fs.put_file(str(tmp_path / name), f"{url}/{name}")
     assert push(tmp_path, url, storage_options=options).uploaded == ()
 
 

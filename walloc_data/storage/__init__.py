@@ -4,13 +4,16 @@ from walloc_data.storage.cache import DEFAULT_MAX_CACHE_BYTES, ShardCache, cache
 from walloc_data.storage.lock import Lock, file_lock, machine_folder, take_lock
 from walloc_data.storage.manifest import read_manifest
 from walloc_data.storage.maps import ShardMaps, map_file, max_open_maps
+from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry
 from walloc_data.storage.store import Store
 from walloc_data.storage.threads import DaemonThreads
 
 __all__ = [
     "DEFAULT_MAX_CACHE_BYTES",
+    "DEFAULT_RETRY_SECONDS",
     "DaemonThreads",
     "Lock",
+    "Retry",
     "ShardCache",
     "ShardMaps",
     "Store",

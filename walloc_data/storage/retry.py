@@ -54,6 +54,17 @@ class Retry:
     Args:
         max_attempts: tries of one operation, with jittered exponential backoff between them.
         max_seconds: no try begins later than this after the first, however long the tries take.
+
+    Example:
+        >>> from walloc_data.storage import Retry
+        >>> answers = iter([ConnectionResetError("by peer"), b"data"])
+        >>> def read():
+        ...     answer = next(answers)
+        ...     if isinstance(answer, Exception):
+        ...         raise answer
+        ...     return answer
+        >>> Retry(max_attempts=2)(read, what="reading s3://bucket/my-latents/walloc.json")
+        b'data'
     """
 
     max_attempts: int = 12
@@ -165,7 +176,10 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:  # the system's own; the caller names the file
         return error.strerror
     text = " ".join(str(error).split()).rstrip(".")
-    return (f"{name}: {text}" if text else name) + remedy(error)
+    inner = ""
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # it only says which file it was about
+        inner = f" ({reason(error.__cause__)})"
+    return (f"{name}: {text}" if text else name) + inner + remedy(error)
 
 
 def remedy(error: BaseException) -> str:

@@ -295,8 +295,20 @@ class Store:
         full = self._full(path)
         self._retry(lambda: self._fs.get_file(full, str(target)), what=f"fetching {full}")
 
-    def publish(self, source: Path, path: str) -> None:
-        """Put a finished local file in its place, whole or not at all. The local file is consumed on disk stores."""
+    def sha256(self, path: str) -> str | None:
+        """The SHA-256 that `publish` was given for a file and wrote down beside it; None where nothing says it."""
+        if self._protocol not in _S3:
+            return None
+        full = self._full(path)
+        found = self._retry(lambda: self._fs.metadata(full), what=f"looking at {full}")
+        return str(found["sha256"]) if "sha256" in found else None
+
+    def publish(self, source: Path, path: str, *, sha256: str | None = None) -> None:
+        """Put a finished local file in its place, whole or not at all. The local file is consumed on disk stores.
+
+        Args:
+            sha256: of the file: kept in the object's metadata on S3, whose ETags say nothing of encrypted content.
+        """
         num_bytes = source.stat().st_size
         if self.local_path is not None:
             target = self._local(path)
@@ -310,9 +322,10 @@ class Store:
             sync_folder(target.parent)
             return
         full = self._full(path)
+        beside = {"Metadata": {"sha256": sha256}} if sha256 is not None and self._protocol in _S3 else {}
 
         def upload() -> None:
-            self._fs.put_file(str(source), full)
+            self._fs.put_file(str(source), full, **beside)
             stored = self._info(full)["size"]
             if stored != num_bytes:
                 raise OSError(f"{stored} of {num_bytes} bytes arrived")
