@@ -10,6 +10,8 @@ PSNR that the codec itself reaches on T_pixel(x). Operators are fitted on other 
 import argparse
 import sys
 from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from walloc_data.transforms import (
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
+    Resize,
 )
 from walloc_data.transforms.operators import LatentOperators
 
@@ -66,6 +69,17 @@ class _Upscale(LatentTransform):
         return F.interpolate(middle, size=(h, w), mode="bilinear", align_corners=False)
 
 
+class _Bilinear(LatentTransform):
+    """Latents resampled as if they were pixels."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        return F.interpolate(latents.float(), size=self.size, mode="bilinear", align_corners=False)
+
+
 class _MixHalf(LatentTransform):
     """A mixup of each picture with the next, half and half."""
 
@@ -95,7 +109,35 @@ def cases(ops: LatentOperators, side_px: int) -> dict[str, tuple[LatentTransform
             )(latents.float())[..., : h // 2, : w // 2]
             return out
 
-    whole = RandomResizedCrop((side_px // 8, side_px // 8), scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    class Nothing(LatentTransform):
+        def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+            return latents
+
+    def shrink(x: Tensor, rows: Fraction, columns: Fraction) -> Tensor:
+        size = [int(side_px * rows), int(side_px * columns)]
+        images = [Image.fromarray((p * 255).round().byte().permute(1, 2, 0).numpy()) for p in x]
+        small = [np.array(image.resize((size[1], size[0]), Image.Resampling.BICUBIC)) for image in images]
+        return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2) / 255
+
+    cells = side_px // 8
+    shrunk: dict[str, tuple[LatentTransform, Callable[[Tensor], Tensor]]] = {}
+    pairs = [(f, f) for f in ops.factors if f < 1] + [(Fraction(1), Fraction(1, 2))]
+    for rows, columns in pairs:
+        if cells % rows.denominator or cells % columns.denominator:
+            continue
+        size = (int(cells * rows), int(cells * columns))
+        name = f"shrunk to {rows}" if rows == columns else f"shrunk to {rows} x {columns}"
+        shrunk[name] = (Resize(size, operators=ops), partial(shrink, rows=rows, columns=columns))
+        if rows == columns:
+            shrunk[f"{name}, bilinear"] = (_Bilinear(size), shrunk[name][1])
+    for factor in (Fraction(1, 2), Fraction(2, 3)):
+        if cells % factor.denominator == 0:
+            both = RandomResizedCrop(int(cells * factor), operators=ops, scale=(1, 1), ratio=(1, 1), flip_p=1.0)
+            shrunk[f"shrunk to {factor} and flipped"] = (
+                both,
+                partial(_flipped, partial(shrink, rows=factor, columns=factor)),
+            )
+    whole = Nothing()
     return {
         "nothing (the codec alone)": (whole, lambda x: x),
         "crop at whole cells": (
@@ -118,8 +160,13 @@ def cases(ops: LatentOperators, side_px: int) -> dict[str, tuple[LatentTransform
         "grayscale": (RandomGrayscale(ops, p=1.0), grey),
         "erasing a quarter (grey)": (Erase(), erase),
         "mixup, half and half": (_MixHalf(), lambda x: 0.5 * x + 0.5 * x.roll(1, 0)),
-        "resized crop, 2 x (bilinear)": (_Upscale(), zoom),
+        **shrunk,
+        "enlarged 2 x, bilinear": (_Upscale(), zoom),
     }
+
+
+def _flipped(shrink: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return shrink(x).flip(-1)
 
 
 def psnr_db(x: Tensor, y: Tensor) -> float:

@@ -48,7 +48,9 @@ def photographs(kodak: list[Path]) -> Tensor:
 
 @pytest.fixture(scope="module")
 def operators(codec, photographs) -> LatentOperators:
-    return fit_operators(codec, photographs[:8].split(1), held_out=photographs[8:].split(1), flip_window_cells=(1, 5))
+    return fit_operators(
+        codec, photographs[:8].split(1), held_out=photographs[8:].split(1), flip_window_cells=(1, 5), factors=[]
+    )
 
 
 @pytest.fixture
@@ -170,11 +172,7 @@ def test_erasing_fills_one_rectangle_of_each_chosen_sample(latents):
         assert torch.equal(rest, before)
 
 
-def test_resized_crops_have_the_size_asked_or_are_exact_windows(latents):
-    out = RandomResizedCrop((8, 8))(latents)
-    assert out.shape == (64, 12, 8, 8)
-    whole = RandomResizedCrop((8, 10), scale=(1.0, 1.0), ratio=(0.8, 0.8))(latents)
-    torch.testing.assert_close(whole, latents.float(), rtol=0, atol=1e-3)
+def test_crops_without_a_size_are_exact_windows(latents):
     exact = RandomResizedCrop(scale=(0.3, 0.3), ratio=(1, 1))(latents, generator=torch.Generator().manual_seed(0))
     assert exact.shape == (64, 12, 5, 5)
     assert exact.dtype == torch.int8

@@ -4,6 +4,7 @@ A flip, a grey level, a linear decoder and a folded stem are all the same proble
 a target per window. One pass over pictures gives the sums, in float64; solving them needs no pictures and no gradient.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +16,24 @@ from walloc_data.errors import CodecError
 __all__ = ["WindowMap", "WindowRegression"]
 
 
-def _windows(latents: Tensor, *, window_cells: tuple[int, int], stride_cells: int) -> Tensor:
-    """(N, C, h, w) to (N, C * kh * kw, h/s, w/s). Borders wrap around, as the codec's own filters do."""
-    (kh, kw), s = window_cells, stride_cells
-    top, left = (kh - s) // 2, (kw - s) // 2
-    x = F.pad(latents, (left, kw - s - left, top, kh - s - top), mode="circular") if max(kh, kw) > s else latents
-    n, _, h, w = latents.shape
-    return F.unfold(x, window_cells, stride=s).reshape(n, -1, h // s, w // s)
+def _wrapped(latents: Tensor, *, window_cells: tuple[int, int], stride_cells: tuple[int, int]) -> Tensor:
+    """Latents with the cells around them that centred windows reach. Borders wrap around, as the codec's filters do."""
+    (kh, kw), (sh, sw) = window_cells, stride_cells
+    top, left = (kh - sh) // 2, (kw - sw) // 2
+    if (kh, kw) == (sh, sw):
+        return latents
+    return F.pad(latents, (left, kw - sw - left, top, kh - sh - top), mode="circular")
+
+
+def _windows(latents: Tensor, *, window_cells: tuple[int, int], stride_cells: tuple[int, int]) -> Tensor:
+    """(N, C, h, w) to (N, C * kh * kw, h/sh, w/sw)."""
+    (n, _, h, w), (sh, sw) = latents.shape, stride_cells
+    x = _wrapped(latents, window_cells=window_cells, stride_cells=stride_cells)
+    return F.unfold(x, window_cells, stride=stride_cells).reshape(n, -1, h // sh, w // sw)
+
+
+def _pair(stride: int | tuple[int, int]) -> tuple[int, int]:
+    return (stride, stride) if isinstance(stride, int) else stride
 
 
 @dataclass(frozen=True)
@@ -38,16 +50,14 @@ class WindowMap:
 
     weight: Tensor  # (T, C, kh, kw) float32
     bias: Tensor  # (T,) float32
-    stride_cells: int = 1
+    stride_cells: int | tuple[int, int] = 1  # (rows, columns) where they differ
 
     def __call__(self, latents: Tensor) -> Tensor:
         """(N, C, h, w), integers or floats, to (N, T, h/stride, w/stride) float32."""
-        kh, kw = int(self.weight.shape[2]), int(self.weight.shape[3])
-        s, x = self.stride_cells, latents.float()
-        top, left = (kh - s) // 2, (kw - s) // 2
-        if max(kh, kw) > s:
-            x = F.pad(x, (left, kw - s - left, top, kh - s - top), mode="circular")
-        return F.conv2d(x, self.weight.to(x), self.bias.to(x), stride=s)
+        stride = _pair(self.stride_cells)
+        window = (int(self.weight.shape[2]), int(self.weight.shape[3]))
+        x = _wrapped(latents.float(), window_cells=window, stride_cells=stride)
+        return F.conv2d(x, self.weight.to(x), self.bias.to(x), stride=stride)
 
 
 class WindowRegression:
@@ -58,7 +68,7 @@ class WindowRegression:
         num_targets: values to predict per window.
         window_cells: (height, width) of a window; each at least the stride, and of its parity where the map becomes
             a convolution with symmetric padding.
-        stride_cells: cells between windows.
+        stride_cells: cells between windows; (rows, columns) where they differ.
         interior_only: leave out windows that reach over a border: for targets that do not wrap around as latents do.
 
     Example:
@@ -78,10 +88,11 @@ class WindowRegression:
         *,
         num_targets: int,
         window_cells: tuple[int, int],
-        stride_cells: int = 1,
+        stride_cells: int | tuple[int, int] = 1,
         interior_only: bool = False,
     ) -> None:
-        if min(window_cells) < stride_cells or stride_cells < 1:
+        strides = _pair(stride_cells)
+        if min(strides) < 1 or any(side < stride for side, stride in zip(window_cells, strides, strict=True)):
             raise CodecError(f"windows of {window_cells} cells cannot move by {stride_cells}: they would leave gaps")
         self.latent_dim, self.num_targets = latent_dim, num_targets
         self.window_cells, self.stride_cells, self.interior_only = window_cells, stride_cells, interior_only
@@ -103,16 +114,17 @@ class WindowRegression:
             targets: (N, T, h/stride, w/stride).
         """
         n, c, h, w = latents.shape
-        grid = (n, self.num_targets, h // self.stride_cells, w // self.stride_cells)
+        strides = _pair(self.stride_cells)
+        grid = (n, self.num_targets, h // strides[0], w // strides[1])
         if c != self.latent_dim or targets.shape != grid:
             raise CodecError(
                 f"latents {tuple(latents.shape)} with targets {tuple(targets.shape)}: expected "
                 f"{self.latent_dim} channels and targets {grid}"
             )
-        v = _windows(latents.double(), window_cells=self.window_cells, stride_cells=self.stride_cells)
+        v = _windows(latents.double(), window_cells=self.window_cells, stride_cells=strides)
         t = targets.double()
         if self.interior_only:
-            margins = [-(-(side - self.stride_cells) // (2 * self.stride_cells)) for side in self.window_cells]
+            margins = [-(-(k - s) // (2 * s)) for k, s in zip(self.window_cells, strides, strict=True)]
             rows, columns = (slice(m, -m or None) for m in margins)
             v, t = v[:, :, rows, columns], t[:, :, rows, columns]
         v = v.permute(0, 2, 3, 1).reshape(-1, v.shape[1])
@@ -124,14 +136,40 @@ class WindowRegression:
 
     def solve(self, *, ridge: float = 1e-6) -> WindowMap:
         """The least-squares map of everything seen; `ridge` is relative to the inputs' mean power."""
-        inputs = len(self._vv)
-        if self.num_windows < inputs:
-            raise CodecError(f"{self.num_windows} windows cannot determine {inputs} weights: show it more pictures")
-        penalty = torch.full((inputs,), ridge * float(self._vv.diagonal()[:-1].mean()), dtype=torch.float64)
+        weight, bias = self._solve(torch.arange(len(self._vv)), torch.arange(self.num_targets), ridge=ridge)
+        weight = weight.reshape(self.num_targets, self.latent_dim, *self.window_cells)
+        return WindowMap(weight.float().contiguous(), bias.float().contiguous(), self.stride_cells)
+
+    def solve_within(
+        self, targets: Sequence[int], *, rows: range, columns: range, ridge: float = 1e-6
+    ) -> tuple[Tensor, Tensor]:
+        """Solve for some targets from a part of the window: fewer weights where a target depends on cells near it.
+
+        Args:
+            targets: which of the targets.
+            rows, columns: of the window.
+            ridge: relative to the inputs' mean power.
+
+        Returns:
+            weight (targets, C, rows, columns) and bias (targets,), float64.
+        """
+        grid = torch.arange(len(self._vv) - 1).reshape(self.latent_dim, *self.window_cells)
+        inputs = grid[:, rows.start : rows.stop, columns.start : columns.stop].reshape(-1)
+        inputs = torch.cat([inputs, torch.tensor([len(self._vv) - 1])])
+        weight, bias = self._solve(inputs, torch.tensor(targets), ridge=ridge)
+        return weight.reshape(len(targets), self.latent_dim, len(rows), len(columns)), bias
+
+    def _solve(self, inputs: Tensor, targets: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
+        """(T, inputs - 1) weights and (T,) biases, from some inputs, of which the last is 1."""
+        if self.num_windows < len(inputs):
+            raise CodecError(
+                f"{self.num_windows} windows cannot determine {len(inputs)} weights: show it more pictures"
+            )
+        vv = self._vv[inputs][:, inputs]
+        penalty = torch.full((len(inputs),), ridge * float(vv.diagonal()[:-1].mean()), dtype=torch.float64)
         penalty[-1] = 0
-        solution = torch.linalg.solve(self._vv + torch.diag(penalty), self._vt)  # (inputs, T)
-        weight = solution[:-1].T.reshape(self.num_targets, self.latent_dim, *self.window_cells)
-        return WindowMap(weight.float().contiguous(), solution[-1].float().contiguous(), self.stride_cells)
+        solution = torch.linalg.solve(vv + torch.diag(penalty), self._vt[inputs][:, targets]).T  # (T, inputs)
+        return solution[:, :-1], solution[:, -1]
 
     def relative_error(self, fitted: WindowMap) -> Tensor:
         """(T,) squared error of a map on the windows seen here, relative to each target's variance.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.learning.data import Prepared
+from benchmarks.learning.pixel_stem import IMAGENET_MEAN, IMAGENET_STD, PixelConv2d, replace_module
 from walloc_data.adapters import PixelPrediction, create_latent_model, fold_stem, stem_of, summarize
 from walloc_data.regression import WindowMap
 
-IMAGENET_MEAN, IMAGENET_STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
 FIRST_LAYER_CHANNELS = 48  # of a stem of two layers
 FOLD_PICTURES = 2000  # that the linear prediction of pixels is fitted on
 _predictions: dict[Any, WindowMap] = {}  # fitted once for all seeds
@@ -70,26 +70,6 @@ NETWORKS = {
 }
 
 
-class PixelConv2d(nn.Conv2d):
-    """A convolution of standardised colours that sees the pixels which `like`, a convolution of cells, sees."""
-
-    def __init__(self, like: nn.Conv2d, *, cell_px: int) -> None:
-        (kernel, _), (stride, _), (padding, _) = like.kernel_size, like.stride, like.padding  # type: ignore[misc]
-        super().__init__(
-            3,
-            like.out_channels,
-            kernel * cell_px,
-            stride=stride * cell_px,
-            padding=padding * cell_px,
-            bias=like.bias is not None,
-        )
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None])
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None])
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return super().forward((pixels.float() - self.mean) / self.std)
-
-
 class MirroredStem(nn.Module):
     """Two first layers in training: one for latents, one of its own for latents whose cells were reversed.
 
@@ -144,23 +124,18 @@ def make_model(kind: str, arm: Arm, prepared: Prepared, *, side_px: int, patch_c
     if arm.array != "latents":
         pixel_stem = PixelConv2d(stem, cell_px=side_px // cells)  # pixels of this arm under one cell
         model.num_macs += (cells // stem.stride[0]) ** 2 * (pixel_stem.weight.numel() - stem.weight.numel())
-        _replace(model, path, pixel_stem)
+        replace_module(model, path, pixel_stem)
         if kind == "vit":
             model.patch_embed.img_size = None  # its check is in cells
     if arm.flip == "stem":
-        _replace(model, path, MirroredStem(stem))
+        replace_module(model, path, MirroredStem(stem))
     return model  # type: ignore[no-any-return]
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
 
 
 def _fold(model: Any, prepared: Prepared) -> None:
     """Start where a network of pixels starts: its random stem, predicted from latents."""
     pixel_model = copy.deepcopy(model)
-    _replace(pixel_model, model.stem_site.path, PixelConv2d(stem_of(model), cell_px=8))
+    replace_module(pixel_model, model.stem_site.path, PixelConv2d(stem_of(model), cell_px=8))
     fold_stem(
         model,
         pixel_model,

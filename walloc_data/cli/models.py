@@ -126,7 +126,9 @@ def _fit_operators(args: Args) -> Outcome:
 
     operators = fit_codec_operators(args.codec, pictures=args.pictures, num_pictures=args.num_pictures, seed=args.seed)
     errors = dict(operators.held_out_error)
-    text = "held-out error, relative to the variance: " + ", ".join(f"{name} {e:.3f}" for name, e in errors.items())
+    shown = {name: e for name, e in errors.items() if not name.startswith("rescale")}
+    shown |= {f"rescale {f}": e for f in operators.factors if (e := errors.get(f"rescale {f} x {f}")) is not None}
+    text = "held-out error, relative to the variance: " + ", ".join(f"{name} {e:.3f}" for name, e in shown.items())
     return Outcome({"held_out_error": errors}, text)
 
 
@@ -165,7 +167,7 @@ COMMANDS = {
         ),
     ),
     "fit-operators": Command(
-        "fit a codec's flips and colour changes of latents",
+        "fit a codec's flips, colour changes and shrinking of latents",
         _fit_operators_arguments,
         _fit_operators,
         ("walloc-data fit-operators my-latents photos/",),

@@ -11,10 +11,11 @@ from walloc_data.transforms.geometric import (
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,
-    RandomResizedCrop,
     RandomTranslate,
 )
 from walloc_data.transforms.operators import OPERATORS_NAME, LatentOperators, fit_operators
+from walloc_data.transforms.rescaling import RescalingMap
+from walloc_data.transforms.resizing import RandomResizedCrop, Resize
 
 __all__ = [
     "OPERATORS_NAME",
@@ -31,5 +32,7 @@ __all__ = [
     "RandomHorizontalFlip",
     "RandomResizedCrop",
     "RandomTranslate",
+    "RescalingMap",
+    "Resize",
     "fit_operators",
 ]

@@ -18,14 +18,13 @@ __all__ = [
     "RandomCrop",
     "RandomErasing",
     "RandomHorizontalFlip",
-    "RandomResizedCrop",
     "RandomTranslate",
 ]
 
 Size = int | tuple[int, int]
 
 
-def _pair(size: Size) -> tuple[int, int]:
+def pair_of_cells(size: Size) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
         raise TransformError(f"a size in cells is at least 1, not {size!r}")
@@ -39,7 +38,7 @@ def _check_fits(size: tuple[int, int], latents: Tensor) -> None:
         )
 
 
-def _crop(latents: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+def crop_windows(latents: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
     """A window of one size from each sample, at its own place."""
     n, c, _, _ = latents.shape
     device = latents.device
@@ -62,7 +61,7 @@ class CenterCrop(LatentTransform):
 
     def __init__(self, size_cells: Size) -> None:
         super().__init__()
-        self.size_cells = _pair(size_cells)
+        self.size_cells = pair_of_cells(size_cells)
 
     def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
         _check_fits(self.size_cells, latents)
@@ -87,14 +86,14 @@ class RandomCrop(LatentTransform):
 
     def __init__(self, size_cells: Size) -> None:
         super().__init__()
-        self.size_cells = _pair(size_cells)
+        self.size_cells = pair_of_cells(size_cells)
 
     def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
         _check_fits(self.size_cells, latents)
         n, _, height, width = latents.shape
         top = integers(n, 0, height - self.size_cells[0], generator=generator)
         left = integers(n, 0, width - self.size_cells[1], generator=generator)
-        return _crop(latents, top, left, self.size_cells)
+        return crop_windows(latents, top, left, self.size_cells)
 
     def extra_repr(self) -> str:
         return f"size_cells={self.size_cells}"
@@ -136,7 +135,7 @@ class RandomTranslate(LatentTransform):
             canvas[:, :, m : m + height, m : m + width] = latents
         top = integers(n, 0, 2 * m, generator=generator)
         left = integers(n, 0, 2 * m, generator=generator)
-        return _crop(canvas, top, left, (height, width))
+        return crop_windows(canvas, top, left, (height, width))
 
     def extra_repr(self) -> str:
         return f"max_cells={self.max_cells}"
@@ -232,58 +231,6 @@ class RandomErasing(LatentTransform):
 
     def extra_repr(self) -> str:
         return f"p={self.p}, scale={self.scale}, ratio={self.ratio}"
-
-
-class RandomResizedCrop(LatentTransform):
-    """A crop of random area and shape, at whole cells.
-
-    Args:
-        size_cells: resample each sample's crop to this size, bilinearly. Latents have no exact resize: each channel is
-            a band of frequencies, which a change of scale moves, so that only the coarse channels come out right
-            (`benchmarks/transform_fidelity.py` measures it). None draws one crop size for the batch and returns the
-            crops as they are, which is exact; the model must then take varying sizes.
-        scale: smallest and largest area, relative to the latent's.
-        ratio: smallest and largest height / width.
-
-    Example:
-        >>> import torch
-        >>> from walloc_data.transforms import RandomResizedCrop
-        >>> crop = RandomResizedCrop(20, scale=(0.5, 1.0))
-        >>> crop(torch.ones(16, 12, 28, 28, dtype=torch.int8)).shape
-        torch.Size([16, 12, 20, 20])
-    """
-
-    def __init__(
-        self,
-        size_cells: Size | None = None,
-        *,
-        scale: tuple[float, float] = (0.35, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    ) -> None:
-        super().__init__()
-        self.size_cells = None if size_cells is None else _pair(size_cells)
-        self.scale, self.ratio = scale, ratio
-
-    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
-        n, _, height, width = latents.shape
-        count = 1 if self.size_cells is None else n
-        h, w = _random_sizes(count, (height, width), self.scale, self.ratio, generator=generator)
-        top = integers(n, 0, height - h, generator=generator)
-        left = integers(n, 0, width - w, generator=generator)
-        if self.size_cells is None:
-            return _crop(latents, top, left, (int(h), int(w)))
-        # An affine map from output to input, in grid_sample's coordinates: -1 and 1 are the picture's edges.
-        theta = torch.zeros(n, 2, 3)
-        theta[:, 0, 0], theta[:, 1, 1] = w / width, h / height
-        theta[:, 0, 2] = (2 * left + w) / width - 1
-        theta[:, 1, 2] = (2 * top + h) / height - 1
-        grid = F.affine_grid(theta, [n, latents.shape[1], *self.size_cells], align_corners=False)
-        return F.grid_sample(
-            latents.float(), grid.to(latents.device), mode="bilinear", padding_mode="border", align_corners=False
-        )
-
-    def extra_repr(self) -> str:
-        return f"size_cells={self.size_cells}, scale={self.scale}, ratio={self.ratio}"
 
 
 def _random_sizes(

@@ -1,26 +1,29 @@
-"""What a codec's latents look like after a flip or a change of colour: linear maps, fitted once per codec.
+"""What a codec's latents look like after a flip, a change of colour or of scale: linear maps, fitted once per codec.
 
-The analysis filters do not commute with a mirror, and the encoder mixes colours, so that flipping or greying latents
-takes a fitted map: closed-form least squares over pictures, with its held-out error beside it. The maps lie in the
-codec's folder as `operators.safetensors`.
+The analysis filters do not commute with a mirror, the encoder mixes colours, and a band of frequencies is another one
+in a smaller picture, so that flipping, greying or shrinking latents takes a fitted map: closed-form least squares over
+pictures, with its held-out error beside it. The maps lie in the codec's folder as `operators.safetensors`.
 """
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from walloc_data.errors import CodecError, StorageError
+from walloc_data.errors import CodecError, StorageError, TransformError
 from walloc_data.files import whole_file
 from walloc_data.format import CodecSpec
 from walloc_data.latents import expand
 from walloc_data.regression import WindowMap, WindowRegression
 from walloc_data.storage import Store
+from walloc_data.transforms.rescaling import FACTORS, LARGEST_TERM, RescalingMap, RescalingSums, window_cells
 
 __all__ = ["OPERATORS_NAME", "LatentOperators", "fit_operators"]
 
@@ -49,8 +52,11 @@ class LatentOperators:
         >>> operators = LatentOperators.load("my-latents")
         >>> operators.flip.weight.shape, operators.grey.shape
         (torch.Size([12, 12, 3, 5]), torch.Size([12]))
-        >>> {name: round(error, 2) for name, error in operators.held_out_error.items()}  # naive: cells reversed alone
-        {'flip': 0.13, 'flip_naive': 1.0, 'grayscale': 0.18}
+        >>> [str(factor) for factor in operators.factors]
+        ['1/2', '3/5', '2/3', '3/4', '4/5', '1']
+        >>> errors = operators.held_out_error
+        >>> {name: round(errors[name], 2) for name in ("flip", "flip_naive", "rescale 2/3 x 2/3")}
+        {'flip': 0.13, 'flip_naive': 1.0, 'rescale 2/3 x 2/3': 0.05}
     """
 
     encoder_sha256: str
@@ -61,6 +67,27 @@ class LatentOperators:
     brightness: Tensor  # (C,) change of v for each unit of brightness
     mean_luma: Tensor  # (C,) a picture's mean luma, in [-1/2, 1/2], is mean_luma . (mean v - grey)
     held_out_error: Mapping[str, float] = field(default_factory=dict)  # relative to the variance, mean over channels
+    rescalings: tuple[RescalingMap, ...] = ()  # none in files of earlier versions
+
+    @property
+    def factors(self) -> tuple[Fraction, ...]:
+        """By which a side can be shrunk; 1 among them."""
+        return tuple(sorted({Fraction(1)} | {side for item in self.rescalings for side in (item.rows, item.columns)}))
+
+    def rescaling(self, rows: Fraction, columns: Fraction, *, mirrored: bool = False) -> RescalingMap:
+        """The map of these factors.
+
+        Raises:
+            TransformError: where none was fitted; names what was.
+        """
+        for item in self.rescalings:
+            if (item.rows, item.columns, item.mirrored) == (rows, columns, mirrored):
+                return item
+        known = ", ".join(map(str, self.factors))
+        raise TransformError(
+            f"these operators have no map for rows by {rows}, columns by {columns}: they shrink sides by {known}"
+            + ("; fit them again: walloc-data fit-operators" if not self.rescalings else "")
+        )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `operators.safetensors` into a codec's folder, whole or not at all."""
@@ -70,6 +97,8 @@ class LatentOperators:
         for name in _FITTED:
             tensors[f"{name}.weight"] = getattr(self, name).weight
             tensors[f"{name}.bias"] = getattr(self, name).bias
+        for item in self.rescalings:
+            tensors[f"{_tensor_name(item)}.weight"], tensors[f"{_tensor_name(item)}.bias"] = item.weight, item.bias
         metadata = {
             "format": "walloc_data-operators",
             "encoder_sha256": self.encoder_sha256,
@@ -117,6 +146,7 @@ class LatentOperators:
                 flip=WindowMap(tensors["flip.weight"], tensors["flip.bias"]),
                 grayscale=WindowMap(tensors["grayscale.weight"], tensors["grayscale.bias"]),
                 held_out_error=json.loads(metadata["held_out_error"]),
+                rescalings=_parse_rescalings(tensors),
                 **{name: tensors[name] for name in _FLAT},
             )
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
@@ -129,6 +159,33 @@ class LatentOperators:
         return operators
 
 
+_TENSOR_NAME = re.compile(r"(rescale|mirrored)\.(\d{1,2})_(\d{1,2})\.(\d{1,2})_(\d{1,2})\.weight")
+
+
+def _tensor_name(item: RescalingMap) -> str:
+    (py, qy), (px, qx) = item.rows.as_integer_ratio(), item.columns.as_integer_ratio()
+    return f"{'mirrored' if item.mirrored else 'rescale'}.{py}_{qy}.{px}_{qx}"
+
+
+def _parse_rescalings(tensors: Mapping[str, Tensor]) -> tuple[RescalingMap, ...]:
+    maps = []
+    for name in sorted(tensors):
+        if (match := _TENSOR_NAME.fullmatch(name)) is None:
+            continue
+        py, qy, px, qx = map(int, match.groups()[1:])
+        # A hostile file must not ask for a kernel of any size.
+        if not (0 < py <= qy <= LARGEST_TERM and 0 < px <= qx <= LARGEST_TERM):
+            raise ValueError(f"{name}: not a factor to shrink by")
+        rows, columns = Fraction(py, qy), Fraction(px, qx)
+        weight, bias = tensors[name], tensors[name.removesuffix("weight") + "bias"]
+        c = tensors["grey"].shape[0]
+        windows = (window_cells(rows), window_cells(columns))
+        if weight.shape != (rows.numerator, columns.numerator, c, c, *windows) or bias.shape != weight.shape[:3]:
+            raise ValueError(f"{name}: of shape {tuple(weight.shape)}")
+        maps.append(RescalingMap(rows, columns, weight, bias, match[1] == "mirrored"))
+    return tuple(maps)
+
+
 def _luma(pictures: Tensor) -> Tensor:
     """(N, 3, H, W) uint8 to (N, 1, H, W) uint8, rounded as torchvision rounds."""
     weights = torch.tensor(_LUMA)[:, None, None]
@@ -138,9 +195,10 @@ def _luma(pictures: Tensor) -> Tensor:
 class _Sums:
     """The regressions over one set of pictures."""
 
-    def __init__(self, spec: CodecSpec, *, flip_window_cells: tuple[int, int]) -> None:
+    def __init__(self, spec: CodecSpec, *, flip_window_cells: tuple[int, int], factors: Iterable[Fraction]) -> None:
         dim = spec.latent_dim
         self.spec = spec
+        self.rescaling = RescalingSums(dim, factors=factors)
         self.flip = WindowRegression(dim, num_targets=dim, window_cells=flip_window_cells)
         self.grayscale = WindowRegression(dim, num_targets=dim, window_cells=(1, 1))
 
@@ -151,6 +209,7 @@ class _Sums:
         self.flip.update(z.flip(-1), mirrored)
         v = expand(z, latent_bits=bits)
         self.grayscale.update(v, expand(codec.encode(grey.expand(-1, 3, -1, -1).contiguous()), latent_bits=bits))
+        self.rescaling.update(codec.encode, pictures, cell_px=self.spec.cell_px)
 
     def errors(self, maps: Mapping[str, WindowMap]) -> dict[str, float]:
         """Squared error relative to the variance, averaged over channels: models see channels standardised."""
@@ -163,6 +222,7 @@ def fit_operators(
     *,
     held_out: Iterable[Tensor],
     flip_window_cells: tuple[int, int] = (3, 5),
+    factors: Iterable[Fraction] = FACTORS,
 ) -> LatentOperators:
     """Fit a codec's operators in one pass over pictures, without a gradient.
 
@@ -171,6 +231,8 @@ def fit_operators(
         pictures: batches (N, 3, H, W) uint8, sides multiples of the cell; a few hundred photographs determine the maps.
         held_out: other pictures, for the errors that `held_out_error` reports.
         flip_window_cells: (height, width) of the flip's window.
+        factors: to shrink sides by, each less than 1. Every pair of them is fitted, and each with 1. Those that the
+            pictures are too few for are left out.
 
     Example:
         >>> import numpy as np
@@ -180,11 +242,11 @@ def fit_operators(
         >>> codec, info = load_codec(decoder=False)
         >>> pictures = torch.from_numpy(np.stack(list(read_pictures("pictures")))).permute(0, 3, 1, 2)  # (8, 3, H, W)
         >>> operators = fit_operators(codec, [pictures[1:]], held_out=[pictures[:1]])
-        >>> sorted(operators.held_out_error)
+        >>> sorted(operators.held_out_error)[:3]
         ['flip', 'flip_naive', 'grayscale']
     """
-    spec = codec.spec
-    fitted, other = (_Sums(spec, flip_window_cells=flip_window_cells) for _ in range(2))
+    spec, factors = codec.spec, tuple(factors)
+    fitted, other = (_Sums(spec, flip_window_cells=flip_window_cells, factors=factors) for _ in range(2))
     for batch in pictures:
         fitted.update(codec, batch)
     for batch in held_out:
@@ -195,6 +257,7 @@ def fit_operators(
     kernel[:, :, flip_window_cells[0] // 2, flip_window_cells[1] // 2] = torch.eye(spec.latent_dim)
     naive = WindowMap(kernel, torch.zeros(spec.latent_dim))
     errors = other.errors(maps) | {"flip_naive": other.errors({"flip": naive})["flip"]}
+    rescalings = tuple(fitted.rescaling.solve())
     return LatentOperators(
         encoder_sha256=spec.encoder_sha256,
         latent_bits=spec.latent_bits,
@@ -202,7 +265,8 @@ def fit_operators(
         brightness=colours.sum(1).float(),
         # High bands of a whole picture average out, so that its mean v is that of a flat picture of its mean colour.
         mean_luma=(torch.tensor(_LUMA, dtype=torch.float64) @ torch.linalg.pinv(colours)).float(),
-        held_out_error=errors,
+        held_out_error=errors | other.rescaling.errors(rescalings),
+        rescalings=rescalings,
         flip=maps["flip"],
         grayscale=maps["grayscale"],
     )

@@ -1,0 +1,278 @@
+"""Resizing latents by the factors that a codec's operators have: to a size, and to one size from random crops.
+
+What can be had is less than pixels allow: shrinking only, by the factors of `LatentOperators.factors`, rows and columns
+each by their own. Objects show in their `repr` what they will do, and `crops` lists it for latents of one shape.
+"""
+
+import math
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from walloc_data.errors import TransformError
+from walloc_data.regression import WindowMap
+from walloc_data.transforms.base import LatentTransform, check_probability, coin, integers, uniform
+from walloc_data.transforms.geometric import Size, crop_windows, pair_of_cells
+from walloc_data.transforms.operators import LatentOperators
+from walloc_data.transforms.rescaling import RescalingMap, rescaled_crops
+
+__all__ = ["RandomResizedCrop", "Resize"]
+
+_TRIES = 10  # as torchvision: draws of a crop that does not fit are drawn again so often
+_ONE = Fraction(1)
+
+
+class _Rescaling(nn.Module):
+    """One map as a module, which moves with the transform that holds it."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, fitted: WindowMap, *, rows: Fraction, columns: Fraction, mirrored: bool) -> None:
+        super().__init__()
+        self.factors: tuple[Fraction, Fraction] = (rows, columns)
+        self.mirrored, self.stride_cells = mirrored, fitted.stride_cells
+        # Part of the codec, not of what is learned: a checkpoint has no use for them.
+        self.register_buffer("weight", fitted.weight, persistent=False)
+        self.register_buffer("bias", fitted.bias, persistent=False)
+
+    @classmethod
+    def of(cls, item: RescalingMap) -> "_Rescaling":
+        return cls(item.window_map(), rows=item.rows, columns=item.columns, mirrored=item.mirrored)
+
+    def forward(self, latents: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+        fitted = WindowMap(self.weight, self.bias, self.stride_cells)
+        return rescaled_crops(fitted, latents, self.factors, top, left, size, mirrored=self.mirrored)
+
+
+class Resize(LatentTransform):
+    """Shrink whole latents, as torchvision's Resize shrinks pictures.
+
+    Args:
+        size_cells: an integer is the shorter side of the result, the longer keeps the proportion; a pair is rows and
+            columns. Only what the operators' factors give from the latents' size can be had: 24 cells to 12, 16 or 18
+            (1/2, 2/3, 3/4), say. Of a side that a factor does not divide, a part of a cell is cut off at the end.
+        operators: the codec's (`LatentOperators.load`).
+
+    Float32 out, not rounded, unless the size is the latents' own.
+
+    Raises:
+        TransformError: where no factor gives this size; names the sizes that can be had.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.transforms import LatentOperators, Resize
+        >>> resize = Resize(16, operators=LatentOperators.load("my-latents"))
+        >>> resize
+        Resize(size_cells=16, factors=(1/2, 3/5, 2/3, 3/4, 4/5, 1))
+        >>> resize(torch.zeros(8, 12, 24, 24, dtype=torch.int8)).shape
+        torch.Size([8, 12, 16, 16])
+    """
+
+    def __init__(self, size_cells: Size, *, operators: LatentOperators) -> None:
+        super().__init__()
+        pair_of_cells(size_cells)
+        self.size_cells, self.factors = size_cells, operators.factors
+        plain = [_Rescaling.of(item) for item in operators.rescalings if not item.mirrored]
+        self.maps = nn.ModuleList(plain)
+        self._by_factors = {item.factors: i for i, item in enumerate(plain)}
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        n, _, height, width = latents.shape
+        if isinstance(self.size_cells, int):
+            shorter = min(height, width)
+            factor = self._factor(shorter, self.size_cells, latents)
+            factors = (factor, factor)
+            size = (math.floor(height * factor), math.floor(width * factor))
+        else:
+            size = self.size_cells
+            factors = (self._factor(height, size[0], latents), self._factor(width, size[1], latents))
+        if factors == (_ONE, _ONE):
+            return latents
+        if factors not in self._by_factors:
+            raise TransformError(f"these operators have no map for rows by {factors[0]} and columns by {factors[1]}")
+        start = torch.zeros(n, dtype=torch.long)
+        result: Tensor = self.maps[self._by_factors[factors]](latents, start, start, size)
+        return result
+
+    def _factor(self, have: int, want: int, latents: Tensor) -> Fraction:
+        """The largest factor that makes `want` cells of `have`, one that divides them first."""
+        found = [factor for factor in self.factors if math.floor(have * factor) == want]
+        if not found:
+            sizes = sorted({math.floor(have * factor) for factor in self.factors})
+            raise TransformError(
+                f"no factor of {_listed(self.factors)} shrinks {have} cells to {want} (latents of {latents.shape[2]} x "
+                f"{latents.shape[3]}): {_listed(sizes)} can be had, or a crop of one of them"
+            )
+        return max(found, key=lambda factor: (have % factor.denominator == 0, factor))
+
+    def extra_repr(self) -> str:
+        return f"size_cells={self.size_cells}, factors=({_listed(self.factors)})"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class RandomResizedCrop(LatentTransform):
+    """A crop of random area and proportion, shrunk to one size, as torchvision's RandomResizedCrop.
+
+    Area and proportion are drawn as torchvision draws them. Of the crops that the operators' factors can shrink to
+    `size_cells`, the nearest to what was drawn is taken, from a random place at whole cells: to 16 x 16 cells,
+    sides of 16, 20, 21.3, 24, 26.7 and 32 cells of the picture, as far as it has so many. Nothing is enlarged: the
+    smallest crop is `size_cells` itself, however small a `scale` was asked for. `crops` lists them.
+
+    Samples of a batch are grouped by factors: on an accelerator large batches, such as a whole epoch, are quicker.
+
+    Args:
+        size_cells: of the result; None draws one crop size for the batch and gives the crops as they are, in their
+            dtype; the model must then take varying sizes.
+        operators: the codec's (`LatentOperators.load`); only None for size_cells goes without.
+        scale: smallest and largest area, relative to the latents'.
+        ratio: smallest and largest width / height.
+        flip_p: probability of a horizontal flip, in the same pass: shrinking and flipping at once is nearer to the
+            truth than one after the other.
+
+    Float32 out, not rounded: colour transforms that follow lose nothing.
+
+    Raises:
+        TransformError: where latents are smaller than `size_cells`.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.transforms import LatentOperators, RandomResizedCrop
+        >>> crop = RandomResizedCrop(16, operators=LatentOperators.load("my-latents"), flip_p=0.5)
+        >>> crop
+        RandomResizedCrop(size_cells=(16, 16), scale=(0.35, 1.0), ratio=(0.75, 1.33), flip_p=0.5, \
+from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
+        >>> crop(torch.zeros(8, 12, 24, 24, dtype=torch.int8)).shape
+        torch.Size([8, 12, 16, 16])
+        >>> [round(rows, 1) for rows, columns in crop.crops(24, 24) if rows == columns]  # that 24 x 24 cells can give
+        [16.0, 24.0, 21.3, 20.0]
+    """
+
+    def __init__(
+        self,
+        size_cells: Size | None = None,
+        *,
+        operators: LatentOperators | None = None,
+        scale: tuple[float, float] = (0.35, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip_p: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not (0 < scale[0] <= scale[1] and 0 < ratio[0] <= ratio[1]):
+            raise TransformError(f"scale and ratio are ranges (low, high) above 0, not {scale!r} and {ratio!r}")
+        self.size_cells = None if size_cells is None else pair_of_cells(size_cells)
+        self.scale, self.ratio, self.flip_p = scale, ratio, check_probability(flip_p)
+        self.pairs: list[tuple[Fraction, Fraction]] = [(_ONE, _ONE)]
+        self.maps = nn.ModuleList()
+        if self.size_cells is None:
+            if flip_p:
+                raise TransformError("flip_p needs a size_cells: flip crops by RandomHorizontalFlip instead")
+            return
+        if operators is None:
+            raise TransformError(
+                "RandomResizedCrop to a size shrinks by the codec's operators: pass operators=LatentOperators.load(...)"
+            )
+        if not operators.rescalings:
+            raise TransformError(
+                "these operators have no maps to shrink by, as files of earlier versions: fit them again "
+                "(walloc-data fit-operators), or load the bundled codec's"
+            )
+        maps = [_Rescaling(operators.flip, rows=_ONE, columns=_ONE, mirrored=True)]
+        maps += [_Rescaling.of(item) for item in operators.rescalings]
+        self.maps.extend(maps)
+        self._by_factors = {(item.factors, item.mirrored): i for i, item in enumerate(maps)}
+        # A pair is of use where both its maps are there.
+        self.pairs += [item.factors for item in maps if item.mirrored and (item.factors, False) in self._by_factors]
+
+    def crops(self, height: int, width: int) -> list[tuple[float, float]]:
+        """(rows, columns), in cells, of the crops that latents of this shape can give."""
+        if self.size_cells is None:
+            raise TransformError("without a size_cells every crop at whole cells can be had")
+        return [(rows, columns) for _, (rows, columns) in self._crops(height, width, self.size_cells)]
+
+    def _crops(
+        self, height: int, width: int, size: tuple[int, int]
+    ) -> list[tuple[tuple[Fraction, Fraction], tuple[float, float]]]:
+        h, w = size
+        fitting = [(fy, fx) for fy, fx in self.pairs if h / fy <= height and w / fx <= width]
+        if not fitting:
+            raise TransformError(
+                f"latents of {height} x {width} cells give no crop of {h} x {w}: latents are only shrunk, so ask for "
+                "less, or store larger pictures"
+            )
+        return [((fy, fx), (float(h / fy), float(w / fx))) for fy, fx in fitting]
+
+    def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        n, _, height, width = latents.shape
+        shape = (height, width)
+        if self.size_cells is None:
+            drawn = random_crops(1, shape, self.scale, self.ratio, generator=generator)[0]
+            h, w = (min(most, max(1, round(float(side)))) for side, most in zip(drawn, shape, strict=True))
+            top = integers(n, 0, height - h, generator=generator)
+            left = integers(n, 0, width - w, generator=generator)
+            return crop_windows(latents, top, left, (h, w))
+        available = self._crops(height, width, self.size_cells)
+        drawn = random_crops(n, shape, self.scale, self.ratio, generator=generator)
+        sides = torch.tensor([crop for _, crop in available])  # (crops, 2)
+        choice = (drawn.log()[:, None] - sides.log()).square().sum(2).argmin(1)  # (N,)
+        taken = sides.ceil().long()[choice]
+        top = integers(n, 0, height - taken[:, 0], generator=generator)
+        left = integers(n, 0, width - taken[:, 1], generator=generator)
+        heads = coin(n, self.flip_p, generator=generator)
+        result = latents.new_empty((n, latents.shape[1], *self.size_cells), dtype=torch.float32)
+        for i, flipped in {(int(i), bool(flip)) for i, flip in zip(choice, heads, strict=True)}:
+            rows = ((choice == i) & (heads == flipped)).nonzero()[:, 0]
+            factors, on_device = available[i][0], rows.to(latents.device)
+            group = latents[on_device]
+            if factors == (_ONE, _ONE) and not flipped:
+                part = crop_windows(group, top[rows], left[rows], self.size_cells).float()
+            else:
+                part = self.maps[self._by_factors[factors, flipped]](group, top[rows], left[rows], self.size_cells)
+            result[on_device] = part
+        return result
+
+    def extra_repr(self) -> str:
+        ratio = tuple(round(side, 2) for side in self.ratio)
+        text = f"size_cells={self.size_cells}, scale={self.scale}, ratio={ratio}"
+        if self.size_cells is None:
+            return text
+        (h, w), factors = self.size_cells, sorted({factor for pair in self.pairs for factor in pair})
+        sides = _listed([f"{float(h / factor):.3g}" for factor in factors])
+        if h != w:
+            sides += " by " + _listed([f"{float(w / factor):.3g}" for factor in factors])
+        return f"{text}, flip_p={self.flip_p}, from sides of {sides} cells"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def random_crops(
+    count: int,
+    shape: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    *,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """(count, 2) float heights and widths: area uniform, width / height log-uniform, the first of ten draws that fits.
+
+    Where none does: the whole, cut to the nearest proportion that was asked for.
+    """
+    height, width = shape
+    area = uniform(count * _TRIES, *scale, generator=generator) * height * width
+    aspect = uniform(count * _TRIES, math.log(ratio[0]), math.log(ratio[1]), generator=generator).exp()
+    crops = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], 1).reshape(count, _TRIES, 2)
+    fits = (crops[..., 0] <= height + 0.5) & (crops[..., 1] <= width + 0.5)
+    first = fits.int().argmax(1)  # 0 where none fits
+    chosen = crops[torch.arange(count), first]
+    proportion = min(max(width / height, ratio[0]), ratio[1])
+    whole = torch.tensor([min(height, width / proportion), min(width, height * proportion)])
+    limits = torch.tensor([float(height), float(width)])
+    return torch.where(fits.any(1)[:, None], torch.minimum(chosen, limits), whole)
+
+
+def _listed(items: object) -> str:
+    return ", ".join(map(str, items))  # type: ignore[call-overload]
