@@ -7,7 +7,7 @@ so that a model's folder is all that serving needs.
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from walloc_data.adapters import check_codec, latent_config, load_latent_model
-from walloc_data.codec import bundled_codecs, fetch_codec, load_codec, save_codec
+from walloc_data.codec import bundled_codecs, codec_folder, fetch_codec, load_codec, save_codec
 from walloc_data.convert.pictures import PictureError, decode_picture, pillow_limits, resize_and_crop
 from walloc_data.errors import CodecError, ModelError, SourceError
 from walloc_data.format import EncodeSettings, padding_for
 from walloc_data.storage import Store
+from walloc_data.transforms import CenterCrop, LatentOperators, Resize
 
 __all__ = ["PictureClassifier", "Prediction", "attach_codec", "load_classifier", "predict"]
 
@@ -55,9 +56,11 @@ class PictureClassifier(nn.Module):
     Args:
         model: made by `create_latent_model`.
         codec: the codec whose latents it was trained on; only its encoder is used.
+        operators: the codec's (`LatentOperators.load`), for a model that was made with view="resize". Pictures are
+            encoded at the size that was stored, and their latents shrunk: what validation of stored latents sees.
 
     Raises:
-        ModelError: if the codec is another one.
+        ModelError: if the codec is another one, or operators are needed and were not given.
 
     Example:
         >>> import torch
@@ -69,11 +72,22 @@ class PictureClassifier(nn.Module):
         torch.Size([4, 2])
     """
 
-    def __init__(self, model: nn.Module, codec: Any) -> None:
+    def __init__(self, model: nn.Module, codec: Any, *, operators: LatentOperators | None = None) -> None:
         super().__init__()
         check_codec(model, codec.spec)
         self.config = latent_config(model)
         self.model, self.codec = model, codec
+        size = self.config.input_shape[1:]
+        self.view: nn.Module = nn.Identity()
+        if self.config.view == "crop":
+            self.view = CenterCrop(size)
+        elif self.config.view == "resize":
+            if operators is None:
+                raise ModelError(
+                    f"this model takes latents shrunk to {size[0]} x {size[1]} cells: pass the operators of its codec, "
+                    "or use attach_codec(folder, dataset=...) and load_classifier(folder)"
+                )
+            self.view = Resize(size, operators=operators).to(next(model.parameters()).device)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 to the latents that the converter would store: int8 (N, C, h, w).
@@ -104,7 +118,8 @@ class PictureClassifier(nn.Module):
         While torch.export or the ONNX exporter traces it, the encoder's plain operations take the place of the exact
         ones: see `exportable`.
         """
-        logits: Tensor = self.model(self._plain_latents(pictures) if _is_exporting() else self.encode(pictures))
+        latents = self._plain_latents(pictures) if _is_exporting() else self.encode(pictures)
+        logits: Tensor = self.model(self.view(latents))
         return logits
 
     def _plain_latents(self, pictures: Tensor) -> Tensor:
@@ -178,7 +193,8 @@ class _PlainClassifier(nn.Module):
         self.classifier = classifier
 
     def forward(self, pictures: Tensor) -> Tensor:
-        logits: Tensor = self.classifier.model(self.classifier._plain_latents(pictures))
+        inner = self.classifier
+        logits: Tensor = inner.model(inner.view(inner._plain_latents(pictures)))
         return logits
 
 
@@ -224,9 +240,14 @@ def attach_codec(folder: str | os.PathLike[str], *, dataset: str | os.PathLike[s
     prefix = "codec/" if store.exists("codec/codec.json") else ""
     with tempfile.TemporaryDirectory() as scratch:
         codec, _ = load_codec(fetch_codec(store, scratch=Path(scratch), prefix=prefix, decoders=False), decoder=False)
-    check_codec(load_latent_model(folder), codec.spec)
+    model = load_latent_model(folder)
+    check_codec(model, codec.spec)
     target = Path(folder) / "codec"
     save_codec(codec, target)
+    if latent_config(model).view == "resize":
+        operators = LatentOperators.load(dataset, spec=codec.spec)
+        # Nothing is flipped in use.
+        replace(operators, rescalings=tuple(item for item in operators.rescalings if not item.mirrored)).save(target)
     return target
 
 
@@ -259,7 +280,9 @@ def load_classifier(
     for candidate in candidates:
         loaded, info = load_codec(candidate, device=device, decoder=False)
         if info.encoder_sha256 == wanted.encoder_sha256 or codec is not None:
-            return PictureClassifier(model, loaded).eval()
+            where = codec_folder(candidate) if latent_config(model).view == "resize" else None
+            operators = None if where is None else LatentOperators.load(where, spec=loaded.spec)
+            return PictureClassifier(model, loaded, operators=operators).eval()
     raise CodecError(
         f"{folder}: its model was trained on latents of codec {wanted.name!r} ({wanted.encoder_sha256[:12]}), which is "
         "neither in the folder nor bundled: pass codec=, or attach_codec(folder, dataset=...)"

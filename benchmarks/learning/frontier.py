@@ -62,8 +62,7 @@ class Data:
 
 def load(folder: Path, kind: str, device: torch.device) -> Data:
     begun = time.monotonic()
-    facts = json.loads((folder / "facts.json").read_text())
-    manifest = Manifest.from_dict(facts["manifest"], where="facts.json")
+    manifest = Manifest.from_json((folder / kind / "walloc.json").read_bytes(), where=f"{kind}/walloc.json")
     dim = manifest.codec.latent_dim if kind == "latents" else None
     arrays = {split: unpack_split(folder / kind / f"{split}.npz", latent_dim=dim) for split in ("train", "val")}
     decode_s = time.monotonic() - begun
@@ -73,7 +72,7 @@ def load(folder: Path, kind: str, device: torch.device) -> Data:
         {split: torch.from_numpy(labels).to(device) for split, (_, labels) in arrays.items()},
         manifest,
         LatentOperators.load(codec, spec=manifest.codec),
-        facts["size_px"],
+        manifest.settings.size_px or 0,
         decode_s,
     )
 

@@ -6,7 +6,6 @@ the WebP files of the data set as they are. Reduced pixels have as many values a
 """
 
 import io
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -38,8 +37,8 @@ def prepare(pictures: Path, *, size_px: int, out: Path, work: Path) -> None:
     for split in SPLITS:
         encode_dataset(pictures / split, work, split=split, size_px=size_px, progress=False)
     manifest = read_manifest(Store(work))
-    facts = {"manifest": manifest.to_dict(), "size_px": size_px}
-    (out / "facts.json").write_text(json.dumps(facts))
+    for kind in ("latents", "reduced"):  # each folder can be carried alone
+        (out / kind / "walloc.json").write_text(manifest.to_json())
     for split in SPLITS:
         dataset = LatentDataset(work, split=split)
         labels, side = dataset.labels, size_px // manifest.codec.cell_px

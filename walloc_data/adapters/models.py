@@ -24,6 +24,8 @@ _RESERVED_KWARGS = {
     "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "scriptable",
 }  # fmt: skip
 
+View = Literal["whole", "resize", "crop"]
+
 
 @runtime_checkable
 class HasManifest(Protocol):
@@ -56,6 +58,7 @@ class LatentModelConfig:
     stem_padding: Literal["zeros", "circular"] = "zeros"
     stem_hidden_channels: int | None = None  # None: a stem of one layer
     size_px: int | None = None  # pictures were scaled and cropped to this before encoding; None: as they were
+    view: View = "whole"  # how stored latents come to input_shape in validation
     timm_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,6 +83,7 @@ class LatentModelConfig:
             "geometry": ("skip_early", "all_stages", "pixel_grid"),
             "normalization": ("standard", "expand"),
             "stem_padding": ("zeros", "circular"),
+            "view": ("whole", "resize", "crop"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -146,6 +150,7 @@ def create_latent_model(
     pretrained: Pretrained = False,
     normalization: Normalization = "standard",
     input_shape: tuple[int, int, int] | None = None,
+    view: View = "whole",
     stem_kernel_cells: int | None = None,
     stem_bias: bool | None = None,
     stem_padding: Literal["zeros", "circular"] = "zeros",
@@ -171,7 +176,9 @@ def create_latent_model(
             a module is a pixel model of the same name, whose weights are copied. The new stem, and norms that changed
             width, keep their fresh weights: `fold_stem` fits them.
         normalization: "standard", or "expand" to undo the codec's companding by a table first.
-        input_shape: (latent_dim, h, w) where the data set's shapes vary or a transform crops.
+        input_shape: (latent_dim, h, w) where the data set's shapes vary, or a transform crops or resizes.
+        view: how whole stored latents come to `input_shape` in validation, which serving then repeats: "resize"
+            (`transforms.Resize`), "crop" (`transforms.CenterCrop`), or "whole", as they are.
         stem_kernel_cells, stem_bias, stem_padding: the stem's window and bias, where the family's own do not suit.
         stem_hidden_channels: a `TwoLayerStem` with so many channels between its layers, for training from scratch.
             With 48, a ViT of 32-px patches gained eight points for 7 % more work (benchmarks/learning).
@@ -225,6 +232,7 @@ def create_latent_model(
         stem_padding=stem_padding,
         stem_hidden_channels=stem_hidden_channels,
         size_px=size_px,
+        view=view,
         timm_kwargs=timm_kwargs,
     )
     pixel = None if pretrained is False else pixel_model(config, pretrained)

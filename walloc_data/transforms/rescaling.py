@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from walloc_data.errors import TransformError
 from walloc_data.regression import WindowMap, WindowRegression
 
-__all__ = ["FACTORS", "RescalingMap", "RescalingSums", "rescaled_crops"]
+__all__ = ["FACTORS", "RescalingMap", "RescalingSums", "rescaled", "rescaled_crops"]
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -50,10 +50,7 @@ class RescalingMap:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """(N, C, h, w), integers or floats, to float32 (N, C, floor(h * rows), floor(w * columns)), not rounded."""
-        n, _, h, w = latents.shape
-        start = torch.zeros(n, dtype=torch.long)
-        size = (math.floor(h * self.rows), math.floor(w * self.columns))
-        return rescaled_crops(self.window_map(), latents, (self.rows, self.columns), start, start, size)
+        return rescaled(self.window_map(), latents, (self.rows, self.columns))
 
     def window_map(self) -> WindowMap:
         """The same as one convolution with C * py * px outputs, in this order."""
@@ -80,6 +77,27 @@ def _placed(factor: Fraction) -> tuple[list[int], int]:
         starts[p - 1 - i] = q - k - starts[i]  # the same from the other end
     halo = max(0, -min(starts))
     return [start + halo for start in starts], q + 2 * halo
+
+
+def rescaled(fitted: WindowMap, latents: Tensor, factors: tuple[Fraction, Fraction]) -> Tensor:
+    """Whole latents (N, C, h, w) shrunk to (N, C, floor(h * rows), floor(w * columns)) float32.
+
+    Plain tensor operations where the factors' denominators divide h and w: these can be exported.
+    """
+    (n, _, h, w), ((py, qy), (px, qx)) = latents.shape, (factor.as_integer_ratio() for factor in factors)
+    if h % qy or w % qx:
+        start = torch.zeros(n, dtype=torch.long)
+        size = (math.floor(h * factors[0]), math.floor(w * factors[1]))
+        return rescaled_crops(fitted, latents, factors, start, start, size)
+    return _shuffled(fitted(latents), py, px)
+
+
+def _shuffled(y: Tensor, py: int, px: int) -> Tensor:
+    """(N, C * py * px, h, w) to (N, C, h * py, w * px)."""
+    _, channels, h, w = y.shape
+    c = channels // (py * px)
+    y = y.reshape(-1, c, py, px, h, w).permute(0, 1, 4, 2, 5, 3)
+    return y.reshape(-1, c, h * py, w * px)
 
 
 def rescaled_crops(
@@ -118,8 +136,7 @@ def rescaled_crops(
         columns.to(device)[:, None, None, :],
     ].float()
     y = F.conv2d(x, fitted.weight, fitted.bias, stride=(qy, qx))
-    y = y.reshape(n, -1, py, px, num_rows, num_columns).permute(0, 1, 4, 2, 5, 3)
-    return y.reshape(n, -1, num_rows * py, num_columns * px)[:, :, : size[0], : size[1]]
+    return _shuffled(y, py, px)[:, :, : size[0], : size[1]]
 
 
 class RescalingSums:

@@ -15,7 +15,7 @@ from walloc_data.regression import WindowMap
 from walloc_data.transforms.base import LatentTransform, check_probability, coin, integers, uniform
 from walloc_data.transforms.geometric import Size, crop_windows, pair_of_cells
 from walloc_data.transforms.operators import LatentOperators
-from walloc_data.transforms.rescaling import RescalingMap, rescaled_crops
+from walloc_data.transforms.rescaling import RescalingMap, rescaled, rescaled_crops
 
 __all__ = ["RandomResizedCrop", "Resize"]
 
@@ -41,7 +41,12 @@ class _Rescaling(nn.Module):
     def of(cls, item: RescalingMap) -> "_Rescaling":
         return cls(item.window_map(), rows=item.rows, columns=item.columns, mirrored=item.mirrored)
 
-    def forward(self, latents: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, latents: Tensor) -> Tensor:
+        """Whole latents."""
+        return rescaled(WindowMap(self.weight, self.bias, self.stride_cells), latents, self.factors)
+
+    def crops(self, latents: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+        """Of each sample, from its own place."""
         fitted = WindowMap(self.weight, self.bias, self.stride_cells)
         return rescaled_crops(fitted, latents, self.factors, top, left, size, mirrored=self.mirrored)
 
@@ -79,21 +84,18 @@ class Resize(LatentTransform):
         self._by_factors = {item.factors: i for i, item in enumerate(plain)}
 
     def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
-        n, _, height, width = latents.shape
+        height, width = latents.shape[2:]
         if isinstance(self.size_cells, int):
-            shorter = min(height, width)
-            factor = self._factor(shorter, self.size_cells, latents)
+            factor = self._factor(min(height, width), self.size_cells, latents)
             factors = (factor, factor)
-            size = (math.floor(height * factor), math.floor(width * factor))
         else:
-            size = self.size_cells
-            factors = (self._factor(height, size[0], latents), self._factor(width, size[1], latents))
+            rows, columns = self.size_cells
+            factors = (self._factor(height, rows, latents), self._factor(width, columns, latents))
         if factors == (_ONE, _ONE):
             return latents
         if factors not in self._by_factors:
             raise TransformError(f"these operators have no map for rows by {factors[0]} and columns by {factors[1]}")
-        start = torch.zeros(n, dtype=torch.long)
-        result: Tensor = self.maps[self._by_factors[factors]](latents, start, start, size)
+        result: Tensor = self.maps[self._by_factors[factors]](latents)
         return result
 
     def _factor(self, have: int, want: int, latents: Tensor) -> Fraction:
@@ -230,7 +232,8 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
             if factors == (_ONE, _ONE) and not flipped:
                 part = crop_windows(group, top[rows], left[rows], self.size_cells).float()
             else:
-                part = self.maps[self._by_factors[factors, flipped]](group, top[rows], left[rows], self.size_cells)
+                rescaling: _Rescaling = self.maps[self._by_factors[factors, flipped]]  # type: ignore[assignment]
+                part = rescaling.crops(group, top[rows], left[rows], self.size_cells)
             result[on_device] = part
         return result
 
