@@ -5,6 +5,12 @@
     python examples/train_timm.py latents --model resnet18 --epochs 12 --output runs/r18
     torchrun --nproc-per-node 2 examples/train_timm.py latents --model resnet18 --epochs 12 --output runs/r18
 
+From scratch and for long, store pictures larger than the network takes them, and crop and shrink at random:
+
+    walloc-data encode imagewoof/train latents --split train --size 256   # 32 x 32 cells; the same for val
+    python examples/train_timm.py latents --model resnet18 --geometry all_stages --size-cells 16 --flip fitted \\
+        --epochs 40 --progressive-from 12
+
 Run again with the same command after any interruption: it goes on from the last checkpoint, to the same weights as an
 uninterrupted run. Everything random in a step follows from (seed, step, rank), so nothing random has to be saved.
 """
@@ -33,7 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 from walloc_data import LatentDataset, create_latent_model
 from walloc_data.adapters import parameter_groups, save_latent_model, summarize
 from walloc_data.serving import attach_codec
-from walloc_data.transforms import Compose, LatentOperators, RandomHorizontalFlip, RandomTranslate
+from walloc_data.transforms import LatentOperators, RandomHorizontalFlip, RandomResizedCrop, RandomTranslate, Resize
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -60,8 +66,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mixup", type=float, default=0.0, help="alpha; 0 is off")
     parser.add_argument("--cutmix", type=float, default=0.0, help="alpha; 0 is off")
     parser.add_argument("--ema-decay", type=float, default=0.99)
+    parser.add_argument("--mix-from", type=float, default=0.0, help="share of the epochs before mixup and cutmix begin")
     parser.add_argument("--flip", choices=("none", "naive", "fitted", "stored"), default="none")
     parser.add_argument("--shift-cells", type=int, default=0, help="random shift by up to this many cells")
+    parser.add_argument(
+        "--size-cells", type=int, help="side that the network takes; default: that of the stored latents"
+    )
+    parser.add_argument(
+        "--crops",
+        choices=("auto", "random", "whole"),
+        default="auto",
+        help="to size-cells: RandomResizedCrop, or whole latents shrunk (default: random where it is less than stored)",
+    )
+    parser.add_argument("--crop-scale", type=float, nargs=2, default=(0.35, 1.0), metavar=("LOW", "HIGH"))
+    parser.add_argument(
+        "--progressive-from",
+        type=int,
+        metavar="CELLS",
+        help="begin with random crops of this side, and grow to size-cells over the first two thirds of the epochs",
+    )
     parser.add_argument("--cache", choices=("shards", "array"), default="array")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -94,7 +117,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "little"))
 
 
-def evaluate(model: nn.Module, loader: Any, device: torch.device) -> float:
+def evaluate(model: nn.Module, loader: Any, device: torch.device, view: nn.Module) -> float:
     """Top-1 accuracy in percent, exact for any number of ranks: padding is masked, buffers are rank 0's."""
     model.eval()
     if dist.is_initialized():
@@ -103,23 +126,51 @@ def evaluate(model: nn.Module, loader: Any, device: torch.device) -> float:
     sums = torch.zeros(2, dtype=torch.float64)
     with torch.inference_mode():
         for latents, labels, valid in loader:
-            correct = model(latents.to(device)).argmax(1).cpu() == labels
+            correct = model(view(latents.to(device))).argmax(1).cpu() == labels
             sums += torch.tensor([float((correct & valid).sum()), float(valid.sum())], dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(sums)
     return float(100 * sums[0] / sums[1])
 
 
-def augmentation(args: argparse.Namespace, train: LatentDataset) -> Compose:
-    """Shifts and flips of whole batches, on their device. Stored mirrors are the data set's own affair."""
-    steps: list[Any] = []
-    if args.shift_cells:
-        steps.append(RandomTranslate(args.shift_cells, fill=train.statistics.mean))
-    if args.flip == "naive":
-        steps.append(RandomHorizontalFlip())
-    if args.flip == "fitted":
-        steps.append(RandomHorizontalFlip(LatentOperators.load(args.data, spec=train.manifest.codec).flip))
-    return Compose(steps)
+def side_of_epoch(args: argparse.Namespace, epoch: int) -> int:
+    """Cells a side that an epoch trains on: growing evenly over the first two thirds, then size_cells."""
+    if args.progressive_from is None:
+        return int(args.size_cells)
+    share = min(1.0, epoch / max(1, 2 * args.epochs / 3))
+    return round(args.progressive_from + share * (args.size_cells - args.progressive_from))
+
+
+class Augmentation(nn.Module):
+    """Crops, shifts and flips of whole batches, on their device. Stored mirrors are the data set's own affair."""
+
+    def __init__(self, args: argparse.Namespace, train: LatentDataset, *, stored_cells: int) -> None:
+        super().__init__()
+        operators = None
+        if args.flip == "fitted" or args.size_cells != stored_cells:
+            operators = LatentOperators.load(args.data, spec=train.manifest.codec)
+        self.crops = nn.ModuleDict()
+        self.whole: nn.Module = nn.Identity()
+        flips = args.flip == "fitted"
+        if args.crops == "random":
+            for side in sorted({side_of_epoch(args, epoch) for epoch in range(args.epochs)}):
+                self.crops[str(side)] = RandomResizedCrop(
+                    side, operators=operators, scale=tuple(args.crop_scale), flip_p=0.5 * flips
+                )
+        elif args.size_cells != stored_cells:
+            # Of the only crop there is: the whole, in the same pass as its flip.
+            self.whole = RandomResizedCrop(
+                args.size_cells, operators=operators, scale=(1, 1), ratio=(1, 1), flip_p=0.5 * flips
+            )
+        elif operators is not None:
+            self.whole = RandomHorizontalFlip(operators.flip)
+        self.shift = RandomTranslate(args.shift_cells, fill=train.statistics.mean)
+        self.naive = RandomHorizontalFlip() if args.flip == "naive" else nn.Identity()
+
+    def forward(self, latents: Tensor, side: int) -> Tensor:
+        latents = self.crops[str(side)](latents) if len(self.crops) else self.whole(latents)
+        result: Tensor = self.naive(self.shift(latents) if self.shift.max_cells else latents)
+        return result
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
@@ -146,7 +197,19 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     val = LatentDataset(args.data, split=val_split, **shared)
     batches = train.loader(batch_size=args.batch_size, num_workers=args.workers, drop_last=True)
     val_batches = val.loader(batch_size=args.batch_size, pad=True)
-    augment = augmentation(args, train).to(device)
+    shape = train.record.latent_shape
+    stored = max(shape[1:]) if shape is not None else 0
+    if args.size_cells is None:
+        args.size_cells = stored
+    if args.crops == "auto":
+        args.crops = "random" if args.size_cells < stored else "whole"
+    if args.progressive_from is not None and args.crops != "random":
+        raise SystemExit("--progressive-from grows random crops: store latents larger than --size-cells")
+    resized = args.size_cells != stored
+    augment = Augmentation(args, train, stored_cells=stored).to(device)
+    view: nn.Module = nn.Identity()
+    if resized:
+        view = Resize(args.size_cells, operators=LatentOperators.load(args.data, spec=train.manifest.codec)).to(device)
 
     torch.manual_seed(args.seed)
     model = create_latent_model(
@@ -155,6 +218,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         geometry=args.geometry,
         normalization=args.normalization,
         stem_hidden_channels=args.stem_hidden_channels or None,
+        input_shape=(train.manifest.codec.latent_dim, args.size_cells, args.size_cells) if resized else None,
+        view="resize" if resized else "whole",
         **args.model_kwargs,
     ).to(device)
     num_classes = model.num_classes
@@ -207,8 +272,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             }
             save_atomically(state, checkpoint)
 
-    def targets(latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if args.mixup or args.cutmix:
+    def targets(latents: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        if (args.mixup or args.cutmix) and epoch >= args.mix_from * args.epochs:
             return mixup(latents.float(), labels)  # type: ignore[no-any-return]
         off = args.smoothing / num_classes
         return latents, torch.full((len(labels), num_classes), off, device=device).scatter_(
@@ -223,7 +288,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         for latents, labels in batches:
             seed_step(args.seed, step, rank)
             latents, labels = latents.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            inputs, soft = targets(augment(latents), labels)
+            inputs, soft = targets(augment(latents, side_of_epoch(args, epoch)), labels, epoch)
             with autocast:
                 logits = trained(inputs)
                 loss = criterion(logits, soft)
@@ -246,7 +311,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             if args.checkpoint_steps and step % args.checkpoint_steps == 0 and batches.epoch == epoch:
                 save(epoch)
         seconds = time.monotonic() - begun
-        top1, ema_top1 = evaluate(model, val_batches, device), evaluate(ema.module, val_batches, device)
+        top1, ema_top1 = (evaluate(scored, val_batches, device, view) for scored in (model, ema.module))
         history.append(
             {
                 "epoch": epoch,
@@ -254,6 +319,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 "top1": top1,
                 "ema_top1": ema_top1,
                 "samples_per_s": seen / seconds,
+                "seconds": seconds,
+                "size_cells": side_of_epoch(args, epoch),
             }
         )
         progress.line(

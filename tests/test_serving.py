@@ -16,6 +16,7 @@ from walloc_data.errors import CodecError, ModelError, SourceError
 from walloc_data.format import EncodeSettings
 from walloc_data.serving import PictureClassifier, attach_codec, load_classifier, predict
 from walloc_data.sources import open_source
+from walloc_data.transforms import CenterCrop, LatentOperators, Resize
 
 
 @pytest.fixture(scope="module", params=[96, 100], ids=["whole cells", "padded"])
@@ -188,3 +189,31 @@ def test_onnx_takes_any_number_of_pictures(classifier, pictures, tmp_path):
         (logits,) = session.run(None, {given.name: pictures[:number].numpy()})
         assert (logits.argmax(1) == expected[:number].argmax(1).numpy()).all()
         np.testing.assert_allclose(logits, expected[:number].numpy(), atol=0.1)
+
+
+@pytest.mark.parametrize("view", ["resize", "crop"])
+def test_a_model_of_another_size_than_stored_serves_what_validation_sees(view, imagenette_folder, tmp_path):
+    encode_dataset(imagenette_folder, tmp_path, split="train", size_px=96, shuffle_seed=None, progress=False)
+    dataset = LatentDataset(tmp_path, split="train")
+    torch.manual_seed(0)
+    shape = (12, 8, 8)
+    model = create_latent_model("test_vit", dataset=dataset, input_shape=shape, view=view, patch_size=2).eval()
+    torch.nn.init.normal_(model.head.weight, std=1.0)
+    operators = LatentOperators.load(tmp_path)
+    whole = Resize(8, operators=operators) if view == "resize" else CenterCrop(8)
+    folder = save_latent_model(model, tmp_path / "model")
+    attach_codec(folder, dataset=tmp_path)
+    latents = torch.stack([latent for latent, _ in dataset])
+    with torch.inference_mode():
+        stored = model(whole(latents)).softmax(1)
+    classifier = load_classifier(folder)
+    assert classifier.config.view == view
+    predictions = classifier.predict_files(files_of(dataset, imagenette_folder))
+    for row, prediction in zip(stored, predictions, strict=True):
+        assert prediction.probability == pytest.approx(float(row.max()), abs=1e-5)
+    if view == "resize":
+        with pytest.raises(ModelError, match="takes latents shrunk to 8 x 8 cells: pass the operators of its codec"):
+            PictureClassifier(model, load_codec(None, decoder=False)[0])
+        pictures = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        exported = torch.export.export(classifier.exportable(), (pictures,)).module()
+        assert (exported(pictures) - classifier(pictures)).abs().max() < 0.05 * classifier(pictures).std()

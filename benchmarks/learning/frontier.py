@@ -11,8 +11,9 @@ Arms, of one network (resnet50d with Mish, first stage skipped, 16 x 16 cells or
 
 `train` needs torch, timm, numpy, pillow and safetensors, and of .frontier only the folder of the arms asked for. It
 augments a whole epoch at once on the device, trains the seeds of an arm side by side, captured as CUDA graphs, and
-writes a line of RUNS/frontier.jsonl a run. Runs that have a line there, or in this folder's results, are not run again;
-a group of runs that would end after the limit is not begun, and one that passes it is dropped.
+writes a line of RUNS/frontier.jsonl a run. First it chooses the rate, by a short run of each with a seed of its own.
+Runs that have a line there, or in this folder's results, are not run again; a group of runs that would end after the
+limit is not begun, and one that passes it is dropped.
 """
 
 import argparse
@@ -45,6 +46,7 @@ CELLS = 16  # a side of what is trained on
 CELL_PX = 2  # of reduced pixels under one cell
 LOOKAHEAD_STEPS = 6  # Ranger's, as fastai's records were trained
 WARM_UP_STEPS = 3  # before a graph is captured: libraries choose their kernels, the optimizer makes its state
+PROBE_SEED = 1000  # of the runs that choose a rate
 KEY = ("arm", "model", "seed", "epochs", "lr", "size_px")
 
 
@@ -120,7 +122,7 @@ def augmentation(arm: str, data: Data, device: torch.device) -> Callable[[Tensor
     return lambda x, generator: shift(whole(x, generator=generator), generator=generator)
 
 
-def in_parts(x: Tensor, function: Callable[[Tensor], Tensor], *, size: int = 2048) -> Tensor:
+def in_parts(x: Tensor, function: Callable[[Tensor], Tensor], *, size: int = 16384) -> Tensor:
     """Half-precision results of a large batch, without its intermediates all at once."""
     return torch.cat([function(x[i : i + size]).half() for i in range(0, len(x), size)])
 
@@ -142,8 +144,8 @@ def views(arm: str, data: Data, device: torch.device) -> dict[str, Tensor]:
 class Run:
     """One arm, one seed: model, optimizer, graph."""
 
-    def __init__(self, arm: str, data: Data, args: argparse.Namespace, *, seed: int, epochs: int) -> None:
-        self.arm, self.data, self.seed, self.epochs, self.args = arm, data, seed, epochs, args
+    def __init__(self, arm: str, data: Data, args: argparse.Namespace, *, seed: int, epochs: int, lr: float) -> None:
+        self.arm, self.data, self.seed, self.epochs, self.args, self.lr = arm, data, seed, epochs, args, lr
         self.device = data.x["train"].device
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
@@ -168,7 +170,7 @@ class Run:
         cuda = self.device.type == "cuda"
         self.inner = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=torch.tensor(args.lr, device=self.device) if cuda else args.lr,
+            lr=torch.tensor(lr, device=self.device) if cuda else lr,
             betas=(0.95, 0.99),
             eps=1e-6,
             fused=cuda,
@@ -187,8 +189,8 @@ class Run:
         total = self.epochs * self.steps
         done = self.count / total
         if done < 0.1:
-            return float(self.args.lr * max(done, 0.5 / total) * 10)
-        return float(self.args.lr * (1.0 if done < 0.6 else 0.5 + 0.5 * np.cos(np.pi * (done - 0.6) / 0.4)))
+            return float(self.lr * max(done, 0.5 / total) * 10)
+        return float(self.lr * (1.0 if done < 0.6 else 0.5 + 0.5 * np.cos(np.pi * (done - 0.6) / 0.4)))
 
     def begin_epoch(self) -> None:
         order = torch.randperm(len(self.data.x["train"]), generator=self.generator).to(self.device)
@@ -207,7 +209,7 @@ class Run:
                 group["lr"] = self.rate()
         rows = slice(i * self.args.batch_size, (i + 1) * self.args.batch_size)
         x, target = self.epoch_x[rows], self.epoch_labels[rows]
-        if self.device.type != "cuda" or self.count < WARM_UP_STEPS:
+        if not self.args.graphs or self.count < WARM_UP_STEPS:
             loss = self.learn(x, target)
         else:
             if self.graph is None:
@@ -278,7 +280,7 @@ def train_together(runs: list[Run], *, deadline: float) -> list[dict[str, Any]] 
                 "model": run.args.model,
                 "seed": run.seed,
                 "epochs": epochs,
-                "lr": run.args.lr,
+                "lr": run.lr,
                 "size_px": run.data.size_px,
                 "batch_size": run.args.batch_size,
                 "weight_decay": run.args.weight_decay,
@@ -304,6 +306,7 @@ def lines_of(*paths: Path) -> list[dict[str, Any]]:
 
 def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
+    args.graphs = args.graphs and device.type == "cuda"
     data: dict[str, Data] = {}
     # Decoded before CUDA is touched: the workers are forks.
     for arm in args.arms:
@@ -321,25 +324,28 @@ def train(args: argparse.Namespace) -> None:
     args.results.mkdir(parents=True, exist_ok=True)
     log = args.results / "frontier.jsonl"
     deadline = STARTED + args.limit_s
+    best_lr: dict[str, float] = {}  # by kind of data
     a_step = 0.0  # seconds of one run's step, as far as measured
-    for epochs in args.epochs:
-        for arm in args.arms:
-            done = {tuple(line.get(name) for name in KEY) for line in lines_of(KNOWN, log)}
-            seeds = [
-                s for s in args.seeds if (arm, args.model, s, epochs, args.lr, data[ARMS[arm]].size_px) not in done
-            ]
-            if not seeds:
-                continue
-            some = data[ARMS[arm]]
-            steps = len(some.x["train"]) // args.batch_size * epochs * len(seeds)
-            left = deadline - time.monotonic()
-            if a_step * steps > left:
-                print(
-                    f"{arm}, {epochs} epochs: {a_step * steps:.0f} s would pass the limit in {left:.0f} s", flush=True
-                )
-                continue
-            print(f"{arm}, {epochs} epochs, seeds {seeds}, {left:.0f} s left", flush=True)
-            results = train_together([Run(arm, some, args, seed=s, epochs=epochs) for s in seeds], deadline=deadline)
+    probes = [(args.epochs[0], arm, [(PROBE_SEED, lr) for lr in args.lrs]) for arm in args.arms if len(args.lrs) > 1]
+    wanted = [(epochs, arm, [(seed, None) for seed in args.seeds]) for epochs in args.epochs for arm in args.arms]
+    for epochs, arm, pairs in probes + wanted:
+        kind = ARMS[arm]
+        some = data[kind]
+        if pairs[0][0] == PROBE_SEED and kind in best_lr:
+            continue  # arms of one kind share their rate
+        known = lines_of(KNOWN, log)
+        done = {tuple(line.get(name) for name in KEY) for line in known}
+        runs = [(seed, best_lr.get(kind, args.lrs[0]) if lr is None else lr) for seed, lr in pairs]
+        due = [(seed, lr) for seed, lr in runs if (arm, args.model, seed, epochs, lr, some.size_px) not in done]
+        steps = len(some.x["train"]) // args.batch_size * epochs * len(due)
+        left = deadline - time.monotonic()
+        if due and a_step * steps > left:
+            print(f"{arm}, {epochs} epochs: {a_step * steps:.0f} s would pass the limit in {left:.0f} s", flush=True)
+            continue
+        if due:
+            print(f"{arm}, {epochs} epochs, (seed, rate) {due}, {left:.0f} s left", flush=True)
+            made = [Run(arm, some, args, seed=seed, epochs=epochs, lr=lr) for seed, lr in due]
+            results = train_together(made, deadline=deadline)
             if results is None:
                 print("  the limit has passed: dropped", flush=True)
                 return
@@ -348,10 +354,13 @@ def train(args: argparse.Namespace) -> None:
                 file.writelines(json.dumps(result) + "\n" for result in results)
             for result in results:
                 print(
-                    f"  seed {result['seed']}: {result['top1']:.2f} %, at the stored size "
+                    f"  seed {result['seed']}, rate {result['lr']}: {result['top1']:.2f} %, at the stored size "
                     f"{result['top1_stored_size']:.2f} %, {result['seconds']:.1f} s for {result['together']}",
                     flush=True,
                 )
+        if pairs[0][0] == PROBE_SEED:
+            found = [line for line in lines_of(KNOWN, log) if line["seed"] == PROBE_SEED and line["arm"] == arm]
+            best_lr[kind] = max(found, key=lambda line: line["top1"])["lr"]
 
 
 def _rest(some: Data) -> tuple[Manifest, LatentOperators, int, float]:
@@ -374,10 +383,17 @@ def main(argv: list[str] | None = None) -> None:
     training.add_argument("--epochs", nargs="+", type=int, default=[5, 20])
     training.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     training.add_argument("--model", default="resnet50d")
-    training.add_argument("--lr", type=float, default=4e-3)
+    training.add_argument(
+        "--lrs",
+        nargs="+",
+        type=float,
+        default=[2e-3, 4e-3, 8e-3],
+        help="the best in a short run for latents, and in one for pixels, is taken (default: %(default)s)",
+    )
     training.add_argument("--weight-decay", type=float, default=0.05)
     training.add_argument("--batch-size", type=int, default=64)
     training.add_argument("--first", type=int, default=0, help="only so many pictures of each split: to try it")
+    training.add_argument("--no-graphs", dest="graphs", action="store_false", help="without CUDA graphs")
     training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.command == "prepare":
