@@ -20,6 +20,7 @@ from timm.scheduler import create_scheduler_v2
 from walloc_data import LatentDataset, create_latent_model, encode_dataset
 from walloc_data.adapters import load_latent_model
 from walloc_data.errors import FormatError
+from walloc_data.serving import load_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "train_timm.py"
@@ -281,3 +282,20 @@ def test_the_walkthrough_runs_from_a_source_to_a_saved_model(imagenette_folder, 
     out = capsys.readouterr().out
     assert "epoch 0: validation" in out
     assert "saved to" in out
+
+
+def test_crops_grow_to_a_size_below_the_stored_one_and_serving_sees_what_validation_saw(
+    train, latents, imagenette_folder, tmp_path
+):
+    arguments = [latents, *COMMON[:-4], "--cache", "shards", "--flip", "fitted", "--epochs", "3", "--output", tmp_path]
+    result = train(*arguments, "--size-cells", "8", "--progressive-from", "6", "--mix-from", "0.5")
+    assert [line["size_cells"] for line in result["history"]] == [6, 7, 8]
+    assert result["input_shape"] == (12, 8, 8)
+    classifier = load_classifier(tmp_path / "model")
+    assert classifier.config.view == "resize"
+    paths = sorted(imagenette_folder.rglob("*.JPEG"))
+    names = [prediction.name for prediction in classifier.predict_files(paths)]
+    right = sum(name == path.parent.name for name, path in zip(names, paths, strict=True))
+    assert 100 * right / len(paths) == pytest.approx(result["history"][-1]["ema_top1"], abs=1e-9)
+    with pytest.raises(SystemExit, match="grows random crops: store latents larger than --size-cells"):
+        train(*arguments, "--progressive-from", "6")
