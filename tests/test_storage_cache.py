@@ -1,5 +1,6 @@
 """The cache of whole shards: checked, bounded, shared, and indifferent to killed processes."""
 
+import email.utils
 import errno
 import hashlib
 import multiprocessing
@@ -18,7 +19,7 @@ import pytest
 from walloc_data.errors import CorruptShardError, MissingExtraError, StorageError
 from walloc_data.format import ShardRecord
 from walloc_data.storage import ShardCache, Store, file_lock, map_file
-from walloc_data.storage.retry import deserves_retry
+from walloc_data.storage.retry import deserves_retry, retry_after_s
 
 
 def shard(root: Path, number: int, num_bytes: int = 1000) -> ShardRecord:
@@ -112,6 +113,35 @@ def test_threads_that_want_one_shard_fetch_it_once(tmp_path: Path) -> None:
     assert len(fetched) == 1
 
 
+@pytest.mark.parametrize("shards_that_fit", [1, 2])
+def test_shards_that_are_fetched_at_once_keep_to_the_limit(tmp_path: Path, shards_that_fit: int) -> None:
+    records = [shard(tmp_path, number) for number in range(4)]
+    cache = ShardCache(tmp_path / "cache", max_bytes=shards_that_fit * 1000 + 300)
+    most = 0
+    lock = threading.Lock()
+
+    class Slow(Store):
+        def download_into(self, path: str, target: Path) -> None:
+            nonlocal most
+            time.sleep(0.1)
+            with lock:  # what is reserved or there, while nothing comes or goes
+                most = max(most, 1000 * len(list((tmp_path / "cache" / "shards").iterdir())))
+            super().download_into(path, target)
+
+    views: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda record=record: views.append(bytes(cache.open(Slow(tmp_path), record))))
+        for record in records
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert sorted(views) == sorted((tmp_path / record.name).read_bytes() for record in records)
+    assert 1000 <= most <= shards_that_fit * 1000
+    assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == shards_that_fit
+
+
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     record = shard(tmp_path, 0)
 
@@ -177,6 +207,15 @@ class _Answer(Exception):  # noqa: N818
         self.status = status
 
 
+def _answer_of_s3(number: int, code: str, status: int) -> OSError:
+    """What s3fs makes of an answer: an OSError whose cause is botocore's error."""
+    cause = Exception(code)
+    cause.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
+    error = OSError(number, code)
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "again"),
     [
@@ -192,6 +231,14 @@ class _Answer(Exception):  # noqa: N818
         (ValueError("no such region"), False),
         (type("NoCredentialsError", (Exception,), {})(), False),
         (OSError(errno.ENOSPC, "disk full"), False),
+        (_answer_of_s3(errno.EINVAL, "InvalidBucketName", 400), False),
+        (_answer_of_s3(errno.EINVAL, "ExpiredToken", 400), False),
+        (_answer_of_s3(errno.ENOENT, "PermanentRedirect", 301), False),
+        (_answer_of_s3(errno.EIO, "NotImplemented", 501), False),
+        (_answer_of_s3(errno.EINVAL, "RequestTimeout", 400), True),
+        (_answer_of_s3(errno.EINVAL, "BadDigest", 400), True),
+        (_answer_of_s3(errno.EBUSY, "SlowDown", 503), True),
+        (_answer_of_s3(errno.EREMOTEIO, "InternalError", 500), True),
     ],
     ids=lambda value: value if isinstance(value, bool) else repr(value)[:30],
 )
@@ -213,6 +260,19 @@ def test_retries_stop_and_name_the_last_reason(tmp_path: Path, monkeypatch: pyte
         store._retry(failing, what="reading it")
     assert len(slept) == 3
     assert slept[0] < slept[1] < slept[2]
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7.0), ("0", 0.0), (email.utils.formatdate(time.time() + 100, usegmt=True), 100.0), ("soon", None)],
+)
+def test_a_server_says_how_long_to_wait(header: str, seconds: float | None) -> None:
+    error = OSError("throttled")
+    error.__cause__ = Exception()
+    about = {"HTTPStatusCode": 503, "HTTPHeaders": {"retry-after": header}}
+    error.__cause__.response = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": about}  # type: ignore[attr-defined]
+    found = retry_after_s(error)
+    assert found == seconds or (seconds is not None and found is not None and seconds - 60 < found <= seconds)
 
 
 def _use_in_child(store: Store, queue: "multiprocessing.Queue[object]") -> None:

@@ -55,6 +55,11 @@ def faults(swift: Any) -> Iterator[Faults]:
             status, body = response.status, response.read()
             if fault == "503":
                 status, body = 503, b"<Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>"
+            if fault == "301":
+                status, body = (
+                    301,
+                    b"<Error><Code>PermanentRedirect</Code><Message>Not this endpoint.</Message></Error>",
+                )
             if fault == "corrupt":
                 body = body[:1000] + bytes([body[1000] ^ 1]) + body[1001:]
             if fault == "short":  # well-formed, but not all of it

@@ -127,8 +127,31 @@ def test_a_missing_shard_and_a_missing_bucket_fail_at_once(
     with pytest.raises(StorageError, match=r"fetching s3://.*train-00004.tar: FileNotFoundError"):
         list(dataset.loader(batch_size=16))
     assert faults.count("train-00004") <= 2  # never eight times
-    with pytest.raises(StorageError, match=r"s3://no-such-bucket/x/walloc.json: FileNotFoundError: .*bucket"):
-        LatentDataset("s3://no-such-bucket/x")
+    with pytest.raises(
+        StorageError, match=r"train-00004.tar: FileNotFoundError: .*\. Check the URL, that all of the data"
+    ):
+        dataset[16 * 4]
+    for missing in ("s3://no-such-bucket/x", url + "-typo"):
+        message = rf"^{missing}: no walloc.json there at {faults.url} \(.*\): not a data set of latents, or its .*"
+        with pytest.raises(StorageError, match=message + r"Check the URL, and AWS_ENDPOINT_URL$"):
+            LatentDataset(missing)
+
+
+def test_an_impossible_bucket_and_one_that_is_elsewhere_are_named_at_once(
+    url: str, faults: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
+    message = r"s3://Bad_Bucket/x/walloc.json: OSError: .*A bucket's name is 3 to 63 characters of a-z"
+    with pytest.raises(StorageError, match=message):
+        LatentDataset("s3://Bad_Bucket/x")
+    assert faults.count("Bad_Bucket") <= 2  # of which the first tells where the bucket is
+    faults.rules = [("walloc.json", "301", 10**6)]
+    message = (
+        r"walloc.json: OSError: .*another region or at another endpoint: set AWS_DEFAULT_REGION, or AWS_ENDPOINT_URL"
+    )
+    with pytest.raises(StorageError, match=message):
+        LatentDataset(url)
+    assert faults.count("walloc.json") <= 3  # one, and what the client asks to be redirected
 
 
 def test_wrong_credentials_fail_at_once_and_show_no_secret(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
