@@ -122,6 +122,11 @@ def augmentation(arm: str, data: Data, device: torch.device) -> Callable[[Tensor
     return lambda x, generator: shift(whole(x, generator=generator), generator=generator)
 
 
+def trying_no_kernels() -> Any:
+    """For batches of many sizes, each seen once: cuDNN would try every kernel for each."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False)
+
+
 def in_parts(x: Tensor, function: Callable[[Tensor], Tensor], *, size: int = 16384) -> Tensor:
     """Half-precision results of a large batch, without its intermediates all at once."""
     return torch.cat([function(x[i : i + size]).half() for i in range(0, len(x), size)])
@@ -195,7 +200,8 @@ class Run:
     def begin_epoch(self) -> None:
         order = torch.randperm(len(self.data.x["train"]), generator=self.generator).to(self.device)
         x = self.data.x["train"][order]
-        self.epoch_x = in_parts(x, lambda part: self.augment(part, self.generator))
+        with trying_no_kernels():
+            self.epoch_x = in_parts(x, lambda part: self.augment(part, self.generator))
         self.epoch_x = self.epoch_x.contiguous(memory_format=torch.channels_last)
         self.epoch_labels = self.data.labels["train"][order]
         self.loss_sum = torch.zeros((), device=self.device)
@@ -241,7 +247,11 @@ class Run:
         """Top-1 in percent."""
         self.model.eval()
         correct = torch.zeros((), device=self.device)
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False):
+        with (
+            torch.inference_mode(),
+            trying_no_kernels(),
+            torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False),
+        ):
             for start in range(0, len(x), 512):
                 labels = self.data.labels["val"][start : start + 512]
                 correct += (self.model(x[start : start + 512].float()).argmax(1) == labels).sum()
@@ -270,7 +280,8 @@ def train_together(runs: list[Run], *, deadline: float) -> list[dict[str, Any]] 
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.monotonic() - begun
-    held_out = views(runs[0].arm, runs[0].data, device)
+    with trying_no_kernels():
+        held_out = views(runs[0].arm, runs[0].data, device)
     results = []
     for run in runs:
         top1 = {name: run.accuracy(x) for name, x in held_out.items()}
