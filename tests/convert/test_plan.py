@@ -129,6 +129,14 @@ def test_the_programs_that_write_the_bytes_are_named() -> None:
     assert found == ["written_by.libjpeg: 8 -> 9", "written_by.webp_writer: None -> 3"]
 
 
+def test_a_release_that_writes_the_same_bytes_resumes_what_another_began() -> None:
+    before = replace(make_plan(), written_by={"walloc_data": "0.1.0", "webp_writer": "2"})
+    now = replace(before, written_by={"walloc_data": "0.1.1", "webp_writer": "2", "shards": "1"})
+    assert version_differences(before, now) == []
+    later = replace(before, written_by={"walloc_data": "0.2.0", "webp_writer": "2", "shards": "2"})
+    assert version_differences(before, later) == ["written_by.shards: 1 -> 2"]
+
+
 def test_a_source_that_moved_is_the_same_source() -> None:
     before = make_plan()
     assert differences(before, replace(before, source={**before.source, "location": "there"})) == []

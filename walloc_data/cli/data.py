@@ -1,7 +1,7 @@
 """Commands that make and check data sets."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from walloc_data.cli.command import Args, Command, Outcome, Parser, add_dataset, add_split, add_storage, say_if_slow
 
@@ -20,24 +20,8 @@ def _encode_arguments(parser: Parser) -> None:
     add("--split", default="train", help="the split to write (default: train)")
     _source_arguments(parser)
     add("--codec", metavar="CODEC", help="a bundled name, a folder, a .pth or hf://owner/repo/file.pth")
-    add("--size", type=int, metavar="N", help="resize the shorter side to N pixels and crop the centre square")
-    add("--samples-per-shard", type=int, default=2048, metavar="N", help="(default: 2048)")
-    add("--shuffle-seed", type=int, default=0, metavar="SEED", help="of the order in the shards (default: 0)")
+    _settings_arguments(parser)
     add("--no-shuffle", action="store_true", help="keep the source's order")
-    add(
-        "--effort",
-        choices=("default", "fast"),
-        default="default",
-        help="of WebP; fast: a few per cent more bytes",
-    )
-    add("--mirror", action="store_true", help="also store the latent of every mirrored picture: twice the bytes")
-    add("--max-pixels", type=int, default=2**28, metavar="N", help="larger pictures become failures (default: 2^28)")
-    add(
-        "--max-value",
-        type=int,
-        metavar="N",
-        help="full brightness of PNG and TIFF above 8 bits, e.g. 1023, 4095 (default: 65535)",
-    )
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     add("--engine", choices=("local", "ray"), default="local", help="what runs the workers (default: local)")
     add("--address", metavar="ADDRESS", help="of a Ray cluster")
@@ -48,9 +32,30 @@ def _encode_arguments(parser: Parser) -> None:
     add("--overwrite", action="store_true", help="make this split anew, then replace the one there")
     add("--repair", action="store_true", help="check every byte of what is done, and make anew what is damaged")
     add("--retry-failures", action="store_true", help="do the pictures listed in failures/ again")
-    add("--background", type=_colour, default=(255, 255, 255), metavar="R,G,B", help="under alpha (default: white)")
     add_storage(parser)
     _preview_argument(parser)
+
+
+def _settings_arguments(parser: Parser) -> None:
+    """Options without which a split has the settings of the data set it joins, or the defaults that are named here."""
+    group = parser.add_argument_group("settings", "left out, they are those of the data set where it has a split")
+
+    def add(name: str, **options: Any) -> None:
+        group.add_argument(name, default=argparse.SUPPRESS, **options)
+
+    add("--size", type=int, metavar="N", help="resize the shorter side to N pixels and crop the centre square")
+    add("--samples-per-shard", type=int, metavar="N", help="(default: 2048)")
+    add("--shuffle-seed", type=int, metavar="SEED", help="of the order in the shards (default: 0)")
+    add("--effort", choices=("default", "fast"), help="of WebP; fast: a few per cent more bytes")
+    add("--mirror", action="store_true", help="also store the latent of every mirrored picture: twice the bytes")
+    add("--max-pixels", type=int, metavar="N", help="larger pictures become failures (default: 2^28)")
+    add(
+        "--max-value",
+        type=int,
+        metavar="N",
+        help="full brightness of PNG and TIFF above 8 bits, e.g. 1023, 4095 (default: 65535)",
+    )
+    add("--background", type=_colour, metavar="R,G,B", help="under alpha (default: white)")
 
 
 def _colour(text: str) -> tuple[int, ...]:
@@ -94,7 +99,6 @@ def _verify_arguments(parser: Parser) -> None:
 
 def _encode(args: Args) -> Outcome:
     from walloc_data.convert import encode_dataset
-    from walloc_data.format import EncodeSettings
 
     with say_if_slow(f"{args.source}: looking at what is there ..."):
         source = _open_source(args)
@@ -103,16 +107,6 @@ def _encode(args: Args) -> Outcome:
         args.out,
         split=args.split,
         codec=args.codec,
-        settings=EncodeSettings(
-            size_px=args.size,
-            samples_per_shard=args.samples_per_shard,
-            shuffle_seed=None if args.no_shuffle else args.shuffle_seed,
-            webp_effort=args.effort,
-            mirror=args.mirror,
-            max_pixels=args.max_pixels,
-            max_value=args.max_value,
-            background=args.background,
-        ),
         workers=args.workers,
         engine=args.engine,
         address=args.address,
@@ -124,12 +118,39 @@ def _encode(args: Args) -> Outcome:
         retry_failures=args.retry_failures,
         part=args.part,
         storage_options=args.storage_options,
+        **_settings(args),
     )
-    if args.part is None and summary.num_samples and not args.no_preview:
-        from walloc_data.report import add_preview
+    notes = _preview_notes(args) if args.part is None and summary.num_samples else []
+    return Outcome(summary.to_dict() | {"preview_notes": notes}, "\n".join((str(summary), *notes)))
 
+
+def _settings(args: Args) -> dict[str, Any]:
+    """The settings that were given; the others are the data set's, where it has a split."""
+    names = {
+        "size": "size_px",
+        "samples_per_shard": "samples_per_shard",
+        "shuffle_seed": "shuffle_seed",
+        "effort": "webp_effort",
+        "mirror": "mirror",
+        "max_pixels": "max_pixels",
+        "max_value": "max_value",
+        "background": "background",
+    }
+    given = {name: getattr(args, option) for option, name in names.items() if hasattr(args, option)}
+    return given | ({"shuffle_seed": None} if args.no_shuffle else {})
+
+
+def _preview_notes(args: Args) -> list[str]:
+    """Draw the card's picture. The data set is whole without it, so what goes wrong is a note."""
+    if args.no_preview:
+        return []
+    from walloc_data.report import add_preview
+
+    try:
         add_preview(args.out, storage_options=args.storage_options)
-    return Outcome(summary.to_dict(), str(summary))
+    except Exception as error:
+        return [f"The data set is finished, but its preview could not be drawn ({type(error).__name__}: {error})"]
+    return []
 
 
 def _finish_arguments(parser: Parser) -> None:
@@ -141,13 +162,10 @@ def _finish(args: Args) -> Outcome:
     from walloc_data.convert import finish_dataset
 
     summaries = finish_dataset(args.out, split=args.split, storage_options=args.storage_options)
-    if summaries and not args.no_preview:
-        from walloc_data.report import add_preview
-
-        add_preview(args.out, storage_options=args.storage_options)
+    notes = _preview_notes(args) if summaries else []
     return Outcome(
-        {"splits": {name: summary.to_dict() for name, summary in summaries.items()}},
-        "\n".join(map(str, summaries.values())),
+        {"splits": {name: summary.to_dict() for name, summary in summaries.items()}, "preview_notes": notes},
+        "\n".join((*map(str, summaries.values()), *notes)),
     )
 
 

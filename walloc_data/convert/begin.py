@@ -2,15 +2,17 @@
 
 import shutil
 import tempfile
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from walloc_data import __version__
 from walloc_data.convert.changes import check_source
 from walloc_data.convert.overwrite import Kind, discard, replacement
-from walloc_data.convert.plan import Plan, differences, version_differences
+from walloc_data.convert.plan import SHARDS_VERSION, Plan, differences, version_differences
 from walloc_data.convert.records import plan_name
-from walloc_data.convert.state import finished_shards, read_manifest, read_plan
+from walloc_data.convert.state import finished_shards, limit_is_fixed, read_manifest, read_plan
 from walloc_data.errors import CodecError, FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import CodecSpec, EncodeSettings, dump_json
 from walloc_data.sources import Source
@@ -71,6 +73,7 @@ def plan_for(source: Source, split: str, settings: EncodeSettings, codec: Any) -
         class_names=source.class_names,
         written_by={
             "walloc_data": __version__,
+            "shards": SHARDS_VERSION,
             "webp_writer": WRITER_VERSION,
             "libwebp": str(features.version("webp")),
             "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
@@ -95,13 +98,28 @@ def discard_another(store: Store, plan: Plan, source: Source, *, kind: Kind) -> 
         discard(store, plan.split, kind=kind)
 
 
-def begin(store: Store, plan: Plan, codec_files: Path, *, staging: Path, repair: bool = False) -> Plan:
-    """The plan to follow: the one there, if this one agrees with it, else this one, now written down."""
+def begin(
+    store: Store,
+    plan: Plan,
+    codec_files: Path,
+    *,
+    staging: Path,
+    repair: bool = False,
+    redo: Collection[int] = (),
+) -> Plan:
+    """The plan to follow: the one there, if this one agrees with it, else this one, now written down.
+
+    `max_pixels` may change as long as no shard that is done would be another, but for those of `redo`.
+    """
     begun = read_plan(store, plan.split)
     manifest = read_manifest(store)
+    before = begun
     if begun is not None:
         same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
-        found = differences(begun, same)
+        reason = limit_is_fixed(store, plan.split, begun.settings, same.settings, redo=redo)
+        if reason is None:
+            begun = replace(begun, settings=replace(begun.settings, max_pixels=same.settings.max_pixels))
+        found = differences(begun, same) + ([reason] if reason else [])
         if manifest is None or plan.split not in manifest.splits:  # what is finished stays as it was written
             found += version_differences(begun, same)
         if found:
@@ -124,6 +142,8 @@ def begin(store: Store, plan: Plan, codec_files: Path, *, staging: Path, repair:
             shutil.copyfile(codec_files / name, staging / name)
             store.publish(staging / name, f"codec/{name}")
     if begun is not None:
+        if begun != before:
+            store.write_bytes(plan_name(plan.split), dump_json(begun.to_dict()).encode())
         return begun
     store.write_bytes(plan_name(plan.split), dump_json(plan.to_dict()).encode())
     return plan

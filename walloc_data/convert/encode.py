@@ -13,6 +13,7 @@ from walloc_data.convert.begin import begin, check_versions, codec_for, discard_
 from walloc_data.convert.changes import check_source
 from walloc_data.convert.engine import OnError, WorkSetup
 from walloc_data.convert.finish import join_split
+from walloc_data.convert.inherit import classes_of, settings_of, with_classes
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
 from walloc_data.convert.overwrite import (
     Kind,
@@ -73,7 +74,8 @@ def encode_dataset(
         out: a local folder or ``s3://bucket/prefix``.
         split: the split's name.
         codec: a codec, or what `load_codec` takes; None is the data set's own where it has one, else the bundled one.
-        settings: an `EncodeSettings`; or give its fields here (``size_px=256``).
+        settings: an `EncodeSettings`; or give its fields here (``size_px=256``). Fields that are not given are those of
+            the data set where it has a split.
         workers: processes; 1 works in this process. With Ray, tasks at a time.
         engine: "local", or "ray" for a Ray cluster at `address`.
         device: "cpu" or "cuda"; latents are the same. Workers share a GPU, or have what Ray gives them.
@@ -104,7 +106,7 @@ def encode_dataset(
         0
     """
     check_name(split, what="split", where="encode")
-    settings = _settings(settings, fields)
+    given = _given(settings, fields)
     where = parse_part(part) if part is not None else (0, 1)
     if workers < 1:
         raise FormatError(f"workers must be 1 or more, not {workers}")
@@ -136,18 +138,23 @@ def encode_dataset(
         kind = _kind_of_replacement(store, split, overwrite=overwrite, failed=failed, part=part)
         target = store if kind is None else replacement(store, split, kind=kind)
         here = device if engine == "local" and workers == 1 else "cpu"  # else the workers load it, each its own
+        manifest = read_manifest(store)
+        if afresh:
+            settings = EncodeSettings(**given)
+        else:
+            settings = settings_of(store, split, manifest, given)
+            opened = with_classes(opened, classes_of(store, split, manifest), where=store.url)
         loaded, codec_files = codec_for(None if afresh else store, codec, staging=staging, device=here, repair=repair)
         with plan_lock(store):  # parts begin side by side
             plan = now = plan_for(opened, split, settings, loaded)
-            manifest = read_manifest(store)
             refuse_halfway(store, split, manifest)
             check_siblings(store, plan, manifest)
             if kind == "retry":
-                check_versions(store, begin(store, plan, codec_files, staging=staging), now)
+                check_versions(store, begin(store, plan, codec_files, staging=staging, redo=failed), now)
             if kind is not None:
                 clean_leftovers(target, split)
                 discard_another(store, plan, opened, kind=kind)
-            plan = begin(target, plan, codec_files, staging=staging, repair=repair)
+            plan = begin(target, plan, codec_files, staging=staging, repair=repair, redo=failed)
         if kind == "retry":
             take_along(store, split, finished_shards(store, split) - failed, kind=kind)
         if printer is not None:
@@ -195,11 +202,14 @@ def encode_dataset(
         return replace(summary, url=store.url, new_samples=run.new_samples, seconds=seconds)
 
 
-def _settings(settings: EncodeSettings | None, fields: dict[str, Any]) -> EncodeSettings:
+def _given(settings: EncodeSettings | None, fields: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the caller gave; checked, so that what is impossible is refused before anything is opened."""
     known = sorted(EncodeSettings().to_dict())
     if unknown := sorted(fields.keys() - set(known)):
         raise TypeError(f"encode_dataset: unknown settings {unknown}; its settings are {known}")
-    return replace(settings if settings is not None else EncodeSettings(), **fields)
+    checked = replace(settings if settings is not None else EncodeSettings(), **fields)
+    names = known if settings is not None else sorted(fields)
+    return {name: getattr(checked, name) for name in names}
 
 
 def _kind_of_replacement(

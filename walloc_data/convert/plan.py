@@ -14,7 +14,12 @@ import numpy.typing as npt
 from walloc_data.errors import FormatError
 from walloc_data.format import CodecSpec, EncodeSettings, check_name
 
-__all__ = ["Plan", "differences", "parse_part", "permute", "version_differences"]
+__all__ = ["SHARDS_VERSION", "Plan", "differences", "parse_part", "permute", "version_differences"]
+
+# To be raised with any change of ours by which a shard gets other bytes: how pictures are read, resized, padded,
+# encoded or packed, and how tars, keys and JSON are written. The WebP writer has a version of its own. A release that
+# changes none of these resumes what another began.
+SHARDS_VERSION = "1"
 
 _ROUNDS = 8
 _Index = npt.NDArray[np.int64]
@@ -171,7 +176,8 @@ def differences(before: Plan, now: Plan) -> list[str]:
 
 def version_differences(before: Plan, now: Plan) -> list[str]:
     """What the bytes of shards also depend on, as ``differences`` names it: the programs that write and read files."""
-    old, new = before.written_by, now.written_by
+    first = {"shards": "1"}  # what plans without this entry were written with
+    old, new = (first | {k: v for k, v in plan.written_by.items() if k != "walloc_data"} for plan in (before, now))
     return [
         f"written_by.{name}: {old.get(name)} -> {new.get(name)}"
         for name in sorted(old.keys() | new.keys())

@@ -1,7 +1,7 @@
 """What is there already: manifest, plans, done marks. Everything read here is checked, nothing is written."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -25,12 +25,14 @@ __all__ = [
     "done_marks",
     "finished_shards",
     "in_order",
+    "limit_is_fixed",
     "planned_splits",
     "read_manifest",
     "read_plan",
 ]
 
 T = TypeVar("T")
+_TOO_LARGE = re.compile(r"\d+ x \d+ pixels; at most \d+ are read")  # why `decode_picture` refuses a picture
 _DONE = re.compile(r"([0-9]{5,12})\.json")
 
 
@@ -45,23 +47,53 @@ def check_siblings(store: Store, plan: Plan, manifest: Manifest | None) -> None:
     Raises:
         SettingsMismatchError: names every field by which this plan differs from another split's.
     """
-    others: dict[str, tuple[CodecSpec, EncodeSettings, tuple[str, ...] | None]] = {}
+    others: list[tuple[str, list[str], CodecSpec, EncodeSettings, tuple[str, ...] | None]] = []
     for name in planned_splits(store):
         if name != plan.split and (other := read_plan(store, name)) is not None:
-            others[f"split {name!r}"] = (other.codec, other.settings, other.class_names)
-    if manifest is not None and set(manifest.splits) - {plan.split}:
-        splits = ", ".join(sorted(set(manifest.splits) - {plan.split}))
-        others[f"the manifest (splits {splits})"] = (manifest.codec, manifest.settings, manifest.class_names)
-    for what, (codec, settings, class_names) in others.items():
+            others.append((f"split {name!r}", [name], other.codec, other.settings, other.class_names))
+    if manifest is not None and (splits := sorted(set(manifest.splits) - {plan.split})):
+        what = f"the manifest (splits {', '.join(splits)})"
+        others.append((what, splits, manifest.codec, manifest.settings, manifest.class_names))
+    for what, splits, codec, settings, class_names in others:
+        reasons = [limit_is_fixed(store, name, settings, plan.settings) for name in splits]
+        if not any(reasons):
+            settings = replace(settings, max_pixels=plan.settings.max_pixels)
         there = replace(plan, codec=codec, settings=settings)
         if class_names is not None and plan.class_names is not None:
             there = replace(there, class_names=class_names)
-        if found := differences(there, plan):
+        if found := differences(there, plan) + [reason for reason in reasons if reason]:
             raise SettingsMismatchError(
                 f"{store.url}: {what} and split {plan.split!r} differ:\n  "
                 + "\n  ".join(found)
                 + "\nAll splits of a data set share codec, settings and class names"
             )
+
+
+def limit_is_fixed(
+    store: Store, split: str, before: EncodeSettings, now: EncodeSettings, *, redo: Collection[int] = ()
+) -> str | None:
+    """Why `max_pixels` may not change any more; None if it may, as no shard that is done would be another.
+
+    Args:
+        redo: shards that are made again.
+    """
+    old, new = before.max_pixels, now.max_pixels
+    if old == new:
+        return None
+    if not store.exists(plan_name(split)):
+        return f"max_pixels: what split {split!r} holds is not recorded here"
+    for done in done_marks(store, split, sorted(finished_shards(store, split) - set(redo))):
+        if new < old and done.shard is not None and (done.largest_picture is None or done.largest_picture > new):
+            largest = done.largest_picture
+            size = "of unknown size" if largest is None else f"of {largest} pixels"
+            return f"max_pixels cannot become {new}: split {split!r} has a picture {size} in {done.shard.name}"
+        for failure in done.failures if new > old else ():
+            if _TOO_LARGE.fullmatch(failure.reason):
+                return (
+                    f"max_pixels cannot become {new}: {failure}, in split {split!r} (with --retry-failures it is done "
+                    "again)"
+                )
+    return None
 
 
 def read_manifest(store: Store) -> Manifest | None:
