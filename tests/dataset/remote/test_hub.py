@@ -83,5 +83,7 @@ def test_a_data_set_streams_from_the_hub(hub: str, hundred: Path, ids_of: Callab
 
 
 def test_a_repository_that_is_not_there_is_named_at_once(hub: str) -> None:
-    with pytest.raises(StorageError, match=r"hf://datasets/me/nothing/walloc.json: FileNotFoundError: .*not found"):
+    with pytest.raises(
+        StorageError, match=r"^hf://datasets/me/nothing: no walloc.json there \(.*not found.*Check the URL$"
+    ):
         LatentDataset("hf://datasets/me/nothing", storage_options={"endpoint": hub, "token": False})
