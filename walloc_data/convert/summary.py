@@ -92,6 +92,6 @@ class ConversionSummary:
         else:
             text += "; nothing was left to do"
         if self.num_failures:
-            text += f". Failures are listed in failures/{self.split}.jsonl"
+            text += f". Failures are listed in failures/{self.split}.jsonl; --retry-failures does them again"
         text += f"\nkept with each picture: {', '.join(self.kept) if self.kept else 'nothing, not even a label'}"
         return "\n".join((text, *self.notes))
