@@ -1,5 +1,6 @@
 """Operators are fitted from any source into the codec folder that a data set carries."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,16 @@ from walloc_data.transforms import LatentOperators
 
 def test_a_data_set_gets_its_operators(imagenette_folder: Path, tmp_path: Path):
     encode_dataset(imagenette_folder, tmp_path, split="train", size_px=64, progress=False)
-    fitted = fit_codec_operators(tmp_path, pictures=imagenette_folder)
+    some = {"pictures": imagenette_folder, "factors": [Fraction(1, 2)]}
+    fitted = fit_codec_operators(tmp_path, **some)
     assert (tmp_path / "codec" / "operators.safetensors").is_file()
     loaded = LatentOperators.load(tmp_path)
     assert loaded.held_out_error == fitted.held_out_error
     assert loaded.held_out_error["flip"] < 0.25 * loaded.held_out_error["flip_naive"]
+    assert loaded.factors == (Fraction(1, 2), 1)
+    assert loaded.held_out_error["rescale 1/2 x 1/2"] < 0.1
     # The same pictures are drawn again.
-    again = fit_codec_operators(tmp_path, pictures=imagenette_folder, write=False)
+    again = fit_codec_operators(tmp_path, **some, write=False)
     assert again.held_out_error == fitted.held_out_error
 
 

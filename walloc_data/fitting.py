@@ -1,7 +1,8 @@
 """Fit what a codec's latents need for augmentation, from any source of pictures, into the codec's folder."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from walloc_data.convert import original_pictures
 from walloc_data.errors import CodecError, SourceError, WallocDataError
 from walloc_data.format import EncodeSettings
 from walloc_data.sources import open_source
-from walloc_data.transforms import LatentOperators, fit_operators
+from walloc_data.transforms import FACTORS, LatentOperators, fit_operators
 
 __all__ = ["fit_codec_operators"]
 
@@ -28,6 +29,7 @@ def fit_codec_operators(
     num_held_out: int = 50,
     max_side_px: int = 512,
     seed: int = 0,
+    factors: Iterable[Fraction] = FACTORS,
     write: bool = True,
 ) -> LatentOperators:
     """Fit flip, colour and rescaling operators for a codec and write `operators.safetensors` beside its weights.
@@ -41,6 +43,7 @@ def fit_codec_operators(
         num_held_out: others, for the errors that are reported with them; at most an eighth of the source.
         max_side_px: larger pictures are cropped to their middle.
         seed: of the drawing.
+        factors: to shrink sides by, as `fit_operators` takes them.
         write: False only returns the operators.
 
     Raises:
@@ -66,10 +69,22 @@ def fit_codec_operators(
     held_out = list(islice(usable, min(num_held_out, len(order) // 8)))
     if not held_out:
         raise SourceError(f"{source.location}: {len(order)} pictures are too few to fit with and to hold some out")
-    operators = fit_operators(loaded, islice(usable, num_pictures), held_out=held_out)
+    fitted = _batches(islice(usable, num_pictures))
+    operators = fit_operators(loaded, fitted, held_out=_batches(held_out), factors=factors)
     if write:
         operators.save(folder)
     return operators
+
+
+def _batches(pictures: Iterable[Tensor], *, size: int = 16) -> Iterator[Tensor]:
+    """Pictures of one shape together, (N, 3, H, W): small ones cost more alone."""
+    waiting: dict[torch.Size, list[Tensor]] = {}
+    for picture in pictures:
+        batch = waiting.setdefault(picture.shape, [])
+        batch.append(picture)
+        if len(batch) == size:
+            yield torch.cat(waiting.pop(picture.shape))
+    yield from (torch.cat(batch) for batch in waiting.values())
 
 
 def _usable(order: Iterator[int], read: Any, *, max_side_px: int, cell_px: int) -> Iterator[Tensor]:

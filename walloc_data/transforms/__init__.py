@@ -14,10 +14,11 @@ from walloc_data.transforms.geometric import (
     RandomTranslate,
 )
 from walloc_data.transforms.operators import OPERATORS_NAME, LatentOperators, fit_operators
-from walloc_data.transforms.rescaling import RescalingMap
+from walloc_data.transforms.rescaling import FACTORS, RescalingMap
 from walloc_data.transforms.resizing import RandomResizedCrop, Resize
 
 __all__ = [
+    "FACTORS",
     "OPERATORS_NAME",
     "CenterCrop",
     "ColorJitter",
