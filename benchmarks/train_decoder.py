@@ -1,15 +1,15 @@
 """Train decoder 2 of rgb-16x-v1: trials of settings side by side, one run with the best, and one on more pictures.
 
     python -m benchmarks.train_decoder FIRST --corpus DIR --trial-minutes 1.1 --minutes 6 --device cuda
-    python -m benchmarks.train_decoder OUT --corpus DIR --photos TAR --wallpapers DEBS --steps 8000 \
-        --from-decoder FIRST/decoder.safetensors --batch-size 8 --rate 0.0007
+    python -m benchmarks.train_decoder OUT --corpus DIR2 --from-decoder FIRST/decoder.safetensors --reduced \
+        --colour 0.5 --rate 0.001 --minutes 2.3 --device cuda
 
-DIR is what `benchmarks.training_pictures` makes: picture files named SET-NUMBER.suffix. Trials run at the same time for
-the same minutes, so that they share the device evenly; OUT/trials.json keeps their results, and the best on held-out
-pictures names the settings of the run. The second run goes on from the first one's decoder with pictures that those of
-DIR are not: TAR is photos-halfres.tar, four of whose small photographs are laid side by side, DEBS the unpacked Debian
-packages that `benchmarks.train_bundled` names; and with reduced copies of all of DIR that stay large enough. Kodak is
-not among the pictures. Stop it when you like: the same command continues.
+DIR and DIR2 are what `benchmarks.training_pictures` makes, without and with --second: picture files named
+SET-NUMBER.suffix. Trials run at the same time for the same minutes, so that they share the device evenly;
+OUT/trials.json keeps their results, and the best on held-out pictures names the settings of the run. The second run goes on from the first one's decoder with other pictures, with
+reduced copies of those that stay large enough, and with half of its crops changed in colour: the first run had seen
+all of its pictures hundreds of times and learned them by heart. Kodak is not among the pictures. Stop it when you like:
+the same command continues.
 """
 
 import argparse
@@ -26,7 +26,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from benchmarks.train_bundled import wallpapers
 from walloc_data.codec import DecoderTrainConfig, PictureSet, load_codec, read_pictures, train_decoder
 from walloc_data.codec.pictures import Corpus
 
@@ -55,28 +54,6 @@ def with_reduced(pictures: Iterator[Pixels]) -> Iterator[Pixels]:
             size = round(width * factor), round(height * factor)
             if min(size) >= MIN_SIDE_PX:
                 yield np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
-
-
-def mosaics(pictures: Iterator[Pixels]) -> Iterator[Pixels]:
-    """Four pictures of one orientation, side by side, cut to the smallest of them."""
-    waiting: dict[bool, list[Pixels]] = {True: [], False: []}
-    for picture in pictures:
-        four = waiting[picture.shape[0] > picture.shape[1]]
-        four.append(picture)
-        if len(four) == 4:
-            height, width = (min(p.shape[axis] for p in four) for axis in (0, 1))
-            if min(height, width) * 2 >= MIN_SIDE_PX:
-                cut = [p[:height, :width] for p in four]
-                yield np.concatenate([np.concatenate(cut[:2], 1), np.concatenate(cut[2:], 1)])
-            four.clear()
-
-
-def more_sets(photos: Path, debs: Path) -> list[PictureSet]:
-    """What the second run adds, each drawn from as often as a third of DIR's sets together."""
-    return [
-        PictureSet("photos-halfres.tar", mosaics(read_pictures(photos)), weight=20.0),
-        PictureSet("wallpapers of four Debian packages", with_reduced(wallpapers(debs)), weight=12.0),
-    ]
 
 
 def sets(corpus: Path, *, reduced: bool) -> list[PictureSet]:
@@ -138,8 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--corpus", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--photos", type=Path, metavar="TAR", help="photos-halfres.tar; with --wallpapers")
-    parser.add_argument("--wallpapers", type=Path, metavar="DEBS", help="Debian packages, unpacked; with --photos")
+    parser.add_argument("--reduced", action="store_true", help="add reduced copies of the pictures")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="of the run")
     length.add_argument("--steps", type=int, help="of the run")
@@ -155,8 +131,7 @@ def main() -> None:
     args = parser.parse_args()
     work = args.out / ".training"
     if not Corpus.exists(work):
-        more = args.photos is not None
-        Corpus.build(sets(args.corpus, reduced=more) + (more_sets(args.photos, args.wallpapers) if more else []), work)
+        Corpus.build(sets(args.corpus, reduced=args.reduced), work)
     if args.prepare:
         return
     trials = args.out / "trials.json"

@@ -98,10 +98,10 @@ def test_wrong_latents_are_refused(codec: WallocCodec) -> None:
         decode_from_blob(codec, blob, 48)
 
 
-def test_public_names_are_sorted_and_resolve() -> None:
+def test_public_names_resolve() -> None:
     names = walloc_data.codec.__all__
-    assert names == sorted(names)
-    assert dir(walloc_data.codec) == names
+    assert len(names) == len(set(names))
+    assert sorted(dir(walloc_data.codec)) == sorted(names)
     for name in names:
         assert getattr(walloc_data.codec, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'load_codecs'"):

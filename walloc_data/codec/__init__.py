@@ -66,12 +66,12 @@ _FILES = {
 }
 
 __all__ = [
+    "SNAP_MULTIPLE",
     "CodecInfo",
     "DecoderTrainConfig",
     "DecoderTrainResult",
     "LinearEncoder",
     "PictureSet",
-    "SNAP_MULTIPLE",
     "TrainConfig",
     "TrainResult",
     "WallocCodec",
