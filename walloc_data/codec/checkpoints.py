@@ -50,7 +50,7 @@ class CodecInfo:
         >>> from walloc_data import load_codec
         >>> codec, info = load_codec()
         >>> info.name, info.latent_dim, info.dimensionality_reduction, info.decoder
-        ('rgb-16x-v1', 12, 16.0, 'conv')
+        ('rgb-16x-v1', 12, 16.0, 'unet')
     """
 
     spec: CodecSpec

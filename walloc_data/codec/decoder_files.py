@@ -19,6 +19,7 @@ from torch import nn
 from walloc_data.codec.decoders import Decoder, build_decoder
 from walloc_data.codec.model import WallocCodec
 from walloc_data.errors import CodecError
+from walloc_data.files import whole_file
 
 __all__ = ["load_decoder", "save_decoder"]
 
@@ -52,7 +53,8 @@ def save_decoder(codec: WallocCodec, path: str | Path, *, version: str, dtype: t
         "decoder": network.config,
     }
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, path, metadata={_KEY: json.dumps(value)})
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished, metadata={_KEY: json.dumps(value)})
 
 
 def load_decoder(path: Path, *, codec: WallocCodec) -> tuple[Decoder, str]:

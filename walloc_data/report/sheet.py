@@ -166,7 +166,7 @@ def decoders_of(codec: WallocCodec, info: CodecInfo) -> Decoders:
     found: Decoders = []
     if codec.linear_decoder is not None:
         found.append(("Linear decoder", "linear"))
-    if info.decoder in ("conv", "published"):
+    if info.decoder not in ("linear", "none"):
         found.append(("The codec's decoder", "own"))
     return found
 
