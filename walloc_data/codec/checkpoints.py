@@ -382,4 +382,4 @@ def save_codec(
             unfinished.write_text(dump_json(value))
     except OSError as error:
         raise WallocDataError(f"{folder}: the codec could not be written ({error})") from error
-    return replace(_load_folder(folder, decoder=False)[1], decoder=description["kind"])
+    return replace(_load_folder(folder, decoder=False)[1], decoder=description["kind"], decoder_version="1")

@@ -299,8 +299,8 @@ class _Trainer:
         v = expand(quantised, latent_bits=_LATENT_BITS) / self.deviation.to(self.device)[:, None, None]
         with torch.autocast(self.device.type, torch.bfloat16):
             X_hat = decoder(v)
-        # Synthesis is linear: the pixels' error is the synthesis of the coefficients' error, and 8 bits of it suffice.
-        error = wavelet_synthesis((X - X_hat).bfloat16(), config.J).float() * 255
+        # Synthesis is linear: the pixels' error is the synthesis of the coefficients' error.
+        error = wavelet_synthesis(X - X_hat.float(), config.J) * 255
         squared = error.square().mean((1, 2, 3))
         loss = (squared + _LOG_OFFSET).log().mean() + weight * rate
         if not math.isfinite(value := loss.item()):
