@@ -1,15 +1,16 @@
-"""Train decoder 2 of rgb-16x-v1: trials of settings side by side, one run with the best, and one on more pictures.
+"""Train decoder 2 of rgb-16x-v1: trials of settings side by side, and one run with the best.
 
-    python -m benchmarks.train_decoder FIRST --corpus DIR --trial-minutes 1.1 --minutes 6 --device cuda
-    python -m benchmarks.train_decoder OUT --corpus DIR2 --from-decoder FIRST/decoder.safetensors --reduced
-        --colour 0.5 --rate 0.001 --minutes 2.3 --device cuda
+    python -m benchmarks.train_decoder OUT --corpus DIR --trial-minutes 1.1 --minutes 5.95 --device cuda
 
-DIR and DIR2 are what `benchmarks.training_pictures` makes, without and with --second: picture files named
-SET-NUMBER.suffix. Trials run at the same time for the same minutes, so that they share the device evenly;
-OUT/trials.json keeps their results, and the best on held-out pictures names the settings of the run. The second run
-goes on from the first one's decoder with other pictures, with reduced copies of those that stay large enough, and with
-half of its crops changed in colour: the first run had seen all of its pictures hundreds of times. Kodak is not among
+DIR is what `benchmarks.training_pictures` makes: picture files named SET-NUMBER.suffix. Trials run at the same time for the same minutes, so that they share the device evenly;
+OUT/trials.json keeps their results, and the best on held-out pictures names the settings of the run. Kodak is not among
 the pictures. Stop it when you like: the same command continues.
+
+A decoder can be trained on with other pictures, DIR2 (`training_pictures --second`), reduced copies of them, and half of
+the crops changed in colour; prepared, tried on a CPU for 140 steps only, and not part of what is bundled:
+
+    python -m benchmarks.train_decoder OUT2 --corpus DIR2 --from-decoder OUT/decoder.safetensors --reduced
+        --colour 0.5 --rate 0.001 --minutes 3 --device cuda
 """
 
 import argparse
