@@ -2,12 +2,13 @@
 
     python -m benchmarks.train_decoder OUT --corpus DIR --trial-minutes 1.1 --minutes 5.95 --device cuda
 
-DIR is what `benchmarks.training_pictures` makes: picture files named SET-NUMBER.suffix. Trials run at the same time for the same minutes, so that they share the device evenly;
-OUT/trials.json keeps their results, and the best on held-out pictures names the settings of the run. Kodak is not among
-the pictures. Stop it when you like: the same command continues.
+DIR is what `benchmarks.training_pictures` makes: picture files named SET-NUMBER.suffix. Trials run at the same time for
+the same minutes, so that they share the device evenly; OUT/trials.json keeps their results, and the best on held-out
+pictures names the settings of the run. Kodak is not among the pictures. Stop it when you like: the same command
+continues.
 
-A decoder can be trained on with other pictures, DIR2 (`training_pictures --second`), reduced copies of them, and half of
-the crops changed in colour; prepared, tried on a CPU for 140 steps only, and not part of what is bundled:
+A decoder can be trained on with other pictures, DIR2 (`training_pictures --second`), reduced copies of them, and half
+of the crops changed in colour. This was tried on a CPU for 140 steps only, and is not part of what is bundled:
 
     python -m benchmarks.train_decoder OUT2 --corpus DIR2 --from-decoder OUT/decoder.safetensors --reduced
         --colour 0.5 --rate 0.001 --minutes 3 --device cuda
