@@ -203,7 +203,7 @@ def test_another_split_may_be_added_under_a_reader(tmp_path: Path, make_dataset:
 # The array.
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "marks gone", "marks cut"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "marks gone", "marks cut", "checksums gone"])
 def test_an_array_that_was_cut_is_decoded_again(root: Path, ids_of: Ids, damage: str) -> None:
     first = LatentDataset(root, cache="array")
     list(first.loader(batch_size=8))
@@ -217,8 +217,52 @@ def test_an_array_that_was_cut_is_decoded_again(root: Path, ids_of: Ids, damage:
         latents.unlink()
     elif damage == "marks gone":
         marks.unlink()
+    elif damage == "checksums gone":  # or an array of a version that kept none
+        (folder / "crc32").unlink()
     else:
         os.truncate(marks, 1)
     again = LatentDataset(root, cache="array")
     assert [i for batch, _ in again.loader(batch_size=8) for i in ids_of(batch)] == list(range(40))
     assert np.fromfile(marks, np.uint8).tolist() == [1, 1, 1]
+
+
+def flip(path: Path, *, every: int) -> None:
+    """Flip one bit in each so many bytes of a file, in place."""
+    data = np.fromfile(path, np.uint8)
+    data[every // 2 :: every] ^= 1
+    with path.open("r+b") as file:
+        file.write(data.tobytes())
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_no_flipped_bit_of_an_array_is_read_and_what_is_damaged_is_decoded_again(
+    tmp_path: Path, make_dataset: Make, mirror: bool
+) -> None:
+    make_dataset(tmp_path / "set", num_samples=40, mirror=mirror)
+
+    def all_latents() -> np.ndarray:
+        reader = LatentDataset(tmp_path / "set", cache="array", mirror=mirror)._reader
+        rows = np.arange(40, dtype=np.int64)
+        flags = [np.zeros(40, bool), np.ones(40, bool)] if mirror else [None]
+        for _ in range(2):  # what a process has checked is checked no more, and still right
+            read = np.concatenate([np.asarray(reader.read(rows, mirrored)) for mirrored in flags])
+        return read
+
+    first = all_latents()
+    [latents] = (tmp_path / "cache").rglob("latents.int8")
+    checksums = latents.with_name("crc32")
+    whole = latents.read_bytes(), checksums.read_bytes()
+    for damaged, every in ((latents, 1000), (checksums, 16)):
+        flip(damaged, every=every)
+        assert (latents.read_bytes(), checksums.read_bytes()) != whole
+        assert np.array_equal(all_latents(), first)
+        assert (latents.read_bytes(), checksums.read_bytes()) == whole
+
+
+def test_an_array_that_keeps_nothing_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(LatentDataset(root, cache="array").loader(batch_size=8))
+    reader = LatentDataset(root, cache="array")._reader
+    flip(reader.folder / "latents.int8", every=1000)  # type: ignore[attr-defined]
+    monkeypatch.setattr(reader, "_decode", lambda number: None)
+    with pytest.raises(CorruptShardError, match="the latent at row 2 is not what was decoded into it, a moment ago"):
+        reader.read(np.arange(40, dtype=np.int64), None)

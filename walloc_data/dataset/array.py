@@ -2,23 +2,26 @@
 
     cache_folder/arrays/{identity}/
       latents.int8       (N, C, h, w) int8, or (2N, C, h, w) with the mirror images behind; sparse until filled
-      done               one byte a shard: 1 once its slice is complete and on disk; trusted only beside whole latents
+      crc32              (N,) or (2N,) uint32: the checksum of each latent
+      done               one byte a shard: 1 once its slices are complete and on disk; trusted only beside the others
       {shard:05d}.lock   held by whoever decodes that shard
 
 Workers, ranks and trainers fill it together, each shard once; a killed one leaves its shard undone and its lock free.
+Each latent is checked when a process first reads it; what is damaged is decoded again.
 """
 
+import zlib
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from walloc_data.dataset.order import Ints
 from walloc_data.dataset.reader import ShardReader
-from walloc_data.errors import LoaderError
+from walloc_data.errors import CorruptShardError, LoaderError
 from walloc_data.files import sync_file
 from walloc_data.storage import cache_errors, file_lock
 
@@ -46,11 +49,12 @@ class ArrayReader:
         self.source, self.folder, self.mirror = shards, folder, mirror
         self.num_samples = shards.record.num_samples
         self.shape = (self.num_samples * (2 if mirror else 1), *shape)
-        self._maps: tuple[npt.NDArray[np.int8], npt.NDArray[np.uint8]] | None = None
+        self._maps: _Maps | None = None
         self._complete = False
+        self._checked = _Bits(0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": None}
+        return self.__dict__ | {"_maps": None, "_checked": _Bits(0)}
 
     def shards(self, rows: Ints) -> Ints:
         """(n,) the shard of each row."""
@@ -58,19 +62,48 @@ class ArrayReader:
 
     def fetch(self, number: int) -> None:
         """Bring a shard here ahead of its use, unless it is decoded already."""
-        if not self._open()[1][number]:
+        if not self._open().done[number]:
             self.source.fetch(number)
 
     def read(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.int8]:
-        latents, done = self._open()
+        maps = self._open()
         if not self._complete:
             self.fill(np.unique(self.shards(rows)))
-            self._complete = bool(done.all())
-        return np.take(latents, rows if mirrored is None else rows + self.num_samples * mirrored, axis=0)
+            self._complete = bool(maps.done.all())
+        places = rows if mirrored is None else rows + self.num_samples * mirrored
+        latents = np.take(maps.latents, places, axis=0)
+        unchecked = np.flatnonzero(~self._checked[places])
+        if len(unchecked):
+            if len(damaged := self._damaged(latents, places, unchecked)):
+                for number in np.unique(self.shards(rows[damaged])).tolist():
+                    self._decode_again(number)
+                latents = np.take(maps.latents, places, axis=0)
+                if len(again := self._damaged(latents, places, unchecked)):
+                    raise CorruptShardError(
+                        f"{self.folder}: the latent at row {int(rows[again[0]])} is not what was decoded into it, a "
+                        "moment ago: is the disk or the memory of this machine damaged? Set cache_folder to another "
+                        "disk, or cache='shards'"
+                    )
+            self._checked.add(places)
+        return latents
+
+    def _damaged(self, latents: npt.NDArray[np.int8], places: Ints, which: Ints) -> Ints:
+        """Those of some positions in a batch whose latents are not what was written."""
+        expected = self._open().crc32[places[which]].tolist()
+        found = [zlib.crc32(latents[i].data) for i in which.tolist()]
+        return which[[a != b for a, b in zip(found, expected, strict=True)]]
+
+    def _decode_again(self, number: int) -> None:
+        """Decode a shard into its damaged slice, in place: only what is damaged changes."""
+        with (
+            cache_errors(self.folder, what=self._what),
+            file_lock(self.folder / f"{number:05d}.lock"),
+        ):
+            self._decode(number)
 
     def fill(self, numbers: Ints) -> None:
         """Decode those of the numbered shards that nobody has decoded yet; wait for those that others are decoding."""
-        done = self._open()[1]
+        done = self._open().done
         for wait in (False, True):
             for number in numbers[done[numbers] == 0].tolist():
                 with (
@@ -88,44 +121,74 @@ class ArrayReader:
         ends = np.cumsum([shard.num_samples for shard in self.source.record.shards])
         start, stop = int(ends[number]) - self.source.record.shards[number].num_samples, int(ends[number])
         item = int(np.prod(self.shape[1:]))
-        with (self.folder / "latents.int8").open("r+b", buffering=0) as file:
+        with (
+            (self.folder / "latents.int8").open("r+b", buffering=0) as file,
+            (self.folder / "crc32").open("r+b", buffering=0) as checksums,
+        ):
             for first in range(start, stop, _DECODE_ROWS):
                 rows = np.arange(first, min(stop, first + _DECODE_ROWS), dtype=np.int64)
                 for mirrored in (False, True) if self.mirror else (False,):
                     flags = np.full(len(rows), mirrored) if self.mirror else None
                     latents = np.ascontiguousarray(self.source.read(rows, flags))
-                    _write(file, latents.data.cast("B"), (first + mirrored * self.num_samples) * item)
-            sync_file(file.fileno())  # the mark must not reach the disk before what it promises
+                    place = first + mirrored * self.num_samples
+                    _write(file, latents.data.cast("B"), place * item)
+                    crc32 = np.array([zlib.crc32(latent.data) for latent in latents], dtype="<u4")
+                    _write(checksums, crc32.data.cast("B"), place * crc32.itemsize)
+            for written in (file, checksums):
+                sync_file(written.fileno())  # the mark must not reach the disk before what it promises
         with (self.folder / "done").open("r+b", buffering=0) as file:
             file.seek(number)
             file.write(b"\x01")
 
-    def _open(self) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint8]]:
+    def _open(self) -> "_Maps":
         if self._maps is None:
             num_shards = len(self.source.record.shards)
-            sizes = {"latents.int8": int(np.prod(self.shape)), "done": num_shards}
+            sizes = {"latents.int8": int(np.prod(self.shape)), "crc32": 4 * self.shape[0], "done": num_shards}
             if any(not _is_of(self.folder / name, num_bytes) for name, num_bytes in sizes.items()):
                 with cache_errors(self.folder, what=self._what):
                     self.folder.mkdir(parents=True, exist_ok=True)
                     with file_lock(self.folder / "lock"):
                         self._make(sizes)
             latents = np.memmap(self.folder / "latents.int8", np.int8, "r", shape=self.shape)
+            crc32 = np.memmap(self.folder / "crc32", "<u4", "r", shape=self.shape[:1])
             done = np.memmap(self.folder / "done", np.uint8, "r", shape=(num_shards,))
             # Plain views: np.memmap's own bookkeeping costs more than a small gather.
-            self._maps = latents.view(np.ndarray), done.view(np.ndarray)
+            self._maps = _Maps(latents.view(np.ndarray), crc32.view(np.ndarray), done.view(np.ndarray))
+            self._checked = _Bits(self.shape[0])
         return self._maps
 
     def _make(self, sizes: Mapping[str, int]) -> None:
         """Make the files, unless another process has meanwhile. The caller holds the lock."""
         if all(_is_of(self.folder / name, num_bytes) for name, num_bytes in sizes.items()):
             return
-        # Cut short, or one of the two lost: what is marked done would be read as zeros. So both are made anew, marks
-        # first removed; who has mapped the old ones keeps them.
-        (self.folder / "done").unlink(missing_ok=True)
-        (self.folder / "latents.int8").unlink(missing_ok=True)
+        # Cut short, or one of them lost: what is marked done would be read as zeros. So all are made anew, marks first
+        # removed; who has mapped the old ones keeps them.
+        for name in ("done", "crc32", "latents.int8"):
+            (self.folder / name).unlink(missing_ok=True)
         for name, num_bytes in sizes.items():
             with (self.folder / name).open("xb") as file:
                 file.truncate(num_bytes)  # a hole, filled shard by shard
+
+
+class _Maps(NamedTuple):
+    latents: npt.NDArray[np.int8]
+    crc32: npt.NDArray[np.uint32]
+    done: npt.NDArray[np.uint8]
+
+
+class _Bits:
+    """A set of numbers below a limit, an eighth of a byte each."""
+
+    def __init__(self, limit: int) -> None:
+        self._bytes = np.zeros(-(-limit // 8), np.uint8)
+
+    def __getitem__(self, numbers: Ints) -> npt.NDArray[np.bool_]:
+        """(n,) whether each is in the set."""
+        bits: npt.NDArray[np.uint8] = self._bytes[numbers >> 3] >> (numbers & 7).astype(np.uint8)
+        return (bits & 1).astype(np.bool_)
+
+    def add(self, numbers: Ints) -> None:
+        np.bitwise_or.at(self._bytes, numbers >> 3, np.left_shift(1, numbers & 7).astype(np.uint8))
 
 
 def _is_of(path: Path, num_bytes: int) -> bool:
