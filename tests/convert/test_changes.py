@@ -58,6 +58,21 @@ def test_a_picture_that_was_replaced_after_it_was_encoded_is_named(
     assert verify_dataset(out, split="train", source=open_source(source), progress=False).problems == ()
 
 
+def test_a_picture_of_another_length_is_named_too(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encode_dataset(source, out, **OPTIONS)
+    path = source / "class_0" / "002.jpg"
+    path.write_bytes(path.read_bytes() + b"longer")
+    for options in ({}, {"retry_failures": True}, {"repair": True}):
+        with pytest.raises(
+            SettingsMismatchError, match=r"since it was encoded:\n  class_0/002\.jpg: \d+ bytes of .* -> "
+        ):
+            encode_dataset(source, out, **OPTIONS, **options)
+    (source / "class_1" / "005.jpg").unlink()  # then positions say nothing, and the number is what has changed
+    with pytest.raises(SettingsMismatchError, match=r"\n  source\.num_items: 12 -> 11\n"):
+        encode_dataset(source, out, **OPTIONS)
+
+
 def test_a_picture_that_is_not_encoded_yet_may_change(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     encode_dataset(source, out, part="1/3", **OPTIONS)
@@ -104,7 +119,10 @@ def test_verify_compares_every_byte_of_the_source(
     assert main(command) == 0
     replace(source / "class_1" / "003.jpg", source / "class_0" / "000.jpg", keep_date=True)
     assert main(command) == 1
-    assert f"{source}: class_1/003.jpg: other bytes than those encoded\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{source}: class_1/003.jpg: other bytes than those encoded\n" in said
+    assert "put back what was, or make the split anew with the encode command and --overwrite" in said
+    assert "--repair" not in said  # which would be refused
     assert main(["verify", str(out), "--source", str(source)]) == 1
     assert "say with --split which split was encoded from it" in capsys.readouterr().err
     (source / "class_1" / "005.jpg").unlink()

@@ -12,7 +12,7 @@ from tests.convert.conftest import StopError, as_bytes, make_folder, picture, st
 from tests.test_sources import write_tar
 from walloc_data import encode_dataset
 from walloc_data.convert import dataset_info, decode_dataset, finish_dataset, overwrite, verify_dataset
-from walloc_data.errors import SourceError, StorageError
+from walloc_data.errors import SettingsMismatchError, SourceError, StorageError
 from walloc_data.sources import open_source
 from walloc_data.storage import Store
 
@@ -180,6 +180,32 @@ def test_tars_in_a_bucket_are_a_stream_with_labels_and_class_names(tmp_path: Pat
         open_source(f"wds:s3://{BUCKET}/tars/in-9.tar")
     with pytest.raises(SourceError, match="nothing matches"):
         open_source(f"wds:s3://{BUCKET}/tars/out-*.tar")
+
+
+def test_an_object_that_was_replaced_after_it_was_encoded_is_named(tmp_path: Path) -> None:
+    store = Store(f"s3://{BUCKET}/replaced")
+
+    def put(seed: int) -> None:
+        """Six pictures of one length each; the second is another one for another seed."""
+        members = [(f"{number:03d}.bmp", as_bytes(picture(number), "BMP")) for number in range(6)]
+        members[1] = ("001.bmp", as_bytes(picture(seed), "BMP"))
+        write_tar(tmp_path / "in.tar", members)
+        store.publish(tmp_path / "in.tar", "in.tar")
+
+    source, out = f"wds:s3://{BUCKET}/replaced/in.tar", tmp_path / "out"
+    put(1)
+    encode_dataset(source, out, samples_per_shard=3, part="1/2", progress=False)
+    put(1)  # written again, the same bytes
+    assert encode_dataset(source, out, samples_per_shard=3, progress=False).num_samples == 6
+    (out / "data" / "train-00001.tar").unlink()  # so that there is something to do, and the stream is read
+    put(9)
+    with pytest.raises(
+        SettingsMismatchError,
+        match=r"encoded:\n  in\.tar/001: a tar with the ETag (\w+) -> a tar with the ETag (?!\1)\w+\n",
+    ):
+        encode_dataset(source, out, samples_per_shard=3, progress=False)
+    found = verify_dataset(out, split="train", source=open_source(source), progress=False)
+    assert [problem for problem in found.problems if "in.tar/001: a tar with the ETag" in problem]
 
 
 def test_refused_credentials_are_an_error_at_once(pictures: Path) -> None:

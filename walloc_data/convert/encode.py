@@ -31,7 +31,7 @@ from walloc_data.convert.plan import parse_part
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter
 from walloc_data.convert.repair import damaged_shards, drop_broken_manifest, join_complete_splits, shards_with_failures
 from walloc_data.convert.run import Run
-from walloc_data.convert.state import check_siblings, finished_shards, read_manifest
+from walloc_data.convert.state import check_siblings, finished_shards, read_manifest, read_plan
 from walloc_data.convert.summary import ConversionSummary
 from walloc_data.devices import usable_device
 from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
@@ -79,7 +79,10 @@ def encode_dataset(
         workers: processes; 1 works in this process. With Ray, tasks at a time.
         engine: "local", or "ray" for a Ray cluster at `address`.
         device: "cpu" or "cuda"; latents are the same. Workers share a GPU, or have what Ray gives them.
-        on_error: "record" lists a broken picture in ``failures/``; "stop" raises at the first.
+        on_error: "record" lists a broken picture in ``failures/``; "stop" raises at the first. A picture that the
+            machine or the store does not give stops the conversion, so that an outage is not taken for damage;
+            "record-unreadable" lists it too, for files that will never be read (not in streams): give `max_failures`
+            with it.
         max_failures: stop when more pictures than this are broken.
         overwrite: make this split anew from its first shard, and let it take the place of the one there once it is
             whole. Until then that one stays as it is, which takes room for both.
@@ -145,6 +148,8 @@ def encode_dataset(
             settings = settings_of(store, split, manifest, given)
             opened = with_classes(opened, classes_of(store, split, manifest), where=store.url)
         loaded, codec_files = codec_for(None if afresh else store, codec, staging=staging, device=here, repair=repair)
+        if not overwrite:
+            _check_pictures(store, split, opened, where=where)  # names them, before `begin` compares the whole
         with plan_lock(store):  # parts begin side by side
             plan = now = plan_for(opened, split, settings, loaded)
             refuse_halfway(store, split, manifest)
@@ -166,14 +171,11 @@ def encode_dataset(
             plan, opened if opened.num_items is not None else None, target, staging, device=device, on_error=on_error
         )
         redo = dict.fromkeys(failed, "") if kind is None else {}
-        if opened.num_items is not None:
-            # Parts that run beside this one look at their own shards.
-            mine = [number for number in sorted(finished_shards(target, split)) if number % where[1] == where[0]]
-            check_source(target, split, opened, mine)
+        if kind is not None:
+            _check_pictures(target, split, opened, where=where)
         if repair:
             meter = ProgressMeter(callback, split=f"check {split}", num_items=None, num_done=0)
-            mine = [number for number in sorted(finished_shards(target, split)) if number % where[1] == where[0]]
-            redo |= damaged_shards(target, split, mine, meter=meter)
+            redo |= damaged_shards(target, split, _finished_of_part(target, split, where), meter=meter)
         run = Run(setup, opened, where=where, max_failures=max_failures, callback=callback, redo=redo)
         if printer is not None:
             for note in filter(None, (*redo.values(), *run.notes)):
@@ -224,6 +226,18 @@ def _kind_of_replacement(
     if part is not None:
         raise FormatError(f"split {split!r} is finished: do its failures again without part")
     return "retry"
+
+
+def _finished_of_part(store: Store, split: str, where: tuple[int, int]) -> list[int]:
+    """Numbers of finished shards: parts that run beside this one look at their own."""
+    return [number for number in sorted(finished_shards(store, split)) if number % where[1] == where[0]]
+
+
+def _check_pictures(store: Store, split: str, source: Source, *, where: tuple[int, int]) -> None:
+    """Refuse pictures that have changed since they were encoded; of another number of them `begin` speaks."""
+    begun = read_plan(store, split)
+    if begun is not None and source.num_items is not None and begun.num_items == source.num_items:
+        check_source(store, split, source, _finished_of_part(store, split, where))
 
 
 def _part_tag(split: str, where: tuple[int, int]) -> str:

@@ -29,6 +29,10 @@ __all__ = ["Verification", "verify_dataset"]
 
 MAX_PROBLEMS = 100
 MAX_MEMBER_BYTES = 2**31
+_CHANGED = (
+    "Pictures of the source are not those that were encoded: put back what was, or make the split anew with the encode "
+    "command and --overwrite (overwrite=True)"
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def verify_dataset(
             "in .walloc/, which a data set has where it was made"
         )
     problems = list(_side_files(store, manifest, splits))
+    changed: list[str] = []
     printer = ProgressPrinter() if progress is True else None
     callback = printer if printer is not None else (progress if callable(progress) else None)
     try:
@@ -116,7 +121,7 @@ def verify_dataset(
             problems.extend(islice(_Split(store, manifest, name, record, meter).check(), MAX_PROBLEMS))
             if source is not None:
                 meter = ProgressMeter(callback, split=f"source of {name}", num_items=source.num_items, num_done=0)
-                problems.extend(islice(compare_source(store, name, source, meter=meter), MAX_PROBLEMS))
+                changed.extend(islice(compare_source(store, name, source, meter=meter), MAX_PROBLEMS))
     finally:
         if printer is not None:
             printer.close()
@@ -127,8 +132,8 @@ def verify_dataset(
         num_samples=sum(record.num_samples for record in records.values()),
         num_failures=sum(record.num_failures for record in records.values()),
         num_bytes=sum(record.num_bytes for record in records.values()),
-        problems=tuple(problems[:MAX_PROBLEMS]),
-        remedy=_remedy(store, splits) if problems else "",
+        problems=tuple([*problems, *changed][:MAX_PROBLEMS]),
+        remedy=" ".join(([_remedy(store, splits)] if problems else []) + ([_CHANGED] if changed else [])),
     )
 
 
