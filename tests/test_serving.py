@@ -1,5 +1,6 @@
 """A picture scores exactly as its stored latent, from a folder that holds all it needs, exported or not."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from walloc_data import LatentDataset, create_latent_model, encode_dataset
 from walloc_data.adapters import save_latent_model
+from walloc_data.cli import main
 from walloc_data.codec import load_codec
 from walloc_data.codec.wavelets import filter_taps
 from walloc_data.errors import CodecError, ModelError, SourceError
@@ -92,6 +94,20 @@ def test_predict_takes_a_folder_and_pictures_and_nothing_else(served, imagenette
     assert str(results[0]).startswith(f"{paths[0]}: n0")
     in_memory = load_classifier(folder).predict([Image.open(paths[0])], top=2)
     assert in_memory[0].top == results[0].top
+
+
+def test_the_command_reads_files_of_more_than_8_bits_as_encode_does(served, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "8.png")
+    Image.fromarray(np.round(pixels * (1023 / 255)).astype(np.uint16)).save(tmp_path / "10.png")
+    [expected] = predict(served[2], [tmp_path / "8.png"])
+    command = ["predict", str(served[2]), str(tmp_path / "10.png"), "--json"]
+    found = []
+    for options in (["--max-value", "1023"], []):
+        assert main([*command, *options]) == 0
+        found.append(json.loads(capsys.readouterr().out)["predictions"][0]["probability"])
+    assert found[0] == expected.probability
+    assert found[1] != expected.probability  # nearly black
 
 
 def test_files_that_are_no_pictures_are_named(served, tmp_path):

@@ -6,6 +6,7 @@
     ├── CodecError             (ValueError)    a codec that cannot be loaded, or does not fit the latents
     ├── DeviceError            (ValueError)    a device that torch does not know, or cannot use on this machine
     ├── SourceError            (ValueError)    a source of pictures that cannot be read as asked
+    │   └── UnreadableError                    a picture that is there and that the machine or the store will not give
     ├── SettingsMismatchError  (ValueError)    resuming or extending with other settings than were used before
     ├── LoaderError            (ValueError)    batches that cannot be made as asked from these samples
     ├── StateError             (ValueError)    a loader state of another data set, batch size or format
@@ -36,6 +37,7 @@ __all__ = [
     "StateError",
     "StorageError",
     "TransformError",
+    "UnreadableError",
     "WallocDataError",
     "WorkerError",
 ]
@@ -63,6 +65,18 @@ class DeviceError(WallocDataError, ValueError):
 
 class SourceError(WallocDataError, ValueError):
     """A source of pictures cannot be read as asked."""
+
+
+class UnreadableError(SourceError):
+    """A picture cannot be read, by no fault of its own.
+
+    Attributes:
+        name: of the file, without its folders.
+        reason: what the system or the store said.
+    """
+
+    name: str = ""
+    reason: str = ""
 
 
 class SettingsMismatchError(WallocDataError, ValueError):

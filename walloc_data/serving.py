@@ -296,8 +296,12 @@ def predict(
     codec: str | os.PathLike[str] | None = None,
     top: int = 5,
     device: str = "cpu",
+    settings: EncodeSettings | None = None,
 ) -> list[Prediction]:
     """Classify picture files with a saved model: `walloc-data predict CHECKPOINT PICTURES...`.
+
+    Args:
+        settings: how files are read: see `PictureClassifier.predict_files`.
 
     Example:
         >>> from walloc_data.serving import predict
@@ -306,4 +310,5 @@ def predict(
         pictures/cat/0.jpg: cat (...%)
         pictures/coffee/0.jpg: coffee (...%)
     """
-    return load_classifier(checkpoint, codec=codec, device=device).predict_files(pictures, top=top)
+    classifier = load_classifier(checkpoint, codec=codec, device=device)
+    return classifier.predict_files(pictures, top=top, settings=settings)

@@ -17,6 +17,7 @@ from walloc_data import encode_dataset
 from walloc_data.convert import verify_dataset
 from walloc_data.convert.trouble import is_trouble, lacks_memory
 from walloc_data.errors import FormatError, SourceError
+from walloc_data.sources import open_source
 
 Check = Callable[[Path], None]
 
@@ -80,6 +81,30 @@ def test_a_file_that_grows_or_shrinks_after_it_was_listed_is_named(pictures: Pat
         SourceError, match=r"class_2/007\.jpg: \d+ bytes, and \d+ when the source was opened: it has chang"
     ):
         encode_dataset(source, tmp_path / "out", samples_per_shard=4, shuffle_seed=None, progress=change)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_file_that_will_never_be_read_is_a_failure_where_that_is_asked_for(
+    pictures: Path, tmp_path: Path, workers: int
+) -> None:
+    source, out = Path(shutil.copytree(pictures, tmp_path / "pictures")), tmp_path / "out"
+    bad = source / "class_1" / "003.jpg"
+    opened = open_source(source)
+    bad.rename(tmp_path / "003.jpg")  # a bad sector is read with an error of the system, as this is
+    options: dict[str, Any] = {"samples_per_shard": 8, "progress": False, "workers": workers}
+    for on_error in ("record", "stop"):
+        with pytest.raises(SourceError, match=r"If that will never be, --on-error record-unreadable \(on_error="):
+            encode_dataset(opened, out, on_error=on_error, **options)  # type: ignore[arg-type]
+    summary = encode_dataset(opened, out, on_error="record-unreadable", **options)
+    assert (summary.num_samples, summary.num_failures) == (23, 1)
+    [line] = (out / "failures" / "train.jsonl").read_text().splitlines()
+    failure = json.loads(line)
+    assert (failure["name"], failure["reason"]) == ("003.jpg", "cannot be read (No such file or directory)")
+    assert str(tmp_path) not in line
+    assert verify_dataset(out, progress=False).problems == ()
+    (tmp_path / "003.jpg").rename(bad)
+    summary = encode_dataset(opened, out, retry_failures=True, **options)
+    assert (summary.num_samples, summary.num_failures) == (24, 0)
 
 
 RUN = """

@@ -9,7 +9,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Args", "Command", "Outcome", "Parser", "add_dataset", "add_split", "add_storage", "say_if_slow"]
+__all__ = [
+    "READING",
+    "Args",
+    "Command",
+    "Outcome",
+    "Parser",
+    "add_dataset",
+    "add_reading",
+    "add_split",
+    "add_storage",
+    "say_if_slow",
+]
+
+READING = ("max_pixels", "max_value", "background")  # of `EncodeSettings`: how picture files are read
 
 Parser = argparse.ArgumentParser
 Args = argparse.Namespace
@@ -64,6 +77,30 @@ def add_split(parser: Parser, *, default: str | None = None) -> None:
     """The data set, and one of its splits."""
     add_dataset(parser)
     parser.add_argument("--split", default=default, help=f"one split (default: {default or 'all'})")
+
+
+def add_reading(parser: "Parser | argparse._ArgumentGroup") -> None:
+    """How picture files are read; options that are not given are absent from the arguments."""
+
+    def add(name: str, **options: Any) -> None:
+        parser.add_argument(name, default=argparse.SUPPRESS, **options)
+
+    add("--max-pixels", type=int, metavar="N", help="larger pictures are not read (default: 2^28)")
+    add(
+        "--max-value",
+        type=int,
+        metavar="N",
+        help="full brightness of PNG and TIFF above 8 bits, e.g. 1023, 4095 (default: 65535)",
+    )
+    add("--background", type=_colour, metavar="R,G,B", help="under alpha (default: white)")
+
+
+def _colour(text: str) -> tuple[int, ...]:
+    """Three numbers; `EncodeSettings` says whether they are a colour."""
+    try:
+        return tuple(int(value) for value in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers, such as 255,255,255") from None
 
 
 @contextmanager

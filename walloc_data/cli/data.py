@@ -3,7 +3,18 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from walloc_data.cli.command import Args, Command, Outcome, Parser, add_dataset, add_split, add_storage, say_if_slow
+from walloc_data.cli.command import (
+    READING,
+    Args,
+    Command,
+    Outcome,
+    Parser,
+    add_dataset,
+    add_reading,
+    add_split,
+    add_storage,
+    say_if_slow,
+)
 
 if TYPE_CHECKING:
     from walloc_data.sources import Source
@@ -27,7 +38,12 @@ def _encode_arguments(parser: Parser) -> None:
     add("--address", metavar="ADDRESS", help="of a Ray cluster")
     add("--device", default="cpu", help="of the analysis: cpu or cuda; the latents are the same (default: cpu)")
     add("--part", metavar="I/N", help="convert the I-th of N parts only; the finish command joins them")
-    add("--on-error", choices=("record", "stop"), default="record", help="what a broken picture does (default: record)")
+    add(
+        "--on-error",
+        choices=("record", "record-unreadable", "stop"),
+        default="record",
+        help="record broken pictures as failures; files that cannot be read, too; or stop at either (default: record)",
+    )
     add("--max-failures", type=int, metavar="N", help="stop after more than N broken pictures")
     add("--overwrite", action="store_true", help="make this split anew, then replace the one there")
     add("--repair", action="store_true", help="check every byte of what is done, and make anew what is damaged")
@@ -48,22 +64,7 @@ def _settings_arguments(parser: Parser) -> None:
     add("--shuffle-seed", type=int, metavar="SEED", help="of the order in the shards (default: 0)")
     add("--effort", choices=("default", "fast"), help="of WebP; fast: a few per cent more bytes")
     add("--mirror", action="store_true", help="also store the latent of every mirrored picture: twice the bytes")
-    add("--max-pixels", type=int, metavar="N", help="larger pictures become failures (default: 2^28)")
-    add(
-        "--max-value",
-        type=int,
-        metavar="N",
-        help="full brightness of PNG and TIFF above 8 bits, e.g. 1023, 4095 (default: 65535)",
-    )
-    add("--background", type=_colour, metavar="R,G,B", help="under alpha (default: white)")
-
-
-def _colour(text: str) -> tuple[int, ...]:
-    """Three numbers; `EncodeSettings` says whether they are a colour."""
-    try:
-        return tuple(int(value) for value in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers, such as 255,255,255") from None
+    add_reading(group)
 
 
 def _preview_argument(parser: Parser) -> None:
@@ -132,9 +133,7 @@ def _settings(args: Args) -> dict[str, Any]:
         "shuffle_seed": "shuffle_seed",
         "effort": "webp_effort",
         "mirror": "mirror",
-        "max_pixels": "max_pixels",
-        "max_value": "max_value",
-        "background": "background",
+        **{name: name for name in READING},
     }
     given = {name: getattr(args, option) for option, name in names.items() if hasattr(args, option)}
     return given | ({"shuffle_seed": None} if args.no_shuffle else {})

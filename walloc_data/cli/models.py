@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from walloc_data.cli.command import Args, Command, Outcome, Parser
+from walloc_data.cli.command import READING, Args, Command, Outcome, Parser, add_reading
 
 if TYPE_CHECKING:
     from walloc_data.codec import PictureSet
@@ -137,15 +137,18 @@ def _predict_arguments(parser: Parser) -> None:
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files")
     parser.add_argument("--codec", metavar="CODEC", help="where the model's folder has none")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to list in --json (default: 5)")
+    add_reading(parser)
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
 
 
 def _predict(args: Args) -> Outcome:
     from dataclasses import asdict
 
+    from walloc_data.format import EncodeSettings
     from walloc_data.serving import predict
 
-    found = predict(args.model, args.pictures, codec=args.codec, top=args.top, device=args.device)
+    settings = EncodeSettings(**{name: getattr(args, name) for name in READING if hasattr(args, name)})
+    found = predict(args.model, args.pictures, codec=args.codec, top=args.top, device=args.device, settings=settings)
     return Outcome({"predictions": [asdict(item) for item in found]}, "\n".join(map(str, found)))
 
 

@@ -10,14 +10,14 @@ from walloc_data.convert.plan import Plan
 from walloc_data.convert.records import ShardDone
 from walloc_data.convert.spool import read_spool
 from walloc_data.convert.worker import ShardWorker, Tally
-from walloc_data.errors import CodecError, WallocDataError
+from walloc_data.errors import CodecError, UnreadableError, WallocDataError
 from walloc_data.sources import Sample, Source
 from walloc_data.sources.reading import unreadable
 from walloc_data.storage import Store
 
 __all__ = ["OnError", "Task", "WorkSetup", "run_here"]
 
-OnError = Literal["record", "stop"]
+OnError = Literal["record", "record-unreadable", "stop"]
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,20 @@ class WorkSetup:
     def _read(self, source: Source, shard: int) -> Iterator[tuple[int, Sample]]:
         for index in self.plan.source_indices(shard).tolist():
             try:
-                sample = source.read(index)
-            except WallocDataError:
-                raise
-            except Exception as error:  # arrow, datasets, the system: whatever a source is made of
-                raise unreadable(f"{source.location}: sample {index}", error) from error
+                sample = self._read_one(source, index)
+            except UnreadableError as error:
+                if self.on_error != "record-unreadable":
+                    raise
+                sample = Sample(error.name, b"", problem=f"cannot be read ({error.reason})")
             yield index, sample
+
+    def _read_one(self, source: Source, index: int) -> Sample:
+        try:
+            return source.read(index)
+        except WallocDataError:
+            raise
+        except Exception as error:  # arrow, datasets, the system: whatever a source is made of
+            raise unreadable(f"{source.location}: sample {index}", error) from error
 
 
 def run_here(

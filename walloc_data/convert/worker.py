@@ -92,7 +92,7 @@ class ShardWorker:
         codec: with ``encode(images) -> latents``.
         store: where shards are published.
         staging: a local folder for unfinished files, on the store's own file system where that is local.
-        on_error: "record" lists a broken picture among the failures, "stop" raises.
+        on_error: "stop" raises at a broken picture; otherwise it is listed among the failures.
         device: where the analysis runs.
         alive: called between windows; raising stops the work before anything is published.
     """

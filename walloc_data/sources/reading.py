@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from walloc_data.errors import SourceError
+from walloc_data.errors import SourceError, UnreadableError
 
 __all__ = ["file_version", "read_file", "unreadable"]
 
@@ -20,7 +20,7 @@ _ASK_AGAIN = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT)
 MAX_ATTEMPTS = 3
 
 
-def unreadable(where: object, error: BaseException | str) -> SourceError:
+def unreadable(where: object, error: BaseException | str) -> UnreadableError:
     """The error for what cannot be read although it was there: not the picture's fault, so that nothing is recorded."""
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
@@ -28,10 +28,13 @@ def unreadable(where: object, error: BaseException | str) -> SourceError:
         reason = "memory ran out"
     else:
         reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return SourceError(
+    found = UnreadableError(
         f"{where}: cannot be read ({reason}). This is trouble of the machine or the store and no fault of the picture, "
-        "so it is not recorded as one: what is published stays, and the same command goes on once it can be read"
+        "so it is not recorded as one: what is published stays, and the same command goes on once it can be read. If "
+        "that will never be, --on-error record-unreadable (on_error='record-unreadable') lists it as a failure"
     )
+    found.name, found.reason = Path(str(where)).name, reason
+    return found
 
 
 def read_file(path: Path, *, num_bytes: int | None = None) -> tuple[bytes, str]:
