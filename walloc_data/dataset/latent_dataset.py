@@ -34,7 +34,8 @@ class LatentDataset(LatentSamples):
 
     Args:
         url: folder or prefix that `encode_dataset` wrote: a path, ``s3://``, ``gs://``, ``az://``, ``hf://datasets/...``
-            or ``https://``.
+            or ``https://``. Or a `walloc_data.storage.Store`, which says how often and how long a request is tried
+            again: ``Store("s3://bucket/my-latents", retry_seconds=600)``.
         split: which split.
         shuffle: give every epoch an order of its own, a function of (seed, epoch); False keeps the stored order.
         seed: of the shuffles and of what is random in a sample.
@@ -80,7 +81,7 @@ class LatentDataset(LatentSamples):
 
     def __init__(
         self,
-        url: str | os.PathLike[str],
+        url: str | os.PathLike[str] | Store,
         *,
         split: str = "train",
         shuffle: bool = False,
@@ -101,7 +102,9 @@ class LatentDataset(LatentSamples):
             raise LoaderError(f"window_shards must be at least 1, not {window_shards}")
         if num_threads < 1:
             raise LoaderError(f"num_threads must be at least 1, not {num_threads}")
-        store = Store(url, storage_options=storage_options)
+        if isinstance(url, Store) and storage_options is not None:
+            raise LoaderError("storage_options belong to the Store that is given: leave them out here")
+        store = url if isinstance(url, Store) else Store(url, storage_options=storage_options)
         self.url, self.split_name, self.shuffle, self.seed = store.url, split, shuffle, seed
         self.transform, self.mirror = transform, mirror
         self.manifest: Manifest = read_manifest(store)

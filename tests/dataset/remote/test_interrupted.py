@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from walloc_data.errors import StorageError
+from walloc_data import LatentDataset
+from walloc_data.errors import LoaderError, StorageError
 from walloc_data.storage import Store
 
 pytestmark = [pytest.mark.object_store, pytest.mark.usefixtures("credentials")]
@@ -85,3 +86,16 @@ def test_a_users_own_number_of_tries_is_kept(url: str, faults: Any, monkeypatch:
     options = {"config_kwargs": {"retries": {"total_max_attempts": 3}}}
     assert Store(url, storage_options=options, max_attempts=1).read_bytes("walloc.json", max_bytes=2**20)
     assert faults.count("walloc.json") == 3
+
+
+def test_a_data_set_takes_a_store_with_limits_of_its_own(
+    url: str, faults: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
+    faults.rules = [("data/train-00000", "503", 10**6)]
+    dataset = LatentDataset(Store(url, max_attempts=2), cache_folder=tmp_path / "cache")
+    with pytest.raises(StorageError, match=r"fetching .*train-00000.tar: failed 2 times in \d s"):
+        dataset[0]
+    assert faults.count("train-00000") == 2
+    with pytest.raises(LoaderError, match="storage_options belong to the Store that is given"):
+        LatentDataset(Store(url), storage_options={"anon": True})
