@@ -175,7 +175,7 @@ def test_the_manifest_says_what_happened(pictures: Path, tmp_path: Path, codec: 
     assert record.labelled
     assert record.source["num_items"] == 24
     assert record.source["shuffled"] is True
-    assert set(manifest.written_by) == {"walloc_data", "shards", "webp_writer", "libwebp", "libjpeg"}
+    assert set(manifest.written_by) == {"walloc_data", "shards", "webp_writer", "pillow", "libwebp", "libjpeg"}
     assert sum(map(sum, record.statistics.counts)) == 24 * 12 * 5 * 6
 
 

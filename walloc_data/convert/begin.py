@@ -60,6 +60,7 @@ def _has_codec(store: Store, *, staging: Path, spec: CodecSpec | None = None) ->
 
 def plan_for(source: Source, split: str, settings: EncodeSettings, codec: Any) -> Plan:
     """The plan of a conversion that begins now."""
+    import PIL
     from PIL import features
 
     from walloc_data.webp import WRITER_VERSION
@@ -75,6 +76,7 @@ def plan_for(source: Source, split: str, settings: EncodeSettings, codec: Any) -
             "walloc_data": __version__,
             "shards": SHARDS_VERSION,
             "webp_writer": WRITER_VERSION,
+            "pillow": PIL.__version__,
             "libwebp": str(features.version("webp")),
             "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
         },
