@@ -68,6 +68,12 @@ def test_a_picture_of_another_length_is_named_too(source: Path, tmp_path: Path) 
             SettingsMismatchError, match=r"since it was encoded:\n  class_0/002\.jpg: \d+ bytes of .* -> "
         ):
             encode_dataset(source, out, **OPTIONS, **options)
+    path.write_bytes(path.read_bytes()[: -len(b"longer")])
+    (source / "class_0" / "003.jpg").rename(source / "class_0" / "003x.jpg")
+    with pytest.raises(
+        SettingsMismatchError, match=r"source\.identity: .*\n  \(made of the names and lengths of all pic"
+    ):
+        encode_dataset(source, out, **OPTIONS)
     (source / "class_1" / "005.jpg").unlink()  # then positions say nothing, and the number is what has changed
     with pytest.raises(SettingsMismatchError, match=r"\n  source\.num_items: 12 -> 11\n"):
         encode_dataset(source, out, **OPTIONS)

@@ -104,8 +104,8 @@ def codec_folder(source: str | Path | None = None) -> Path | None:
 
     Example:
         >>> from walloc_data.codec import codec_folder
-        >>> sorted(path.name for path in codec_folder("rgb-16x-v1").iterdir())
-        ['README.md', 'codec.json', 'model.safetensors', 'operators.safetensors']
+        >>> sorted(path.name for path in codec_folder("rgb-16x-v1").glob("*.safetensors"))
+        ['decoder-2.safetensors', 'model.safetensors', 'operators.safetensors']
     """
     source = DEFAULT_CODEC if source is None else source
     path = Path(source)

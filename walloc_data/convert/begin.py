@@ -125,6 +125,11 @@ def begin(
         if manifest is None or plan.split not in manifest.splits:  # what is finished stays as it was written
             found += version_differences(begun, same)
         if found:
+            names = {line.partition(":")[0] for line in found}
+            if "source.identity" in names and "source.num_items" not in names:  # changed samples were named before this
+                found.append(
+                    "(made of the names and lengths of all pictures, failures and those that are not encoded yet too)"
+                )
             raise SettingsMismatchError(
                 f"{store.url}: split {plan.split!r} was begun differently:\n  "
                 + "\n  ".join(found)
