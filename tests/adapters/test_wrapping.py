@@ -1,6 +1,8 @@
 """Whatever training wraps around a model, in any order, comes off when it is saved, asked or grouped."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -72,6 +74,53 @@ def test_a_wrapped_model_is_saved_and_asked_like_a_bare_one(wrap, model, latents
     again = load_latent_model(tmp_path)
     assert list(again.state_dict()) == list(model.state_dict())
     assert torch.equal(again(latents), model(latents))
+
+
+SHARDED = """
+import copy, sys, torch, torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from walloc_data.adapters import create_latent_model, load_latent_model, save_latent_model
+folder, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+torch.manual_seed(0)
+bare = load_latent_model(f"{folder}/bare")
+latents = torch.arange(12 * 400).reshape(1, 12, 20, 20).remainder(7).to(torch.int8)
+cpu = torch.device("cpu")
+wrapped = {
+    "fsdp": lambda model: FullyShardedDataParallel(model, device_id=cpu),
+    "names": lambda model: FullyShardedDataParallel(model, device_id=cpu, use_orig_params=True),
+    "compiled": lambda model: torch.compile(FullyShardedDataParallel(model, device_id=cpu), backend="eager"),
+    "fsdp2": fully_shard,
+}
+for name, wrap in wrapped.items():
+    save_latent_model(wrap(copy.deepcopy(bare)), f"{folder}/{name}")
+dist.barrier()
+for name in wrapped:
+    again = load_latent_model(f"{folder}/{name}")
+    assert list(again.state_dict()) == list(bare.state_dict())
+    assert torch.equal(again(latents), bare(latents)), name
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_model_sharded_over_two_ranks_is_saved_whole(model, tmp_path):
+    save_latent_model(model, tmp_path / "bare")
+    (tmp_path / "script.py").write_text(SHARDED)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "script.py", str(tmp_path), str(rank)],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output[-4000:]
 
 
 def test_a_model_with_compiled_parts_is_saved_by_its_own_names(model, latents, tmp_path):

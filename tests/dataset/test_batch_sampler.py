@@ -72,6 +72,22 @@ def test_what_splits_batches_again_is_told_not_to(hundred: Path) -> None:
         _ = sampler.batch_size
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Lightning's own
+def test_lightning_is_told_not_to_make_the_sampler_anew(hundred: Path) -> None:
+    """It does so to predict, and with whole batches on several devices."""
+    lightning = pytest.importorskip("lightning")
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    dataset = LatentDataset(hundred)
+    loader = DataLoader(dataset, batch_sampler=dataset.batch_sampler(batch_size=8, rank=0, world_size=1))
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    with pytest.raises(LoaderError, match=r"give it dataset\.loader.* Trainer\(use_distributed_sampler=False\)"):
+        trainer.predict(BoringModel(), loader)
+
+
 def take(loader: DataLoader, sampler: LatentBatchSampler, steps: int, ids_of: Ids) -> tuple[list[list[int]], dict]:
     """Some steps over ends of epochs, and the state after them."""
 

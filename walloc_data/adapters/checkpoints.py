@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from walloc_data.adapters.models import HasManifest, LatentModelConfig, build, latent_config, unwrap
-from walloc_data.adapters.wrapping import bare_names
+from walloc_data.adapters.models import HasManifest, LatentModelConfig, build, latent_config
+from walloc_data.adapters.wrapping import bare_names, whole_state
 from walloc_data.devices import usable_device
 from walloc_data.errors import ModelError, StorageError
 from walloc_data.files import whole_file
@@ -24,7 +24,8 @@ def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write a latent model: each file under another name first, the config last.
 
     Args:
-        model: made by `create_latent_model`; DDP, FSDP, EMA and `torch.compile` are unwrapped.
+        model: made by `create_latent_model`; DDP, FSDP, EMA and `torch.compile` are unwrapped. Of a model that FSDP
+            shards, call this on every rank: rank 0 writes, once the shards are put together.
         folder: made where it does not exist.
 
     Example:
@@ -36,11 +37,11 @@ def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     from safetensors.torch import save
 
     config = latent_config(model)
-    inner = unwrap(model)
-    state = bare_names(inner.state_dict())
+    weights = whole_state(model)
     target = Path(folder)
+    if weights is None:
+        return target  # rank 0 has them, and writes
     target.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     with whole_file(target / WEIGHTS) as unfinished:
         unfinished.write_bytes(save(weights, metadata={"format": "walloc_data-model"}))
     with whole_file(target / CONFIG) as unfinished:

@@ -54,7 +54,22 @@ class LatentBatchSampler(Sampler[list[int]]):
         (0, 2, 2)
     """
 
-    def __init__(self, samples: _Named, plan: BatchPlan, *, batch_size: int, drop_last: bool, place: Place) -> None:
+    def __init__(
+        self,
+        samples: _Named,
+        plan: BatchPlan | None = None,
+        *,
+        batch_size: int,
+        drop_last: bool,
+        place: Place | None = None,
+    ) -> None:
+        if plan is None or place is None:
+            # Lightning calls the class of a batch sampler with a sampler of its own, to share samples among ranks.
+            raise LoaderError(
+                "this batch sampler has an order of its own and cannot be made anew around another sampler, which "
+                "Lightning does on several devices and to predict: give it dataset.loader(...) instead, or to train "
+                "Trainer(use_distributed_sampler=False) with a batch_sampler() without rank and world_size"
+            )
         self.samples, self.plan = samples, plan
         self.global_batch_size, self.drop_last = batch_size, drop_last
         self.epoch = 0
@@ -93,7 +108,7 @@ class LatentBatchSampler(Sampler[list[int]]):
             raise LoaderError(
                 f"this batch sampler gives rank {rank} of {world_size} its slice of every batch, and a library asks "
                 "for its batch_size to split batches again: pass rank=0, world_size=1 to batch_sampler(), or leave "
-                "the loader out of prepare()"
+                "the loader out of prepare(); in Lightning, Trainer(use_distributed_sampler=False)"
             )
         return self.global_batch_size
 
