@@ -136,6 +136,7 @@ def test_a_newcomer_s_mistake_is_one_helpful_line(
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_codec_is_trained_and_used_from_the_command_line(
     imagenette_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +157,7 @@ def test_shells_complete_commands_and_options(capsys: pytest.CaptureFixture[str]
     assert "--samples-per-shard" in script
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(imagenette_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "x"
     arguments = ["encode", str(imagenette_folder), str(out), "--samples-per-shard", "1"]

@@ -9,6 +9,7 @@ from walloc_data import demo
 from walloc_data.cli import main
 
 
+@pytest.mark.slow
 def test_the_demonstration_encodes_trains_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights_as_an_uninterrupted_one(train, latents, tmp_path, capsys):
     arguments = [str(latents), *COMMON, "--epochs", "3", "--checkpoint-steps", "1"]
     train(*arguments, "--output", tmp_path / "whole")
@@ -120,6 +121,7 @@ def in_two_processes(arguments: list[str]) -> None:
     assert double.returncode == 0, double.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_score_the_model_that_they_save(latents, tmp_path):
     """With a batch norm, whose statistics each rank gathers from batches of its own."""
     arguments = [str(latents), "--model", "test_vit", "--batch-size", "8", "--epochs", "3", "--lr", "4e-3"]
@@ -134,6 +136,7 @@ def test_two_processes_score_the_model_that_they_save(latents, tmp_path):
     assert last["ema_top1"] == pytest.approx(100 * correct / total)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(train, latents, tmp_path):
     """Without what depends on the rank (mixup, drop-path, batch norm), two ranks make the same steps as one."""
     arguments = [str(latents), "--model", "test_convnext", "--batch-size", "8", "--epochs", "2", "--cache", "shards"]
@@ -147,6 +150,7 @@ def test_two_processes_train_what_one_does(train, latents, tmp_path):
     assert [row["top1"] for row in history] == [row["top1"] for row in single["history"]]
 
 
+@pytest.mark.slow
 def test_it_learns(train, latents, tmp_path):
     arguments = ["--model", "test_convnext", "--batch-size", "8", "--epochs", "12", "--lr", "4e-3", "--cache", "shards"]
     history = train(latents, *arguments, "--val-split", "train", "--output", tmp_path)["history"]
@@ -161,6 +165,7 @@ def load_example(name: str):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "geometry"), [("test_vit", "pixel_grid"), ("test_convnext", "skip_early")])
 def test_a_pixel_model_is_folded_and_fine_tuned(model, geometry, latents, imagenette_folder, tmp_path):
     result = load_example("finetune_folded").main(

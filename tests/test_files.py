@@ -38,6 +38,7 @@ def photographs(number: int) -> list[np.ndarray]:
     return [np.asarray(Image.fromarray(item).resize((64, 64), Image.Resampling.BICUBIC)) for item in small]
 
 
+@pytest.mark.slow
 def test_every_file_of_every_command_has_the_mode_that_the_umask_gives(
     umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def run(code: str, *arguments: str | Path, **environment: str) -> tuple[int, lis
     return done.returncode, [line for line in lines if not line.endswith("looking at what is there ...")]  # if slow
 
 
+@pytest.mark.slow
 def test_without_a_network_two_lines_say_so(tmp_path: Path) -> None:
     # A port that refuses is what no network looks like, without waiting for it.
     where = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
@@ -44,6 +45,7 @@ def test_without_a_network_two_lines_say_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_bucket_without_credentials_names_the_variables(tmp_path: Path) -> None:
     where = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
     code, lines = run(
@@ -69,6 +71,7 @@ def test_a_device_that_is_not_there_is_named_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["verify", "preview"])
 def test_a_pillow_without_webp_is_named(command: str, tmp_path: Path, imagenette_folder: Path) -> None:
     latents = tmp_path / "latents"
@@ -80,6 +83,7 @@ def test_a_pillow_without_webp_is_named(command: str, tmp_path: Path, imagenette
     assert "this Pillow was built without WebP. Its wheels have it: pip install" in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "extra", "arguments"),
     [

@@ -12,6 +12,7 @@ from walloc_data.fitting import fit_codec_operators
 from walloc_data.transforms import LatentOperators
 
 
+@pytest.mark.slow
 def test_a_data_set_gets_its_operators(imagenette_folder: Path, tmp_path: Path):
     encode_dataset(imagenette_folder, tmp_path, split="train", size_px=64, progress=False)
     some = {"pictures": imagenette_folder, "factors": [Fraction(1, 2)]}

@@ -18,6 +18,7 @@ def pictures(imagenette_folder: Path, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_from_pictures_to_table(pictures, tmp_path, monkeypatch, capsys):
     for module in (run, plot, speed):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")

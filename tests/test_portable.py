@@ -63,6 +63,7 @@ def test_encoding_and_reading_need_no_unix_module(pictures: Path, tmp_path: Path
         assert (tmp_path / "bare" / "data" / shard.name).read_bytes() == shard.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_conversion_on_a_file_system_without_locks_goes_on_after_an_interruption(
     pictures: Path, no_flock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

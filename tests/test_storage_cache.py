@@ -264,9 +264,11 @@ def test_retries_stop_and_name_the_last_reason(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("7", 7.0), ("0", 0.0), (email.utils.formatdate(time.time() + 100, usegmt=True), 100.0), ("soon", None)],
+    [("7", 7.0), ("0", 0.0), ("a date in 100 s", 100.0), ("soon", None)],
 )
 def test_a_server_says_how_long_to_wait(header: str, seconds: float | None) -> None:
+    if header == "a date in 100 s":
+        header = email.utils.formatdate(time.time() + 100, usegmt=True)
     error = OSError("throttled")
     error.__cause__ = Exception()
     about = {"HTTPStatusCode": 503, "HTTPHeaders": {"retry-after": header}}

@@ -34,6 +34,7 @@ def random_codec(*, channels: int = 3, J: int = 3, latent_dim: int = 12, latent_
     return codec.eval()
 
 
+@pytest.mark.slow
 def test_latents_are_the_float64_formula_everywhere(
     codec: WallocCodec, kodak_pictures: list[Tensor], imagenette_pictures: list[Tensor]
 ) -> None:

@@ -42,6 +42,7 @@ def walkthrough(*arguments: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_walkthrough_prints_the_pages_numbers_for_a_kodak_picture(kodak: list[Path], tmp_path: Path) -> None:
     out = walkthrough(str(kodak[2]), "--plots", str(tmp_path / "plots"), folder=tmp_path)
     assert "dimensionality_reduction = 16.00x" in out
@@ -56,6 +57,7 @@ def test_the_walkthrough_prints_the_pages_numbers_for_a_kodak_picture(kodak: lis
     assert pictures == ["companding.png", "latent.png", "pictures.png", "wavelet_packets.png"]
 
 
+@pytest.mark.slow
 def test_the_walkthrough_runs_on_a_picture_that_comes_with_scikit_image(tmp_path: Path) -> None:
     pytest.importorskip("skimage")
     assert "x         (1, 3, 512, 512)" in walkthrough(folder=tmp_path)

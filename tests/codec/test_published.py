@@ -116,6 +116,7 @@ except ImportError as error:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_loading_and_decoding_warns_nobody(checkpoint: Path) -> None:
     code = f"""
 import torch
@@ -295,6 +296,7 @@ def hub_cache(root: Path, checkpoint: Path, *, with_json: bool) -> None:
         (repo / "snapshots" / commit / file.name).symlink_to(blob)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_json", [True, False])
 def test_a_checkpoint_loads_from_the_hubs_cache_without_a_network(
     checkpoint: Path, tmp_path: Path, with_json: bool

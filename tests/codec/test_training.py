@@ -50,6 +50,7 @@ def train(pictures: list[Pixels], out: Path, **settings: object) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(pictures: list[Pixels], tmp_path: Path) -> None:
     steps = 80
     np.save(tmp_path / "pictures.npy", np.stack(pictures))
@@ -186,6 +187,7 @@ def test_a_closed_form_codec_meets_its_rate(pictures: list[Pixels], tmp_path: Pa
     assert result.psnr_db == result.linear_psnr_db
 
 
+@pytest.mark.slow
 def test_the_rate_weight_is_a_knob(pictures: list[Pixels], tmp_path: Path) -> None:
     for weight in (0.0, 1.0):
         train(pictures, tmp_path / str(weight), steps=80, rate_weight=weight, learning_rate=0.02)

@@ -42,6 +42,7 @@ def whole(out: Path) -> None:
     assert verify_dataset(out, progress=False).problems == ()
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_same_bytes_as_one_even_in_a_script_without_a_main_guard(
     pictures: Path, tmp_path: Path, same_as_reference: Check
 ) -> None:
@@ -208,6 +209,7 @@ def test_every_picture_is_a_sample_or_a_failure(mixed: Path, tmp_path: Path) -> 
     whole(out)
 
 
+@pytest.mark.slow
 def test_broken_pictures_do_not_change_with_the_workers(mixed: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         encode_dataset(mixed, tmp_path / str(workers), samples_per_shard=2, workers=workers, progress=False)

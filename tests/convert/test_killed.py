@@ -34,6 +34,7 @@ def children_of(process: int) -> list[int]:
     return listed
 
 
+@pytest.mark.slow
 def test_killed_at_thirty_moments_and_resumed_the_bytes_are_the_same(
     warm: Warm, pictures: Path, tmp_path: Path, same_as_reference: Check
 ) -> None:
@@ -64,6 +65,7 @@ def test_killed_at_thirty_moments_and_resumed_the_bytes_are_the_same(
     assert not list(out.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_killed_tree_and_killed_workers_leave_the_same_bytes(
     warm: Warm, pictures: Path, tmp_path: Path, same_as_reference: Check
 ) -> None:
@@ -99,6 +101,7 @@ def wait_for(condition: Callable[[], Any], *, what: str, timeout_s: float = 60) 
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_picture_that_kills_its_worker_every_time_is_named_by_its_shard(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +232,7 @@ def test_a_read_only_output_is_named(pictures: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_hundred_megapixels_are_encoded_in_bounded_memory(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -55,6 +55,7 @@ def copy_of(tmp_path: Path) -> Callable[[str], Path]:
     return fetch
 
 
+@pytest.mark.slow
 def test_a_data_set_in_a_bucket_has_the_bytes_of_one_on_disk(
     pictures: Path, same_as_reference: Check, copy_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_parts_in_a_bucket_join(pictures: Path, same_as_reference: Check, copy_o
     same_as_reference(copy_of(url))
 
 
+@pytest.mark.slow
 def test_overwriting_in_a_bucket_leaves_nothing_of_the_old(pictures: Path, copy_of: Callable[[str], Path]) -> None:
     url = f"s3://{BUCKET}/overwritten"
     encode_dataset(pictures, url, samples_per_shard=3, progress=False)
@@ -113,6 +115,7 @@ def test_an_overwrite_in_a_bucket_interrupted_at_any_write_leaves_a_whole_split(
             assert Store(url).list_folders(".walloc") == ["train"]
 
 
+@pytest.mark.slow
 def test_a_store_that_is_killed_and_started_again_costs_time_only(
     swift: Any, pictures: Path, same_as_reference: Check, copy_of: Callable[[str], Path]
 ) -> None:
@@ -130,6 +133,7 @@ def test_a_store_that_is_killed_and_started_again_costs_time_only(
     same_as_reference(copy_of(url))
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_stops_the_run_which_resumes(
     swift: Any,
     pictures: Path,
@@ -156,6 +160,7 @@ def test_a_store_that_stays_away_stops_the_run_which_resumes(
     same_as_reference(copy_of(url))
 
 
+@pytest.mark.slow
 def test_tars_in_a_bucket_are_a_stream_with_labels_and_class_names(tmp_path: Path) -> None:
     store = Store(f"s3://{BUCKET}/tars")
     for shard in range(2):

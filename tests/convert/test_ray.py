@@ -42,6 +42,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_node_that_goes_away_midway_changes_no_byte(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     source = make_folder(tmp_path / "in", classes=3, per_class=12)

@@ -72,6 +72,7 @@ list(dataset.loader(batch_size=100))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_fill_goes_on_with_what_is_left(hundred: Path, tmp_path: Path, ids_of: Ids) -> None:
     code = subprocess.run([sys.executable, "-c", KILLED, str(hundred)], check=False).returncode
     assert code == -signal.SIGKILL

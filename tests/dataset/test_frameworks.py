@@ -142,6 +142,7 @@ for name, loader in loaders.items():
 )
 
 
+@pytest.mark.slow
 def test_lightning_in_two_processes_shares_every_batch(
     latents: Path, tmp_path: Path, expected_latent: Expected
 ) -> None:
@@ -182,6 +183,7 @@ torch.save([straight, got], f"{out}/result.pt")
 )
 
 
+@pytest.mark.slow
 def test_lightning_resumes_within_an_epoch_as_if_never_stopped(latents: Path, tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     run(LIGHTNING_RESUME, tmp_path, latents, tmp_path)
@@ -247,6 +249,7 @@ torch.save(result, f"{out}/result.pt")
 """
 
 
+@pytest.mark.slow
 def test_the_trainer_draws_anew_every_epoch_and_resumes_exactly(
     latents: Path, tmp_path: Path, expected_latent: Expected
 ) -> None:
@@ -307,6 +310,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_accelerate_counts_every_batch_and_steps_at_the_end_of_an_epoch(
     latents: Path, tmp_path: Path, expected_latent: Expected
 ) -> None:

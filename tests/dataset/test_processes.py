@@ -44,6 +44,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_share_every_batch_and_evaluate_exactly(hundred: Path, tmp_path: Path, world_size: int) -> None:
     script, result = tmp_path / "rank.py", tmp_path / "result.pt"
@@ -95,6 +96,7 @@ with open(log, "a") as out:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_trainer_resumes_where_it_was(hundred: Path, tmp_path: Path) -> None:
     """Twice, and each time with another number of workers and another cache."""
     script, log, state = tmp_path / "trainer.py", tmp_path / "log", tmp_path / "state.json"
@@ -134,6 +136,7 @@ def _private_bytes(pid: int) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_memory_of_a_worker_does_not_grow_with_the_data_set(write_index: Callable[..., Path], tmp_path: Path) -> None:
     """A million samples more in the index, hardly a byte more in each worker."""
     used = {}

@@ -24,6 +24,7 @@ def test_a_strip_shows_the_picture_and_what_becomes_of_it() -> None:
     assert np.array_equal(drawn, expected)
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_readme_are_made_by_one_command(tmp_path: Path) -> None:
     pytest.importorskip("skimage")
     command = [sys.executable, ROOT / "examples" / "figures.py", "--out", tmp_path]

@@ -316,6 +316,7 @@ def test_a_shard_that_was_sent_in_parts_is_recognised(
     assert push(tmp_path, url, storage_options=options).uploaded == ()
 
 
+@pytest.mark.slow
 @pytest.mark.object_store
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_a_bucket_whose_etags_are_no_checksums_is_sent_nothing_twice(

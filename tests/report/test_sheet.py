@@ -128,6 +128,7 @@ def test_chosen_samples_show_every_class_before_any_twice() -> None:
     assert len(set(spread_rows(np.full(20, -1), 8))) == 8
 
 
+@pytest.mark.slow
 def test_class_names_of_any_kind_can_be_drawn(imagenette_latents: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(imagenette_latents.out, out)

@@ -35,6 +35,7 @@ def flip(path: Path, places: list[int]) -> None:
             file.write(bytes([value ^ 8]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_cached_shard_that_is_damaged_is_fetched_again(
     url: str,

@@ -32,6 +32,7 @@ def _ids(loader: LatentLoader, ids_of: Ids) -> list[list[int]]:
     return [ids_of(batch[0]) for batch in loader]
 
 
+@pytest.mark.slow
 def test_a_cache_too_small_for_the_data_evicts_and_refetches(
     url: str, source: Path, faults: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ids_of: Ids
 ) -> None:
@@ -96,6 +97,7 @@ open(log, "w").write(json.dumps(ids))
 """
 
 
+@pytest.mark.slow
 def test_two_trainers_share_one_cache(
     url: str, source: Path, faults: Any, tmp_path: Path, ids_of: Ids, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +122,7 @@ def test_two_trainers_share_one_cache(
     assert 40 <= faults.count("data/train") <= 80
 
 
+@pytest.mark.slow
 def test_a_fetcher_that_is_killed_blocks_nobody(
     url: str, faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids_of: Ids
 ) -> None:

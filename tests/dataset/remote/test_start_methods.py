@@ -17,6 +17,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_read_after_this_process_has(
     url: str, tmp_path: Path, ids_of: Callable[[torch.Tensor], list[int]], method: str

@@ -89,6 +89,7 @@ def test_a_response_that_hangs_is_asked_for_again(
     assert faults.count("train-00000") == 2
 
 
+@pytest.mark.slow
 def test_a_store_that_is_killed_and_restarted_costs_only_time(url: str, swift: Any, ids_of: Ids) -> None:
     dataset = LatentDataset(url, shuffle=True, window_shards=2)
     expected = _ids(LatentDataset(url, shuffle=True, window_shards=2, cache="array").loader(batch_size=8), ids_of)
