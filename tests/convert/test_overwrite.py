@@ -148,3 +148,20 @@ def test_an_overwrite_begun_with_other_settings_is_begun_again(pictures: Path, t
     assert (summary.new_samples, summary.num_shards) == (24, 6)
     encode_dataset(pictures, tmp_path / "fresh", samples_per_shard=4, progress=False)
     assert hashes(out) == hashes(tmp_path / "fresh")
+
+
+def test_an_interrupted_overwrite_of_a_source_that_shrank_is_begun_again(pictures: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(pictures, tmp_path / "pictures"))
+    out = _encoded(source, tmp_path / "out")
+
+    def interrupt(progress: Any) -> None:
+        if progress.num_done >= 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_dataset(source, out, samples_per_shard=2, overwrite=True, progress=interrupt)
+    for path in sorted(source.rglob("*.jpg"))[4:]:  # so that positions that are encoded already are no more
+        path.unlink()
+    summary = encode_dataset(source, out, samples_per_shard=2, overwrite=True, progress=False)
+    assert (summary.num_samples, summary.new_samples) == (4, 4)
+    assert verify_dataset(out, progress=False).problems == ()

@@ -89,15 +89,15 @@ def discard_another(store: Store, plan: Plan, source: Source, *, kind: Kind) -> 
     begun = read_plan(inside, plan.split)
     if begun is None:
         return
-    if source.num_items is not None:
+    same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
+    if differences(begun, same) or version_differences(begun, same):
+        discard(store, plan.split, kind=kind)
+        return
+    if source.num_items is not None:  # the same number of pictures as then, so that every position is there
         try:
             check_source(inside, plan.split, source, sorted(finished_shards(inside, plan.split)))
         except SettingsMismatchError:
             discard(store, plan.split, kind=kind)
-            return
-    same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
-    if differences(begun, same) or version_differences(begun, same):
-        discard(store, plan.split, kind=kind)
 
 
 def begin(
