@@ -135,3 +135,14 @@ def test_a_shard_of_another_writers_split_is_not_made_by_this_one(
     with pytest.raises(SettingsMismatchError, match=r"by other versions:\n  written_by\.webp_writer: \w+ -> of an"):
         encode(source, out, repair=True)
     assert hashes(out) == before
+
+
+def test_a_damaged_plan_says_what_to_do_which_helps(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encode_dataset(pictures, out, samples_per_shard=8, progress=False)
+    (out / ".walloc" / "train" / "plan.json").write_text("{")
+    for options in ({}, {"repair": True}):
+        with pytest.raises(FormatError, match=r"plan\.json: not valid JSON .*: overwrite the split \(--overwrite\)"):
+            encode_dataset(pictures, out, samples_per_shard=8, progress=False, **options)
+    assert encode_dataset(pictures, out, samples_per_shard=8, progress=False, overwrite=True).num_samples == 24
+    assert verify_dataset(out, progress=False).problems == ()

@@ -107,7 +107,10 @@ def read_plan(store: Store, split: str) -> Plan | None:
     """A split's plan, with a stream's length where its end has been seen; None where no conversion was begun."""
     if not store.exists(plan_name(split)):
         return None
-    plan = Plan.from_dict(_json(store, plan_name(split)), where=store.where(plan_name(split)))
+    try:
+        plan = Plan.from_dict(_json(store, plan_name(split)), where=store.where(plan_name(split)))
+    except FormatError as error:
+        raise FormatError(f"{error}. Nothing goes on without it: overwrite the split (--overwrite)") from error
     if plan.split != split:
         raise FormatError(f"{store.where(plan_name(split))}: the plan of split {plan.split!r}")
     if plan.num_items is None and store.exists(end_name(split)):
