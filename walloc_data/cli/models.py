@@ -34,7 +34,7 @@ def _train_codec_arguments(parser: Parser) -> None:
     add("source", nargs="+", metavar="SOURCE", help="folders or tars of pictures; FOLDER=0.5 weighs their crops")
     add("-o", "--output", required=True, metavar="FOLDER", help="the codec's folder; a stopped run goes on there")
     add("--name", default="my-codec", help="lower case; data sets refer to it (default: my-codec)")
-    add("--closed-form", action="store_true", help="the KLT and a linear decoder: seconds, no iterations")
+    add("--closed-form", action="store_true", help="the KLT and a linear decoder: seconds for 12 channels")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, metavar="N", help="optimizer steps: the same on every machine")
     length.add_argument("--minutes", type=float, metavar="M", help="as many steps as take about this long")
