@@ -136,9 +136,9 @@ NO_RIGHT = "[path.chmod(0) for path in Path(source).rglob('*.jpg')]"
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (NO_FILES, "SourceError * cannot be read (Too many open files)"),
+        (NO_FILES, "UnreadableError * cannot be read (Too many open files)"),
         (NO_MEMORY, "ConversionError class_0/004y.jpg (source index 6): * memory ran out. What is published stays"),
-        (NO_RIGHT, "SourceError * cannot be read (Permission denied)"),
+        (NO_RIGHT, "UnreadableError * cannot be read (Permission denied)"),
     ],
     ids=["open files", "memory", "rights"],
 )
