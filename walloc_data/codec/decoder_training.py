@@ -45,7 +45,6 @@ _LOG_OFFSET = 10.0
 _MARGIN_CELLS = 4  # an analysis filter reaches 28 pixels to either side
 _FIT_PICTURES = 200
 _LOG_EVERY, _SYNC_EVERY = 200, 20
-_CUDA_GRAPHS = True
 _STATE_TYPES = {"step": int, "seconds": float}
 
 
@@ -139,7 +138,7 @@ class _Step:
         self.drawn.copy_(self.crops.draw(self.batch_size, seed=config.seed, step=step))
         if config.colour:
             self.colours.copy_(draw_colours(self.batch_size, part=config.colour, seed=config.seed, step=step))
-        if trainer.device.type != "cuda" or not _CUDA_GRAPHS:
+        if trainer.device.type != "cuda":
             self._compute()
         elif self.graph is None and self.warm < 3:  # before capture, libraries set themselves up
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
