@@ -92,7 +92,7 @@ def test_an_overwrite_in_a_bucket_interrupted_at_any_write_leaves_a_whole_split(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = make_folder(tmp_path / "few" / "pictures", per_class=2)
-    for number, stop_at in enumerate((0, 1, 9)):
+    for number, stop_at in enumerate((0, 9)):
         url = f"s3://{BUCKET}/interrupted-{number}"
         encode_dataset(pictures, url, samples_per_shard=8, progress=False)
         with monkeypatch.context() as patch:
