@@ -26,6 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         together = "object_store" if item.get_closest_marker("object_store") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(together))
+        if together == "object_store":  # the endpoint alone takes several seconds to start
+            item.add_marker(pytest.mark.slow)
 
 
 def find_shared() -> Path | None:
