@@ -1,7 +1,7 @@
-"""Fill the README's tables from benchmarks/results/: `python -m benchmarks.readme`, or `--check` to compare only.
+"""Fill the tables of the pages from benchmarks/results/: `python -m benchmarks.readme`, `--check` to compare only.
 
 Each table stands between `<!-- NAME -->` and `<!-- end NAME -->`; a function below makes it from a file of
-results. So no number in the README was typed by hand, and a test holds the two together.
+results. So no number there was typed by hand, and a test holds the two together.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks.results import RESULTS
 
 NETWORK_NAMES = {"vit": "ViT", "resnet": "ResNet"}
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "learning" / "README.md")
+PAGES = (ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "learning" / "README.md")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -267,7 +267,7 @@ LEARNING = {
     "imagenette": "PICTURES --size-px 160 --work SCRATCH --name imagenette",
     "imagewoof": "PICTURES --size-px 256 --work SCRATCH --patch-cells 8 --name imagewoof",
 }
-# Name in the README: (results file, function).
+# Name on a page: (results file, function).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "convert_speed": ("convert_speed", convert_speed),
     "decode_speed": ("rate_distortion", decode_speed),

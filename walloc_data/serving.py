@@ -199,7 +199,7 @@ class _PlainClassifier(nn.Module):
 
 
 def _is_exporting() -> bool:
-    """Whether torch.export traces. Before torch 2.7 that could not be told from torch.compile."""
+    """Return whether torch.export traces. Before torch 2.7 that could not be told from torch.compile."""
     asked = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return bool(asked())
 

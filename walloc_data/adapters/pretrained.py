@@ -73,7 +73,7 @@ def _cached_weights(name: str) -> Path | None:
 
 
 def _hub_problem() -> str | None:
-    """Why the Hub cannot be reached; None where it answers. Without this, its client tries again for a minute."""
+    """Return why the Hub cannot be reached, None where it answers; without this its client retries for a minute."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:

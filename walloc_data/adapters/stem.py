@@ -27,7 +27,7 @@ _LATENT_DTYPES = (
 
 
 def _refusal(given: Tensor, *, channels: int) -> str:
-    """What came instead of a latent, and the remedy."""
+    """Return what came instead of a latent, and the remedy."""
     what = (
         f"this model takes latents (N, {channels}, h, w) of int8 or floats, and got {given.dtype} {tuple(given.shape)}"
     )

@@ -80,7 +80,7 @@ def add_split(parser: Parser, *, default: str | None = None) -> None:
 
 
 def add_reading(parser: "Parser | argparse._ArgumentGroup") -> None:
-    """How picture files are read; options that are not given are absent from the arguments."""
+    """Return how picture files are read; options that are not given are absent from the arguments."""
 
     def add(name: str, **options: Any) -> None:
         parser.add_argument(name, default=argparse.SUPPRESS, **options)

@@ -177,9 +177,11 @@ def load_codec(
 
 
 def _load(source: str | Path, *, decoder: bool | str | Path) -> tuple[WallocCodec, CodecInfo]:
-    version = None if isinstance(decoder, bool) or Path(decoder).is_file() else str(decoder)
+    from_file = not isinstance(decoder, bool) and Path(decoder).is_file()
+    version = None if isinstance(decoder, bool) or from_file else str(decoder)
     if (folder := codec_folder(source)) is not None:
-        return _load_folder(folder, decoder=decoder is not False, version=version)
+        # A decoder file replaces the folder's decoder, so the latest one there is not read.
+        return _load_folder(folder, decoder=decoder is not False, version="1" if from_file else version)
     if version is not None:
         raise CodecError(f"decoder {version!r}: no such file, and {str(source)!r} is no codec folder with versions")
     if isinstance(source, str) and source.startswith("hf://"):

@@ -33,7 +33,7 @@ from walloc_data.codec.model import WallocCodec
 from walloc_data.codec.muon import Muon
 from walloc_data.codec.pictures import Corpus, PictureSet
 from walloc_data.codec.training_config import DecoderTrainConfig, DecoderTrainResult
-from walloc_data.codec.training_state import Checkpoint, append_log, check_settings, decoder_card, draw_log
+from walloc_data.codec.training_state import Checkpoint, append_log, decoder_card, draw_log, open_run
 from walloc_data.codec.wavelets import analysis_matrix, bands_of, interleave, synthesis_matrix, wavelet_synthesis
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError
@@ -83,16 +83,8 @@ def train_decoder(
     out, say = Path(out), say or (lambda line: None)
     if (out / "decoder.safetensors").exists():
         raise CodecError(f"{out} already holds a decoder: choose another folder, or delete it")
-    work = out / ".training"
-    if not resume and work.exists():
-        shutil.rmtree(work)
-        (out / "log.jsonl").unlink(missing_ok=True)
-    checkpoint = Checkpoint.load(work, state_types=_STATE_TYPES)
     settings = {**config.to_dict(), "encoder_sha256": codec.encoder_sha256}
-    if checkpoint is not None:
-        check_settings(checkpoint.config, settings, where=out)
-    corpus = Corpus(work) if Corpus.exists(work) else Corpus.build(pictures, work)
-    say(f"{len(corpus)} pictures, {corpus.shapes.prod(1).sum() / 1e6:.0f} MP, {len(corpus.held_out)} held out")
+    corpus, checkpoint = open_run(out, pictures, settings, resume=resume, say=say, state_types=_STATE_TYPES)
     trainer = _Trainer(corpus, codec, config, settings, checkpoint, out=out, say=say)
     trainer.run()
     trained = trainer.codec()
@@ -104,7 +96,7 @@ def train_decoder(
     result = DecoderTrainResult(
         str(out / "decoder.safetensors"), config.version, trainer.step, round(psnr, 3), len(corpus.held_out)
     )
-    shutil.rmtree(work)
+    shutil.rmtree(out / ".training")
     return result
 
 

@@ -32,7 +32,7 @@ from walloc_data.codec.model import WallocCodec
 from walloc_data.codec.pictures import Corpus, PictureSet
 from walloc_data.codec.rate import estimated_bits, measured_bytes
 from walloc_data.codec.training_config import TrainConfig, TrainResult
-from walloc_data.codec.training_state import Checkpoint, append_log, check_settings, draw_log, model_card
+from walloc_data.codec.training_state import Checkpoint, append_log, draw_log, model_card, open_run
 from walloc_data.codec.wavelets import wavelet_analysis, wavelet_synthesis
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError
@@ -80,22 +80,14 @@ def train_codec(
     out, say = Path(out), say or (lambda line: None)
     if (out / "codec.json").exists():
         raise CodecError(f"{out} already holds a codec: choose another folder, or delete it")
-    work = out / ".training"
-    if not resume and work.exists():
-        shutil.rmtree(work)
-        (out / "log.jsonl").unlink(missing_ok=True)
-    checkpoint = Checkpoint.load(work)
-    if checkpoint is not None:
-        check_settings(checkpoint.config, config.to_dict(), where=out)
-    corpus = Corpus(work) if Corpus.exists(work) else Corpus.build(pictures, work)
-    say(f"{len(corpus)} pictures, {corpus.shapes.prod(1).sum() / 1e6:.0f} MP, {len(corpus.held_out)} held out")
+    corpus, checkpoint = open_run(out, pictures, config.to_dict(), resume=resume, say=say)
     if config.closed_form:
         steps, codec = 0, _klt_codec(corpus, config)
     else:
         trainer = _Trainer(corpus, config, checkpoint, out=out, say=say)
         steps, codec = trainer.run(), trainer.codec()
     result = _finish(codec, corpus, config, out=out, steps=steps)
-    shutil.rmtree(work)
+    shutil.rmtree(out / ".training")
     return result
 
 

@@ -12,6 +12,13 @@ from walloc_data.format import check_name
 __all__ = ["DecoderTrainConfig", "DecoderTrainResult", "TrainConfig", "TrainResult"]
 
 
+def _check_length(steps: int | None, minutes: float | None, *, needed: bool = True) -> None:
+    if needed and (steps is None) == (minutes is None):
+        raise CodecError("training takes either steps or minutes")
+    if any(length is not None and length <= 0 for length in (steps, minutes)):
+        raise CodecError(f"training must take time: steps {steps}, minutes {minutes}")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """What a training run does. `steps` or `minutes` says how long; only `steps` is the same on every machine.
@@ -53,10 +60,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name, what="codec name", where="train-codec")
-        if not self.closed_form and (self.steps is None) == (self.minutes is None):
-            raise CodecError("training takes either steps or minutes")
-        if any(length is not None and length <= 0 for length in (self.steps, self.minutes)):
-            raise CodecError(f"training must take time: steps {self.steps}, minutes {self.minutes}")
+        _check_length(self.steps, self.minutes, needed=not self.closed_form)
         tiles, rest = divmod(self.latent_dim, 3)
         if rest or tiles < 1 or math.isqrt(tiles) ** 2 != tiles:
             raise CodecError(f"latent_dim {self.latent_dim} does not pack: it must be 3 times a square")
@@ -162,10 +166,7 @@ class DecoderTrainConfig:
 
     def __post_init__(self) -> None:
         check_name(self.version, what="decoder version", where="train-codec")
-        if (self.steps is None) == (self.minutes is None):
-            raise CodecError("training takes either steps or minutes")
-        if any(length is not None and length <= 0 for length in (self.steps, self.minutes)):
-            raise CodecError(f"training must take time: steps {self.steps}, minutes {self.minutes}")
+        _check_length(self.steps, self.minutes)
         if self.optimizer not in ("muon", "adam") or self.start not in ("linear", "decoder"):
             raise CodecError(
                 f"optimizer must be muon or adam, start linear or decoder, not {self.optimizer!r} and {self.start!r}"

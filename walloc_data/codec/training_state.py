@@ -1,7 +1,8 @@
 """What a training run leaves on disk: its checkpoint, its log, the plot of the log, and the model card."""
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from walloc_data.codec.checkpoints import CodecInfo
-from walloc_data.codec.pictures import Corpus
+from walloc_data.codec.pictures import Corpus, PictureSet
 from walloc_data.errors import CodecError, SettingsMismatchError
 from walloc_data.files import whole_file
 from walloc_data.format import CodecSpec
 
-__all__ = ["Checkpoint", "append_log", "check_settings", "decoder_card", "draw_log", "model_card"]
+__all__ = ["Checkpoint", "append_log", "decoder_card", "draw_log", "model_card", "open_run"]
 
 _FILE = "checkpoint.safetensors"
 _MAX_BYTES = 2**32
@@ -78,7 +79,29 @@ def append_log(out: Path, entry: Mapping[str, Any]) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def check_settings(begun: Mapping[str, Any], now: Mapping[str, Any], *, where: Path) -> None:
+def open_run(
+    out: Path,
+    pictures: Sequence[PictureSet],
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    say: Callable[[str], None],
+    state_types: Mapping[str, type] | None = None,
+) -> tuple[Corpus, Checkpoint | None]:
+    """Return the decoded pictures of a run in `out`, and its checkpoint where one was begun with these settings."""
+    work = out / ".training"
+    if not resume and work.exists():
+        shutil.rmtree(work)
+        (out / "log.jsonl").unlink(missing_ok=True)
+    checkpoint = Checkpoint.load(work, state_types=state_types)
+    if checkpoint is not None:
+        _check_settings(checkpoint.config, settings, where=out)
+    corpus = Corpus(work) if Corpus.exists(work) else Corpus.build(pictures, work)
+    say(f"{len(corpus)} pictures, {corpus.shapes.prod(1).sum() / 1e6:.0f} MP, {len(corpus.held_out)} held out")
+    return corpus, checkpoint
+
+
+def _check_settings(begun: Mapping[str, Any], now: Mapping[str, Any], *, where: Path) -> None:
     """Raise SettingsMismatchError where a run that goes on was begun with other settings."""
     names = sorted((set(begun) | set(now)) - {"checkpoint_seconds", "validate_seconds"})
     if differing := [

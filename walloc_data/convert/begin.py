@@ -45,7 +45,7 @@ def codec_for(store: Store | None, codec: Any, *, staging: Path, device: str, re
 
 
 def _has_codec(store: Store, *, staging: Path, spec: CodecSpec | None = None) -> bool:
-    """Whether the data set's codec can be loaded, and is the one that is expected."""
+    """Return whether the data set's codec can be loaded, and is the one that is expected."""
     from walloc_data.codec import fetch_codec, load_codec
 
     if not store.exists("codec/codec.json"):

@@ -25,7 +25,7 @@ Recorded = dict[int, tuple[str | None, int]]  # by source index: version and CRC
 
 
 def rows_of_source(store: Store, split: str, shards: Iterable[int]) -> Iterator[Recorded]:
-    """What shards recorded of their pictures, one shard after another; nothing for those that recorded nothing."""
+    """Yield what shards recorded of their pictures, shard by shard; nothing for those that recorded nothing."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -72,7 +72,7 @@ def _changes(sample: Sample, version: str | None, crc32: int) -> str | None:
 
 
 def changed_samples(recorded: Recorded, samples: Iterable[tuple[int, Sample]]) -> Iterator[str]:
-    """What has changed among samples that are at hand."""
+    """Return what has changed among samples that are at hand."""
     for index, sample in samples:
         if index in recorded and (changes := _changes(sample, *recorded[index])):
             yield changes

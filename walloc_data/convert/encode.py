@@ -217,7 +217,7 @@ def _given(settings: EncodeSettings | None, fields: dict[str, Any]) -> dict[str,
 def _kind_of_replacement(
     store: Store, split: str, *, overwrite: bool, failed: set[int], part: str | None
 ) -> Kind | None:
-    """How a split that is there must be replaced; None: its shards are made in their places."""
+    """Return how a split that is there must be replaced; None: its shards are made in their places."""
     if overwrite:
         return "new" if is_begun(store, split) else None
     manifest = read_manifest(store)

@@ -80,13 +80,13 @@ def take_along(store: Store, split: str, shards: Iterable[int], *, kind: Kind) -
 
 
 def is_begun(store: Store, split: str) -> bool:
-    """Whether there is anything of a split, finished or not."""
+    """Return whether there is anything of a split, finished or not."""
     manifest = read_manifest(store)
     return store.exists(plan_name(split)) or (manifest is not None and split in manifest.splits)
 
 
 def is_only_split(store: Store, split: str) -> bool:
-    """Whether no other split is there, finished or not: then codec and settings may change with this one."""
+    """Return whether no other split is there, finished or not: then codec and settings may change with this one."""
     manifest = read_manifest(store)
     return not ({*planned_splits(store), *(manifest.splits if manifest else ())} - {split})
 
@@ -137,7 +137,7 @@ def settle(store: Store) -> None:
 
 
 def _is_done_with(store: Store, split: str, kind: Kind) -> bool:
-    """Whether a replacement's folder is what an interrupted removal left of it."""
+    """Return whether a replacement's folder is what an interrupted removal left of it."""
     inside = replacement(store, split, kind=kind)
     if not inside.exists(plan_name(split)):
         return True

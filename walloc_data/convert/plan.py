@@ -175,7 +175,7 @@ def differences(before: Plan, now: Plan) -> list[str]:
 
 
 def version_differences(before: Plan, now: Plan) -> list[str]:
-    """What the bytes of shards also depend on, as ``differences`` names it: the programs that write and read files.
+    """Return what else the bytes of shards depend on, as ``differences`` names it: programs that write and read files.
 
     Pillow's version is recorded and not compared: what of it changes most are the libraries that it comes with, and
     those that the common formats are read with are named beside it.

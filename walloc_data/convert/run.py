@@ -113,7 +113,7 @@ class Run:
             )
 
     def has_work(self) -> bool:
-        """Whether a shard is due, or a stream's end is not known yet."""
+        """Return whether a shard is due, or a stream's end is not known yet."""
         return self.plan.num_shards is None or any(map(self._is_due, range(self.plan.num_shards)))
 
     def _is_mine(self, shard: int) -> bool:

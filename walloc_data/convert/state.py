@@ -72,7 +72,7 @@ def check_siblings(store: Store, plan: Plan, manifest: Manifest | None) -> None:
 def limit_is_fixed(
     store: Store, split: str, before: EncodeSettings, now: EncodeSettings, *, redo: Collection[int] = ()
 ) -> str | None:
-    """Why `max_pixels` may not change any more; None if it may, as no shard that is done would be another.
+    """Return why `max_pixels` may not change any more; None if it may, as no shard that is done would be another.
 
     Args:
         redo: shards that are made again.

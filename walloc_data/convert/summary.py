@@ -14,14 +14,14 @@ MAX_LISTED = 10
 
 
 def kept_of(plan: Plan) -> tuple[str, ...]:
-    """What goes with each picture: its label and columns."""
+    """Return what goes with each picture: its label and columns."""
     number = None if plan.class_names is None else len(plan.class_names)
     label = "label" if number is None else f"label ({number} {'class' if number == 1 else 'classes'})"
     return (*((label,) if plan.labelled else ()), *(f"column {name}" for name in plan.columns))
 
 
 def notes_of(plan: Plan, numbers: Mapping[str, int], *, labels: Collection[int] | None = None) -> tuple[str, ...]:
-    """What the source says of itself, what encoded pictures have lost, with numbers, and classes without samples.
+    """Return what the source says of itself, what encoded pictures have lost, in numbers, and classes without samples.
 
     Args:
         numbers: of pictures, by what they have lost.

@@ -15,7 +15,7 @@ _GO_ON = "What is published stays, and the same command goes on from there"
 
 
 def is_trouble(error: BaseException) -> bool:
-    """Whether an error that came up with a picture may say more about the machine than about the picture.
+    """Return whether an error that came up with a picture may say more about the machine than about the picture.
 
     Memory that ran out, and whatever the system itself refused: Pillow's own errors about damaged files have no number.
     """

@@ -192,7 +192,7 @@ class _Bits:
 
 
 def _is_of(path: Path, num_bytes: int) -> bool:
-    """Whether a file is there and of this length: then it may be another user's, which is read and not written."""
+    """Return whether a file is there and of this length: it may be another user's, which is read and not written."""
     return path.is_file() and path.stat().st_size == num_bytes
 
 

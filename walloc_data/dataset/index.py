@@ -109,7 +109,7 @@ def _write(path: Path, rows: npt.NDArray[np.void]) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a table is there, and is what was written."""
+    """Return whether a table is there, and is what was written."""
     try:
         with path.open("rb") as file:
             num_bytes = os.fstat(file.fileno()).st_size - _DIGEST_BYTES
@@ -183,7 +183,7 @@ class _Parquet:
             raise StorageError(f"{self.where}: cannot be read ({error.strerror or error})") from error
 
     def _fetched(self) -> Path:
-        """Where it lies on this machine."""
+        """Return where it lies on this machine."""
         if self._path is None:
             limit = 2**20 + _MAX_PARQUET_BYTES_PER_ROW * self.record.num_samples
             local = self.store.local_path

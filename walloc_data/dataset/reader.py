@@ -204,7 +204,7 @@ def _at(where: Callable[[int], str], i: int, _: int) -> str:
 
 
 def _stamp(store: Store) -> tuple[int, ...] | None:
-    """What changes with a local manifest; None where there is none."""
+    """Return what changes with a local manifest; None where there is none."""
     try:
         status = None if store.local_path is None else (store.local_path / MANIFEST_NAME).stat()
     except OSError:
@@ -213,7 +213,7 @@ def _stamp(store: Store) -> tuple[int, ...] | None:
 
 
 def _replaced(store: Store, shard: ShardRecord) -> bool:
-    """Whether a data set that is open no longer has a shard as it had when it was opened."""
+    """Return whether a data set that is open no longer has a shard as it had when it was opened."""
     try:
         manifest = read_manifest(store)
     except WallocDataError:

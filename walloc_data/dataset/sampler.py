@@ -136,7 +136,7 @@ class LatentBatchSampler(Sampler[list[int]]):
             yield [SampleIndex(row, epoch) for row in batch.rows.tolist()]
 
     def state_dict(self, *, position: int | None = None) -> dict[str, Any]:
-        """Where the run is: a few integers and names, JSON-able, independent of workers and ranks.
+        """Return where the run is: a few integers and names, JSON-able, independent of workers and ranks.
 
         Args:
             position: batches of the running epoch that were trained on, those before a resume included. Needed once
@@ -172,6 +172,6 @@ class LatentBatchSampler(Sampler[list[int]]):
 
 
 def _asked_by_torchdata() -> bool:
-    """Whether torchdata's StatefulDataLoader asks for the state: it takes one with each batch that it draws."""
+    """Return whether torchdata's StatefulDataLoader asks for the state: it takes one with each batch that it draws."""
     caller = sys._getframe(2).f_globals.get("__name__", "")
     return str(caller).partition(".")[0] == "torchdata"

@@ -78,7 +78,7 @@ def _pass(loader: "DataLoader[Any]", batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def _how_it_died(error: BaseException | None) -> str | None:
-    """How a worker died, if that is what torch says."""
+    """Return how a worker died, if that is what torch says."""
     how = None
     while error is not None:
         if match := _DIED.search(str(error)):

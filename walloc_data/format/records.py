@@ -291,7 +291,7 @@ class SplitRecord(_Record):
 
     @property
     def root(self) -> str:
-        """Where the split's folders ``data/`` and ``index/`` lie inside the data set: "" but for a few moments.
+        """Return where the split's folders ``data/`` and ``index/`` lie inside the data set: "" but for a few moments.
 
         While a split is overwritten, the new one grows in a folder of its own. The manifest names it there from the
         moment it is whole until its files are in their usual places, so that readers see the old or the new split,
@@ -300,7 +300,7 @@ class SplitRecord(_Record):
         return self.shards[0].name.rpartition("data/")[0] if self.shards else ""
 
     def index_name(self, split: str) -> str:
-        """Where the index of this split lies inside the data set.
+        """Return where the index of this split lies inside the data set.
 
         Example:
             >>> from walloc_data import LatentDataset

@@ -87,7 +87,7 @@ def _text(path: str) -> str:
 
 
 def _is_encoded(folder: Path) -> bool:
-    """Whether a data set of latents lies there, finished or not."""
+    """Return whether a data set of latents lies there, finished or not."""
     try:
         return (folder / MANIFEST_NAME).is_file() or (folder / ".walloc").is_dir()
     except OSError:  # unreadable: the scan says so

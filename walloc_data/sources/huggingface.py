@@ -157,7 +157,7 @@ class HuggingFaceSource(Source):
 
 
 def _has_transform(dataset: Any) -> bool:
-    """Whether `set_transform` or `with_transform` was called on a `datasets.Dataset`."""
+    """Return whether `set_transform` or `with_transform` was called on a `datasets.Dataset`."""
     shape = getattr(dataset, "format", None)
     return isinstance(shape, Mapping) and shape.get("type") == "custom"
 

@@ -65,6 +65,6 @@ def read_file(path: Path, *, num_bytes: int | None = None) -> tuple[bytes, str]:
 
 
 def file_version(num_bytes: int, mtime_ns: int) -> str:
-    """What tells a file from another of the same name: its length and when it was last written."""
+    """Return what tells a file from another of the same name: its length and when it was last written."""
     seconds, nanoseconds = divmod(mtime_ns, 10**9)
     return f"{num_bytes} bytes of {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d} UTC"

@@ -57,7 +57,7 @@ class TarScan:
     folders: set[str] = field(default_factory=set)
 
     def notes(self) -> tuple[str, ...]:
-        """What was left out, with numbers."""
+        """Return what was left out, with numbers."""
         special = (f"left out: members that are no plain files: {listed(self.special)}",) if self.special else ()
         return stray_note(self.strays) + special
 
@@ -251,7 +251,7 @@ def _json_member(tars: _OpenTars, path: str, group: Group) -> dict[str, Any]:
 
 
 def picture_of(group: Group, image_column: str | None) -> tuple[int, int] | None:
-    """Where a group's picture lies; None if it has none."""
+    """Return where a group's picture lies; None if it has none."""
     if image_column is not None:
         return group.members.get(image_column)
     return next((span for extension, span in group.members.items() if f".{extension}" in PICTURE_SUFFIXES), None)

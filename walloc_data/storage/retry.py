@@ -128,7 +128,7 @@ class _Answer:
 
 
 def _answer(error: BaseException) -> _Answer:
-    """What the server said, by whichever client library."""
+    """Return what the server said, by whichever client library."""
     for link in error_chain(error):
         response = getattr(link, "response", None)
         if isinstance(response, Mapping):  # botocore's ClientError
@@ -143,7 +143,7 @@ def _answer(error: BaseException) -> _Answer:
 
 
 def deserves_retry(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later.
+    """Return whether the same request may succeed a moment later.
 
     A refusal (301, 401, 403, 404, a name that cannot be a bucket, no credentials) will be the same refusal; a broken
     connection, a time-out, a 5xx or a throttled request will not.
@@ -159,7 +159,7 @@ def deserves_retry(error: BaseException) -> bool:
 
 
 def retry_after_s(error: BaseException) -> float | None:
-    """How long the server asks to be left alone, by its Retry-After header: seconds, or a date."""
+    """Return how long the server asks to be left alone, by its Retry-After header: seconds, or a date."""
     headers = {str(name).lower(): value for name, value in _answer(error).headers.items()}
     value = str(headers.get("retry-after", "")).strip()
     if value.isdigit():
@@ -183,7 +183,7 @@ def reason(error: BaseException) -> str:
 
 
 def remedy(error: BaseException) -> str:
-    """What to do about the refusals that somebody new to a store meets first."""
+    """Return what to do about the refusals that somebody new to a store meets first."""
     name, answer = type(error).__name__, _answer(error)
     if name in ("NoCredentialsError", "PartialCredentialsError"):
         return (

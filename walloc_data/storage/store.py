@@ -94,7 +94,7 @@ class Store:
 
     @property
     def endpoint_remedy(self) -> str:
-        """How an S3 store's address is chosen, to end a sentence about a URL that may be wrong."""
+        """Return how an S3 store's address is chosen, to end a sentence about a URL that may be wrong."""
         if self._protocol not in _S3:
             return ""
         return (

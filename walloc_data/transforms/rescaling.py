@@ -69,7 +69,7 @@ def window_cells(factor: Fraction) -> int:
 
 
 def _placed(factor: Fraction) -> tuple[list[int], int]:
-    """Where the windows of the p cells begin in the window that holds them all, and that window's side."""
+    """Return where the windows of the p cells begin in the window that holds them all, and that window's side."""
     p, q, k = factor.numerator, factor.denominator, window_cells(factor)
     starts = [0] * p
     for i in range((p + 1) // 2):
@@ -215,7 +215,7 @@ class RescalingSums:
 
 
 def rescaling_name(rows: Fraction, columns: Fraction, *, mirrored: bool) -> str:
-    """What `LatentOperators.held_out_error` calls a map: rows first."""
+    """Return what `LatentOperators.held_out_error` calls a map: rows first."""
     return f"rescale {rows} x {columns}" + ", mirrored" * mirrored
 
 
