@@ -62,7 +62,7 @@ class Grid:
         return self.size[0] * self.stage_px, self.size[1] * self.stage_px
 
     def shuffle(self, *, stride_px: int) -> int:
-        """Return the positions along one side that a cell yields for a pixel stem of this stride; 1 but for pixel_grid."""
+        """Return the positions a side that a cell yields for a pixel stem of this stride; 1 but for pixel_grid."""
         if self.geometry != "pixel_grid":
             return 1
         if self.cell_px < stride_px:

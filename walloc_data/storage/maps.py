@@ -50,7 +50,7 @@ def map_file(path: Path, *, num_bytes: int, where: str) -> memoryview:
 
 
 def max_open_maps() -> int:
-    """Return how many maps to hold open: half of the descriptors that this process may have (``ulimit -n``), 4096 at most.
+    """Return how many maps to hold open: half of the descriptors it may have (``ulimit -n``), 4096 at most.
 
     Example:
         >>> from walloc_data.storage import max_open_maps
