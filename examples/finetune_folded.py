@@ -38,7 +38,7 @@ from walloc_data.adapters import (
     summarize,
     unfreeze,
 )
-from walloc_data.convert import original_pictures
+from walloc_data.pictures import original_pictures
 from walloc_data.serving import attach_codec
 from walloc_data.sources import open_source
 

@@ -149,6 +149,29 @@ def test_a_codec_is_trained_and_used_from_the_command_line(
     assert json.loads(text)["codec"]["name"] == "tiny-klt"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--encoder", "rgb-16x-v1", "--closed-form"], "--closed-form: of no use with --encoder"),
+        (["--encoder", "rgb-16x-v1", "--rate-weight", "0.01"], "--rate-weight: of no use with --encoder"),
+        (["--encoder", "rgb-16x-v1", "--target-bpp", "1"], "--target-bpp: of no use with --encoder"),
+        (
+            ["--encoder", "rgb-16x-v1", "--levels", "3", "--latent-channels", "12", "--name", "x"],
+            "--name, --latent-channels, --levels: of no use with --encoder",
+        ),
+        (["--from-decoder", "x", "--keep-size"], "--from-decoder, --keep-size: of use only with --encoder CODEC"),
+        (["--decoder-version", "3"], "--decoder-version: of use only with --encoder CODEC"),
+    ],
+)
+def test_options_of_the_other_kind_of_training_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    code, out, err = run(capsys, "train-codec", tmp_path, "-o", tmp_path / "codec", "--steps", 1, *options)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert not (tmp_path / "codec").exists()
+
+
 def test_shells_complete_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     code, script, _ = run(capsys, "completion", "bash")
     assert code == 0

@@ -15,7 +15,7 @@ PACKAGE = Path(walloc_data.__file__).parent
 ROWS = [
     {"errors"},
     {"devices", "files", "format", "webp"},
-    {"storage", "latents", "regression"},
+    {"storage", "latents", "pictures", "regression"},
     {"codec", "sources", "dataset", "transforms", "adapters"},
     {"convert", "report", "interop", "push"},
     {"demo", "fitting", "serving"},

@@ -77,7 +77,7 @@ def test_tensors_of_any_size_are_scaled_like_the_converter_within_a_grey_level(s
     small = torch.rand(1, 3, 24, 30, generator=generator)
     smooth = torch.nn.functional.interpolate(small, size=(190, 240), mode="bicubic").clamp(0, 1)
     picture = (smooth * 255).to(torch.uint8)
-    from walloc_data.convert.pictures import resize_and_crop
+    from walloc_data.pictures import resize_and_crop
 
     array = resize_and_crop(Image.fromarray(picture[0].permute(1, 2, 0).numpy()), size_px=size)
     expected = classifier.encode(torch.from_numpy(np.array(array)).permute(2, 0, 1)[None])

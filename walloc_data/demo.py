@@ -19,10 +19,11 @@ from PIL import Image
 from torch import nn
 
 from walloc_data.adapters import create_latent_model, summarize
-from walloc_data.convert import encode_dataset, original_pictures, verify_dataset
+from walloc_data.convert import encode_dataset, verify_dataset
 from walloc_data.dataset import LatentDataset
 from walloc_data.errors import ConversionError, MissingExtraError
 from walloc_data.format import EncodeSettings
+from walloc_data.pictures import original_pictures
 from walloc_data.report import preview
 from walloc_data.sources import open_source
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from walloc_data.codec import load_codec
-from walloc_data.convert import original_pictures
 from walloc_data.errors import CodecError, SourceError, WallocDataError
 from walloc_data.format import EncodeSettings
+from walloc_data.pictures import original_pictures
 from walloc_data.sources import open_source
 from walloc_data.transforms import FACTORS, LatentOperators, fit_operators
 

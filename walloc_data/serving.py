@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from walloc_data.adapters import check_codec, latent_config, load_latent_model
 from walloc_data.codec import bundled_codecs, codec_folder, fetch_codec, load_codec, save_codec
-from walloc_data.convert.pictures import PictureError, decode_picture, pillow_limits, resize_and_crop
 from walloc_data.errors import CodecError, ModelError, SourceError
 from walloc_data.format import EncodeSettings, padding_for
+from walloc_data.pictures import PictureError, decode_picture, resize_and_crop
 from walloc_data.storage import Store
 from walloc_data.transforms import CenterCrop, LatentOperators, Resize
 
@@ -152,8 +152,7 @@ class PictureClassifier(nn.Module):
         images, names = [], []
         for path in paths:
             try:
-                with pillow_limits():
-                    images.append(decode_picture(Path(path).read_bytes(), settings=settings or EncodeSettings()))
+                images.append(decode_picture(Path(path).read_bytes(), settings=settings or EncodeSettings()))
             except (OSError, PictureError) as error:
                 raise SourceError(f"{path}: cannot be classified: {error}") from error
             names.append(str(path))

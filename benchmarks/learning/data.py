@@ -21,9 +21,9 @@ from PIL import Image
 
 from walloc_data import LatentDataset, encode_dataset
 from walloc_data.codec import load_codec
-from walloc_data.convert import original_pictures
 from walloc_data.fitting import fit_codec_operators
 from walloc_data.format import EncodeSettings, Manifest
+from walloc_data.pictures import original_pictures
 from walloc_data.sources import open_source
 from walloc_data.transforms import LatentOperators
 

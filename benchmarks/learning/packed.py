@@ -28,7 +28,7 @@ SPLITS = ("train", "val")
 def prepare(pictures: Path, *, size_px: int, out: Path, work: Path) -> None:
     """Encode `pictures/train` and `pictures/val`, and pack `out/latents` and `out/reduced`."""
     from walloc_data import LatentDataset, encode_dataset
-    from walloc_data.convert import original_pictures
+    from walloc_data.pictures import original_pictures
     from walloc_data.sources import open_source
     from walloc_data.storage import Store, read_manifest
 

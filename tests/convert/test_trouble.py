@@ -15,8 +15,8 @@ from tests.convert.conftest import as_bytes, hashes, make_folder, picture
 from tests.test_sources import write_tar
 from walloc_data import encode_dataset
 from walloc_data.convert import verify_dataset
-from walloc_data.convert.trouble import is_trouble, lacks_memory
 from walloc_data.errors import FormatError, SourceError
+from walloc_data.pictures.memory import is_trouble, lacks_memory
 from walloc_data.sources import open_source
 
 Check = Callable[[Path], None]

@@ -12,9 +12,9 @@ from PIL import Image
 
 from walloc_data.codec import WallocCodec, load_codec, save_codec
 from walloc_data.codec.decoders import build_decoder
-from walloc_data.convert import original_pictures
 from walloc_data.errors import CodecError, FormatError, StorageError
 from walloc_data.format import EncodeSettings
+from walloc_data.pictures import original_pictures
 from walloc_data.report import add_preview, preview, report
 from walloc_data.report.samples import decode, open_split, psnr, spread_rows
 from walloc_data.report.sheet import channel_grid, packed_picture

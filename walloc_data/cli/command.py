@@ -85,7 +85,7 @@ def add_reading(parser: "Parser | argparse._ArgumentGroup") -> None:
     def add(name: str, **options: Any) -> None:
         parser.add_argument(name, default=argparse.SUPPRESS, **options)
 
-    add("--max-pixels", type=int, metavar="N", help="larger pictures are not read (default: 2^28)")
+    add("--max-pixels", type=int, metavar="N", help="larger pictures are not read (default: 89478485)")
     add(
         "--max-value",
         type=int,

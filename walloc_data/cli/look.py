@@ -16,7 +16,8 @@ def _preview_arguments(parser: Parser) -> None:
 
 
 def _preview(args: Args) -> Outcome:
-    from walloc_data.convert import dataset_info, original_pictures
+    from walloc_data.convert import dataset_info
+    from walloc_data.pictures import original_pictures
     from walloc_data.report import preview
     from walloc_data.sources import open_source
 

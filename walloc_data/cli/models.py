@@ -1,9 +1,11 @@
 """Commands that train codecs and use models."""
 
 import sys
-from typing import TYPE_CHECKING
+from argparse import SUPPRESS
+from typing import TYPE_CHECKING, Any
 
 from walloc_data.cli.command import READING, Args, Command, Outcome, Parser, add_reading
+from walloc_data.errors import CodecError
 
 if TYPE_CHECKING:
     from walloc_data.codec import PictureSet
@@ -33,49 +35,88 @@ def _train_codec_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("source", nargs="+", metavar="SOURCE", help="folders or tars of pictures; FOLDER=0.5 weighs their crops")
     add("-o", "--output", required=True, metavar="FOLDER", help="the codec's folder; a stopped run goes on there")
-    add("--name", default="my-codec", help="lower case; data sets refer to it (default: my-codec)")
-    add("--closed-form", action="store_true", help="the KLT and a linear decoder: seconds for 12 channels")
+    add("--name", default=SUPPRESS, help="lower case; data sets refer to it (default: my-codec)")
+    add(
+        "--closed-form",
+        action="store_true",
+        default=SUPPRESS,
+        help="the KLT and a linear decoder: seconds for 12 channels",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, metavar="N", help="optimizer steps: the same on every machine")
     length.add_argument("--minutes", type=float, metavar="M", help="as many steps as take about this long")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--rate-weight", type=float, default=0.01, metavar="W", help="of a bit (default: 0.01)")
-    rate.add_argument("--target-bpp", type=float, metavar="BPP", help="move the weight to hold this rate")
-    add("--latent-channels", type=int, default=12, metavar="N", help="3 times a square (default: 12)")
-    add("--levels", type=int, default=3, metavar="J", help="of wavelet packets: cells of 2^J pixels (default: 3)")
+    rate.add_argument("--rate-weight", type=float, default=SUPPRESS, metavar="W", help="of a bit (default: 0.01)")
+    rate.add_argument(
+        "--target-bpp", type=float, default=SUPPRESS, metavar="BPP", help="move the weight to hold this rate"
+    )
+    add("--latent-channels", type=int, default=SUPPRESS, metavar="N", help="3 times a square (default: 12)")
+    add(
+        "--levels", type=int, default=SUPPRESS, metavar="J", help="of wavelet packets: cells of 2^J pixels (default: 3)"
+    )
     add("--encoder", metavar="CODEC", help="train a decoder for this codec's encoder, which stays as it is")
-    add("--decoder-version", default="2", metavar="NAME", help="of a decoder for --encoder (default: 2)")
-    add("--from-decoder", metavar="FILE", help="with --encoder: train this decoder file on, not from the linear one")
-    add("--keep-size", action="store_true", help="with --encoder: take large pictures as they are, not reduced")
+    add("--decoder-version", default=SUPPRESS, metavar="NAME", help="of a decoder for --encoder (default: 2)")
+    add(
+        "--from-decoder",
+        default=SUPPRESS,
+        metavar="FILE",
+        help="with --encoder: train this decoder file on, not from the linear one",
+    )
+    add(
+        "--keep-size",
+        action="store_true",
+        default=SUPPRESS,
+        help="with --encoder: take large pictures as they are, not reduced",
+    )
     add("--decoder-width", type=int, default=192, metavar="N", help="channels of the decoder (default: 192)")
     add("--decoder-blocks", type=int, metavar="N", help="residual blocks (default: 8; with --encoder 13)")
     add("--seed", type=int, default=0, help="(default: 0)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--data-licence", default="not stated", metavar="TEXT", help="of the pictures, for the model card")
     add("--restart", action="store_true", help="begin again instead of going on")
+    add_reading(parser)
+
+
+# Options that only one of the two trainings has, and the fields of its config: absent from the arguments unless given.
+_OF_CODECS = {
+    "name": "name",
+    "closed_form": "closed_form",
+    "rate_weight": "rate_weight",
+    "target_bpp": "target_bpp",
+    "latent_channels": "latent_dim",
+    "levels": "J",
+}
+_OF_DECODERS = ("decoder_version", "from_decoder", "keep_size")
 
 
 def _train_codec(args: Args) -> Outcome:
     from pathlib import Path
 
     from walloc_data.codec import PictureSet, TrainConfig, read_pictures, train_codec
+    from walloc_data.format import EncodeSettings
 
+    strange = [name for name in (_OF_CODECS if args.encoder else _OF_DECODERS) if hasattr(args, name)]
+    if strange:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in strange)
+        raise CodecError(
+            f"{options}: of no use with --encoder, which trains a decoder and leaves the encoder as it is"
+            if args.encoder
+            else f"{options}: of use only with --encoder CODEC, for which a decoder is trained"
+        )
+    settings = EncodeSettings(**{name: getattr(args, name) for name in READING if hasattr(args, name)})
     sets = []
     for source in args.source:
         path, weight = _weighted(source)
-        reading = read_pictures(path, reduce=not (args.encoder and args.keep_size), say=_say)
+        reading = read_pictures(path, reduce=not hasattr(args, "keep_size"), settings=settings, say=_say)
         sets.append(PictureSet(Path(path).name, reading, weight))
     if args.encoder is not None:
         return _train_decoder(args, sets)
+    fields: dict[str, Any] = {"name": "my-codec"}
+    fields |= {field: getattr(args, name) for name, field in _OF_CODECS.items() if hasattr(args, name)}
     config = TrainConfig(
-        name=args.name,
-        latent_dim=args.latent_channels,
-        J=args.levels,
-        closed_form=args.closed_form,
+        **fields,
         steps=args.steps,
         minutes=args.minutes,
-        rate_weight=args.rate_weight,
-        target_bpp=args.target_bpp,
         decoder_width=args.decoder_width,
         decoder_blocks=args.decoder_blocks or 8,
         seed=args.seed,
@@ -89,10 +130,11 @@ def _train_codec(args: Args) -> Outcome:
 def _train_decoder(args: Args, sets: "list[PictureSet]") -> Outcome:
     from walloc_data.codec import DecoderTrainConfig, load_codec, train_decoder
 
-    codec, _ = load_codec(args.encoder, decoder=args.from_decoder or True)
+    begun = getattr(args, "from_decoder", None)
+    codec, _ = load_codec(args.encoder, decoder=begun or True)
     config = DecoderTrainConfig(
-        start="decoder" if args.from_decoder else "linear",
-        version=args.decoder_version,
+        start="decoder" if begun else "linear",
+        version=getattr(args, "decoder_version", "2"),
         steps=args.steps,
         minutes=args.minutes,
         width=args.decoder_width,

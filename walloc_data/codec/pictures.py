@@ -3,7 +3,6 @@
 A crop is a function of (seed, step) alone, so a run that is continued sees what it would have seen.
 """
 
-import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,13 +16,12 @@ from PIL import Image
 
 from walloc_data.errors import CodecError
 from walloc_data.files import whole_file
+from walloc_data.format import EncodeSettings
+from walloc_data.pictures import MAX_FILE_BYTES, PICTURE_SUFFIXES, PictureError, decode_picture
 
 __all__ = ["Corpus", "PictureSet", "read_pictures"]
 
 Pixels = npt.NDArray[np.uint8]
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"))
-_MAX_FILE_BYTES = 2**28
-_MAX_PIXELS = 2**28
 # Pictures past this size come from cameras, and their detail ends below the pixel grid, where the JPEG blocks are.
 # They are halved or more, to at most _LARGEST_SIDE.
 _HALVE_ABOVE = 1250
@@ -49,14 +47,21 @@ class PictureSet:
 
 
 def read_pictures(
-    path: str | Path, *, reduce: bool = True, say: Callable[[str], None] | None = None
+    path: str | Path,
+    *,
+    reduce: bool = True,
+    settings: EncodeSettings | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Pixels]:
     """Read every picture in a folder (with its subfolders) or an uncompressed tar, or one picture file; RGB, in order.
+
+    Files are read by the converter's rules: `walloc_data.pictures.decode_picture`.
 
     Args:
         path: the folder, tar or picture file.
         reduce: halve pictures of more than 1,250 pixels along a side, or more than halve them: such pictures come from
             cameras, whose detail ends below the pixel grid. False takes pictures as they are.
+        settings: the converter's, of which `background`, `max_pixels` and `max_value` matter here.
         say: takes a line for every picture that cannot be read; it is left out.
 
     Example:
@@ -70,54 +75,65 @@ def read_pictures(
         raise CodecError(f"{path}: no such folder or tar of pictures")
     if path.is_dir():
         files = _folder_files(path)
-    elif path.suffix.lower() in _SUFFIXES:
-        files = iter([(path.name, path.read_bytes)])
+    elif path.suffix.lower() in PICTURE_SUFFIXES:
+        files = iter([(path.name, lambda: _read_file(path))])
     else:
         files = _tar_members(path)
     for name, data in files:
         try:
-            yield _decode(data(), reduce=reduce)
-            count += 1
-        except Exception as error:  # Pillow raises many kinds on damaged files
+            picture = _decode(data(), reduce=reduce, settings=settings or EncodeSettings())
+        except (PictureError, OSError, tarfile.TarError) as error:
             bad += 1
             if say is not None:
                 say(f"{path}: {name} skipped: {error}")
+            continue
+        count += 1
+        yield picture
     if not count:
-        raise CodecError(f"{path}: no picture could be read ({bad} failed); expected {', '.join(sorted(_SUFFIXES))}")
+        names = ", ".join(sorted(PICTURE_SUFFIXES))
+        raise CodecError(f"{path}: no picture could be read ({bad} failed); expected {names}")
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _SUFFIXES and path.is_file():
-            yield str(path.relative_to(folder)), path.read_bytes
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+            yield str(path.relative_to(folder)), lambda path=path: _read_file(path)  # type: ignore[misc]
 
 
 def _tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isfile() and Path(member.name).suffix.lower() in _SUFFIXES:
+                if member.isfile() and Path(member.name).suffix.lower() in PICTURE_SUFFIXES:
                     yield member.name, lambda member=member: _read_member(tar, member)  # type: ignore[misc]
     except tarfile.TarError as error:
         raise CodecError(f"{path}: not an uncompressed tar ({error})") from error
 
 
+def _read_file(path: Path) -> bytes:
+    if not path.is_file():
+        raise PictureError("not a regular file")
+    _check_size(path.stat().st_size)
+    return path.read_bytes()
+
+
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.size > _MAX_FILE_BYTES:
-        raise CodecError(f"{member.size} bytes; at most {_MAX_FILE_BYTES} are read")
+    _check_size(member.size)
     file = tar.extractfile(member)
     return b"" if file is None else file.read()
 
 
-def _decode(data: bytes, *, reduce: bool) -> Pixels:
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        if width * height > _MAX_PIXELS:
-            raise CodecError(f"{width} x {height} pixels; at most {_MAX_PIXELS} are read")
-        picture = image.convert("RGB")
-    if reduce and (longer := max(width, height)) > _HALVE_ABOVE:
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_FILE_BYTES:
+        raise PictureError(f"{num_bytes} bytes; at most {MAX_FILE_BYTES} are read")
+
+
+def _decode(data: bytes, *, reduce: bool, settings: EncodeSettings) -> Pixels:
+    picture = decode_picture(data, settings=settings)
+    if reduce and (longer := max(picture.size)) > _HALVE_ABOVE:
         factor = min(0.5, _LARGEST_SIDE / longer)
-        picture = picture.resize((round(width * factor), round(height * factor)), Image.Resampling.LANCZOS)
+        size = round(picture.width * factor), round(picture.height * factor)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(picture)
 
 

@@ -4,7 +4,6 @@ from walloc_data.convert.decode import decode_dataset
 from walloc_data.convert.encode import encode_dataset
 from walloc_data.convert.finish import finish_dataset
 from walloc_data.convert.info import DatasetInfo, dataset_info
-from walloc_data.convert.originals import original_pictures
 from walloc_data.convert.progress import Progress
 from walloc_data.convert.summary import ConversionSummary
 from walloc_data.convert.verify import Verification, verify_dataset
@@ -18,6 +17,5 @@ __all__ = [
     "decode_dataset",
     "encode_dataset",
     "finish_dataset",
-    "original_pictures",
     "verify_dataset",
 ]

@@ -1,50 +1,10 @@
 """Trouble of the machine, told from damage of a picture: the one stops a conversion, the other is a failure."""
 
-import io
-
-import numpy as np
-from PIL import Image
-
 from walloc_data.errors import ConversionError
 
-__all__ = ["is_trouble", "lacks_memory", "trouble"]
+__all__ = ["trouble"]
 
-_BYTES_PER_PIXEL = 16  # more than decoding takes: a few copies as RGBA
-_MARGIN_BYTES = 2**26
 _GO_ON = "What is published stays, and the same command goes on from there"
-
-
-def is_trouble(error: BaseException) -> bool:
-    """Return whether an error that came up with a picture may say more about the machine than about the picture.
-
-    Memory that ran out, and whatever the system itself refused: Pillow's own errors about damaged files have no number.
-    """
-    if isinstance(error, OSError):
-        return error.errno is not None or "out of memory" in str(error)
-    return isinstance(error, MemoryError) or _is_torch_memory(error)
-
-
-def _is_torch_memory(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
-
-
-def lacks_memory(error: BaseException, data: bytes) -> bool:
-    """Whether it was the machine that had too little memory for a picture, and not the picture that asked for too much.
-
-    A damaged file may ask for any amount. Where there is plenty for a picture of its width and height, it is damaged.
-    """
-    if not (isinstance(error, MemoryError) or "out of memory" in str(error)):
-        return True
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            num_pixels = image.width * image.height
-        np.empty(_BYTES_PER_PIXEL * num_pixels + _MARGIN_BYTES, np.uint8)
-    except MemoryError:
-        return True
-    except Exception:  # its header is damaged too
-        return False
-    return False
 
 
 def trouble(what: str, error: BaseException) -> ConversionError:

@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from walloc_data.convert.pictures import PictureError, decode_picture, pillow_limits, resize_and_crop
 from walloc_data.convert.plan import Plan
 from walloc_data.convert.records import Failure, ShardDone, done_name, rows_name
 from walloc_data.convert.tar import TarWriter
-from walloc_data.convert.trouble import is_trouble, trouble
+from walloc_data.convert.trouble import trouble
 from walloc_data.errors import ConversionError, WallocDataError
 from walloc_data.format import (
     INDEX_COLUMNS,
@@ -36,6 +35,8 @@ from walloc_data.format import (
     shard_name,
 )
 from walloc_data.latents import encode_webps, pack
+from walloc_data.pictures import PictureError, decode_picture, resize_and_crop
+from walloc_data.pictures.memory import is_trouble
 from walloc_data.sources import Sample
 from walloc_data.storage import Store
 from walloc_data.webp import MAX_SIDE
@@ -119,8 +120,7 @@ class ShardWorker:
         local = self.staging / name.replace("/", "-")
         self.staging.mkdir(parents=True, exist_ok=True)
         try:
-            with pillow_limits():
-                done, rows = self._write(shard, local, samples, report=report)
+            done, rows = self._write(shard, local, samples, report=report)
             self.alive()
             started = time.perf_counter()
             if done.shard is not None:

@@ -127,7 +127,8 @@ class EncodeSettings(_Record):
     webp_effort: Literal["default", "fast"] = "default"
     background: tuple[int, int, int] = (255, 255, 255)  # RGB under transparent pixels
     mirror: bool = False  # store the latent of the mirrored picture beside each one
-    max_pixels: int = 2**28  # larger pictures become failures: a bound on memory, and on decompression bombs
+    # Larger pictures become failures: a bound on memory, and on decompression bombs. The default is Pillow's own.
+    max_pixels: int = 89_478_485
     max_value: int | None = None  # of PNG and TIFF above 8 bits: what is full brightness, e.g. 4095; None: 65535
 
     def __post_init__(self) -> None:

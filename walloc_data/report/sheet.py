@@ -67,7 +67,7 @@ def preview(
         split: None is "train", or else the first by name.
         keys: which samples; None chooses `num_samples` that show as many classes as possible.
         original: gives the picture at a position of the source as it was encoded, (H, W, 3) uint8, upright and
-            resized by the same settings; `walloc_data.convert.original_pictures` makes such a function. It is drawn
+            resized by the same settings; `walloc_data.pictures.original_pictures` makes such a function. It is drawn
             beside, with the PSNR of the decoded pictures.
         height_px: of the largest picture in the sheet.
 

@@ -13,11 +13,8 @@ from typing import Any, overload
 
 import numpy as np
 
-__all__ = ["PICTURE_SUFFIXES", "Names", "Sample", "Source", "fingerprint", "json_columns", "json_value"]
+__all__ = ["Names", "Sample", "Source", "fingerprint", "json_columns", "json_value"]
 
-PICTURE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jp2 .jpeg .jpg .jpe .pgm .png .pnm .ppm .tif .tiff .webp".split()  # noqa: SIM905
-)
 MAX_COLUMN_BYTES = 64 * 2**10  # of one value as JSON
 
 

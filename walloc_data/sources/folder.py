@@ -12,7 +12,8 @@ import numpy as np
 
 from walloc_data.errors import SourceError
 from walloc_data.format import MANIFEST_NAME
-from walloc_data.sources.base import PICTURE_SUFFIXES, Names, Sample, Source, fingerprint
+from walloc_data.pictures import PICTURE_SUFFIXES
+from walloc_data.sources.base import Names, Sample, Source, fingerprint
 from walloc_data.sources.reading import file_version, read_file, unreadable
 from walloc_data.sources.stray import are_splits, is_stray, listed, names_listed, stray_note
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from walloc_data.errors import SourceError
-from walloc_data.sources.base import MAX_COLUMN_BYTES, PICTURE_SUFFIXES, Sample, json_columns
+from walloc_data.pictures import PICTURE_SUFFIXES
+from walloc_data.sources.base import MAX_COLUMN_BYTES, Sample, json_columns
 from walloc_data.sources.reading import file_version, unreadable
 from walloc_data.sources.stray import is_stray, listed, stray_note
 

@@ -1,26 +1,37 @@
 """The pictures behind the latents, as the encoder saw them."""
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from walloc_data.convert.pictures import decode_picture, pillow_limits, resize_and_crop
 from walloc_data.errors import SourceError
 from walloc_data.format import EncodeSettings
-from walloc_data.sources import Source
+from walloc_data.pictures.decode import decode_picture
+from walloc_data.pictures.resizing import resize_and_crop
 
 __all__ = ["original_pictures"]
 
 
-def original_pictures(source: Source, *, settings: EncodeSettings) -> Callable[[int], npt.NDArray[np.uint8]]:
+class Positions(Protocol):
+    """Pictures by position: a `walloc_data.sources.Source`."""
+
+    location: str
+    num_items: int | None
+
+    def read(self, index: int) -> Any:
+        """Return the sample at a position, with the picture file's bytes as `data`."""
+
+
+def original_pictures(source: Positions, *, settings: EncodeSettings) -> Callable[[int], npt.NDArray[np.uint8]]:
     """A function from a position in the source to its picture, upright and resized as for encoding: (H, W, 3) uint8.
 
     Raises:
         SourceError: the source is a stream, which has no positions; from the function: no picture there.
 
     Example:
-        >>> from walloc_data.convert import original_pictures
+        >>> from walloc_data.pictures import original_pictures
         >>> from walloc_data.format import EncodeSettings
         >>> from walloc_data.sources import open_source
         >>> picture = original_pictures(open_source("pictures"), settings=EncodeSettings(size_px=96))
@@ -34,8 +45,7 @@ def original_pictures(source: Source, *, settings: EncodeSettings) -> Callable[[
     def picture(index: int) -> npt.NDArray[np.uint8]:
         if not 0 <= index < num_items:
             raise SourceError(f"{source.location}: no picture {index}; is this the source that was encoded?")
-        with pillow_limits():
-            image = decode_picture(source.read(index).data, settings=settings)
+        image = decode_picture(source.read(index).data, settings=settings)
         return resize_and_crop(image, size_px=settings.size_px)
 
     return picture

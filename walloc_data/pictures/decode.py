@@ -18,24 +18,22 @@ else that Pillow cannot read whole (truncated, empty, text, larger than the limi
 import io
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from walloc_data.convert.deep import RangeError, deep_raw_mode, scaled_to_eight_bits, to_eight_bits
-from walloc_data.convert.trouble import is_trouble, lacks_memory
 from walloc_data.errors import WallocDataError
 from walloc_data.format import EncodeSettings
+from walloc_data.pictures.deep import RangeError, deep_raw_mode, scaled_to_eight_bits, to_eight_bits
+from walloc_data.pictures.formats import FORMATS
+from walloc_data.pictures.memory import is_trouble, lacks_memory
 
-__all__ = ["PictureError", "decode_picture", "pillow_limits", "resize_and_crop"]
+__all__ = ["PictureError", "decode_picture"]
 
-# Never the formats that run an interpreter (EPS, PDF), nor those that are lists of other files. MPO opens as JPEG.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
-RESAMPLING = Image.Resampling.BICUBIC
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,6 +45,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES = 277, 338  # tags of TIFF
+_limits = threading.Lock()  # Pillow's are global: nested and concurrent uses change them once
+_num_users, _pillows_own = 0, (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, False)
 _ADDRESS = re.compile(r"<?[\w.]* ?object at 0x[0-9a-f]+>?")
 
 
@@ -55,34 +55,51 @@ class PictureError(WallocDataError, ValueError):
 
 
 @contextmanager
-def pillow_limits() -> Iterator[None]:
+def _limits_of_ours() -> Iterator[None]:
     """Pillow's own limits off, as `max_pixels` is checked instead; truncated files refused; its log quiet.
 
-    All is put back after.
+    All is put back when the last thread is done.
     """
+    global _num_users, _pillows_own
     log = logging.getLogger("PIL.TiffImagePlugin")  # it logs beside raising
-    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, log.disabled
-    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, log.disabled = None, False, True
+    with _limits:
+        _num_users += 1
+        if _num_users == 1:
+            _pillows_own = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, log.disabled
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, log.disabled = None, False, True
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, log.disabled = before
+        with _limits:
+            _num_users -= 1
+            if _num_users == 0:
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, log.disabled = _pillows_own
 
 
 def decode_picture(data: bytes, *, settings: EncodeSettings, left_out: list[str] | None = None) -> Image.Image:
-    """One picture file as an RGB image, upright, without alpha. Call it under `pillow_limits`.
+    """Decode one picture file to an RGB image, upright, without alpha.
 
     Args:
+        data: the file's bytes.
+        settings: `background`, `max_pixels` and `max_value` matter here.
         left_out: gets a few words for everything in the file that is not in the image: bands, frames, low bits.
 
     Raises:
         PictureError: with the reason.
         MemoryError, OSError: trouble of the machine, which is no picture's fault.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data.format import EncodeSettings
+        >>> from walloc_data.pictures import decode_picture
+        >>> image = decode_picture(Path("pictures/cat/0.jpg").read_bytes(), settings=EncodeSettings())
+        >>> image.mode, image.size
+        ('RGB', (128, 128))
     """
     if not data:
         raise PictureError("0 bytes")
     try:
-        with warnings.catch_warnings():
+        with _limits_of_ours(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata and the like: the pixels decide
             return _decode(data, settings=settings, left_out=left_out if left_out is not None else [])
     except PictureError:
@@ -146,19 +163,3 @@ def _to_rgb(image: Image.Image, *, background: tuple[int, int, int]) -> Image.Im
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def resize_and_crop(image: Image.Image, *, size_px: int | None) -> npt.NDArray[np.uint8]:
-    """The centre square scaled to size_px x size_px, or the picture as it is: (H, W, 3) uint8.
-
-    Bicubic with antialiasing, Pillow's. Cropping before scaling gives what scaling the shorter side to `size_px` and
-    cropping gives, at one scale for both axes and without scaling what is cut away: the filter still sees the pixels
-    beyond the square.
-    """
-    if size_px is not None and image.size != (size_px, size_px):
-        short = min(image.size)
-        left, top = (image.width - short) // 2, (image.height - short) // 2
-        box = (left, top, left + short, top + short)
-        # At scale 1 the filter would copy pixels, slowly.
-        image = image.crop(box) if short == size_px else image.resize((size_px, size_px), RESAMPLING, box=box)
-    return np.asarray(image)

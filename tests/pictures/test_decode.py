@@ -1,23 +1,24 @@
 """Every kind of picture that is not a plain photograph: encoded by a stated rule, or refused with a reason."""
 
 import io
+import logging
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.convert.conftest import as_bytes, picture
-from walloc_data.convert.pictures import PictureError, decode_picture, pillow_limits, resize_and_crop
 from walloc_data.format import EncodeSettings
+from walloc_data.pictures import PictureError, decode_picture, resize_and_crop
 
 SETTINGS = EncodeSettings()
 
 
 def decode(data: bytes, settings: EncodeSettings = SETTINGS) -> np.ndarray:
-    with pillow_limits():
-        image = decode_picture(data, settings=settings)
+    image = decode_picture(data, settings=settings)
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -130,6 +131,18 @@ def png_claiming(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
+def webp_of(width: int, height: int) -> bytes:
+    """A black lossless WebP of any size in 28 bytes: every code of it has one symbol, so no pixel takes a bit."""
+    fields = [(0x2F, 8), (width - 1, 14), (height - 1, 14), (0, 1), (0, 3), (0, 1), (0, 1), (0, 1)]
+    fields += [(1, 1), (0, 1), (0, 1), (0, 1)] * 5
+    value = position = 0
+    for number, bits in fields:
+        value |= number << position
+        position += bits
+    data = value.to_bytes((position + 7) // 8, "little")
+    return b"RIFF" + struct.pack("<I", 12 + len(data)) + b"WEBPVP8L" + struct.pack("<I", len(data)) + data
+
+
 JPEG = as_bytes(picture(7), "JPEG")
 PNG = as_bytes(picture(7))
 
@@ -142,7 +155,8 @@ PNG = as_bytes(picture(7))
         pytest.param(JPEG[:-200], "^OSError: image file is truncated", id="truncated JPEG"),
         pytest.param(PNG[: len(PNG) // 2], "truncated|broken|Truncated", id="truncated PNG"),
         pytest.param(JPEG[:20], "not a picture|truncated|Truncated", id="only a header"),
-        pytest.param(png_claiming(60_000, 60_000), "^60000 x 60000 pixels; at most 268435456 are read$", id="bomb"),
+        pytest.param(png_claiming(60_000, 60_000), "^60000 x 60000 pixels; at most 89478485 are read$", id="bomb"),
+        pytest.param(webp_of(16383, 16383), "^16383 x 16383 pixels; at most 89478485 are read$", id="WebP bomb"),
         pytest.param(png_claiming(0, 5), "not a picture|0 x 5", id="no pixels"),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture", id="PostScript"),
     ],
@@ -164,6 +178,21 @@ def test_reasons_hold_no_memory_addresses() -> None:
         with pytest.raises(PictureError) as caught:
             decode(data)
         assert "0x" not in str(caught.value)
+
+
+def test_the_webp_of_a_few_bytes_is_a_picture_within_the_limit() -> None:
+    assert decode(webp_of(640, 400)).shape == (400, 640, 3)
+    with pytest.raises(PictureError, match="640 x 400 pixels"):
+        decode(webp_of(640, 400), EncodeSettings(max_pixels=640 * 400 - 1))
+
+
+def test_limits_of_pillow_are_put_back_after_the_last_of_several_threads() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: decode(PNG).shape, range(200)))
+    assert set(found) == {(40, 48, 3)}
+    assert before == Image.MAX_IMAGE_PIXELS
+    assert not logging.getLogger("PIL.TiffImagePlugin").disabled
 
 
 def test_max_pixels_is_a_limit_of_ours_and_pillows_are_put_back() -> None:

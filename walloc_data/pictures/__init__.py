@@ -1,0 +1,16 @@
+"""Pictures from files: the one place that decodes them, by one list of formats, one rule and one set of limits."""
+
+from walloc_data.pictures.decode import PictureError, decode_picture
+from walloc_data.pictures.formats import FORMATS, MAX_FILE_BYTES, PICTURE_SUFFIXES
+from walloc_data.pictures.originals import original_pictures
+from walloc_data.pictures.resizing import resize_and_crop
+
+__all__ = [
+    "FORMATS",
+    "MAX_FILE_BYTES",
+    "PICTURE_SUFFIXES",
+    "PictureError",
+    "decode_picture",
+    "original_pictures",
+    "resize_and_crop",
+]
