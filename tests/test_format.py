@@ -184,7 +184,9 @@ def test_the_encoder_hash_depends_on_all_that_changes_a_latent() -> None:
 
 def test_json_bombs_are_refused_before_they_are_parsed() -> None:
     with pytest.raises(FormatError, match="at most"):
-        load_json(b" " * (64 * 2**20 + 1), where="x")
+        load_json(b" " * (128 * 2**20 + 1), where="x")
+    with pytest.raises(FormatError, match="values of JSON; at most"):
+        load_json(b"[" + b"[]," * 2**22 + b"[]]", where="x")
     with pytest.raises(FormatError, match="not valid JSON"):
         load_json(b"[" * 100_000, where="x")
 

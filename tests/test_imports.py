@@ -13,6 +13,7 @@ PACKAGE = Path(walloc_data.__file__).parent
 
 # Rooms of one row are siblings and do not know each other.
 ROWS = [
+    {"text"},
     {"errors"},
     {"devices", "files", "format", "webp"},
     {"storage", "latents", "pictures", "regression"},

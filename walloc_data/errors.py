@@ -22,6 +22,8 @@ Each leaf is also the builtin that a caller would catch. A message says what was
 rule, and the remedy.
 """
 
+from walloc_data.text import printable
+
 __all__ = [
     "BusyError",
     "CodecError",
@@ -44,7 +46,13 @@ __all__ = [
 
 
 class WallocDataError(Exception):
-    """The root of every error in this package."""
+    """The root of every error in this package.
+
+    Messages name files, classes and members of tars: as text, they hold nothing that could steer a terminal.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class FormatError(WallocDataError, ValueError):

@@ -1,16 +1,108 @@
-"""Files that are there whole or not at all: written under another name beside their own, then renamed.
+"""Files, read and written so that nothing which only looks like one does harm.
+
+Written: whole or not at all, under another name beside their own, then renamed. Read: regular files only, and no more
+bytes than the reader expects. A named pipe would keep its reader waiting, /dev/zero would never end.
 
 A file made by `tempfile.mkstemp`, as safetensors' writer makes one too, can be read by its owner alone and would keep
 that mode after the rename. Ours have the mode that the process's umask gives to any new file.
 """
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["sync_file", "sync_folder", "whole_file"]
+__all__ = ["check_regular", "open_regular", "read_regular", "sync_file", "sync_folder", "whole_file"]
+
+_KINDS = (
+    (stat.S_ISDIR, errno.EISDIR, "a folder"),
+    (stat.S_ISFIFO, errno.EINVAL, "a named pipe"),
+    (stat.S_ISSOCK, errno.EINVAL, "a socket"),
+    (stat.S_ISCHR, errno.EINVAL, "a device"),
+    (stat.S_ISBLK, errno.EINVAL, "a device"),
+)
+
+
+def open_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None, buffering: int = -1) -> BinaryIO:
+    """Open a regular file for reading; links are followed.
+
+    Args:
+        path: of the file.
+        max_bytes: a longer file is refused before anything of it is read; None takes any length.
+        buffering: as `open` has it.
+
+    Raises:
+        OSError: it cannot be opened, is a folder, a pipe, a socket or a device, or is longer than `max_bytes`;
+            `strerror` says which, `filename` is `path`.
+
+    Example:
+        >>> from walloc_data.files import open_regular
+        >>> with open_regular("my-latents/walloc.json", max_bytes=2**20) as file:
+        ...     file.read(1)
+        b'{'
+        >>> open_regular("my-latents/data")
+        Traceback (most recent call last):
+        IsADirectoryError: [Errno 21] a folder, not a file: 'my-latents/data'
+    """
+    # A pipe without a writer opens at once this way; on regular files the flag means nothing.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except PermissionError:
+        if os.path.isdir(path):  # noqa: PTH112  # Windows does not open folders
+            raise OSError(errno.EISDIR, "a folder, not a file", os.fspath(path)) from None
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, a device without a driver
+            raise OSError(errno.EINVAL, "a socket or a device, not a file", os.fspath(path)) from error
+        raise
+    try:
+        _check(os.fstat(descriptor), path, max_bytes)
+        return open(descriptor, "rb", buffering=buffering)  # noqa: PTH123
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> int:
+    """Return the length in bytes of a file that another library opens by its name; raise what `open_regular` raises.
+
+    Example:
+        >>> from walloc_data.files import check_regular
+        >>> check_regular("my-latents/data/train-00000.tar", max_bytes=100)
+        Traceback (most recent call last):
+        OSError: [Errno 27] ... bytes; at most 100 are read: 'my-latents/data/train-00000.tar'
+    """
+    found = os.stat(path)  # noqa: PTH116
+    _check(found, path, max_bytes)
+    return found.st_size
+
+
+def read_regular(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
+    """Return the bytes of a regular file of at most `max_bytes`; raise what `open_regular` raises.
+
+    Example:
+        >>> from walloc_data.files import read_regular
+        >>> read_regular("my-latents/walloc.json", max_bytes=2**20)[:1]
+        b'{'
+    """
+    with open_regular(path, max_bytes=max_bytes) as file:
+        data = file.read(max_bytes + 1)  # it may be growing, or, as in /proc, say 0 and be longer
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"more than {max_bytes} bytes; at most that many are read", os.fspath(path))
+    return data
+
+
+def _check(found: os.stat_result, path: str | os.PathLike[str], max_bytes: int | None) -> None:
+    for is_kind, number, name in _KINDS:
+        if is_kind(found.st_mode):
+            raise OSError(number, f"{name}, not a file", os.fspath(path))
+    if max_bytes is not None and found.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"{found.st_size} bytes; at most {max_bytes} are read", os.fspath(path))
 
 
 @contextmanager

@@ -12,32 +12,26 @@ disk is untrusted: `from_dict` checks types, ranges and names, and says which fi
       .walloc/                  the converter's plan, lock and per-shard records (the done marks)
 """
 
+from walloc_data.format.checks import check_json, check_text, check_texts
+from walloc_data.format.json_text import MAX_JSON_BYTES, dump_json, load_json
+from walloc_data.format.manifest import Manifest, ShardRecord, SplitRecord
 from walloc_data.format.names import (
     FORMAT_VERSION,
     INDEX_COLUMNS,
     MANIFEST_NAME,
-    MAX_JSON_BYTES,
     MIRROR_INDEX_COLUMNS,
     OPTIONAL_INDEX_COLUMNS,
     check_key,
     check_name,
     check_relative_path,
-    dump_json,
     encoder_sha256,
     index_name,
-    load_json,
     padding_for,
     sample_key,
     shard_name,
 )
-from walloc_data.format.records import (
-    ChannelStatistics,
-    CodecSpec,
-    EncodeSettings,
-    Manifest,
-    ShardRecord,
-    SplitRecord,
-)
+from walloc_data.format.spec import CodecSpec, EncodeSettings
+from walloc_data.format.statistics import ChannelStatistics
 
 __all__ = [
     "FORMAT_VERSION",
@@ -52,9 +46,12 @@ __all__ = [
     "Manifest",
     "ShardRecord",
     "SplitRecord",
+    "check_json",
     "check_key",
     "check_name",
     "check_relative_path",
+    "check_text",
+    "check_texts",
     "dump_json",
     "encoder_sha256",
     "index_name",

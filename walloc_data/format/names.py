@@ -1,4 +1,4 @@
-"""Names, paths and JSON of the contract on disk, and the checks that everything read from disk goes through."""
+"""Names and paths of the contract on disk, and the checks that those read from disk go through."""
 
 import hashlib
 import json
@@ -12,7 +12,6 @@ from walloc_data.errors import FormatError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "walloc.json"
-MAX_JSON_BYTES = 64 * 2**20
 
 # (name, parquet type, meaning). `offset` and `length` locate the .webp payload inside the shard's file.
 INDEX_COLUMNS = (
@@ -36,46 +35,7 @@ MIRROR_INDEX_COLUMNS = (
 OPTIONAL_INDEX_COLUMNS = frozenset({"crc32", "mirror_crc32"})
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
-_NUMBERS = re.compile(r"\[\n[\s\d.,e+-]+\]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def dump_json(value: Any) -> str:
-    """JSON with sorted keys and a final newline: equal values give equal bytes. NaN and infinity are refused.
-
-    Example:
-        >>> from walloc_data.format import dump_json
-        >>> print(dump_json({"std": [9.5, 4.25], "mean": [0, 1]}), end="")
-        {
-         "mean": [0, 1],
-         "std": [9.5, 4.25]
-        }
-    """
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    # Lists of numbers on one line: a histogram is 3072 of them. A string holds no bare newline, so none is touched.
-    return _NUMBERS.sub(lambda match: "[" + ", ".join(match[0][1:-1].replace(",", " ").split()) + "]", text) + "\n"
-
-
-def load_json(data: bytes | str, *, where: str) -> dict[str, Any]:
-    """Parse one JSON object of bounded size; `where` is named in every error.
-
-    Example:
-        >>> from walloc_data.format import load_json
-        >>> load_json(b'{"size_px": 256}', where="settings.json")
-        {'size_px': 256}
-        >>> load_json(b'{"size_px": 256', where="settings.json")
-        Traceback (most recent call last):
-        walloc_data.errors.FormatError: settings.json: not valid JSON (...)
-    """
-    if len(data) > MAX_JSON_BYTES:
-        raise FormatError(f"{where}: {len(data)} bytes of JSON; at most {MAX_JSON_BYTES} are read")
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def check_name(name: str, *, what: str, where: str) -> str:

@@ -1,0 +1,136 @@
+"""What the records have in common: the round trip through JSON, and the checks of their fields.
+
+A record that exists has been checked: every field is of its type and in its range, whoever made it, a parser or a
+caller. So readers work on records and check nothing again.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, Self
+
+from walloc_data.errors import FormatError
+
+__all__ = ["Record", "check_bool", "check_int", "check_json", "check_text", "check_texts"]
+
+_MAX_SHOWN = 80  # characters of a wrong value in a message
+_MAX_DEPTH = 16
+
+
+class Record:
+    """Shared JSON round trip of the frozen dataclasses of this package."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict of JSON values; `from_dict` is its inverse."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Self:
+        """Build and validate from a parsed JSON object; unknown and missing fields are errors that name them."""
+        if not isinstance(value, Mapping):
+            raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
+        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(str(name) for name in set(value) - names):
+            raise FormatError(f"{where}: unknown fields {unknown[:5]}; written by a newer walloc_data?")
+        try:
+            return cls(**{name: _freeze(item) for name, item in value.items()})
+        except (TypeError, FormatError) as error:  # TypeError: a field is missing
+            raise FormatError(f"{where}: {error}") from error
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
+
+
+def shown(value: Any) -> str:
+    """Return a wrong value as a message shows it: its beginning, or its type where it cannot be shown."""
+    if isinstance(value, int) and not -(2**64) < value < 2**64:
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to print long ones
+    if isinstance(value, list | tuple | dict) and len(value) > 20:
+        return f"a {type(value).__name__} of {len(value)}"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def check_int(name: str, value: Any, *, low: int, high: int = 2**63 - 1) -> None:
+    """An integer in [low, high]; true and false are none."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise FormatError(f"{name} must be an integer in [{low}, {high}], not {shown(value)}")
+
+
+def check_bool(name: str, value: Any) -> None:
+    """True or false, and no number that stands for it."""
+    if not isinstance(value, bool):
+        raise FormatError(f"{name} must be true or false, not {shown(value)}")
+
+
+def check_text(name: str, value: Any) -> None:
+    """A string of whole characters: file systems allow names that are no text.
+
+    Example:
+        >>> from walloc_data.format import check_text
+        >>> check_text("class name", "caf\\udce9")
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: class name 'caf\\udce9' holds bytes that are no text (UTF-8): rename it
+    """
+    if not isinstance(value, str):
+        raise FormatError(f"{name} must be text, not {shown(value)}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise FormatError(f"{name} {shown(value)} holds bytes that are no text (UTF-8): rename it") from error
+
+
+def check_texts(name: str, value: Any) -> None:
+    """An object of strings.
+
+    Example:
+        >>> from walloc_data.format import check_texts
+        >>> check_texts("written_by", {"walloc_data": 1})
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: written_by.walloc_data must be text, not 1
+    """
+    if not isinstance(value, Mapping):
+        raise FormatError(f"{name} must be an object of strings, not {shown(value)}")
+    for key, item in value.items():
+        check_text(f"a name in {name}", key)
+        check_text(f"{name}.{key}", item)
+
+
+def check_json(name: str, value: Any) -> None:
+    """An object of JSON values, at most 16 lists and objects deep.
+
+    Example:
+        >>> from walloc_data.format import check_json
+        >>> check_json("source", {"num_items": 10**400})
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: source.num_items must be an integer in [...], not an integer of 1329 bits
+    """
+    if not isinstance(value, Mapping):
+        raise FormatError(f"{name} must be an object, not {shown(value)}")
+    _check_value(name, value, depth=0)
+
+
+def _check_value(name: str, value: Any, *, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise FormatError(f"{name}: more than {_MAX_DEPTH} lists and objects inside each other")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            check_text(f"a name in {name}", key)
+            _check_value(f"{name}.{key}", item, depth=depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_value(name, item, depth=depth + 1)
+    elif isinstance(value, str):
+        check_text(name, value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        check_int(name, value, low=-(2**63), high=2**64 - 1)
+    elif isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise FormatError(f"{name} must be a finite number, not {value}")
+    elif value is not None and not isinstance(value, bool):
+        raise FormatError(f"{name} must be a value of JSON, not {shown(value)}")

@@ -1,0 +1,245 @@
+"""`walloc.json`: the manifest, its splits and their shards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from walloc_data.errors import FormatError
+from walloc_data.format.checks import Record, check_bool, check_int, check_json, check_text, check_texts, shown
+from walloc_data.format.json_text import MAX_JSON_BYTES, MAX_JSON_VALUES, dump_json, load_json
+from walloc_data.format.names import FORMAT_VERSION, check_name, check_relative_path, check_sha256, index_name
+from walloc_data.format.spec import CodecSpec, EncodeSettings
+from walloc_data.format.statistics import ChannelStatistics
+
+__all__ = ["Manifest", "ShardRecord", "SplitRecord"]
+
+# What data sets call the split that is not trained on, in the order of preference.
+HELD_OUT_SPLITS = ("val", "validation", "valid", "dev", "test")
+_MAX_SAMPLES = 2**40  # of a split: so that sums of them fit 64 bits
+_MAX_SHARD_BYTES = 2**50
+
+
+@dataclass(frozen=True)
+class ShardRecord(Record):
+    """One published shard.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> [(shard.name, shard.num_samples) for shard in LatentDataset("my-latents").record.shards]
+        [('data/train-00000.tar', 4), ('data/train-00001.tar', 4)]
+    """
+
+    name: str  # relative to the data set's root
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_relative_path(self.name, where="shard name")
+        check_text("shard name", self.name)
+        check_int("num_samples", self.num_samples, low=1, high=_MAX_SAMPLES)
+        check_int("num_bytes", self.num_bytes, low=1, high=_MAX_SHARD_BYTES)
+        check_sha256("sha256", self.sha256)
+
+
+@dataclass(frozen=True)
+class SplitRecord(Record):
+    """One split: its shards in order, and what became of every picture of its source.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> record = LatentDataset("my-latents").record
+        >>> record.num_samples, record.num_failures, record.latent_shape, len(record.shards)
+        (8, 0, (12, 12, 12), 2)
+    """
+
+    source: Mapping[str, Any]  # what was encoded: kind, location, length
+    num_samples: int
+    num_failures: int
+    shards: tuple[ShardRecord, ...]
+    latent_shape: tuple[int, int, int] | None  # None where shapes vary: batches then need a transform or buckets
+    labelled: bool
+    statistics: ChannelStatistics
+    index_sha256: str | None = None  # of the index's file; None: written before there were checksums
+
+    def __post_init__(self) -> None:
+        check_json("source", self.source)
+        check_int("num_samples", self.num_samples, low=0, high=_MAX_SAMPLES)
+        check_int("num_failures", self.num_failures, low=0, high=_MAX_SAMPLES)
+        check_bool("labelled", self.labelled)
+        if not isinstance(self.shards, tuple) or not all(isinstance(shard, ShardRecord) for shard in self.shards):
+            raise FormatError(f"shards must be shard records, not {shown(self.shards)}")
+        if not isinstance(self.statistics, ChannelStatistics):
+            raise FormatError(f"statistics must be counts of each channel, not {shown(self.statistics)}")
+        if self.index_sha256 is not None:
+            check_sha256("index_sha256", self.index_sha256)
+        if self.latent_shape is not None:
+            if not isinstance(self.latent_shape, tuple) or len(self.latent_shape) != 3:
+                raise FormatError(f"latent_shape must be three integers or null, not {shown(self.latent_shape)}")
+            for value in self.latent_shape:
+                check_int("latent_shape", value, low=1, high=2**20)
+        if (counted := sum(shard.num_samples for shard in self.shards)) != self.num_samples:
+            raise FormatError(f"num_samples is {self.num_samples} but the shards hold {counted}")
+        names = [shard.name for shard in self.shards]
+        if len(set(names)) != len(names):
+            raise FormatError("a shard is listed twice")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def root(self) -> str:
+        """Return where the split's folders ``data/`` and ``index/`` lie inside the data set: "" but for a few moments.
+
+        While a split is overwritten, the new one grows in a folder of its own. The manifest names it there from the
+        moment it is whole until its files are in their usual places, so that readers see the old or the new split,
+        never some of each.
+        """
+        return self.shards[0].name.rpartition("data/")[0] if self.shards else ""
+
+    def index_name(self, split: str) -> str:
+        """Return where the index of this split lies inside the data set.
+
+        Example:
+            >>> from walloc_data import LatentDataset
+            >>> LatentDataset("my-latents").record.index_name("train")
+            'index/train.parquet'
+        """
+        return self.root + index_name(split)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Self:
+        if not isinstance(value, Mapping):
+            raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
+        shards, statistics = value.get("shards"), value.get("statistics")
+        if not isinstance(shards, list):
+            raise FormatError(f"{where}: shards must be a list")
+        parsed = dict(value)
+        parsed["shards"] = tuple(
+            ShardRecord.from_dict(shard, where=f"{where}: shard {i}") for i, shard in enumerate(shards)
+        )
+        parsed["statistics"] = ChannelStatistics.from_dict(
+            statistics if isinstance(statistics, Mapping) else {}, where=f"{where}: statistics"
+        )
+        return super().from_dict(parsed, where=where)
+
+
+@dataclass(frozen=True)
+class Manifest(Record):
+    """`walloc.json`: what a reader must know before it opens a shard.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data import Manifest
+        >>> manifest = Manifest.from_json(Path("my-latents/walloc.json").read_bytes(), where="walloc.json")
+        >>> manifest.class_names, manifest.settings.size_px, manifest.codec.name
+        (('cat', 'coffee'), 96, 'rgb-16x-v1')
+        >>> manifest.split("train", where="walloc.json").num_samples
+        8
+        >>> manifest.held_out_split(where="walloc.json")
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: walloc.json: no split to validate on; it has ['train']: ...
+    """
+
+    codec: CodecSpec
+    settings: EncodeSettings
+    class_names: tuple[str, ...] | None
+    splits: Mapping[str, SplitRecord]
+    written_by: Mapping[str, str]  # versions of walloc_data and libwebp: bytes, not pixels, may depend on them
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.codec, CodecSpec) or not isinstance(self.settings, EncodeSettings):
+            raise FormatError("codec and settings must be records of their own")
+        if self.class_names is not None and not (
+            isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
+        ):
+            raise FormatError("class_names must be a list of strings or null")
+        for name in self.class_names or ():
+            check_text("class name", name)
+        check_texts("written_by", self.written_by)
+        if not isinstance(self.splits, Mapping):
+            raise FormatError(f"splits must be an object, not {shown(self.splits)}")
+        for split, record in self.splits.items():
+            check_name(split, what="split", where="manifest")
+            if not isinstance(record, SplitRecord):
+                raise FormatError(f"split {split!r} must be a split's record, not {shown(record)}")
+            if record.latent_shape is not None and record.latent_shape[0] != self.codec.latent_dim:
+                raise FormatError(
+                    f"split {split!r}: latents of shape {record.latent_shape} from a codec of "
+                    f"{self.codec.latent_dim} channels"
+                )
+            rows = record.statistics.counts
+            if len(rows) != self.codec.latent_dim or len(rows[0]) != 2**self.codec.latent_bits:
+                raise FormatError(
+                    f"split {split!r}: the statistics do not fit the codec's {self.codec.latent_dim} channels"
+                )
+
+    def split(self, name: str, *, where: str) -> SplitRecord:
+        """The named split, or an error that lists the ones there are."""
+        if name not in self.splits:
+            raise FormatError(f"{where}: no split {name!r}; it has {sorted(self.splits)}")
+        return self.splits[name]
+
+    def held_out_split(self, name: str | None = None, *, where: str) -> str:
+        """The name of the split to validate on: `name`, else the first there is of val, validation, valid, dev, test.
+
+        Raises:
+            FormatError: there is none; lists the ones there are.
+        """
+        if name is None:
+            name = next((split for split in HELD_OUT_SPLITS if split in self.splits), None)
+        if name is None:
+            raise FormatError(
+                f"{where}: no split to validate on; it has {sorted(self.splits)}: encode one, or name one of these"
+            )
+        self.split(name, where=where)
+        return name
+
+    def to_json(self) -> str:
+        """The text of `walloc.json`: the same for equal manifests.
+
+        Raises:
+            FormatError: it would be longer than what is read (1.2e9 samples at 2048 a shard).
+        """
+        head: dict[str, Any] = {"format": "walloc_data", "format_version": FORMAT_VERSION}
+        value = head | self.to_dict()
+        for split, record in self.splits.items():
+            # Derived, but a reader without this package wants them spelled out.
+            value["splits"][split]["statistics"] |= {
+                "mean": record.statistics.mean,
+                "std": record.statistics.std,
+            }
+        text = dump_json(value)
+        num_values = text.count(",") + text.count("[") + text.count("{")
+        if len(text.encode()) > MAX_JSON_BYTES or num_values > MAX_JSON_VALUES:
+            raise FormatError(
+                f"a manifest of {sum(len(record.shards) for record in self.splits.values())} shards would be longer "
+                f"than the {MAX_JSON_BYTES} bytes and {MAX_JSON_VALUES} values that are read of one: put more samples "
+                "into a shard (samples_per_shard)"
+            )
+        return text
+
+    @classmethod
+    def from_json(cls, data: bytes | str, *, where: str) -> Self:
+        """Parse and check `walloc.json`. `where` is the path or URL that errors name."""
+        value = load_json(data, where=where)
+        if value.pop("format", None) != "walloc_data":
+            raise FormatError(f"{where}: not a walloc_data manifest")
+        if (version := value.pop("format_version", None)) != FORMAT_VERSION:
+            raise FormatError(
+                f"{where}: format version {version!r}; this walloc_data reads version {FORMAT_VERSION}: upgrade it"
+            )
+        splits = value.get("splits")
+        if not isinstance(splits, dict):
+            raise FormatError(f"{where}: splits must be an object")
+        for record in splits.values():
+            if isinstance(record, dict) and isinstance(record.get("statistics"), dict):
+                record["statistics"] = {"counts": record["statistics"].get("counts")}
+        value["codec"] = CodecSpec.from_dict(value.get("codec") or {}, where=f"{where}: codec")
+        value["settings"] = EncodeSettings.from_dict(value.get("settings") or {}, where=f"{where}: settings")
+        value["splits"] = {
+            name: SplitRecord.from_dict(record, where=f"{where}: split {name!r}") for name, record in splits.items()
+        }
+        return super().from_dict(value, where=where)
