@@ -15,7 +15,7 @@ PACKAGE = Path(walloc_data.__file__).parent
 ROWS = [
     {"text"},
     {"errors"},
-    {"devices", "files", "format", "webp"},
+    {"devices", "files", "format", "permutations", "webp"},
     {"storage", "latents", "pictures", "regression"},
     {"codec", "sources", "dataset", "transforms", "adapters"},
     {"convert", "report", "interop", "push"},

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from walloc_data.convert.plan import Plan, differences, parse_part, permute, version_differences
+from walloc_data.convert.plan import Plan, differences, parse_part, version_differences
 from walloc_data.errors import FormatError
 from walloc_data.format import CodecSpec, EncodeSettings
 
@@ -27,45 +27,6 @@ def make_plan(num_items: int | None = 100, **fields: object) -> Plan:
     }
     options = EncodeSettings(**fields)  # type: ignore[arg-type]
     return Plan("train", source, options, SPEC, ("cat", "dog"), {"walloc_data": "0"})
-
-
-@settings(deadline=None)
-@given(num_items=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1))
-def test_the_shuffle_is_a_permutation(num_items: int, seed: int) -> None:
-    order = permute(np.arange(num_items), num_items=num_items, seed=seed)
-    assert np.array_equal(np.sort(order), np.arange(num_items))
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_a_position_is_sent_to_the_same_place_whatever_it_is_asked_with(data: st.DataObject) -> None:
-    num_items = data.draw(st.integers(1, 10**12))
-    seed = data.draw(st.integers(0, 100))
-    positions = data.draw(st.lists(st.integers(0, num_items - 1), min_size=1, max_size=20))
-    together = permute(positions, num_items=num_items, seed=seed)
-    alone = [int(permute([position], num_items=num_items, seed=seed)[0]) for position in positions]
-    assert together.tolist() == alone
-    assert all(0 <= index < num_items for index in alone)
-
-
-def test_the_shuffle_is_the_same_in_every_version() -> None:
-    # Data sets in the wild resume with it: a change here is a change of format.
-    assert permute(range(8), num_items=8, seed=0).tolist() == [2, 5, 6, 1, 0, 4, 3, 7]
-    assert permute([0, 1, 10**9], num_items=10**9 + 7, seed=3).tolist() == [916917536, 997740597, 859013266]
-
-
-def test_the_shuffle_mixes_classes() -> None:
-    # 10 sorted classes of 1000: a shard of 500 has about 50 of each.
-    order = permute(np.arange(10_000), num_items=10_000, seed=0)
-    for start in range(0, 10_000, 500):
-        counts = np.bincount(order[start : start + 500] // 1000, minlength=10)
-        assert counts.min() >= 20, counts
-        assert counts.max() <= 90, counts
-
-
-def test_another_seed_is_another_order() -> None:
-    first, second = (permute(np.arange(1000), num_items=1000, seed=seed) for seed in (0, 1))
-    assert (first == second).mean() < 0.02
 
 
 @given(num_items=st.integers(1, 500), samples_per_shard=st.integers(1, 600), seed=st.none() | st.integers(0, 9))

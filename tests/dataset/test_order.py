@@ -1,7 +1,5 @@
 """Orders are permutations, uniform, pinned for ever, and cost no memory."""
 
-from collections import Counter
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,34 +9,13 @@ from walloc_data.dataset.order import (
     WeightedShuffle,
     WindowShuffle,
     coin_flips,
-    derive_key,
-    permute,
     shares,
 )
+from walloc_data.permutations import derive_key
 
 GOLDEN_FULL = [3, 4, 0, 8, 1, 9, 2, 6, 7, 5]
 GOLDEN_IMAGENET = [1088365, 123735, 969687, 218607]
 GOLDEN_WINDOW = [6, 4, 3, 5, 7, 10, 8, 9, 11, 2, 0, 1]
-
-
-@given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
-def test_permute_is_a_permutation_of_any_size(size: int, key: int) -> None:
-    landed = permute(np.arange(size), size=size, key=key)
-    assert np.array_equal(np.sort(landed), np.arange(size))
-
-
-def test_permute_takes_a_size_and_a_key_for_each_position() -> None:
-    positions, sizes = np.array([0, 1, 2, 0, 1]), np.array([3, 3, 3, 2, 2])
-    keys = np.array([7, 7, 7, 9, 9], np.uint64)
-    one_by_one = [permute(np.arange(3), size=3, key=7), permute(np.arange(2), size=2, key=9)]
-    assert permute(positions, size=sizes, key=keys).tolist() == np.concatenate(one_by_one).tolist()
-
-
-def test_every_permutation_of_four_is_about_as_likely() -> None:
-    seen = Counter(tuple(permute(np.arange(4), size=4, key=derive_key(7, k)).tolist()) for k in range(6000))
-    assert len(seen) == 24
-    chi_squared = sum((count - 250) ** 2 / 250 for count in seen.values())
-    assert chi_squared < 60  # 23 degrees of freedom
 
 
 def test_every_sample_stands_everywhere_equally_often() -> None:

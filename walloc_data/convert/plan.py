@@ -3,8 +3,7 @@
 A shard is a pure function of (source, plan, shard number): the same bytes whoever makes it, and whenever.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -13,59 +12,16 @@ import numpy.typing as npt
 
 from walloc_data.errors import FormatError
 from walloc_data.format import CodecSpec, EncodeSettings, check_name
+from walloc_data.permutations import permute_source
 
-__all__ = ["SHARDS_VERSION", "Plan", "differences", "parse_part", "permute", "version_differences"]
+__all__ = ["SHARDS_VERSION", "Plan", "differences", "parse_part", "version_differences"]
 
 # To be raised with any change of ours by which a shard gets other bytes: how pictures are read, resized, padded,
 # encoded or packed, and how tars, keys and JSON are written. The WebP writer has a version of its own. A release that
 # changes none of these resumes what another began.
 SHARDS_VERSION = "1"
 
-_ROUNDS = 8
 _Index = npt.NDArray[np.int64]
-
-
-def permute(positions: npt.ArrayLike, *, num_items: int, seed: int) -> _Index:
-    """Where a seeded permutation of range(num_items) sends some positions, in memory that does not grow with it.
-
-    A Feistel network over the next power of four, walked along its cycle until it lands inside (Black & Rogaway,
-    "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Integers only: the same on every machine and version.
-
-    Returns:
-        int64, the shape of `positions`; distinct for distinct positions.
-    """
-    values = np.array(positions, dtype=np.int64)
-    if values.size and (int(values.min()) < 0 or int(values.max()) >= num_items):
-        raise FormatError(f"positions must be in [0, {num_items})")
-    half_bits = max(1, ((num_items - 1).bit_length() + 1) // 2)
-    keys = [
-        np.uint64(int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "little"))
-        for number in range(_ROUNDS)
-    ]
-    current = values.astype(np.uint64)
-    outside = np.ones(values.shape, dtype=bool)
-    while outside.any():
-        current[outside] = _feistel(current[outside], half_bits=np.uint64(half_bits), keys=keys)
-        outside = current >= np.uint64(num_items)
-    return current.astype(np.int64)
-
-
-def _feistel(
-    values: npt.NDArray[np.uint64], *, half_bits: np.uint64, keys: Iterable[np.uint64]
-) -> npt.NDArray[np.uint64]:
-    mask = (np.uint64(1) << half_bits) - np.uint64(1)
-    left, right = values >> half_bits, values & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
-    return (left << half_bits) | right
-
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea & Flood, OOPSLA 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 @dataclass(frozen=True)
@@ -127,7 +83,7 @@ class Plan:
         positions = np.arange(first, last, dtype=np.int64)
         if not self.source["shuffled"] or self.settings.shuffle_seed is None:
             return positions
-        return permute(positions, num_items=self.num_items, seed=self.settings.shuffle_seed)
+        return permute_source(positions, num_items=self.num_items, seed=self.settings.shuffle_seed)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `from_dict` is its inverse."""

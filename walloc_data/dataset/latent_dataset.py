@@ -15,12 +15,13 @@ from torch import Tensor
 from walloc_data.dataset.array import ArrayReader
 from walloc_data.dataset.epoch import SharedEpoch
 from walloc_data.dataset.index import load_index, split_identity
-from walloc_data.dataset.order import EpochOrder, FullShuffle, Ints, StoredOrder, WindowShuffle, coin_flips, derive_key
+from walloc_data.dataset.order import EpochOrder, FullShuffle, Ints, StoredOrder, WindowShuffle, coin_flips
 from walloc_data.dataset.reader import Reader, ShardReader
 from walloc_data.dataset.samples import LatentSamples, Transform
 from walloc_data.dataset.subset import Condition, class_labels, select, take_fraction
 from walloc_data.errors import LoaderError
 from walloc_data.format import MANIFEST_NAME, ChannelStatistics, Manifest, SplitRecord
+from walloc_data.permutations import derive_key
 from walloc_data.storage import DEFAULT_MAX_CACHE_BYTES, ShardCache, Store, read_manifest
 
 __all__ = ["LatentDataset"]

@@ -1,10 +1,8 @@
 """The order of an epoch as arithmetic: which sample stands at a position, for any position, without a list.
 
 Every order is a pure function of (seed, epoch, position). Nothing is kept between calls, so a state is a position, a
-worker can compute its own batches, and a hundred million samples cost no memory. The shuffles are keyed permutations:
-a generalised Feistel network over a grid of a x b >= n cells, walked until it lands inside n (Black and Rogaway,
-"Ciphers with arbitrary finite domains", CT-RSA 2002), with the mixing function of SplitMix64 (Steele, Lea and Flood,
-OOPSLA 2014) as its rounds. They are part of what makes runs reproducible: `tests/dataset/test_order.py` pins them.
+worker can compute its own batches, and a hundred million samples cost no memory. The shuffles are keyed permutations
+(`walloc_data.permutations`). They are part of what makes runs reproducible: `tests/dataset/test_order.py` pins them.
 """
 
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from walloc_data.errors import LoaderError
+from walloc_data.permutations import derive_key, mix, permute
 
 __all__ = [
     "EpochOrder",
@@ -25,76 +24,15 @@ __all__ = [
     "WeightedShuffle",
     "WindowShuffle",
     "coin_flips",
-    "derive_key",
-    "permute",
     "shares",
 ]
 
 Ints = npt.NDArray[np.int64]
-_Words = npt.NDArray[np.uint64]
-
-_ROUNDS = 8
-_GOLDEN = 0x9E3779B97F4A7C15
-_WORD = 2**64 - 1
-_LARGEST = 2**52  # the square root below is exact up to here
-
-
-def _mix(x: _Words) -> _Words:
-    """SplitMix64's finaliser: every input bit moves about half of the output bits. (...) uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def derive_key(*numbers: int) -> int:
-    """One 64-bit key from a tuple of integers; the order and the length of the tuple matter."""
-    key = len(numbers)
-    for number in numbers:
-        word = np.array([(key * _GOLDEN + number + 1) & _WORD], dtype=np.uint64)
-        key = int(_mix(word)[0])
-    return key
 
 
 def coin_flips(rows: Ints, *, key: int) -> npt.NDArray[np.bool_]:
     """(n,) fair and independent coins, one for each row number."""
-    return (_mix(rows.astype(np.uint64) ^ np.uint64(key)) >> np.uint64(63)).astype(np.bool_)
-
-
-def permute(positions: Ints, *, size: Ints | int, key: _Words | int) -> Ints:
-    """Where each position of range(size) lands under the permutation that `key` names.
-
-    Args:
-        positions: (n,) int64 in [0, size).
-        size: how many are permuted, one for all or (n,) one each; at most 2^52.
-        key: the permutation, one for all or (n,) one each.
-
-    Returns:
-        (n,) int64 in [0, size): for one size and key, a permutation of range(size).
-    """
-    sizes = np.atleast_1d(np.asarray(size, dtype=np.uint64))
-    a = np.maximum(np.ceil(np.sqrt(sizes.astype(np.float64))), 1).astype(np.uint64)
-    grid = (a, (sizes + a - np.uint64(1)) // a, np.atleast_1d(np.asarray(key, dtype=np.uint64)))
-    landed = _cross(positions.astype(np.uint64), *grid)
-    while (outside := np.flatnonzero(landed >= sizes)).size:  # the grid is a little larger than the range
-        landed[outside] = _cross(landed[outside], *(v if len(v) == 1 else v[outside] for v in grid))
-    return landed.astype(np.int64)
-
-
-def _cross(x: _Words, a: _Words, b: _Words, key: _Words) -> _Words:
-    """One pass through the Feistel network: a permutation of range(a * b)."""
-    left, right = x % a, x // a
-    half = np.uint64(32)
-    for number in range(_ROUNDS):
-        round_key = _mix(key + np.uint64((number * _GOLDEN) & _WORD))
-        source, limit = (right, a) if number % 2 == 0 else (left, b)
-        step = ((_mix(source ^ round_key) >> half) * limit) >> half  # uniform in [0, limit)
-        moved = (left if number % 2 == 0 else right) + step
-        moved -= np.where(moved >= limit, limit, np.uint64(0))
-        if number % 2 == 0:
-            left = moved
-        else:
-            right = moved
-    return left + a * right
+    return (mix(rows.astype(np.uint64) ^ np.uint64(key)) >> np.uint64(63)).astype(np.bool_)
 
 
 class EpochOrder(Protocol):
@@ -220,8 +158,8 @@ class WeightedShuffle:
         drawn = epoch * draws[group] + slots - (ends - draws)[group]  # from this group, since the first epoch
         size = sizes[group]
         # One permutation for each pass through each group.
-        key = _mix(
-            _mix((drawn // size).astype(np.uint64) + np.uint64(derive_key(self.seed, 1))) ^ group.astype(np.uint64)
+        key = mix(
+            mix((drawn // size).astype(np.uint64) + np.uint64(derive_key(self.seed, 1))) ^ group.astype(np.uint64)
         )
         return (np.cumsum(sizes) - sizes)[group] + permute(drawn % size, size=size, key=key)
 

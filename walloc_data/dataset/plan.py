@@ -10,7 +10,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from walloc_data.dataset.order import EpochOrder, Ints, derive_key, permute
+from walloc_data.dataset.order import EpochOrder, Ints
+from walloc_data.permutations import derive_key, permute
 
 __all__ = ["Batch", "BatchPlan", "BucketPlan", "SequencePlan"]
 

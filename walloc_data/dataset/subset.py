@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from walloc_data.dataset.index import INDEX_ROW
-from walloc_data.dataset.order import Ints, derive_key, permute
+from walloc_data.dataset.order import Ints
 from walloc_data.errors import LoaderError
+from walloc_data.permutations import derive_key, permute
 
 __all__ = ["Condition", "class_labels", "select", "take_fraction"]
 
