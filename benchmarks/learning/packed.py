@@ -6,9 +6,10 @@ the WebP files of the data set as they are. Reduced pixels have as many values a
 """
 
 import io
+import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
@@ -25,19 +26,20 @@ PIXEL_STEP = 4
 SPLITS = ("train", "val")
 
 
-def prepare(pictures: Path, *, size_px: int, out: Path, work: Path) -> None:
-    """Encode `pictures/train` and `pictures/val`, and pack `out/latents` and `out/reduced`."""
+def prepare(pictures: Path, *, size_px: int, out: Path, work: Path, pixels: bool = False) -> None:
+    """Encode `pictures/train` and `pictures/val`, and pack `out/latents` and `out/reduced`; `out/pixels` if asked."""
     from walloc_data import LatentDataset, encode_dataset
     from walloc_data.pictures import original_pictures
     from walloc_data.sources import open_source
     from walloc_data.storage import Store, read_manifest
 
-    for kind in ("latents", "reduced"):
+    kinds = ("latents", "reduced", "pixels") if pixels else ("latents", "reduced")
+    for kind in kinds:
         (out / kind).mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         encode_dataset(pictures / split, work, split=split, size_px=size_px, progress=False)
     manifest = read_manifest(Store(work))
-    for kind in ("latents", "reduced"):  # each folder can be carried alone
+    for kind in kinds:  # each folder can be carried alone
         (out / kind / "walloc.json").write_text(manifest.to_json())
     for split in SPLITS:
         dataset = LatentDataset(work, split=split)
@@ -46,6 +48,18 @@ def prepare(pictures: Path, *, size_px: int, out: Path, work: Path) -> None:
         read = original_pictures(open_source(pictures / split), settings=manifest.settings)
         files = [reduced_file(read(row), side=size_px // 4) for row in dataset.index["source_index"].tolist()]
         pack(out / "reduced" / f"{split}.npz", files, labels, side=size_px // 4)
+        if pixels:
+            write_pixels(out / "pixels" / f"{split}.npy", dataset, read, side=size_px)
+
+
+def write_pixels(path: Path, dataset: Any, read: Callable[[int], npt.NDArray[np.uint8]], *, side: int) -> None:
+    """Write a split's pictures as (N, 3, side, side) uint8, to be mapped, and the labels beside it as JSON."""
+    rows = dataset.index["source_index"].tolist()
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(rows), 3, side, side))
+    for i, row in enumerate(rows):
+        array[i] = read(row).transpose(2, 0, 1)
+    array.flush()
+    path.with_suffix(".json").write_text(json.dumps(dataset.labels.tolist()))
 
 
 def _webp_files(work: Path, manifest: Any, split: str) -> Iterator[bytes]:
