@@ -17,7 +17,7 @@ ROWS = [
     {"errors"},
     {"devices", "files", "format", "permutations", "webp"},
     {"storage", "latents", "pictures", "regression"},
-    {"codec", "sources", "dataset", "transforms", "adapters"},
+    {"card", "codec", "sources", "dataset", "transforms", "adapters"},
     {"convert", "report", "interop", "push"},
     {"demo", "fitting", "serving"},
     {"cli"},

@@ -10,8 +10,8 @@ import pytest
 
 from tests.convert.conftest import make_folder
 from walloc_data import LatentDataset, encode_dataset
+from walloc_data.card import shard_urls
 from walloc_data.convert import verify_dataset
-from walloc_data.convert.ranges import shard_urls
 from walloc_data.interop import unpack_picture, unpack_sample
 from walloc_data.sources.wds import expand_urls
 

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from huggingface_hub import DatasetCard
 
+from walloc_data.card import render_card, write_card
 from walloc_data.convert import encode_dataset
-from walloc_data.convert.card import render_card, write_card
 from walloc_data.format import Manifest
 from walloc_data.report import add_preview
-from walloc_data.report.sheet import PREVIEW_MARK
 from walloc_data.storage import Store
 
 
@@ -126,7 +125,7 @@ def test_hostile_names_are_text_in_the_card(imagenette_latents: Any) -> None:
 def test_the_card_shows_the_preview_where_there_is_one(imagenette_latents: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(imagenette_latents.out, out)
-    assert PREVIEW_MARK in (out / "README.md").read_text()
+    assert "<!-- walloc_data: preview -->" in (out / "README.md").read_text()
     add_preview(out, num_samples=1)
     shown = (out / "README.md").read_text()
     write_card(Store(out), manifest_of(out))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from walloc_data.convert.card import write_card
+from walloc_data.card import write_card
 from walloc_data.convert.lock import conversion_lock, disk_errors
 from walloc_data.convert.overwrite import clean_leftovers
 from walloc_data.convert.plan import Plan

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from walloc_data.card import PREVIEW_NAME, show_preview
 from walloc_data.codec import CodecInfo, WallocCodec
 from walloc_data.errors import FormatError, StorageError
 from walloc_data.files import whole_file
@@ -37,9 +38,6 @@ _MARGIN = 28
 _GAP = 14
 _CAPTION = 30
 MAX_SAMPLES = 200
-MAX_CARD_BYTES = 4 * 2**20
-PREVIEW_NAME = "preview.webp"
-PREVIEW_MARK = "<!-- walloc_data: preview -->"  # where the card that a conversion writes has room for it
 
 Decoders = list[tuple[str, Literal["own", "linear"]]]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -116,11 +114,7 @@ def add_preview(
         picture = Path(folder) / PREVIEW_NAME
         preview(out, picture, split=split, num_samples=num_samples, storage_options=storage_options)
         store.write_bytes(PREVIEW_NAME, picture.read_bytes())
-    if store.exists("README.md"):
-        card = store.read_bytes("README.md", max_bytes=MAX_CARD_BYTES).decode("utf-8", "replace")
-        if f"]({PREVIEW_NAME})" not in card and PREVIEW_MARK in card:
-            shown = f"{PREVIEW_MARK}\n\n![Samples: stored latent, its channels, decoded picture]({PREVIEW_NAME})"
-            store.write_bytes("README.md", card.replace(PREVIEW_MARK, shown, 1).encode())
+    show_preview(store)
 
 
 @dataclass

@@ -6,14 +6,14 @@ follow from the data, and all text outside the two comments that enclose ours.
 
 import json
 import re
+from collections.abc import Iterable
 from html import escape
 from pathlib import PurePosixPath
 
-from walloc_data.convert.ranges import shard_urls
 from walloc_data.format import Manifest, SplitRecord
 from walloc_data.storage import Store
 
-__all__ = ["render_card", "write_card"]
+__all__ = ["PREVIEW_NAME", "render_card", "shard_urls", "show_preview", "write_card"]
 
 CARD_NAME = "README.md"
 PREVIEW_NAME = "preview.webp"
@@ -22,6 +22,7 @@ MAX_NAMES_LISTED = 200
 
 _BEGIN = "<!-- walloc_data: written anew by every conversion, down to the end mark -->"
 _PREVIEW = "<!-- walloc_data: preview -->"
+_SHOWN = f"![Samples: stored latent, its channels, decoded picture]({PREVIEW_NAME})"
 _END = "<!-- walloc_data: end -->"
 _FOLLOWS_FROM_DATA = ("configs", "size_categories")
 _TOP_KEY = re.compile(r"([A-Za-z_][\w-]*):")
@@ -30,20 +31,56 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
 
 
 def write_card(store: Store, manifest: Manifest) -> None:
-    """Write a data set's README.md, keeping what a person changed in the one that is there."""
-    previous = None
-    if store.exists(CARD_NAME):
-        previous = store.read_bytes(CARD_NAME, max_bytes=MAX_CARD_BYTES).decode("utf-8", "replace")
-    card = render_card(manifest, previous=previous, preview=store.exists(PREVIEW_NAME))
+    """Write a data set's README.md, keeping what a person changed in the one that is there.
+
+    Example:
+        >>> from walloc_data.card import write_card
+        >>> from walloc_data.storage import Store, read_manifest
+        >>> store = Store("my-latents")
+        >>> write_card(store, read_manifest(store))
+        >>> store.read_bytes("README.md", max_bytes=2**20).splitlines()[0]
+        b'---'
+    """
+    card = render_card(manifest, previous=_read(store), preview=store.exists(PREVIEW_NAME))
     store.write_bytes(CARD_NAME, card.encode())
 
 
+def show_preview(store: Store) -> None:
+    """Show a data set's `preview.webp` in its card, where there is a card with room for it.
+
+    Example:
+        >>> from walloc_data.card import show_preview
+        >>> from walloc_data.storage import Store
+        >>> store = Store("my-latents")
+        >>> show_preview(store)
+        >>> b"](preview.webp)" in store.read_bytes("README.md", max_bytes=2**20)
+        True
+    """
+    card = _read(store)
+    if card is not None and f"]({PREVIEW_NAME})" not in card and _PREVIEW in card:
+        store.write_bytes(CARD_NAME, card.replace(_PREVIEW, f"{_PREVIEW}\n\n{_SHOWN}", 1).encode())
+
+
+def _read(store: Store) -> str | None:
+    if not store.exists(CARD_NAME):
+        return None
+    return store.read_bytes(CARD_NAME, max_bytes=MAX_CARD_BYTES).decode("utf-8", "replace")
+
+
 def render_card(manifest: Manifest, *, previous: str | None = None, preview: bool = False) -> str:
-    """A complete card.
+    """Return a complete card.
 
     Args:
+        manifest: of the data set.
         previous: the card that this one replaces.
         preview: show `preview.webp`, which lies beside it.
+
+    Example:
+        >>> from walloc_data.card import render_card
+        >>> from walloc_data.storage import Store, read_manifest
+        >>> print(render_card(read_manifest(Store("my-latents")))[:14])
+        ---
+        license: o
     """
     yaml = _front_matter(manifest)
     ours = "\n".join([_BEGIN, *_body(manifest, preview=preview), _END])
@@ -153,7 +190,7 @@ def _body(manifest: Manifest, *, preview: bool) -> list[str]:
         _PREVIEW,
     ]
     if preview:
-        lines += ["", f"![Samples: stored latent, its channels, decoded picture]({PREVIEW_NAME})"]
+        lines += ["", _SHOWN]
     lines += ["", "| split | samples | not encoded | shards | bytes | latents | labels |"]
     lines.append("|---|--:|--:|--:|--:|---|---|")
     for split, record in splits:
@@ -250,3 +287,30 @@ def _classes(names: tuple[str, ...]) -> list[str]:
     more = [f"… and {len(names) - len(listed):,} more, in `walloc.json`"] if len(listed) < len(names) else []
     head = f"<details><summary>The {len(names):,} classes</summary>"
     return [head, "", *(f"- {line}" for line in [*listed, *more]), "", "</details>"]
+
+
+def shard_urls(names: Iterable[str], *, prefix: str = "") -> str:
+    """Write shard names as brace ranges, joined by ``::`` where numbers are missing between them.
+
+    A shard whose pictures are all broken has no file, so its number is missing: a range may only cover numbers that
+    are there. webdataset, and `open_source("wds:...")`, read the result back to exactly these names.
+
+    Args:
+        names: paths ending in ``-NUMBER.tar``, in order.
+        prefix: what to put before each, such as a folder and a slash.
+
+    Example:
+        >>> from walloc_data.card import shard_urls
+        >>> shard_urls(["data/train-00000.tar", "data/train-00001.tar", "data/train-00003.tar"])
+        'data/train-{00000..00001}.tar::data/train-00003.tar'
+    """
+    runs: list[tuple[str, str, str]] = []  # stem, first and last number as text
+    for name in names:
+        stem, _, digits = name.removesuffix(".tar").rpartition("-")
+        if runs and runs[-1][0] == stem and int(runs[-1][2]) + 1 == int(digits) and len(runs[-1][2]) == len(digits):
+            runs[-1] = (stem, runs[-1][1], digits)
+        else:  # also where the number of digits changes, as a range has one
+            runs.append((stem, digits, digits))
+    return "::".join(
+        f"{prefix}{stem}-{first if first == last else f'{{{first}..{last}}}'}.tar" for stem, first, last in runs
+    )
