@@ -1,4 +1,4 @@
-"""Memory maps of shards under a limit of open files."""
+"""Open shards under a limit of open files."""
 
 import resource
 import subprocess
@@ -10,14 +10,14 @@ import pytest
 
 from walloc_data.errors import StorageError
 from walloc_data.format import Manifest
-from walloc_data.storage import ShardMaps, map_file, max_open_maps
+from walloc_data.storage import OpenShards, ShardFile, max_open_shards
 
 READ = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 from walloc_data import LatentDataset
-from walloc_data.storage import max_open_maps
-assert max_open_maps() == 64 or sys.version_info >= (3, 13)
+from walloc_data.storage import max_open_shards
+assert max_open_shards() == 64
 parts = [LatentDataset(sys.argv[1], shuffle=True, seed=seed, cache_folder=sys.argv[2]) for seed in (0, 1)]
 for batch_size, num_workers in ((300, 0), (20, 0), (300, 1), (20, 1)):
     ids = [[], []]
@@ -38,24 +38,23 @@ def test_more_shards_than_open_files_are_read(make_dataset: Callable[..., Manife
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="maps hold no descriptors")
-def test_maps_take_half_of_the_descriptors_and_the_longest_unused_goes(
+def test_shards_take_half_of_the_descriptors_and_the_longest_unused_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (12, 4096))
-    assert max_open_maps() == 6
+    assert max_open_shards() == 6
     (tmp_path / "shard").write_bytes(b"12345")
     opened: list[str] = []
 
-    def opening(name: str) -> Callable[[], memoryview]:
-        def open_shard() -> memoryview:
+    def opening(name: str) -> Callable[[], ShardFile]:
+        def open_shard() -> ShardFile:
             opened.append(name)
-            return map_file(tmp_path / "shard", num_bytes=5, where="shard")
+            return ShardFile(tmp_path / "shard", num_bytes=5, where="shard")
 
         return open_shard
 
     before = _num_descriptors()
-    one, two = ShardMaps(), ShardMaps()
+    one, two = OpenShards(), OpenShards()
     for number in range(4):
         one.get(number, opening(f"one {number}"))
     one.get(0, opening("one 0 again"))
@@ -63,14 +62,14 @@ def test_maps_take_half_of_the_descriptors_and_the_longest_unused_goes(
         two.get(number, opening(f"two {number}"))
     assert _num_descriptors() - before == 6
     assert (len(one), len(two)) == (2, 4)
-    assert one.get(0, opening("one 0 again")) == b"12345"
-    assert one.get(3, opening("one 3 again")) == b"12345"
+    assert one.get(0, opening("one 0 again")).read(0, 5) == b"12345"
+    assert one.get(3, opening("one 3 again")).read(0, 5) == b"12345"
     assert opened == [f"{name} {number}" for name in ("one", "two") for number in range(4)]
     kept = two.get(0, opening("two 0 again"))
     for number in range(6):
         one.get(10 + number, opening("more"))
     assert len(two) == 0
-    assert bytes(kept) == b"12345"  # closed only when its last slice is gone
+    assert kept.read(0, 5) == b"12345"  # closed only when nobody holds it
 
 
 def _num_descriptors() -> int:
@@ -80,10 +79,10 @@ def _num_descriptors() -> int:
 def test_a_process_without_descriptors_is_told_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "shard").write_bytes(b"12345")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    maps = ShardMaps()
+    shards = OpenShards()
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
         with pytest.raises(StorageError, match=r"too many open files to open a shard .*`ulimit -n`"):
-            maps.get(0, lambda: map_file(tmp_path / "shard", num_bytes=5, where="shard"))
+            shards.get(0, lambda: ShardFile(tmp_path / "shard", num_bytes=5, where="shard"))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -15,7 +15,7 @@ from walloc_data.dataset.index import SplitIndex
 from walloc_data.dataset.order import Ints
 from walloc_data.errors import CorruptShardError, StorageError, WallocDataError
 from walloc_data.format import MANIFEST_NAME, CodecSpec, ShardRecord, SplitRecord, sample_key
-from walloc_data.storage import ShardCache, ShardMaps, Store, map_file, max_open_maps, read_manifest
+from walloc_data.storage import OpenShards, ShardCache, ShardFile, Store, read_manifest
 
 __all__ = ["Latents", "Reader", "ShardReader"]
 
@@ -24,7 +24,7 @@ Latents = npt.NDArray[np.int8] | list[npt.NDArray[np.int8]]
 
 _ENCODED_AGAIN = "The data set was encoded again after it was opened here: open it again"
 _ATTEMPTS_AHEAD = 3
-_MAX_OPEN_CACHED = 64  # an evicted shard keeps its disk space while it is mapped
+_MAX_OPEN_CACHED = 64  # an evicted shard keeps its disk space while it is open
 
 
 class Reader(Protocol):
@@ -41,7 +41,7 @@ class Reader(Protocol):
 
 
 class ShardReader:
-    """Reads samples at the index's offsets of memory-mapped shards and decodes them.
+    """Reads samples at the index's offsets in the shards and decodes them.
 
     Args:
         cache: where remote shards are kept; shards of a local data set are read in place.
@@ -62,7 +62,7 @@ class ShardReader:
         self.num_threads = num_threads
         counts = [shard.num_samples for shard in record.shards]
         self._ends = np.cumsum(np.array(counts, dtype=np.int64))
-        self._maps = ShardMaps(most=None if store.local_path is not None else _MAX_OPEN_CACHED)
+        self._open = OpenShards(most=None if store.local_path is not None else _MAX_OPEN_CACHED)
         # Every shard has checksums, as data sets have since there are any; a shard's rows all have one or none has.
         self._checked = bool(index.rows[self._ends - counts]["crc32"].all())
         self._manifest = _stamp(store)
@@ -101,7 +101,7 @@ class ShardReader:
             if self.store.local_path is not None:
                 raise
         for number in np.unique(shards).tolist():
-            self._maps.drop(number)
+            self._open.drop(number)
             self.cache.remove_damaged(self.record.shards[number])
         return self._latents(entries, shards, self._payloads(shards, offsets, lengths), checksums)
 
@@ -145,26 +145,17 @@ class ShardReader:
         )
 
     def _payloads(self, shards: Ints, offsets: Ints, lengths: Ints) -> Sequence[memoryview]:
-        """The stored bytes of samples, in their order, as slices of their shards' maps.
-
-        Slices keep a map open: where a batch is of more shards than may be open, its bytes are copied.
-        """
-        numbers = np.unique(shards).tolist()
-        if len(numbers) <= max_open_maps() // 2:
-            views = {number: self._shard(number) for number in numbers}
-            return [
-                views[number][offset : offset + length]
-                for number, offset, length in zip(shards.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
-            ]
+        """The stored bytes of samples, in their order; each shard is opened once."""
         payloads = [memoryview(b"")] * len(shards)
-        for number in numbers:
-            view = self._shard(number)
+        starts, sizes = offsets.tolist(), lengths.tolist()
+        for number in np.unique(shards).tolist():
+            shard = self._shard(number)
             for i in np.flatnonzero(shards == number).tolist():
-                payloads[i] = memoryview(bytes(view[offsets[i] : offsets[i] + lengths[i]]))
+                payloads[i] = memoryview(shard.read(starts[i], sizes[i]))
         return payloads
 
-    def _shard(self, number: int) -> memoryview:
-        return self._maps.get(number, lambda: self._map(self.record.shards[number]))
+    def _shard(self, number: int) -> ShardFile:
+        return self._open.get(number, lambda: self._opened(self.record.shards[number]))
 
     def _remedy(self, shard: ShardRecord) -> str:
         if self.store.local_path is None:
@@ -173,22 +164,22 @@ class ShardReader:
             return _ENCODED_AGAIN
         return f"`walloc-data verify {self.store.url}` finds all damage; copy the data set again, or encode it again"
 
-    def _map(self, shard: ShardRecord) -> memoryview:
+    def _opened(self, shard: ShardRecord) -> ShardFile:
         if self.store.local_path is None:
             return self.cache.open(self.store, shard)
         where = self.store.where(shard.name)
         try:
-            view = map_file(self.store.local_path / shard.name, num_bytes=shard.num_bytes, where=where)
+            opened = ShardFile(self.store.local_path / shard.name, num_bytes=shard.num_bytes, where=where)
         except CorruptShardError as error:
             raise CorruptShardError(f"{error} {self._remedy(shard)}") from error
         except OSError as error:
             if isinstance(error, FileNotFoundError) and _replaced(self.store, shard):
                 raise StorageError(f"{where}: {error.strerror}. {_ENCODED_AGAIN}") from error
             raise StorageError(f"{where}: {error.strerror}. The manifest lists this shard") from error
-        # A map stays what it is when its file is replaced. Samples with checksums need no look at the manifest.
+        # An open file stays what it is when another takes its name. Checksums need no look at the manifest.
         if not self._checked and self._manifest != _stamp(self.store) and _replaced(self.store, shard):
             raise CorruptShardError(f"{where}: {_ENCODED_AGAIN}")
-        return view
+        return opened
 
     def fetch(self, number: int) -> None:
         """Bring a remote shard into the cache ahead of its use.

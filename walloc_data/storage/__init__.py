@@ -3,8 +3,8 @@
 from walloc_data.storage.cache import DEFAULT_MAX_CACHE_BYTES, ShardCache, cache_errors, default_cache_folder
 from walloc_data.storage.lock import Lock, file_lock, machine_folder, take_lock
 from walloc_data.storage.manifest import read_manifest
-from walloc_data.storage.maps import ShardMaps, map_file, max_open_maps
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry
+from walloc_data.storage.shards import OpenShards, ShardFile, max_open_shards
 from walloc_data.storage.store import Store
 from walloc_data.storage.threads import DaemonThreads
 
@@ -13,16 +13,16 @@ __all__ = [
     "DEFAULT_RETRY_SECONDS",
     "DaemonThreads",
     "Lock",
+    "OpenShards",
     "Retry",
     "ShardCache",
-    "ShardMaps",
+    "ShardFile",
     "Store",
     "cache_errors",
     "default_cache_folder",
     "file_lock",
     "machine_folder",
-    "map_file",
-    "max_open_maps",
+    "max_open_shards",
     "read_manifest",
     "take_lock",
 ]

@@ -7,8 +7,8 @@
       locks/room.lock                        held while old shards make room
 
 A file under its final name is complete and matched its sha256 when it was put there, so it is read without a lock:
-by other users too, who may read the folder and not write to it. Shards are read through memory maps, which stay valid
-when the file is evicted, so eviction never asks who reads. Where locks do not hold for all who see the folder, a shard
+by other users too, who may read the folder and not write to it. An open file stays readable when its name is evicted,
+so eviction never asks who reads. Where locks do not hold for all who see the folder, a shard
 may be fetched twice, and the limit overstepped by what others fetch at that moment.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from walloc_data.errors import CorruptShardError, StorageError, WallocDataError
 from walloc_data.format import ShardRecord
 from walloc_data.storage.lock import file_lock, take_lock
-from walloc_data.storage.maps import map_file
+from walloc_data.storage.shards import ShardFile
 from walloc_data.storage.store import Store
 
 __all__ = ["DEFAULT_MAX_CACHE_BYTES", "ShardCache", "cache_errors", "default_cache_folder"]
@@ -96,7 +96,7 @@ class ShardCache:
 
     Args:
         folder: where; None is `default_cache_folder()`. Made when first needed.
-        max_bytes: what the shards in it may occupy, unfinished ones included. Shards that are still mapped keep their
+        max_bytes: what the shards in it may occupy, unfinished ones included. Shards that are still open keep their
             disk space until their reader closes them.
 
     Example:
@@ -122,12 +122,12 @@ class ShardCache:
         """Where a shard lies, if it is here."""
         return self.folder / "shards" / f"{record.sha256}.tar"
 
-    def open(self, store: Store, record: ShardRecord) -> memoryview:
-        """The bytes of a shard, memory-mapped; fetched and checked first if they are not here."""
+    def open(self, store: Store, record: ShardRecord) -> ShardFile:
+        """A shard, open for reading; fetched and checked first if it is not here."""
         path = self.path(record)
         while True:
             try:
-                view = map_file(path, num_bytes=record.num_bytes, where=store.where(record.name))
+                shard = ShardFile(path, num_bytes=record.num_bytes, where=store.where(record.name))
             except FileNotFoundError:  # not fetched yet, or evicted a moment ago
                 if (fetched := self._fetch(store, record)) is not None:
                     return fetched
@@ -142,7 +142,7 @@ class ShardCache:
             else:
                 with suppress(OSError):  # another user's
                     os.utime(path)  # used now
-                return view
+                return shard
 
     def fetch(self, store: Store, record: ShardRecord) -> None:
         """Bring a shard here unless it is; whoever comes second waits for the first.
@@ -171,8 +171,8 @@ class ShardCache:
             path.unlink(missing_ok=True)
             return True
 
-    def _fetch(self, store: Store, record: ShardRecord) -> memoryview | None:
-        """Fetch a shard; its map, made before anybody could evict it, or None if it was here already."""
+    def _fetch(self, store: Store, record: ShardRecord) -> ShardFile | None:
+        """Fetch a shard; it is opened before anybody could evict it. None if it was here already."""
         path = self.path(record)
         if path.exists():  # no lock is needed, so that a folder that may not be written serves as well
             return None
@@ -191,9 +191,9 @@ class ShardCache:
                 try:
                     self._make_room(record, partial)
                     self._download(store, record, partial)
-                    view = map_file(partial, num_bytes=record.num_bytes, where=where)
+                    shard = ShardFile(partial, num_bytes=record.num_bytes, where=where)
                     partial.replace(path)
-                    return view
+                    return shard
                 finally:
                     with suppress(OSError):
                         partial.unlink(missing_ok=True)

@@ -1,0 +1,209 @@
+"""Open shards, and how many of them a process may hold open.
+
+Shards are read at given places, not mapped: a map of a file that somebody cuts short kills its process (SIGBUS), and so
+does a disk that fails under it. A read says so. A process may have 1024 open files by default: a data set of more
+shards than that cannot have all of them open at once.
+"""
+
+import errno
+import os
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+from walloc_data.errors import CorruptShardError, StorageError
+from walloc_data.files import open_regular
+
+__all__ = ["OpenShards", "ShardFile", "max_open_shards"]
+
+_MOST = 4096
+_FEWEST = 4
+
+_all: "weakref.WeakSet[OpenShards]" = weakref.WeakSet()
+_clock = count()
+_locks: dict[int, threading.Lock] = {}  # by process: a lock that another thread held does not come through a fork free
+
+
+class ShardFile:
+    """A shard, open for reading at any place; threads may share one. It closes when nobody holds it any more.
+
+    Args:
+        path: a regular file.
+        num_bytes: its length must be this, what its record says, so that no stored offset points outside.
+        where: names it in errors.
+
+    Raises:
+        CorruptShardError: it is longer or shorter.
+        OSError: it cannot be opened, or is no regular file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data.storage import ShardFile
+        >>> path = Path("my-latents/data/train-00000.tar")
+        >>> shard = ShardFile(path, num_bytes=path.stat().st_size, where=str(path))
+        >>> shard.read(257, 5)  # what makes it a tar
+        b'ustar'
+    """
+
+    def __init__(self, path: Path, *, num_bytes: int, where: str) -> None:
+        self.where, self._num_bytes = where, num_bytes
+        self._file = open_regular(path, buffering=0)
+        self._turn = None if hasattr(os, "pread") else threading.Lock()  # Windows reads at the file's one position
+        found = os.fstat(self._file.fileno()).st_size
+        if found != num_bytes:
+            self._file.close()
+            raise CorruptShardError(
+                f"{where}: {found} bytes; its record says {num_bytes}. Was it changed or cut short?"
+            )
+
+    def __len__(self) -> int:
+        return self._num_bytes
+
+    def __del__(self) -> None:
+        if file := getattr(self, "_file", None):
+            file.close()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes [offset, offset + length) of it.
+
+        Raises:
+            CorruptShardError: it ends before them: it was cut short after it was opened.
+            StorageError: the disk fails.
+        """
+        try:
+            data = self._at(offset, length)
+            while len(data) < length and (more := self._at(offset + len(data), length - len(data))):
+                data += more
+        except OSError as error:
+            raise StorageError(f"{self.where}: cannot be read ({error.strerror or error})") from error
+        if len(data) != length:
+            raise CorruptShardError(
+                f"{self.where}: ends at byte {offset + len(data)}; its record says {self._num_bytes}. It was cut short "
+                "after it was opened"
+            )
+        return data
+
+    def _at(self, offset: int, length: int) -> bytes:
+        if self._turn is None:
+            return os.pread(self._file.fileno(), length, offset)
+        with self._turn:
+            self._file.seek(offset)
+            return self._file.read(length)
+
+
+def max_open_shards() -> int:
+    """Return how many shards to hold open: half of the files that a process may (``ulimit -n``), 4096 at most.
+
+    Example:
+        >>> from walloc_data.storage import max_open_shards
+        >>> 4 <= max_open_shards() <= 4096
+        True
+    """
+    if sys.platform == "win32":
+        return 256  # of the 512 that its C library allows
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST if soft == resource.RLIM_INFINITY else max(_FEWEST, min(_MOST, soft // 2))
+
+
+class OpenShards:
+    """Open shards by number; the longest unused is closed where there are too many.
+
+    All `OpenShards` of a process share `max_open_shards`. One that is dropped here closes when nobody holds it.
+
+    Args:
+        most: open shards of this one; None is as many as the process may have.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data.storage import OpenShards, ShardFile
+        >>> path = Path("my-latents/data/train-00000.tar")
+        >>> shards = OpenShards(most=2)
+        >>> for number in (0, 1, 2):
+        ...     shard = shards.get(number, lambda: ShardFile(path, num_bytes=path.stat().st_size, where=str(path)))
+        >>> len(shards)
+        2
+    """
+
+    def __init__(self, *, most: int | None = None) -> None:
+        self.most = most
+        self._open: OrderedDict[int, tuple[int, ShardFile]] = OrderedDict()  # (last used, shard)
+        _all.add(self)
+
+    def __reduce__(self) -> tuple[Callable[[int | None], "OpenShards"], tuple[int | None]]:
+        return _again, (self.most,)  # files stay in their process
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def get(self, number: int, open_shard: Callable[[], ShardFile]) -> ShardFile:
+        """A shard, opened by `open_shard` if it is not open.
+
+        Raises:
+            StorageError: the process has no descriptors left, and closing ours made none free.
+        """
+        with _lock():
+            if number in self._open:
+                _, shard = self._open.pop(number)
+                self._open[number] = next(_clock), shard
+                return shard
+        try:
+            shard = open_shard()
+        except OSError as error:
+            if not _out_of_descriptors(error):
+                raise
+            _close_to(0)  # others in this process took more than their half
+            shard = self._open_at_last(open_shard)
+        with _lock():
+            self._open[number] = next(_clock), shard
+            if self.most is not None:
+                while len(self._open) > self.most:
+                    self._open.popitem(last=False)
+        _close_to(max_open_shards())
+        return shard
+
+    def drop(self, number: int) -> None:
+        """Close a shard, if it is open: the next `get` opens it anew."""
+        with _lock():
+            self._open.pop(number, None)
+
+    @staticmethod
+    def _open_at_last(open_shard: Callable[[], ShardFile]) -> ShardFile:
+        try:
+            return open_shard()
+        except OSError as error:
+            if not _out_of_descriptors(error):
+                raise
+            raise StorageError(
+                f"this process has too many open files to open a shard ({error}): raise the limit with `ulimit -n`"
+            ) from error
+
+
+def _again(most: int | None) -> OpenShards:
+    return OpenShards(most=most)
+
+
+def _lock() -> threading.Lock:
+    return _locks.setdefault(os.getpid(), threading.Lock())
+
+
+def _close_to(limit: int) -> None:
+    """Close the longest unused shards of this process until so many are open."""
+    with _lock():
+        held = [shards._open for shards in list(_all) if shards._open]
+        for _ in range(sum(map(len, held)) - limit):
+            oldest = min((opened for opened in held if opened), key=lambda opened: next(iter(opened.values()))[0])
+            oldest.popitem(last=False)
+
+
+def _out_of_descriptors(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__
+    return False
