@@ -45,8 +45,8 @@ def test_a_corrupt_shard_is_refetched_then_named(tmp_path: Path) -> None:
     class Flaky(Store):
         fetched = 0
 
-        def download_into(self, path: str, target: Path) -> None:
-            super().download_into(path, target)
+        def download_into(self, path: str, target: Path, *, max_bytes: int | None = None) -> None:
+            super().download_into(path, target, max_bytes=max_bytes)
             self.fetched += 1
             if self.fetched <= self.bad:
                 data = bytearray(target.read_bytes())
@@ -99,10 +99,10 @@ def test_threads_that_want_one_shard_fetch_it_once(tmp_path: Path) -> None:
     fetched = []
 
     class Slow(Store):
-        def download_into(self, path: str, target: Path) -> None:
+        def download_into(self, path: str, target: Path, *, max_bytes: int | None = None) -> None:
             fetched.append(path)
             time.sleep(0.05)
-            super().download_into(path, target)
+            super().download_into(path, target, max_bytes=max_bytes)
 
     cache = ShardCache(tmp_path / "cache")
     threads = [threading.Thread(target=cache.open, args=(Slow(tmp_path), record)) for _ in range(6)]
@@ -121,12 +121,12 @@ def test_shards_that_are_fetched_at_once_keep_to_the_limit(tmp_path: Path, shard
     lock = threading.Lock()
 
     class Slow(Store):
-        def download_into(self, path: str, target: Path) -> None:
+        def download_into(self, path: str, target: Path, *, max_bytes: int | None = None) -> None:
             nonlocal most
             time.sleep(0.1)
             with lock:  # what is reserved or there, while nothing comes or goes
                 most = max(most, 1000 * len(list((tmp_path / "cache" / "shards").iterdir())))
-            super().download_into(path, target)
+            super().download_into(path, target, max_bytes=max_bytes)
 
     views: list[bytes] = []
     threads = [
@@ -146,7 +146,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     record = shard(tmp_path, 0)
 
     class Full(Store):
-        def download_into(self, path: str, target: Path) -> None:
+        def download_into(self, path: str, target: Path, *, max_bytes: int | None = None) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(

@@ -13,10 +13,10 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
-__all__ = ["check_regular", "open_regular", "read_regular", "sync_file", "sync_folder", "whole_file"]
+__all__ = ["allocate", "check_regular", "open_regular", "read_regular", "sync_file", "sync_folder", "whole_file"]
 
 _KINDS = (
     (stat.S_ISDIR, errno.EISDIR, "a folder"),
@@ -27,13 +27,12 @@ _KINDS = (
 )
 
 
-def open_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None, buffering: int = -1) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> BufferedReader:
     """Open a regular file for reading; links are followed.
 
     Args:
         path: of the file.
         max_bytes: a longer file is refused before anything of it is read; None takes any length.
-        buffering: as `open` has it.
 
     Raises:
         OSError: it cannot be opened, is a folder, a pipe, a socket or a device, or is longer than `max_bytes`;
@@ -62,7 +61,7 @@ def open_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None, 
         raise
     try:
         _check(os.fstat(descriptor), path, max_bytes)
-        return open(descriptor, "rb", buffering=buffering)  # noqa: PTH123
+        return open(descriptor, "rb")  # noqa: PTH123
     except BaseException:
         os.close(descriptor)
         raise
@@ -140,6 +139,28 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def allocate(descriptor: int, num_bytes: int) -> None:
+    """Give a file its length, and the disk space for it, filled with zeros.
+
+    Where the system cannot allocate (macOS, Windows), the file only gets its length.
+
+    Raises:
+        OSError: the disk is full, or the quota reached.
+
+    Example:
+        >>> import os
+        >>> from walloc_data.files import allocate
+        >>> with open("table", "wb") as file:
+        ...     allocate(file.fileno(), 4096)
+        >>> os.path.getsize("table")
+        4096
+    """
+    if num_bytes and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    else:
+        os.ftruncate(descriptor, num_bytes)
 
 
 def sync_file(descriptor: int) -> None:

@@ -7,6 +7,7 @@ at 8 bits it travels as int8. Packing lays n x n channels as tiles in each colou
 
 import io
 import math
+import os
 from typing import Literal
 
 import numpy as np
@@ -17,9 +18,23 @@ from torch import Tensor
 from walloc_data.errors import CodecError, CorruptShardError
 from walloc_data.webp import check_sides, encode_lossless
 
-__all__ = ["compand", "decode_webp", "encode_webp", "encode_webps", "expand", "expansion_table", "pack", "unpack"]
+__all__ = [
+    "check_packed_pixels",
+    "compand",
+    "decode_webp",
+    "encode_webp",
+    "encode_webps",
+    "expand",
+    "expansion_table",
+    "max_packed_pixels",
+    "pack",
+    "unpack",
+]
 
-MAX_PACKED_PIXELS = 2**28  # a packed latent of a 4-gigapixel picture: more than the converter ever writes
+# Of a packed latent: reading one takes 25 bytes a pixel. Where cells are of 8 pixels, that of a picture of half a
+# gigapixel, which is six times what the converter takes by default (max_pixels).
+DEFAULT_MAX_PACKED_PIXELS = 2**25
+MAX_PACKED_PIXELS_NAME = "WALLOC_DATA_MAX_PACKED_PIXELS"
 
 # Our writer holds about 300 bytes a pixel while it works: past this, 8 megapixels of photograph, libwebp takes over.
 OWN_WRITER_PIXELS = 2**19
@@ -186,6 +201,40 @@ def encode_webps(pictures: npt.NDArray[np.uint8], *, effort: Literal["default", 
     return files
 
 
+def max_packed_pixels() -> int:
+    """Return how many pixels a packed latent may have to be read: 2^25, or $WALLOC_DATA_MAX_PACKED_PIXELS.
+
+    A few bytes of WebP can claim 268 million, which take gigabytes to decode.
+
+    Example:
+        >>> from walloc_data.latents import max_packed_pixels
+        >>> max_packed_pixels()
+        33554432
+    """
+    given = os.environ.get(MAX_PACKED_PIXELS_NAME, "")
+    if not given:
+        return DEFAULT_MAX_PACKED_PIXELS
+    if not given.isdecimal() or not 1 <= (value := int(given)) <= 2**40:
+        raise CodecError(f"{MAX_PACKED_PIXELS_NAME}={given}: expected a number of pixels, such as {2**27}")
+    return value
+
+
+def check_packed_pixels(height: int, width: int, *, where: str) -> None:
+    """Raise CorruptShardError, naming `where`, for a packed latent of more than `max_packed_pixels`.
+
+    Example:
+        >>> from walloc_data.latents import check_packed_pixels
+        >>> check_packed_pixels(16383, 16383, where="sample 000000007")
+        Traceback (most recent call last):
+        walloc_data.errors.CorruptShardError: sample 000000007: a packed latent of 16383 x 16383 pixels; ...
+    """
+    if height * width > (limit := max_packed_pixels()):
+        raise CorruptShardError(
+            f"{where}: a packed latent of {width} x {height} pixels; at most {limit} are read, as its size is true of "
+            f"few and costs gigabytes. If the pictures are that large, set {MAX_PACKED_PIXELS_NAME}={height * width}"
+        )
+
+
 def decode_webp(
     data: bytes | memoryview, *, size: tuple[int, int] | None = None, where: str = "packed latent"
 ) -> npt.NDArray[np.uint8]:
@@ -206,15 +255,14 @@ def decode_webp(
     try:
         # A 12-byte header claims what it likes: check the size before the pixels are allocated.
         with Image.open(io.BytesIO(data), formats=("WEBP",)) as image:
-            if image.width * image.height > MAX_PACKED_PIXELS:
-                raise CorruptShardError(f"{where}: claims {image.width} x {image.height} pixels; refused")
             if size is not None and size != (image.height, image.width):
                 found = f"{image.height} x {image.width}"
                 raise CorruptShardError(f"{where}: a packed picture of {found} where {size[0]} x {size[1]} is expected")
+            check_packed_pixels(image.height, image.width, where=where)
             if image.mode != "RGB":
                 raise CorruptShardError(f"{where}: mode {image.mode}; a packed latent is RGB without alpha")
             return np.asarray(image)
-    except CorruptShardError:
+    except (CorruptShardError, CodecError):
         raise
     except Exception as error:  # Pillow raises many kinds on damaged files
         require_webp(where)

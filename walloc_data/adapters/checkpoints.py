@@ -11,13 +11,14 @@ from walloc_data.adapters.models import HasManifest, LatentModelConfig, build, l
 from walloc_data.adapters.wrapping import bare_names, whole_state
 from walloc_data.devices import usable_device
 from walloc_data.errors import ModelError, StorageError
-from walloc_data.files import whole_file
+from walloc_data.files import check_regular, read_regular, whole_file
 from walloc_data.format import CodecSpec, Manifest, dump_json, load_json
 
 __all__ = ["check_codec", "load_latent_model", "model_from_config", "save_latent_model"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 2**20
+MAX_MODEL_BYTES = 2**34  # of weights: the largest that timm knows have half of it
 
 
 def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
@@ -78,17 +79,16 @@ def load_latent_model(
     where_to = usable_device(device)
     source = Path(folder)
     try:
-        if (source / CONFIG).stat().st_size > MAX_CONFIG_BYTES:
-            raise ModelError(f"{source / CONFIG}: larger than {MAX_CONFIG_BYTES} bytes: not a model's config")
-        value = load_json((source / CONFIG).read_bytes(), where=str(source / CONFIG))
+        value = load_json(read_regular(source / CONFIG, max_bytes=MAX_CONFIG_BYTES), where=str(source / CONFIG))
     except OSError as error:
-        raise StorageError(f"{source}: no saved latent model there ({error.strerror})") from error
+        raise StorageError(f"{source}: no saved latent model there ({CONFIG}: {error.strerror})") from error
     if value.pop("format", None) != "walloc_data-model" or value.pop("format_version", None) != 1:
         raise ModelError(f"{source / CONFIG}: not a model of this walloc_data; save_latent_model writes them")
     config = LatentModelConfig.from_dict(value, where=str(source / CONFIG))
     try:
+        check_regular(source / WEIGHTS, max_bytes=MAX_MODEL_BYTES)
         weights = load_file(source / WEIGHTS)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise ModelError(f"{source / WEIGHTS}: cannot be read ({error})") from error
     model = model_from_config(config, weights=weights, where=str(source / WEIGHTS))
     if dataset is not None:

@@ -10,21 +10,20 @@ Published WaLLoC checkpoints (.pth, a pickle) are read by `walloc_data.codec.pub
 """
 
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 from walloc_data.codec.model import WallocCodec, _NoDecoder
+from walloc_data.codec.tensor_files import fill, read_tensors
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError, FormatError, WallocDataError
-from walloc_data.files import whole_file
+from walloc_data.files import read_regular, whole_file
 from walloc_data.format import CodecSpec, dump_json, load_json
 
 __all__ = ["DEFAULT_CODEC", "CodecInfo", "bundled_codecs", "codec_folder", "load_codec", "save_codec"]
@@ -32,7 +31,7 @@ __all__ = ["DEFAULT_CODEC", "CodecInfo", "bundled_codecs", "codec_folder", "load
 DEFAULT_CODEC = "rgb-16x-v1"
 BUNDLED = Path(__file__).parent / "bundled"
 MAX_CONFIG_BYTES = 2**20
-MAX_WEIGHTS_BYTES = 2**31
+_MAX_ENCODER_VALUES = 2**23  # its hash alone takes 50 bytes for each
 _CODEC_JSON, _WEIGHTS, _CARD = "codec.json", "model.safetensors", "README.md"
 _OPERATORS = "operators.safetensors"
 _DECODER_FILE = re.compile(r"decoder-[a-z0-9_-]{1,100}\.safetensors")
@@ -202,11 +201,9 @@ def _load(source: str | Path, *, decoder: bool | str | Path) -> tuple[WallocCode
 def read_capped(path: Path, *, limit: int) -> bytes:
     """The bytes of a small file; larger ones are refused before they are read."""
     try:
-        if (size := path.stat().st_size) > limit:
-            raise CodecError(f"{path}: {size} bytes; at most {limit} are read")
-        return path.read_bytes()
+        return read_regular(path, max_bytes=limit)
     except OSError as error:
-        raise CodecError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CodecError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _with_decoder(codec: WallocCodec, info: CodecInfo, path: Path) -> tuple[WallocCodec, CodecInfo]:
@@ -249,8 +246,16 @@ def _load_folder(folder: Path, *, decoder: bool, version: str | None = None) -> 
         statistics = _read_statistics(config.get("statistics"), spec=spec, where=where)
     except FormatError as error:
         raise CodecError(str(error)) from error
-    weights = _read_weights(folder / _WEIGHTS)
+    weights, _ = read_tensors(folder / _WEIGHTS)
     bands = spec.channels * 4**spec.J
+    # Nothing is built on the word of codec.json: what the weights do not bear out would take gigabytes.
+    found = tuple(weights["encoder.weight"].shape) if "encoder.weight" in weights else None
+    if found not in ((spec.latent_dim, bands), (spec.latent_dim, bands, 1, 1)):
+        raise CodecError(
+            f"{folder / _WEIGHTS}: encoder.weight has shape {found}, codec.json says {(spec.latent_dim, bands)}"
+        )
+    if spec.latent_dim * bands > _MAX_ENCODER_VALUES:
+        raise CodecError(f"{where}: an encoder of {spec.latent_dim} x {bands} values; at most {_MAX_ENCODER_VALUES}")
     convolution = nn.Conv2d(spec.latent_dim, bands, 1) if decoder and "linear_decoder.weight" in weights else None
     network: nn.Module | None = None
     if kind == "none" or not decoder:
@@ -258,7 +263,10 @@ def _load_folder(folder: Path, *, decoder: bool, version: str | None = None) -> 
     elif kind in ("conv", "unet"):
         from walloc_data.codec.decoders import build_decoder
 
-        network = build_decoder(dict(description or {}), latent_dim=spec.latent_dim, out_channels=bands)
+        with torch.device("meta"):
+            network = build_decoder(dict(description or {}), latent_dim=spec.latent_dim, out_channels=bands)
+        fill(network, weights, prefix="decoder.", where=folder / _WEIGHTS)
+        network.to(memory_format=torch.channels_last)
     elif convolution is None:
         raise CodecError(f"{folder / _WEIGHTS}: decoder kind is 'linear' but linear_decoder.weight is absent")
     codec = WallocCodec(
@@ -269,14 +277,13 @@ def _load_folder(folder: Path, *, decoder: bool, version: str | None = None) -> 
     parts: dict[str, nn.Module] = {"encoder.": codec.encoder[0]}
     if decoder:
         parts |= {"linear_decoder.": convolution} if convolution is not None else {}
-        parts |= {"decoder.": network} if kind in ("conv", "unet") and network is not None else {}
     for prefix, module in parts.items():
-        _fill(module, weights, prefix=prefix, where=folder / _WEIGHTS)
+        fill(module, weights, prefix=prefix, where=folder / _WEIGHTS)
     codec.name, codec.statistics = spec.name, statistics
     if (folder / _CARD).is_file():
         codec.card = read_capped(folder / _CARD, limit=MAX_CONFIG_BYTES).decode(errors="replace")
-    if (found := codec.encoder_sha256) != spec.encoder_sha256:
-        raise CodecError(f"{folder}: the encoder's weights hash to {found}, codec.json says {spec.encoder_sha256}")
+    if (digest := codec.encoder_sha256) != spec.encoder_sha256:
+        raise CodecError(f"{folder}: the encoder's weights hash to {digest}, codec.json says {spec.encoder_sha256}")
     info = CodecInfo(
         spec=spec, decoder=kind if decoder else "none", statistics=statistics, decoder_version="1" if decoder else None
     )
@@ -291,36 +298,9 @@ def _read_statistics(value: Any, *, spec: CodecSpec, where: str) -> tuple[tuple[
         return None
     mean, std = (value.get(key) if isinstance(value, Mapping) else None for key in ("mean", "std"))
     for row in (mean, std):
-        if not isinstance(row, list) or len(row) != spec.latent_dim or not all(isinstance(v, int | float) for v in row):
+        if not isinstance(row, list) or len(row) != spec.latent_dim or not all(type(v) in (int, float) for v in row):
             raise CodecError(f"{where}: statistics must be two lists, mean and std, of {spec.latent_dim} numbers")
     return tuple(float(v) for v in mean), tuple(float(v) for v in std)  # type: ignore[union-attr]
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if (size := path.stat().st_size) > MAX_WEIGHTS_BYTES:
-            raise CodecError(f"{path}: {size} bytes; at most {MAX_WEIGHTS_BYTES} are read")
-        weights: dict[str, Tensor] = load_file(path)
-        return weights
-    except OSError as error:
-        raise CodecError(f"{path}: cannot be read ({error})") from error
-    except (SafetensorError, struct.error, ValueError) as error:
-        raise CodecError(f"{path}: not a safetensors file ({error})") from error
-
-
-def _fill(module: nn.Module, weights: Mapping[str, Tensor], *, prefix: str, where: Path) -> None:
-    """Load `prefix`-ed tensors into a module: all of them, of its shapes; trailing 1s of 1x1 kernels may be absent."""
-    wanted = module.state_dict()
-    given = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    if missing := sorted(set(wanted) - set(given)):
-        raise CodecError(f"{where}: {prefix}{missing[0]} is absent ({len(missing)} tensors are)")
-    if unknown := sorted(set(given) - set(wanted)):
-        raise CodecError(f"{where}: {prefix}{unknown[0]} belongs to no part of this codec")
-    for name, tensor in given.items():
-        expected = wanted[name].shape
-        if tensor.shape != expected and (*tensor.shape, 1, 1) != expected:
-            raise CodecError(f"{where}: {prefix}{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
-    module.load_state_dict({name: tensor.float().reshape(wanted[name].shape) for name, tensor in given.items()})
 
 
 def save_codec(

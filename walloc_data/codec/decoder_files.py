@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from walloc_data.codec.decoders import Decoder, build_decoder
 from walloc_data.codec.model import WallocCodec
-from walloc_data.errors import CodecError
+from walloc_data.codec.tensor_files import fill, read_tensors
+from walloc_data.errors import CodecError, FormatError
 from walloc_data.files import whole_file
+from walloc_data.format import load_json
 
 __all__ = ["load_decoder", "save_decoder"]
 
-MAX_DECODER_BYTES = 2**31
 _KEY = "walloc_data_decoder"
 
 
@@ -63,17 +62,12 @@ def load_decoder(path: Path, *, codec: WallocCodec) -> tuple[Decoder, str]:
     Raises:
         CodecError: the file is not one, is damaged, or was trained for another encoder.
     """
+    tensors, metadata = read_tensors(path)
     try:
-        if (size := path.stat().st_size) > MAX_DECODER_BYTES:
-            raise CodecError(f"{path}: {size} bytes; at most {MAX_DECODER_BYTES} are read")
-        with safe_open(path, framework="pt") as file:
-            value: Any = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise CodecError(f"{path}: cannot be read ({error})") from error
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise CodecError(f"{path}: not a decoder file ({error})") from error
-    if not isinstance(value, dict) or value.get("format_version") != 1 or not isinstance(value.get("decoder"), dict):
+        value: Any = load_json(metadata.get(_KEY, "{}"), where=f"{path}: {_KEY}")
+    except FormatError as error:
+        raise CodecError(str(error)) from error
+    if value.get("format_version") != 1 or not isinstance(value.get("decoder"), dict):
         raise CodecError(f"{path}: not a decoder file of a version that this walloc_data reads")
     if (found := value.get("encoder_sha256")) != codec.encoder_sha256:
         raise CodecError(
@@ -81,15 +75,7 @@ def load_decoder(path: Path, *, codec: WallocCodec) -> tuple[Decoder, str]:
             f"{codec.encoder_sha256[:12]}...: take the codec that the decoder's card names"
         )
     bands = codec.channels * 4**codec.J
-    network = build_decoder(value["decoder"], latent_dim=codec.latent_dim, out_channels=bands)
-    _fill(network, tensors, path=path)
-    return network, str(value.get("version"))
-
-
-def _fill(network: nn.Module, tensors: dict[str, torch.Tensor], *, path: Path) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if wanted != given:
-        name = next(name for name in sorted(wanted | given) if wanted.get(name) != given.get(name))
-        raise CodecError(f"{path}: tensor {name} is {given.get(name)}, its description says {wanted.get(name)}")
-    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    with torch.device("meta"):
+        network = build_decoder(value["decoder"], latent_dim=codec.latent_dim, out_channels=bands)
+    fill(network, tensors, where=path)
+    return network.to(memory_format=torch.channels_last), str(value.get("version"))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from walloc_data.codec.checkpoints import MAX_CONFIG_BYTES, CodecInfo, read_capped
 from walloc_data.codec.model import WallocCodec, _NoDecoder
 from walloc_data.errors import CodecError, FormatError, MissingExtraError
+from walloc_data.files import check_regular
 from walloc_data.format import load_json
 
 __all__ = ["load_from_hub", "load_published"]
@@ -87,6 +88,7 @@ def load_published(path: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
 
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     try:
+        check_regular(path, max_bytes=MAX_CHECKPOINT_BYTES)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if (total := sum(entry.file_size for entry in entries)) > MAX_CHECKPOINT_BYTES:

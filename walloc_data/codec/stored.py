@@ -3,19 +3,18 @@
 from pathlib import Path
 
 from walloc_data.codec.checkpoints import MAX_CONFIG_BYTES, decoder_files
+from walloc_data.codec.tensor_files import MAX_WEIGHTS_BYTES
 from walloc_data.errors import CodecError, FormatError
 from walloc_data.format import load_json
 from walloc_data.storage import Store
 
 __all__ = ["fetch_codec"]
 
-MAX_CODEC_BYTES = 2**31
-
 
 def fetch_codec(store: Store, *, scratch: Path, prefix: str = "codec/", decoders: bool = True) -> Path:
     """A local folder with a data set's codec, for `load_codec`: its own folder, or a copy in `scratch`.
 
-    Only the files that its codec.json names are copied, and only if each is at most 2 GiB.
+    Only the files that its codec.json names are copied, and only if each is at most 256 MiB.
 
     Args:
         store: the data set.
@@ -37,10 +36,8 @@ def fetch_codec(store: Store, *, scratch: Path, prefix: str = "codec/", decoders
     folder.mkdir(parents=True, exist_ok=True)
     names = ["codec.json", "model.safetensors"]
     for name in names:
-        limit = MAX_CONFIG_BYTES if name == "codec.json" else MAX_CODEC_BYTES
-        if (num_bytes := store.num_bytes(prefix + name)) > limit:
-            raise CodecError(f"{store.where(prefix + name)}: {num_bytes} bytes; at most {limit} are read")
-        store.download(prefix + name, folder / name)
+        limit = MAX_CONFIG_BYTES if name == "codec.json" else MAX_WEIGHTS_BYTES
+        store.download(prefix + name, folder / name, max_bytes=limit)
         if name == "codec.json" and decoders:
             where = store.where(prefix + name)
             try:

@@ -1,13 +1,14 @@
 """The cached sibling of a shard reader: every shard decoded once into one memory-mapped array.
 
     cache_folder/arrays/{identity}/
-      latents.int8       (N, C, h, w) int8, or (2N, C, h, w) with the mirror images behind; sparse until filled
+      latents.int8       (N, C, h, w) int8, or (2N, C, h, w) with the mirror images behind
       crc32              (N,) or (2N,) uint32: the checksum of each latent
       done               one byte a shard: 1 once its slices are complete and on disk; trusted only beside the others
       {shard:05d}.lock   held by whoever decodes that shard
 
-Workers, ranks and trainers fill it together, each shard once; a killed one leaves its shard undone and its lock free.
-Each latent is checked when a process first reads it; what is damaged is decoded again.
+The space is allocated before anything is read: a map of a hole for which the disk has no room kills its process
+(SIGBUS). Workers, ranks and trainers fill it together, each shard once; a killed one leaves its shard undone and its
+lock free. Each latent is checked when a process first reads it; what is damaged is decoded again.
 """
 
 import zlib
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from walloc_data.dataset.order import Ints
 from walloc_data.dataset.reader import ShardReader
 from walloc_data.errors import CorruptShardError, LoaderError
-from walloc_data.files import sync_file
+from walloc_data.files import allocate, sync_file
 from walloc_data.storage import cache_errors, file_lock
 
 __all__ = ["ArrayReader"]
@@ -165,9 +166,14 @@ class ArrayReader:
         # removed; who has mapped the old ones keeps them.
         for name in ("done", "crc32", "latents.int8"):
             (self.folder / name).unlink(missing_ok=True)
-        for name, num_bytes in sizes.items():
-            with (self.folder / name).open("xb") as file:
-                file.truncate(num_bytes)  # a hole, filled shard by shard
+        try:
+            for name, num_bytes in sizes.items():
+                with (self.folder / name).open("xb") as file:
+                    allocate(file.fileno(), num_bytes)
+        except OSError:
+            for name in sizes:
+                (self.folder / name).unlink(missing_ok=True)  # what it took is free again
+            raise
 
 
 class _Maps(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from walloc_data.latents import decode_webp, unpack
+from walloc_data.latents import check_packed_pixels, decode_webp, unpack
 
 __all__ = ["decode_latents", "webp_size"]
 
@@ -84,7 +84,13 @@ def decode_latents(
     fast = _fast_decoder()
     dim, h, w = shape
     tiles = math.isqrt(dim // colours)
-    pictures = np.empty((len(payloads), tiles * h, tiles * w, 3), np.uint8)
+    side = (tiles * h, tiles * w)
+    for i, data in enumerate(payloads):  # before any memory is asked for
+        if webp_size(data) not in (None, side):
+            decode_webp(data, size=side, where=where(i))
+    if payloads:
+        check_packed_pixels(*side, where=where(0))
+    pictures = np.empty((len(payloads), *side, 3), np.uint8)
 
     def run(first: int, last: int) -> None:
         for i in range(first, last):

@@ -7,22 +7,24 @@ memory does not grow with the number of samples, and its start-up by no more tha
 
 import hashlib
 import json
-import mmap
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from walloc_data.errors import FormatError, StorageError, WallocDataError
+from walloc_data.files import open_regular
 from walloc_data.format import MIRROR_INDEX_COLUMNS, OPTIONAL_INDEX_COLUMNS, CodecSpec, SplitRecord
 from walloc_data.storage import Store, cache_errors, file_lock
 
 __all__ = ["INDEX_ROW", "SplitIndex", "load_index", "split_identity"]
+
+Rows = npt.NDArray[np.void]
 
 # label is -1 where there is none, mirror_offset and mirror_length are 0 where no mirrored latents are stored, crc32 and
 # mirror_crc32 are 0 where the index has no checksums.
@@ -43,6 +45,7 @@ INDEX_ROW = np.dtype(
 _NUMBERS = ("shard", "offset", "length", "label", "height", "width", "source_index")
 _MAX_PARQUET_BYTES_PER_ROW = 512
 _MAX_ROWS_PER_PARQUET_BYTE = 4  # places and sizes of real samples do not compress like this; a bomb's do
+_CHUNK_ROWS = 2**16
 _DIGEST_BYTES = hashlib.sha256().digest_size  # behind the table in its file: the table's SHA-256
 
 
@@ -62,7 +65,7 @@ class SplitIndex:
     def __init__(self, path: Path, num_samples: int) -> None:
         self.path, self.num_samples = path, num_samples
         try:
-            self.rows: npt.NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
+            self.rows: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise FormatError(f"{path}: not an index ({error}): remove this file from the cache") from error
         if self.rows.dtype != INDEX_ROW or self.rows.shape != (num_samples,):
@@ -90,19 +93,24 @@ def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with file_lock(path.with_suffix(".lock")):
                     if not _is_whole(path):  # nobody made it while this process waited
-                        _write(path, parquet.rows(spec))
+                        _write(path, record.num_samples, parquet.rows(spec))
     return SplitIndex(path, record.num_samples)
 
 
-def _write(path: Path, rows: npt.NDArray[np.void]) -> None:
+def _write(path: Path, num_samples: int, chunks: Iterator[Rows]) -> None:
+    """Write a table as .npy with its SHA-256 behind it, chunk by chunk."""
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         partial = Path(scratch) / path.name
+        digest = hashlib.sha256()
         with partial.open("w+b") as file:
-            np.save(file, rows, allow_pickle=False)
+            shape = {"descr": np.lib.format.dtype_to_descr(INDEX_ROW), "fortran_order": False, "shape": (num_samples,)}
+            np.lib.format.write_array_header_1_0(file, shape)
             file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").digest()
-            file.seek(0, os.SEEK_END)
-            file.write(digest)
+            digest.update(file.read())
+            for rows in chunks:
+                digest.update(rows.data)
+                file.write(rows.data)
+            file.write(digest.digest())
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -111,14 +119,13 @@ def _write(path: Path, rows: npt.NDArray[np.void]) -> None:
 def _is_whole(path: Path) -> bool:
     """Return whether a table is there, and is what was written."""
     try:
-        with path.open("rb") as file:
-            num_bytes = os.fstat(file.fileno()).st_size - _DIGEST_BYTES
-            if num_bytes <= 0:
-                return False
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-                digest = bytes(view[num_bytes:])
-                with view[:num_bytes] as table:
-                    return hashlib.sha256(table).digest() == digest
+        with open_regular(path) as file:
+            left = os.fstat(file.fileno()).st_size - _DIGEST_BYTES
+            digest = hashlib.sha256()
+            while left > 0 and (data := file.read(min(left, 2**20))):
+                digest.update(data)
+                left -= len(data)
+            return left == 0 and file.read() == digest.digest()
     except FileNotFoundError:
         return False
 
@@ -129,105 +136,112 @@ class _Parquet:
     def __init__(self, store: Store, split: str, record: SplitRecord) -> None:
         self.store, self.record, self.name = store, record, record.index_name(split)
         self.where = store.where(self.name)
-        self._scratch = tempfile.TemporaryDirectory()
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._path: Path | None = None
 
     def __enter__(self) -> "_Parquet":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._scratch.cleanup()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def sha256(self) -> str:
         """Of its bytes: as they are where they lie on this machine, else what the manifest says, where it does."""
         if self.store.local_path is None and self.record.index_sha256 is not None:
             return self.record.index_sha256
-        with self._named(), self._fetched().open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        self._compare(found)
-        return found
+        with self._opened() as file:
+            return self._checked(file)
 
-    def rows(self, spec: CodecSpec) -> npt.NDArray[np.void]:
-        """(num_samples,) of `INDEX_ROW`: what it holds, checked."""
-        with self._named():
-            data = self._fetched().read_bytes()
-        self._compare(hashlib.sha256(data).hexdigest())  # of the very bytes that are read
-        try:
-            return _check(_read(data, self.record), self.record, spec)
-        except WallocDataError as error:
-            raise type(error)(f"{self.where}: {error}") from error
-        except Exception as error:  # pyarrow raises many kinds on damaged files
-            raise FormatError(f"{self.where}: not a readable index ({type(error).__name__}: {error})") from error
+    def rows(self, spec: CodecSpec) -> Iterator[Rows]:
+        """What it holds, checked: (num_samples,) of `INDEX_ROW` in chunks."""
+        with self._opened() as file:
+            self._checked(file)
+            file.seek(0)
+            try:
+                yield from _chunks(file, self.record, spec)
+            except WallocDataError as error:
+                raise type(error)(f"{self.where}: {error}") from error
+            except Exception as error:  # pyarrow raises many kinds on damaged files
+                raise FormatError(f"{self.where}: not a readable index ({type(error).__name__}: {error})") from error
 
-    def _compare(self, found: str) -> None:
-        expected = self.record.index_sha256
+    def _checked(self, file: BufferedReader) -> str:
+        expected, found = self.record.index_sha256, hashlib.file_digest(file, "sha256").hexdigest()
         if expected is not None and found != expected:
             raise FormatError(
                 f"{self.where}: its sha256 is {found}, the manifest says {expected}: it was damaged, or changed after "
                 "it was written. Copy it again, or let `walloc-data finish` write it again from the conversion's "
                 "records; if the change is meant, put its new sha256 into the manifest as index_sha256"
             )
+        return found
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Errors of reading it as ours."""
+    def _opened(self) -> Iterator[BufferedReader]:
+        """Open it on this machine; what goes wrong with its file is an error of ours."""
+        limit = 2**20 + _MAX_PARQUET_BYTES_PER_ROW * self.record.num_samples
         try:
-            yield
-        except FileNotFoundError as error:
-            if isinstance(error, WallocDataError):
-                raise
-            raise StorageError(f"{self.where}: no such file; the manifest lists this split") from error
+            if self._path is None:
+                if self.store.local_path is not None:
+                    self._path = self.store.local_path / self.name
+                else:
+                    self._scratch = tempfile.TemporaryDirectory()
+                    self._path = Path(self._scratch.name) / "index.parquet"
+                    self.store.download(self.name, self._path, max_bytes=limit)
+            file = open_regular(self._path)
         except OSError as error:
             if isinstance(error, WallocDataError):
                 raise
+            if isinstance(error, FileNotFoundError):
+                raise StorageError(f"{self.where}: no such file; the manifest lists this split") from error
             raise StorageError(f"{self.where}: cannot be read ({error.strerror or error})") from error
-
-    def _fetched(self) -> Path:
-        """Return where it lies on this machine."""
-        if self._path is None:
-            limit = 2**20 + _MAX_PARQUET_BYTES_PER_ROW * self.record.num_samples
-            local = self.store.local_path
-            num_bytes = self.store.num_bytes(self.name) if local is None else (local / self.name).stat().st_size
-            if num_bytes > limit:
+        with file:
+            if (num_bytes := os.fstat(file.fileno()).st_size) > limit:
                 raise FormatError(f"{self.where}: {num_bytes} bytes for {self.record.num_samples} samples; refused")
-            if local is not None:
-                self._path = local / self.name
-            else:
-                self._path = Path(self._scratch.name) / "index.parquet"
-                self.store.download(self.name, self._path)
-        return self._path
+            yield file
 
 
-def _read(data: bytes, record: SplitRecord) -> dict[str, npt.NDArray[np.int64]]:
+def _chunks(file: BufferedReader, record: SplitRecord, spec: CodecSpec) -> Iterator[Rows]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
-        if file.metadata.num_rows != record.num_samples:
-            raise FormatError(f"{file.metadata.num_rows} rows; the manifest says {record.num_samples}")
-        if record.num_samples > _MAX_ROWS_PER_PARQUET_BYTE * len(data):
-            raise FormatError(f"{record.num_samples} rows in {len(data)} bytes; refused")
-        present = set(file.schema_arrow.names)
+    num_bytes = os.fstat(file.fileno()).st_size
+    with pq.ParquetFile(file) as parquet:
+        if parquet.metadata.num_rows != record.num_samples:
+            raise FormatError(f"{parquet.metadata.num_rows} rows; the manifest says {record.num_samples}")
+        if record.num_samples > _MAX_ROWS_PER_PARQUET_BYTE * num_bytes:
+            raise FormatError(f"{record.num_samples} rows in {num_bytes} bytes; refused")
+        present = {field.name: field.type for field in parquet.schema_arrow}
         mirrors = [column for column, _, _ in MIRROR_INDEX_COLUMNS if column in present]
         if missing := [column for column in _NUMBERS if column not in present]:
             raise FormatError(f"no column {missing[0]!r}")
-        wanted = [*_NUMBERS, *mirrors, *(OPTIONAL_INDEX_COLUMNS & (present - set(mirrors)))]
-        table = file.read(columns=wanted)  # no keys: nothing is read or written by their name
-    columns: dict[str, Any] = {}
-    for column in wanted:
-        values = table[column]
-        if values.null_count and column != "label" and column not in OPTIONAL_INDEX_COLUMNS:
-            raise FormatError(f"column {column!r} has empty rows")
-        filled = values.fill_null(-1 if column == "label" else 0) if values.null_count else values
-        columns[column] = filled.to_numpy().astype(np.int64)
-    return columns
+        # No keys: nothing is read or written by their name.
+        wanted = [*_NUMBERS, *mirrors, *sorted(OPTIONAL_INDEX_COLUMNS & (present.keys() - set(mirrors)))]
+        for column in wanted:
+            if not pa.types.is_integer(present[column]):
+                raise FormatError(f"column {column!r} is of {present[column]}, not of integers")
+        first = 0
+        for batch in parquet.iter_batches(batch_size=_CHUNK_ROWS, columns=wanted):
+            columns: dict[str, npt.NDArray[np.int64]] = {}
+            for column in wanted:
+                values = batch.column(column)
+                if values.null_count and column != "label" and column not in OPTIONAL_INDEX_COLUMNS:
+                    raise FormatError(f"column {column!r} has empty rows")
+                filled = values.fill_null(-1 if column == "label" else 0) if values.null_count else values
+                columns[column] = filled.to_numpy(zero_copy_only=False).astype(np.int64)
+            if first + len(batch) > record.num_samples:
+                break
+            yield _check(columns, record, spec, first=first)
+            first += len(batch)
+        if first != record.num_samples:
+            raise FormatError(f"other than the {record.num_samples} rows that it says it has")
 
 
-def _check(columns: dict[str, npt.NDArray[np.int64]], record: SplitRecord, spec: CodecSpec) -> npt.NDArray[np.void]:
-    """Refuse whatever a reader would trust later: order, bounds and shapes."""
-    counts = np.array([shard.num_samples for shard in record.shards], dtype=np.int64)
+def _check(columns: dict[str, npt.NDArray[np.int64]], record: SplitRecord, spec: CodecSpec, *, first: int) -> Rows:
+    """Refuse whatever a reader would trust later of the rows from `first` on: order, bounds and shapes."""
+    ends = np.cumsum(np.array([shard.num_samples for shard in record.shards], dtype=np.int64))
     num_bytes = np.array([shard.num_bytes for shard in record.shards], dtype=np.int64)
-    shard = np.repeat(np.arange(len(counts)), counts)
+    num_rows = len(columns["shard"])
+    shard = np.searchsorted(ends, np.arange(first, first + num_rows), side="right")
     if not np.array_equal(columns["shard"], shard):
         raise FormatError("rows are not in the order of the manifest's shards, or not as many a shard as it says")
     for prefix in ("", "mirror_"):
@@ -241,7 +255,9 @@ def _check(columns: dict[str, npt.NDArray[np.int64]], record: SplitRecord, spec:
                 | (offset > num_bytes[shard] - length)
             )
             if bad.any():
-                raise FormatError(f"row {int(bad.argmax())}: its {prefix}offset and length point outside its shard")
+                raise FormatError(
+                    f"row {first + int(bad.argmax())}: its {prefix}offset and length point outside its shard"
+                )
     for column in OPTIONAL_INDEX_COLUMNS & set(columns):
         if ((columns[column] < 0) | (columns[column] >= 2**32)).any():
             raise FormatError(f"a {column} is not in [0, 2^32)")
@@ -255,7 +271,9 @@ def _check(columns: dict[str, npt.NDArray[np.int64]], record: SplitRecord, spec:
         sides = [-(-columns[side] // spec.cell_px) for side in ("height", "width")]
         if any((values != expected).any() for values, expected in zip(sides, record.latent_shape[1:], strict=True)):
             raise FormatError(f"a sample is not of the manifest's latent_shape {record.latent_shape}")
-    rows = np.zeros(record.num_samples, INDEX_ROW)
+    if (columns["source_index"] < 0).any():
+        raise FormatError("a source_index is negative")
+    rows = np.zeros(num_rows, INDEX_ROW)
     for column in columns:
         if column != "shard":
             rows[column] = columns[column]

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from walloc_data.errors import CorruptShardError, StorageError, WallocDataError
+from walloc_data.files import check_regular, open_regular
 from walloc_data.format import ShardRecord
 from walloc_data.storage.lock import file_lock, take_lock
 from walloc_data.storage.shards import ShardFile
@@ -34,7 +35,9 @@ __all__ = ["DEFAULT_MAX_CACHE_BYTES", "ShardCache", "cache_errors", "default_cac
 DEFAULT_MAX_CACHE_BYTES = 64 * 2**30  # ImageNet-1k at 256 px is about a tenth of it
 DOWNLOADS_OF_A_CORRUPT_SHARD = 3
 
+_FINISHED = re.compile(r"[0-9a-f]{64}\.tar")
 _PARTIAL = re.compile(r"(?P<sha256>[0-9a-f]{64})\.(?P<num_bytes>\d+)\.(?:[0-9a-f]+\.)?partial")
+_MORE_BYTES = 2**20  # fetched of a shard that is longer than its record says, before it is refused
 _ROOM_POLL_S = 0.05
 _ABANDONED_AFTER_S = 3600.0  # where a lock cannot say whether somebody still writes
 
@@ -139,6 +142,10 @@ class ShardCache:
                     f"{path}: another user's, and not readable ({error.strerror}): set cache_folder, or "
                     "XDG_CACHE_HOME, to a folder of yours"
                 ) from error
+            except OSError as error:  # a folder, a pipe, a failing disk
+                if isinstance(error, WallocDataError):
+                    raise
+                raise StorageError(f"{path}: {error.strerror or error}: remove it from the cache") from error
             else:
                 with suppress(OSError):  # another user's
                     os.utime(path)  # used now
@@ -200,7 +207,7 @@ class ShardCache:
 
     def _download(self, store: Store, record: ShardRecord, partial: Path) -> None:
         for attempt in range(1, DOWNLOADS_OF_A_CORRUPT_SHARD + 1):
-            store.download_into(record.name, partial)
+            store.download_into(record.name, partial, max_bytes=record.num_bytes + _MORE_BYTES)
             if (problem := _problem(partial, record)) is None:
                 return
             if attempt == DOWNLOADS_OF_A_CORRUPT_SHARD:
@@ -222,9 +229,9 @@ class ShardCache:
                         # Left by one who was killed: its lock is the one that is held here.
                         mine = match["sha256"] == record.sha256
                         reserved += self._reserved(Path(entry.path), match, mine=mine)
-                    else:
+                    elif _FINISHED.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):  # else not ours
                         with suppress(FileNotFoundError):
-                            status = entry.stat()
+                            status = entry.stat(follow_symlinks=False)
                             finished.append((status.st_mtime_ns, status.st_size, entry.path))
                 if reserved + record.num_bytes <= self.max_bytes:
                     used = reserved + sum(num_bytes for _, num_bytes, _ in finished)
@@ -257,10 +264,10 @@ class ShardCache:
 
 def _problem(path: Path, record: ShardRecord) -> str | None:
     """What is wrong with a downloaded shard, or None."""
-    num_bytes = path.stat().st_size
+    num_bytes = check_regular(path)
     if num_bytes != record.num_bytes:
         return f"{num_bytes} bytes arrived where the manifest says {record.num_bytes}"
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return None if digest == record.sha256 else f"sha256 {digest} where the manifest says {record.sha256}"
 

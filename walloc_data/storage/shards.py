@@ -51,7 +51,7 @@ class ShardFile:
 
     def __init__(self, path: Path, *, num_bytes: int, where: str) -> None:
         self.where, self._num_bytes = where, num_bytes
-        self._file = open_regular(path, buffering=0)
+        self._file = open_regular(path).detach()
         self._turn = None if hasattr(os, "pread") else threading.Lock()  # Windows reads at the file's one position
         found = os.fstat(self._file.fileno()).st_size
         if found != num_bytes:
@@ -92,7 +92,7 @@ class ShardFile:
             return os.pread(self._file.fileno(), length, offset)
         with self._turn:
             self._file.seek(offset)
-            return self._file.read(length)
+            return self._file.read(length) or b""
 
 
 def max_open_shards() -> int:

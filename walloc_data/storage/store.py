@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from walloc_data.errors import MissingExtraError, StorageError
-from walloc_data.files import sync_folder, whole_file
+from walloc_data.files import check_regular, read_regular, sync_folder, whole_file
 from walloc_data.format import check_relative_path
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry, reason
 
@@ -170,9 +170,10 @@ class Store:
     def read_bytes(self, path: str, *, max_bytes: int) -> bytes:
         """A whole file; one that is larger than `max_bytes` is refused, and no more of it is read than shows that."""
         if self.local_path is not None:
-            if (num_bytes := self.num_bytes(path)) > max_bytes:
-                raise StorageError(f"{self.where(path)}: {num_bytes} bytes; at most {max_bytes} are read here")
-            return self._local(path).read_bytes()
+            try:
+                return read_regular(self._local(path), max_bytes=max_bytes)
+            except OSError as error:
+                raise StorageError(f"{self.where(path)}: {reason(error)}") from error
         full = self._full(path)
         data = bytes(self._retry(lambda: self._fs.cat_file(full, start=0, end=max_bytes + 1), what=f"reading {full}"))
         if len(data) > max_bytes:
@@ -180,10 +181,10 @@ class Store:
         return data
 
     def num_bytes(self, path: str) -> int:
-        """A file's length."""
+        """A file's length; a folder, a pipe or a device is none."""
         if self.local_path is not None:
             try:
-                return self._local(path).stat().st_size
+                return check_regular(self._local(path))
             except OSError as error:
                 raise StorageError(f"{self.where(path)}: {reason(error)}") from error
         full = self._full(path)
@@ -207,8 +208,13 @@ class Store:
     def _names(self, folder: str, *, kind: Literal["file", "directory"]) -> list[str]:
         if self.local_path is not None:
             path = self._local(folder)
-            entries = path.iterdir() if path.is_dir() else ()
-            return sorted(entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir()))
+            try:
+                entries = path.iterdir() if path.is_dir() else ()
+                return sorted(
+                    entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir())
+                )
+            except OSError as error:
+                raise StorageError(f"{self.where(folder)}: {reason(error)}") from error
         full = self._full(folder)
 
         def listing() -> list[str]:
@@ -279,21 +285,28 @@ class Store:
 
         self._retry(duplicate, what=f"copying {full}")
 
-    def download(self, path: str, target: Path) -> None:
-        """Fetch a file whole to a local path, which is replaced only once all of it is there."""
-        with whole_file(target) as partial:
-            self.download_into(path, partial)
+    def download(self, path: str, target: Path, *, max_bytes: int | None = None) -> None:
+        """Fetch a file whole to a local path, which is replaced only once all of it is there.
 
-    def download_into(self, path: str, target: Path) -> None:
+        Args:
+            max_bytes: a longer file is refused, and no more of it is fetched than shows that.
+        """
+        with whole_file(target) as partial:
+            self.download_into(path, partial, max_bytes=max_bytes)
+
+    def download_into(self, path: str, target: Path, *, max_bytes: int | None = None) -> None:
         """Fetch a file over `target`, which an error may leave incomplete: for callers with a protocol of their own."""
         if self.local_path is not None:
             try:
+                check_regular(self._local(path), max_bytes=max_bytes)
                 shutil.copyfile(self._local(path), target)
             except OSError as error:
                 raise StorageError(f"{self.where(path)}: {reason(error)}") from error
             return
         full = self._full(path)
-        self._retry(lambda: self._fs.get_file(full, str(target)), what=f"fetching {full}")
+        self._retry(
+            lambda: self._fs.get_file(full, str(target), callback=_callback(full, max_bytes)), what=f"fetching {full}"
+        )
 
     def sha256(self, path: str) -> str | None:
         """The SHA-256 that `publish` was given for a file and wrote down beside it; None where nothing says it."""
@@ -356,3 +369,18 @@ class Store:
                 self._fs.rm_file(full)
 
         self._retry(remove, what=f"deleting {full}")
+
+
+def _callback(full: str, max_bytes: int | None) -> Any:
+    """Return what fsspec calls as a file arrives: it ends the transfer of one that is longer than allowed."""
+    from fsspec.callbacks import Callback
+
+    class Limit(Callback):  # type: ignore[misc]
+        def call(self, *_: Any, **__: Any) -> None:
+            if max_bytes is not None and max(self.size or 0, self.value) > max_bytes:
+                raise StorageError(
+                    f"{full}: {max(self.size or 0, self.value)} bytes and perhaps more; at most {max_bytes} are "
+                    "fetched of it"
+                )
+
+    return Limit()

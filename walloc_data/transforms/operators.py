@@ -138,6 +138,7 @@ class LatentOperators:
 
         try:
             tensors = load(data)
+            _check_shapes(tensors)
             length = int.from_bytes(data[:8], "little")
             metadata = json.loads(data[8 : 8 + length])["__metadata__"]
             operators = cls(
@@ -149,7 +150,7 @@ class LatentOperators:
                 rescalings=_parse_rescalings(tensors),
                 **{name: tensors[name] for name in _FLAT},
             )
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise CodecError(f"{where}: not a file of latent operators ({error})") from error
         if spec is not None and operators.encoder_sha256 != spec.encoder_sha256:
             raise CodecError(
@@ -157,6 +158,16 @@ class LatentOperators:
                 f"({spec.encoder_sha256[:12]}): fit them for this codec"
             )
         return operators
+
+
+def _check_shapes(tensors: Mapping[str, Tensor]) -> None:
+    (c,) = tensors["grey"].shape
+    for name, shape in {"brightness": (c,), "mean_luma": (c,), "flip.bias": (c,), "grayscale.bias": (c,)}.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name}: of shape {tuple(tensors[name].shape)}, expected {shape}")
+    for name in ("flip.weight", "grayscale.weight"):
+        if tensors[name].ndim != 4 or tensors[name].shape[:2] != (c, c):
+            raise ValueError(f"{name}: of shape {tuple(tensors[name].shape)}, expected ({c}, {c}, rows, columns)")
 
 
 _TENSOR_NAME = re.compile(r"(rescale|mirrored)\.(\d{1,2})_(\d{1,2})\.(\d{1,2})_(\d{1,2})\.weight")
