@@ -1,15 +1,23 @@
-"""Where pictures come from: folders, Hugging Face data sets, WebDataset tars. The only room that imports `datasets`."""
+"""Where pictures come from: folders, archives, Hugging Face data sets, WebDataset tars, Python sequences.
+
+The only room that imports `datasets`.
+"""
 
 import glob
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from walloc_data.errors import SourceError
+from walloc_data.sources.archive import SUFFIXES, archive_of, open_archive
 from walloc_data.sources.base import Sample, Source
+from walloc_data.sources.folder import FolderSource
+from walloc_data.sources.sequence import SequenceSource, is_sequence
+from walloc_data.sources.splits import find_splits, is_parquet_folder
 
-__all__ = ["Sample", "Source", "open_source"]
+__all__ = ["Sample", "Source", "find_splits", "open_source"]
 
 
 def open_source(
@@ -27,17 +35,20 @@ def open_source(
         spec: one of
 
             - ``folder:PATH``, or a bare path: one folder a class; or only pictures, without labels
+            - an archive of such folders, ``.zip``, ``.tar`` or ``.tar.gz`` (``.bz2``, ``.xz``); ``photos.zip/train`` is
+              a folder inside one
             - ``hf:NAME``, ``hf:OWNER/NAME`` or ``hf:OWNER/NAME/CONFIG``: a data set on the Hugging Face Hub
             - a folder written by ``datasets``' ``save_to_disk``
             - ``parquet:GLOB``, a ``.parquet`` file or a folder of them
             - ``wds:URLS``: tars, with ranges ``{000..012}``, globs and ``::`` between several; local or remote
-            - a `datasets.Dataset` or `datasets.IterableDataset`
+            - a `datasets.Dataset` or `datasets.IterableDataset`, or a dictionary of several splits
+            - a torch or torchvision data set, or any sequence of pictures or (picture, target): `SequenceSource`
 
-        split: which split of a Hugging Face data set to read. Other sources have none.
+        split: which split of a Hugging Face data set or of a dictionary to read. Other sources have none.
         image_column: the column of pictures; for tars their extension. Found by type where there is only one.
         label_column: the column of labels; for tars ``cls``, a field of the JSON, or ``folder``: the folders in the
-            tars are the classes, which is the default where samples are pictures alone. ``none``: encode without
-            labels.
+            tars are the classes, which is the default where samples are pictures alone, and in folders. ``none``:
+            encode without labels.
         streaming: read a Hugging Face data set as a stream: nothing is stored here, and order is the source's.
         storage_options: for the file system of remote tars (``endpoint_url``, ``anon``, ...).
 
@@ -59,7 +70,7 @@ def open_source(
     if isinstance(spec, Source):
         return spec
     if not isinstance(spec, str | os.PathLike):
-        return _open_object(spec, **columns)
+        return _open_object(spec, split=split, **columns)
     text = os.fspath(spec)
     if text.startswith("wds:"):
         from walloc_data.sources.wds import open_tars
@@ -80,37 +91,44 @@ def open_source(
         dataset, identity = huggingface.load_parquet(files, split=split, streaming=streaming, location=text)
         return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, **columns)
     path = Path(text.removeprefix("folder:")).expanduser()
-    if not path.exists():
-        raise SourceError(
-            f"{text}: no such folder. Sources are a folder, hf:NAME (the Hugging Face Hub), wds:URLS or parquet:FILES"
-        )
     if not path.is_dir():
-        remedy = f"; for WebDataset tars write wds:{text}" if path.suffix == ".tar" else ""
-        raise SourceError(f"{text}: not a folder{remedy}")
+        if (found := archive_of(path)) is not None:
+            archive, inside = found
+            return open_archive(archive, inside, location=text, **columns)
+        if path.exists():
+            raise SourceError(f"{text}: neither a folder nor an archive ({', '.join(SUFFIXES)})")
+        raise SourceError(
+            f"{text}: no such folder. Sources are a folder, an archive, hf:NAME (the Hugging Face Hub), wds:URLS or "
+            "parquet:FILES"
+        )
     if not text.startswith("folder:"):
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             dataset, identity = huggingface.load_saved(path, split=split, streaming=streaming, location=text)
             return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, **columns)
-        if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
+        if is_parquet_folder(path):
             dataset, identity = huggingface.load_parquet(path, split=split, streaming=streaming, location=text)
             return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, **columns)
         if any(path.glob("*.tar")):
             raise SourceError(f"{text}: holds tars; for WebDataset tars write 'wds:{text}/*.tar'")
-    from walloc_data.sources.folder import FolderSource
-
-    if image_column is not None or label_column not in (None, "none"):
+    if image_column is not None or label_column not in (None, "none", "folder"):
         raise SourceError(f"{text}: a folder of pictures has no columns; labels are its folders' names")
-    return FolderSource(path, location=text, labelled=False if label_column == "none" else None)
+    return FolderSource(path, location=text, label_column=label_column)
 
 
-def _open_object(spec: Any, *, image_column: str | None, label_column: str | None) -> Source:
-    import datasets
-
-    if isinstance(spec, datasets.DatasetDict | datasets.IterableDatasetDict):
-        raise SourceError(f"a {type(spec).__name__} has several splits, {sorted(spec)}: pass one of them")
-    if not isinstance(spec, datasets.Dataset | datasets.IterableDataset):
-        raise SourceError(f"a source is a path, a URL or a datasets.Dataset, not {type(spec).__name__}")
+def _open_object(spec: Any, *, split: str, image_column: str | None, label_column: str | None) -> Source:
+    if isinstance(spec, Mapping):  # also DatasetDict and IterableDatasetDict
+        if split not in spec:
+            raise SourceError(f"a {type(spec).__name__} without a split {split!r}; it has {sorted(spec)}")
+        return open_source(spec[split], split=split, image_column=image_column, label_column=label_column)
+    columns = {"image_column": image_column, "label_column": label_column}
+    datasets = sys.modules.get("datasets")  # whoever has such an object has loaded it
+    if datasets is None or not isinstance(spec, datasets.Dataset | datasets.IterableDataset):
+        if not is_sequence(spec):
+            raise SourceError(
+                f"a source is a path, a URL, a datasets.Dataset or a sequence of pictures, not {type(spec).__name__}"
+            )
+        return SequenceSource(spec, **columns)
     from walloc_data.sources.huggingface import HuggingFaceSource
 
     name = str(getattr(spec.info, "dataset_name", None) or "in memory")
-    return HuggingFaceSource(spec, location=f"datasets:{name}", image_column=image_column, label_column=label_column)
+    return HuggingFaceSource(spec, location=f"datasets:{name}", **columns)

@@ -3,88 +3,149 @@
 import errno
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from walloc_data.errors import SourceError
-from walloc_data.format import MANIFEST_NAME
+from walloc_data.format import MANIFEST_NAME, load_json
 from walloc_data.pictures import PICTURE_SUFFIXES
-from walloc_data.sources.base import Names, Sample, Source, fingerprint
+from walloc_data.sources.base import MAX_COLUMN_BYTES, Names, Sample, Source, fingerprint, json_columns
+from walloc_data.sources.listing import Listing, as_text, stem_of
 from walloc_data.sources.reading import file_version, read_file, unreadable
-from walloc_data.sources.stray import are_splits, is_stray, listed, names_listed, stray_note
+from walloc_data.sources.stray import is_stray
 
 __all__ = ["FolderSource"]
+
+TEXT = "txt"  # the column of captions, as in tars
+MAX_JSON_BYTES = 2**20
 
 
 class FolderSource(Source):
     """Pictures below a folder, sorted by class, then by path. Class i is the i-th folder by name.
 
-    A folder whose folders hold no pictures is unlabelled. Not part of the source, and noted with names and numbers:
-    hidden and system files (`walloc_data.sources.stray`), files whose names do not end like a picture's, other data
-    sets of latents.
+    A folder whose folders hold no pictures is unlabelled. Files named like a picture, but for the suffix, belong to
+    it, as img2dataset writes them: ``.txt`` is its caption, the column ``txt``; the fields of a ``.json`` are columns,
+    those that the first one has. Not part of the source, and noted with names and numbers: hidden and system files
+    (`walloc_data.sources.stray`), other files, other data sets of latents.
+
+    Args:
+        label_column: "folder": the folders are classes, also where their names look like img2dataset's numbers;
+            "none": encode without labels; None: by the names.
     """
 
     kind = "folder"
 
-    def __init__(self, root: Path, *, location: str, labelled: bool | None = None) -> None:
+    def __init__(self, root: Path, *, location: str, label_column: str | None = None) -> None:
         self.root = root.absolute()
-        self.location = location
         if _is_encoded(self.root):
             raise SourceError(
                 f"{location}: a data set of latents, which is encoded already; its source is a folder of pictures"
             )
-        scan = _scan(self.root)
-        found, folders = scan.pictures, scan.folders
-        if are_splits(folders) and labelled is not False:
-            raise SourceError(
-                f"{location}: its folders {folders} are named like splits, not classes: "
-                f"name one of them, e.g. {Path(location.removeprefix('folder:')) / folders[0]}"
-            )
+        self._arrange(_scan(self.root), location=location, label_column=label_column)
+
+    def _arrange(self, listing: Listing, *, location: str, label_column: str | None) -> None:
+        """Make the source of what was found."""
+        self.location = location
+        listing.sort()
+        if label_column != "none":
+            listing.refuse_splits(location)
+        found, folders = listing.pictures, listing.folders
         if not found:
             raise SourceError(
                 f"{location}: no pictures below it (names ending in {', '.join(sorted(PICTURE_SUFFIXES))})"
             )
-        top = [path for path, _, _ in found if "/" not in path]
-        populated = {path.partition("/")[0] for path, _, _ in found if "/" in path}
-        if labelled is None:
-            labelled = bool(populated)
-            if populated and top:
-                raise SourceError(
-                    f"{location}: {len(top)} pictures lie beside {len(populated)} folders, e.g. {top[0]!r}: "
-                    "move them into class folders, or pass label_column='none' to encode all of it without labels"
-                )
-        self.labelled = labelled
-        self.class_names = tuple(_text(name) for name in folders) if labelled else None
+        sidecars = listing.sidecars()
+        self.labelled, guess = False, None
+        if label_column != "none":
+            self.labelled, guess = listing.has_classes(where=location, sidecars=sidecars)
+            self.labelled |= guess is not None and label_column == "folder"
+            if label_column == "folder" and not self.labelled:
+                raise SourceError(f"{location}: its pictures lie in no folders, so folders are no labels")
+        self.class_names = tuple(as_text(name) for name in folders) if self.labelled else None
         self._paths = Names(path for path, _, _ in found)
         self._num_bytes = np.array([num_bytes for _, num_bytes, _ in found], dtype=np.int64)
         self._mtimes_ns = np.array([mtime_ns for _, _, mtime_ns in found], dtype=np.int64)
         self.num_items = len(found)
-        self.identity = fingerprint(f"{path}\t{num_bytes}" for path, num_bytes, _ in found)
-        if labelled:
+        if self.labelled:
             number = {name: index for index, name in enumerate(folders)}
             self._labels = np.array([number[path.partition("/")[0]] for path, _, _ in found], dtype=np.int32)
-        self.notes = scan.notes()
+        stems = [stem_of(path) for path, _, _ in found]
+        self._has_text = np.array([stem in sidecars[".txt"] for stem in stems], dtype=bool)
+        self._has_json = np.array([stem in sidecars[".json"] for stem in stems], dtype=bool)
+        self.notes = listing.notes() + ((guess,) if guess is not None and not self.labelled else ())
+        self.columns = self._columns()
+        lengths = [f"{path}\t{num_bytes}" for path, num_bytes, _ in found]
+        self.identity = fingerprint(
+            [*lengths, *(f"{suffix}\t{sorted(of.items())}" for suffix, of in sidecars.items() if of)]
+        )
+
+    def _columns(self) -> tuple[str, ...]:
+        """The caption, and the fields of the first JSON that can be read."""
+        fields: set[str] = set()
+        for index in np.flatnonzero(self._has_json)[:100].tolist():
+            try:
+                fields = set(self._json(index))
+            except (ValueError, RecursionError):
+                continue
+            break
+        return tuple(sorted(fields | ({TEXT} if self._has_text.any() else set())))
+
+    def _file(self, index: int, suffix: str | None = None, *, most: int | None = None) -> tuple[bytes, str]:
+        """A picture's file or a sidecar of it, whole or its first `most` bytes, and its version.
+
+        Raises:
+            SourceError: it cannot be read, or has changed its length since the source was opened.
+            ValueError: it is damaged.
+        """
+        path = self.root / (self._paths[index] if suffix is None else stem_of(self._paths[index]) + suffix)
+        if most is None:
+            return read_file(path, num_bytes=int(self._num_bytes[index]))
+        try:
+            with path.open("rb") as file:
+                return file.read(most), ""
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def _json(self, index: int) -> dict[str, Any]:
+        data, _ = self._file(index, ".json", most=MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise ValueError(f"its JSON has more than {MAX_JSON_BYTES} bytes")
+        return load_json(data, where="its JSON")
+
+    def _sidecars(self, index: int) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+        """Columns of a picture, and what of its sidecars is left out."""
+        values = self._json(index) if self._has_json[index] else {}
+        if self._has_text[index]:
+            data, _ = self._file(index, ".txt", most=MAX_COLUMN_BYTES + 1)
+            values[TEXT] = data.decode("utf-8", "replace").rstrip("\r\n")
+        columns, left_out = json_columns(values, self.columns)
+        unknown = sorted(values.keys() - set(self.columns))
+        return columns, left_out + tuple(f"JSON field {name!r}, which the first sample lacks" for name in unknown)
 
     def read(self, index: int) -> Sample:
         path = self._paths[index]
         label = int(self._labels[index]) if self.labelled else None
         num_bytes = int(self._num_bytes[index])
+        columns: Mapping[str, Any] = dict.fromkeys(self.columns)
+        left_out: tuple[str, ...] = ()
         if num_bytes < 0:
-            return Sample(_text(path), b"", label, problem="a link to a file that is not there")
-        data, version = read_file(self.root / path, num_bytes=num_bytes)
-        return Sample(_text(path), data, label, version=version)
+            return Sample(as_text(path), b"", label, columns, "a link to a file that is not there")
+        try:
+            if self.columns:
+                columns, left_out = self._sidecars(index)
+            data, version = self._file(index)
+        except SourceError:
+            raise
+        except (ValueError, RecursionError) as error:
+            return Sample(as_text(path), b"", label, columns, f"cannot be read: {error}")
+        return Sample(as_text(path), data, label, columns, None, left_out, version)
 
     def version(self, index: int) -> str | None:
         num_bytes = int(self._num_bytes[index])
         return file_version(num_bytes, int(self._mtimes_ns[index])) if num_bytes >= 0 else None
-
-
-def _text(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _is_encoded(folder: Path) -> bool:
@@ -95,29 +156,9 @@ def _is_encoded(folder: Path) -> bool:
         return False
 
 
-@dataclass
-class _Scan:
-    """What lies below a folder."""
-
-    pictures: list[tuple[str, int, int]] = field(default_factory=list)  # path relative to the root, bytes, mtime in ns
-    folders: list[str] = field(default_factory=list)  # in the root
-    strays: Counter[str] = field(default_factory=Counter)  # by name
-    others: Counter[str] = field(default_factory=Counter)  # by suffix
-    encoded: list[str] = field(default_factory=list)  # data sets of latents
-
-    def notes(self) -> tuple[str, ...]:
-        notes = list(stray_note(self.strays))
-        if self.encoded:
-            notes.append(f"left out: data sets of latents: {names_listed(sorted(self.encoded))}")
-        if self.others:
-            notes.append(f"left out: files that are not named like pictures: {listed(self.others)}")
-        return tuple(notes)
-
-
-def _scan(root: Path) -> _Scan:
-    scan = _Scan()
-    for prefix, entry in _files(root, scan, prefix="", above=set()):
-        suffix = Path(entry.name).suffix.lower()
+def _scan(root: Path) -> Listing:
+    found = Listing()
+    for prefix, entry in _files(root, found, prefix="", above=set()):
         try:
             status = entry.stat()
             num_bytes, mtime_ns, regular = status.st_size, status.st_mtime_ns, stat.S_ISREG(status.st_mode)
@@ -125,18 +166,15 @@ def _scan(root: Path) -> _Scan:
             if not (entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)):
                 raise unreadable(root / prefix / entry.name, error) from error
             num_bytes, mtime_ns, regular = -1, 0, True  # a broken link: a failure when it is read, not now
-        if suffix in PICTURE_SUFFIXES and regular:
-            scan.pictures.append((prefix + entry.name, num_bytes, mtime_ns))
+        if regular:
+            found.add(prefix + entry.name, num_bytes=num_bytes, mtime_ns=mtime_ns)
         else:  # reading a pipe would wait for ever
-            scan.others[(suffix or "without a suffix") if regular else "pipes and devices"] += 1
-    # '/' before every other character, so that a class's pictures stay together.
-    scan.pictures.sort(key=lambda item: [os.fsencode(part) for part in item[0].split("/")])
-    scan.folders.sort(key=os.fsencode)
-    return scan
+            found.others["pipes and devices"] += 1
+    return found
 
 
 def _files(
-    folder: Path, scan: _Scan, *, prefix: str, above: set[tuple[int, int]]
+    folder: Path, found: Listing, *, prefix: str, above: set[tuple[int, int]]
 ) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     """Files below a folder, links followed, except links to a folder above."""
     try:
@@ -149,12 +187,12 @@ def _files(
         return
     for entry in entries:
         if is_stray(entry.name):
-            scan.strays[entry.name] += 1
+            found.strays[entry.name] += 1
         elif not entry.is_dir():
             yield prefix, entry
         elif _is_encoded(Path(entry.path)):
-            scan.encoded.append(prefix + entry.name)
+            found.encoded.append(prefix + entry.name)
         else:
             if not prefix:
-                scan.folders.append(entry.name)
-            yield from _files(Path(entry.path), scan, prefix=f"{prefix}{entry.name}/", above=here)
+                found.folders.append(entry.name)
+            yield from _files(Path(entry.path), found, prefix=f"{prefix}{entry.name}/", above=here)

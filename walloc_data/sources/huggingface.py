@@ -11,7 +11,7 @@ from walloc_data.sources.base import Sample, Source, fingerprint, json_columns
 from walloc_data.sources.reading import read_file
 from walloc_data.sources.stray import names_listed
 
-__all__ = ["HuggingFaceSource", "load_hub", "load_parquet", "load_saved"]
+__all__ = ["HuggingFaceSource", "load_hub", "load_parquet", "load_saved", "split_names"]
 
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target")
 
@@ -233,6 +233,22 @@ def load_hub(name: str, *, split: str, streaming: bool, location: str) -> Any:
         raise SourceError(f"{location}: expected hf:NAME, hf:OWNER/NAME or hf:OWNER/NAME/CONFIG")
     config = parts[2] if len(parts) == 3 else None
     return _load("/".join(parts[:2]), config, split=split, streaming=streaming, location=location)
+
+
+def split_names(name: str, *, location: str) -> list[str]:
+    """The splits of a data set on the Hub (``NAME``, ``OWNER/NAME`` or ``OWNER/NAME/CONFIG``) or of a local folder."""
+    import datasets
+
+    if Path(name).is_absolute():
+        path, config = name, None
+    else:
+        parts = name.strip("/").split("/")
+        path, config = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+    try:
+        with _one_line_of_retries(location):
+            return [str(split) for split in datasets.get_dataset_split_names(path, config)]
+    except Exception as error:  # loaders raise what they like
+        raise SourceError(f"{location}: its splits cannot be told ({type(error).__name__}: {error})") from error
 
 
 def load_parquet(files: list[str] | Path, *, split: str, streaming: bool, location: str) -> tuple[Any, str]:

@@ -1,0 +1,299 @@
+"""Archives of pictures, read where they are: ZIP files and tars of class folders, as if they were unpacked.
+
+Members of a ZIP file and of a plain tar are read by position. A compressed tar is decompressed once, to a temporary
+file that goes when the source does, as nothing in its middle can be found otherwise.
+"""
+
+import bz2
+import gzip
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import weakref
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from walloc_data.errors import SourceError
+from walloc_data.pictures import PICTURE_SUFFIXES
+from walloc_data.sources.base import Source
+from walloc_data.sources.folder import FolderSource
+from walloc_data.sources.listing import SIDECARS, Listing, stem_of
+from walloc_data.sources.reading import file_version, unreadable
+from walloc_data.sources.stray import is_stray
+
+__all__ = ["SUFFIXES", "ArchiveSource", "archive_of", "open_archive", "top_folders"]
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+SUFFIXES = (".zip", ".tar", *_COMPRESSED)
+MAX_MEMBER_BYTES = 2**31
+_STORED, _DEFLATED, _ENCRYPTED, _OTHER = 0, 1, 2, 3  # how a member's bytes lie in the archive
+_LOCAL_HEADER_BYTES = 30  # of a ZIP file's member, before its name
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file in an archive."""
+
+    path: str
+    num_bytes: int
+    offset: int  # of its bytes in a tar, of its header in a ZIP file
+    num_stored: int
+    method: int
+    crc32: int  # -1: not known
+
+
+class ArchiveSource(FolderSource):
+    """Pictures in a ZIP file or a tar, as `FolderSource` has them once it is unpacked.
+
+    Folders that all pictures share are passed by: the classes are the first folders below.
+
+    Args:
+        file: what is read; another than `archive` where that one is compressed.
+        inside: only what lies below this folder of the archive.
+    """
+
+    kind = "archive"
+
+    def __init__(
+        self, archive: Path, *, location: str, file: Path, inside: str = "", label_column: str | None = None
+    ) -> None:
+        self.root = archive.absolute()
+        self._file_path = file.absolute()
+        self._opened: BinaryIO | None = None
+        self._is_zip = archive.suffix.lower() == ".zip"
+        found, folders = Listing(), set[str]()
+        walk = _zip_members if self._is_zip else _tar_members
+        members = {member.path: member for member in walk(self._file_path, found, folders, where=location)}
+        if not self._is_zip and any(path.endswith(".cls") for path in members):
+            raise _SamplesError
+        above = _shared_folder([path for path in members if Path(path).suffix.lower() in PICTURE_SUFFIXES])
+        if inside:
+            above = f"{above}{inside}/"
+            if not any(path.startswith(above) for path in (*members, *(f"{folder}/" for folder in folders))):
+                raise SourceError(f"{location}: the archive has no folder {above.rstrip('/')!r}")
+        for path, member in members.items():
+            if path.startswith(above):
+                found.add(path.removeprefix(above), num_bytes=member.num_bytes, mtime_ns=0)
+                folders.add(path.rpartition("/")[0])
+            elif not inside:
+                found.others[Path(path).suffix.lower() or "without a suffix"] += 1
+        below = {folder.removeprefix(above) for folder in folders if folder.startswith(above)}
+        found.folders = sorted({folder.partition("/")[0] for folder in below} - {""})
+        self._arrange(found, location=location, label_column=label_column)
+        kinds: tuple[str | None, ...] = (None, *SIDECARS)
+        self._spans = {suffix: self._spans_of(members, above, suffix) for suffix in kinds}
+
+    def _spans_of(self, members: Mapping[str, _Member], above: str, suffix: str | None) -> npt.NDArray[np.int64]:
+        """(number of pictures, 5) where their files, or sidecars of a suffix, lie; -1 where there is none."""
+        spans = np.full((len(self._paths), 5), -1, dtype=np.int64)
+        for index in range(len(self._paths)):
+            path = above + (self._paths[index] if suffix is None else stem_of(self._paths[index]) + suffix)
+            if (member := members.get(path)) is not None:
+                spans[index] = (member.offset, member.num_stored, member.num_bytes, member.method, member.crc32)
+        return spans
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
+
+    def __del__(self) -> None:
+        if (opened := getattr(self, "_opened", None)) is not None:
+            opened.close()
+
+    def _file(self, index: int, suffix: str | None = None, *, most: int | None = None) -> tuple[bytes, str]:
+        offset, num_stored, num_bytes, method, crc32 = self._spans[suffix][index].tolist()
+        if method == _ENCRYPTED:
+            raise ValueError("it is encrypted")
+        if method == _OTHER:
+            raise ValueError("it is compressed by another method than deflate")
+        if num_bytes > MAX_MEMBER_BYTES:
+            raise ValueError(f"{num_bytes} bytes; at most {MAX_MEMBER_BYTES} are read")
+        try:
+            if self._opened is None:
+                self._opened = self._file_path.open("rb")
+            status = os.fstat(self._opened.fileno())
+            if self._is_zip:
+                self._opened.seek(offset)
+                head = self._opened.read(_LOCAL_HEADER_BYTES)
+                if len(head) < _LOCAL_HEADER_BYTES or head[:4] != b"PK\x03\x04":
+                    raise ValueError("the archive is damaged here")
+                offset += (
+                    _LOCAL_HEADER_BYTES + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+                )
+            self._opened.seek(offset)
+            data = self._opened.read(num_stored if method == _DEFLATED or most is None else min(most, num_stored))
+        except OSError as error:
+            raise unreadable(self.root, error) from error
+        whole = num_bytes if most is None else min(most, num_bytes)
+        if method == _DEFLATED:
+            try:
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(1, whole))
+            except zlib.error as error:
+                raise ValueError(f"the archive is damaged here ({error})") from error
+        if len(data) != whole or (most is None and crc32 >= 0 and zlib.crc32(data) != crc32):
+            raise ValueError("the archive is damaged here: other bytes than it says")
+        return data, file_version(status.st_size, status.st_mtime_ns)
+
+    def version(self, index: int) -> str | None:
+        try:
+            status = self._file_path.stat()
+        except OSError as error:
+            raise unreadable(self.root, error) from error
+        return file_version(status.st_size, status.st_mtime_ns)
+
+
+def _shared_folder(paths: list[str]) -> str:
+    """The folders that all paths share, "" or ending in '/'."""
+    parts = [path.split("/")[:-1] for path in paths]
+    if not parts:
+        return ""
+    first, last = min(parts), max(parts)
+    depth = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return "".join(f"{part}/" for part in first[:depth])
+
+
+def _clean(name: str, found: Listing) -> str | None:
+    """A member's path without '.' and empty parts; None for what is no part of a source, which is counted."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    stray = next((part for part in parts if is_stray(part)), None)
+    if stray is not None:
+        found.strays[stray] += 1
+        return None
+    return "/".join(parts) or None
+
+
+def _zip_members(file: Path, found: Listing, folders: set[str], *, where: str) -> Iterator[_Member]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                path = _clean(info.filename, found)
+                if path is None:
+                    continue
+                mode = info.external_attr >> 16
+                if info.is_dir():
+                    folders.add(path)
+                elif mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+                    found.others["links and other special members"] += 1
+                else:
+                    method = {zipfile.ZIP_STORED: _STORED, zipfile.ZIP_DEFLATED: _DEFLATED}.get(
+                        info.compress_type, _OTHER
+                    )
+                    yield _Member(
+                        path,
+                        info.file_size,
+                        info.header_offset,
+                        info.compress_size,
+                        _ENCRYPTED if info.flag_bits & 1 else method,
+                        info.CRC,
+                    )
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise SourceError(f"{where}: not a readable ZIP file ({error})") from error
+
+
+def _tar_members(file: Path, found: Listing, folders: set[str], *, where: str) -> Iterator[_Member]:
+    try:
+        with tarfile.open(file, "r:*") as archive:
+            for info in archive:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+                path = _clean(info.name, found)
+                if path is None:
+                    continue
+                if info.isdir():
+                    folders.add(path)
+                elif not info.isreg() or info.issparse():
+                    found.others["links and other special members"] += 1
+                else:
+                    yield _Member(path, info.size, info.offset_data, info.size, _STORED, -1)
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+        raise SourceError(f"{where}: not a readable tar ({error})") from error
+
+
+def archive_of(path: Path) -> tuple[Path, str] | None:
+    """Split a path like ``photos.zip/train`` into the archive and the folder in it; None where there is no archive."""
+    for candidate in (path, *path.parents):
+        if candidate.name.lower().endswith(SUFFIXES) and candidate.is_file():
+            return candidate, "/".join(path.relative_to(candidate).parts)
+    return None
+
+
+def top_folders(archive: Path, inside: str, *, where: str) -> list[str]:
+    """The first folders of an archive below those that all its pictures share, or below a folder of it."""
+    found, folders = Listing(), set[str]()
+    if archive.suffix.lower() == ".zip":
+        paths = [member.path for member in _zip_members(archive, found, folders, where=where)]
+    else:
+        paths = [member.path for member in _tar_members(archive, found, folders, where=where)]
+    above = _shared_folder([path for path in paths if Path(path).suffix.lower() in PICTURE_SUFFIXES])
+    above += f"{inside}/" if inside else ""
+    below = {path.removeprefix(above).partition("/")[0] for path in paths if path.startswith(above)}
+    return sorted(name for name in below if any(path.startswith(f"{above}{name}/") for path in paths))
+
+
+def open_archive(
+    archive: Path, inside: str, *, location: str, image_column: str | None, label_column: str | None
+) -> Source:
+    """The source of an archive of pictures; a tar with ``.cls`` members is one of WebDataset samples.
+
+    Args:
+        inside: only what lies below this folder of the archive.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    columns = {"image": image_column, "label": label_column}
+    if not archive.name.lower().endswith(_COMPRESSED):
+        return _source(archive, archive, inside, location=location, **columns)
+    folder = Path(tempfile.mkdtemp(prefix="walloc_data-"))
+    try:
+        file = folder / "archive.tar"
+        _decompress(archive, file, where=location)
+        source = _source(archive, file, inside, location=location, **columns)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(source, shutil.rmtree, folder, ignore_errors=True)  # not in worker processes, which get a pickle
+    source.notes += (f"decompressed to a temporary file of {file.stat().st_size} bytes for as long as it is read",)
+    return source
+
+
+class _SamplesError(Exception):
+    """A tar holds WebDataset samples, with labels of their own."""
+
+
+def _source(archive: Path, file: Path, inside: str, *, location: str, image: str | None, label: str | None) -> Source:
+    from walloc_data.sources.wds import TarSource
+
+    if image is None:
+        try:
+            return ArchiveSource(archive, location=location, file=file, inside=inside, label_column=label)
+        except _SamplesError:
+            pass
+    if inside or archive.suffix.lower() == ".zip":
+        raise SourceError(f"{location}: files in an archive have no columns; labels are its folders' names")
+    return TarSource([str(file)], location=location, image_column=image, label_column=label)
+
+
+def _decompress(archive: Path, file: Path, *, where: str) -> None:
+    name = archive.name.lower()
+    opener: Any = gzip.open if name.endswith(("gz",)) else bz2.open if name.endswith(("bz2",)) else lzma.open
+    status = archive.stat()
+    try:
+        with opener(archive, "rb") as packed, file.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked, 2**20)
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise SourceError(f"{where}: not a readable compressed tar ({error})") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise SourceError(
+            f"{where}: cannot be decompressed to {file.parent} ({reason}): decompress it yourself"
+        ) from error
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # so that it is the same file when it is read again

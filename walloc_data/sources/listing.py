@@ -1,0 +1,108 @@
+"""What lies in a folder or an archive: pictures, captions beside them, and what is no part of the source."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from walloc_data.errors import SourceError
+from walloc_data.pictures import PICTURE_SUFFIXES
+from walloc_data.sources.stray import are_splits, listed, names_listed, stray_note
+
+__all__ = ["SIDECARS", "Listing", "as_text", "stem_of"]
+
+SIDECARS = (".txt", ".json")  # a caption, and an object of columns: files named like the picture but for the suffix
+_NUMBERED = re.compile(r"[0-9]{3,}")  # img2dataset's folders: 00000, 00001, ...
+
+
+@dataclass
+class Listing:
+    """Paths below a root, with '/' between their parts."""
+
+    pictures: list[tuple[str, int, int]] = field(default_factory=list)  # path, bytes (-1: a broken link), mtime in ns
+    folders: list[str] = field(default_factory=list)  # in the root
+    beside: dict[str, int] = field(default_factory=dict)  # files that may belong to a picture, and their bytes
+    strays: Counter[str] = field(default_factory=Counter)  # by name
+    others: Counter[str] = field(default_factory=Counter)  # by suffix
+    encoded: list[str] = field(default_factory=list)  # data sets of latents
+
+    def add(self, path: str, *, num_bytes: int, mtime_ns: int) -> None:
+        """Take up a file by its name."""
+        suffix = PurePosixPath(path).suffix.lower()
+        if suffix in PICTURE_SUFFIXES:
+            self.pictures.append((path, num_bytes, mtime_ns))
+        elif suffix in SIDECARS and num_bytes >= 0:
+            self.beside[path] = num_bytes
+        else:
+            self.others[suffix or "without a suffix"] += 1
+
+    def sort(self) -> None:
+        """Order pictures by path, '/' before every other character, so that a class's pictures stay together."""
+        self.pictures.sort(key=lambda item: [os.fsencode(part) for part in item[0].split("/")])
+        self.folders.sort(key=os.fsencode)
+
+    def sidecars(self) -> dict[str, dict[str, int]]:
+        """Take the sidecars of pictures out of `beside`: by suffix, the picture's stem and the file's bytes."""
+        stems = {stem_of(path) for path, _, _ in self.pictures}
+        found: dict[str, dict[str, int]] = {suffix: {} for suffix in SIDECARS}
+        for path, num_bytes in list(self.beside.items()):
+            stem, suffix = stem_of(path), PurePosixPath(path).suffix
+            if stem in stems and suffix in SIDECARS:
+                found[suffix][stem] = num_bytes
+            else:
+                self.others[suffix.lower()] += 1
+        self.beside = {}
+        return found
+
+    def notes(self) -> tuple[str, ...]:
+        """What is no part of the source, with names and numbers."""
+        notes = list(stray_note(self.strays))
+        if self.encoded:
+            notes.append(f"left out: data sets of latents: {names_listed(sorted(self.encoded))}")
+        if self.others:
+            notes.append(f"left out: files that are not named like pictures: {listed(self.others)}")
+        return tuple(notes)
+
+    def has_classes(self, *, where: str, sidecars: Mapping[str, Mapping[str, int]]) -> tuple[bool, str | None]:
+        """Whether the folders in the root are classes, and a note where that is a guess.
+
+        Raises:
+            SourceError: pictures lie beside the folders.
+        """
+        top = [path for path, _, _ in self.pictures if "/" not in path]
+        populated = {path.partition("/")[0] for path, _, _ in self.pictures if "/" in path}
+        if not populated:
+            return False, None
+        if top:
+            raise SourceError(
+                f"{where}: {len(top)} pictures lie beside {len(populated)} folders, e.g. {top[0]!r}: "
+                "move them into class folders, or pass label_column='none' to encode all of it without labels"
+            )
+        if any(sidecars.values()) and all(_NUMBERED.fullmatch(name) for name in populated):
+            return False, (
+                "folders are numbered and pictures have captions or JSON, as img2dataset writes them, so that folders "
+                "are not taken for classes: label_column='folder' (--label-column folder) takes them"
+            )
+        return True, None
+
+    def refuse_splits(self, where: str) -> None:
+        """Raise SourceError where the folders in the root are named like splits."""
+        if are_splits(self.folders):
+            path = where.removeprefix("folder:").rstrip("/")
+            raise SourceError(
+                f"{where}: its folders {self.folders} are named like splits, not classes: name one of them, e.g. "
+                f"{path}/{self.folders[0]}, or encode all of them (--split all)"
+            )
+
+
+def as_text(path: str) -> str:
+    """A path as text for everyone: bytes that are not UTF-8 are replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def stem_of(path: str) -> str:
+    """A path without the suffix of its last part."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + name.rpartition(".")[0]
