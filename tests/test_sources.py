@@ -261,8 +261,9 @@ def test_splits_of_a_saved_dictionary_are_chosen_by_name(tmp_path: Path) -> None
     assert open_source(tmp_path / "both", split="test").num_items == 3
     with pytest.raises(SourceError, match=r"no split 'val'; it has \['test', 'train'\].*--source-split"):
         open_source(tmp_path / "both", split="val")
-    with pytest.raises(SourceError, match=r"a DatasetDict has several splits, \['test', 'train'\]: pass one"):
-        open_source(both)
+    assert open_source(both, split="test").num_items == 3
+    with pytest.raises(SourceError, match=r"a DatasetDict without a split 'val'; it has \['test', 'train'\]"):
+        open_source(both, split="val")
 
 
 def test_no_network_is_an_error_that_says_what_works_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,14 +280,13 @@ def test_no_network_is_an_error_that_says_what_works_without(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path / "absent", "no such folder. Sources are a folder, hf:NAME"),
+        (lambda path: path / "absent", "no such folder. Sources are a folder, an archive, hf:NAME"),
         (lambda path: "parquet:/nowhere/*.parquet", "no such file"),
         (lambda path: "wds:/nowhere/x.tar", "no such file: /nowhere/x.tar"),
         (lambda path: "wds:/nowhere/x-{5..2}.tar", r"\{5..2\} is not a range of numbers"),
         (lambda path: tars(path), r"holds tars; for WebDataset tars write 'wds:"),
-        (lambda path: tars(path) / "x-0.tar", r"not a folder; for WebDataset tars write wds:"),
         (lambda path: path, "no pictures below it"),
-        (lambda path: 5, "a source is a path, a URL or a datasets.Dataset, not int"),
+        (lambda path: 5, "a source is a path, a URL, a datasets.Dataset or a sequence of pictures, not int"),
     ],
 )
 def test_a_source_that_is_none_says_what_one_is(tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:

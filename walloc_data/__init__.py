@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from walloc_data.adapters import create_latent_model
     from walloc_data.codec import load_codec
-    from walloc_data.convert import encode_dataset
+    from walloc_data.convert import encode_dataset, encode_splits
     from walloc_data.dataset import LatentDataset
     from walloc_data.errors import WallocDataError
     from walloc_data.format import Manifest
@@ -22,6 +22,7 @@ _ROOMS = {
     "WallocDataError": "walloc_data.errors",
     "create_latent_model": "walloc_data.adapters",
     "encode_dataset": "walloc_data.convert",
+    "encode_splits": "walloc_data.convert",
     "load_codec": "walloc_data.codec",
 }
 
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "create_latent_model",
     "encode_dataset",
+    "encode_splits",
     "load_codec",
 ]
 

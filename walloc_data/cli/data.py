@@ -15,6 +15,7 @@ from walloc_data.cli.command import (
     add_storage,
     say_if_slow,
 )
+from walloc_data.errors import SourceError
 
 if TYPE_CHECKING:
     from walloc_data.sources import Source
@@ -25,10 +26,12 @@ __all__ = ["COMMANDS"]
 def _encode_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add(
-        "source", metavar="SOURCE", help="a folder of class folders, hf:NAME[/CONFIG], saved HF data, wds:URLS, parquet"
+        "source",
+        metavar="SOURCE",
+        help="a folder or archive of class folders, hf:NAME[/CONFIG], saved HF data, wds:URLS, parquet",
     )
     add("out", metavar="OUT", help="the data set's folder, or s3://bucket/prefix")
-    add("--split", default="train", help="the split to write (default: train)")
+    add("--split", default="train", help="the split to write; all, or A,B: those of the source (default: train)")
     _source_arguments(parser)
     add("--codec", metavar="CODEC", help="a bundled name, a folder, a .pth or hf://owner/repo/file.pth")
     _settings_arguments(parser)
@@ -101,12 +104,39 @@ def _verify_arguments(parser: Parser) -> None:
 def _encode(args: Args) -> Outcome:
     from walloc_data.convert import encode_dataset
 
+    if args.split == "all" or "," in args.split:
+        return _encode_splits(args)
     with say_if_slow(f"{args.source}: looking at what is there ..."):
         source = _open_source(args)
-    summary = encode_dataset(
-        source,
+    summary = encode_dataset(source, args.out, split=args.split, **_encode_options(args))
+    notes = _preview_notes(args) if args.part is None and summary.num_samples else []
+    return Outcome(summary.to_dict() | {"preview_notes": notes}, "\n".join((str(summary), *notes)))
+
+
+def _encode_splits(args: Args) -> Outcome:
+    from walloc_data.convert import encode_splits
+
+    if args.source_split is not None:
+        raise SourceError(f"--source-split {args.source_split} names one split, and --split {args.split} several")
+    summaries = encode_splits(
+        args.source,
         args.out,
-        split=args.split,
+        splits=None if args.split == "all" else args.split.split(","),
+        image_column=args.image_column,
+        label_column=args.label_column,
+        streaming=args.streaming,
+        **_encode_options(args),
+    )
+    notes = _preview_notes(args) if args.part is None else []
+    return Outcome(
+        {"splits": {name: summary.to_dict() for name, summary in summaries.items()}, "preview_notes": notes},
+        "\n".join((*map(str, summaries.values()), *notes)),
+    )
+
+
+def _encode_options(args: Args) -> dict[str, Any]:
+    """What `encode_dataset` takes besides the source and the split."""
+    return dict(
         codec=args.codec,
         workers=args.workers,
         engine=args.engine,
@@ -121,8 +151,6 @@ def _encode(args: Args) -> Outcome:
         storage_options=args.storage_options,
         **_settings(args),
     )
-    notes = _preview_notes(args) if args.part is None and summary.num_samples else []
-    return Outcome(summary.to_dict() | {"preview_notes": notes}, "\n".join((str(summary), *notes)))
 
 
 def _settings(args: Args) -> dict[str, Any]:
@@ -217,7 +245,8 @@ COMMANDS = {
         _encode,
         (
             "walloc-data encode photos/ my-latents --size 256 --workers 4",
-            "walloc-data encode hf:uoft-cs/cifar10 my-latents --split test",
+            "walloc-data encode hf:uoft-cs/cifar10 my-latents --split all",
+            "walloc-data encode imagenette2-160.tgz my-latents --split train,val --size 160",
             "walloc-data encode 'wds:train-{0000..0146}.tar' s3://bucket/latents",
         ),
     ),

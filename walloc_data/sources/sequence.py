@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walloc_data.errors import SourceError
+from walloc_data.errors import SourceError, UnreadableError
 from walloc_data.sources.as_files import NoPictureError, as_file, is_picture
 from walloc_data.sources.base import Sample, Source, fingerprint, json_columns, json_value
+from walloc_data.sources.listing import as_text
 from walloc_data.sources.reading import read_file, unreadable
 
 __all__ = ["SequenceSource", "is_sequence"]
@@ -175,16 +176,24 @@ class SequenceSource(Source):
     def _fingerprint(self) -> str:
         number = self.num_items or 0
         compared = sorted({i * (number - 1) // (_NUM_COMPARED - 1) for i in range(_NUM_COMPARED)})
-        samples = [self.read(index) for index in compared]
+        samples = [self._described(index) for index in compared]
         targets = getattr(self._sequence, "targets", None)
         return fingerprint(
             [
                 number,
                 *(self.class_names or ()),
                 "" if targets is None else zlib.crc32(repr(list(map(str, targets))).encode("utf-8", "replace")),
-                *((sample.name, sample.label, zlib.crc32(sample.data)) for sample in samples),
+                *samples,
             ]
         )
+
+    def _described(self, index: int) -> tuple[Any, ...]:
+        """What tells an item from another; one that is away leaves its position."""
+        try:
+            sample = self.read(index)
+        except UnreadableError:
+            return index, "unreadable"
+        return sample.name, sample.label, zlib.crc32(sample.data)
 
     def read(self, index: int) -> Sample:
         name, nothing = str(index), dict.fromkeys(self.columns)
@@ -195,7 +204,7 @@ class SequenceSource(Source):
             version = None
             if isinstance(picture, str | os.PathLike):
                 path = Path(picture)
-                name = str(path).encode("utf-8", "replace").decode()
+                name = as_text("/".join(path.parts[-2:]))  # names are published: no folders above
                 if path.parent.is_dir() and not path.is_file():  # its folder is there, so that nothing is away
                     return Sample(name, b"", None, columns, "there is no such file")
                 data, version = read_file(path)

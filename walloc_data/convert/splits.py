@@ -1,0 +1,67 @@
+"""`encode_splits`: every split of a source that has several, one after another."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from walloc_data.convert.encode import encode_dataset
+from walloc_data.convert.summary import ConversionSummary
+from walloc_data.errors import SourceError
+from walloc_data.sources import find_splits, open_source
+
+__all__ = ["encode_splits"]
+
+
+def encode_splits(
+    source: Any,
+    out: str | Path,
+    *,
+    splits: Sequence[str] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    streaming: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, ConversionSummary]:
+    """Encode splits of a source into one data set. Run again after an interruption, it does what is not done yet.
+
+    All splits are opened before the first is encoded, so that what is wrong with one of them shows at once. Training
+    splits come first: the class names of the first split are those of the data set.
+
+    Args:
+        source: a dictionary of splits, such as `datasets.DatasetDict`; ``hf:NAME``; a folder written by `save_to_disk`
+            or of parquet files; a folder or an archive whose folders are named like splits (``train``, ``val``, ...).
+        out: a local folder or ``s3://bucket/prefix``.
+        splits: only these, in this order; None: all.
+        image_column, label_column, streaming: as in `open_source`, for each split.
+        storage_options: for the file system of `out`.
+        options: `encode_dataset`'s, for each split.
+
+    Returns:
+        Each split's summary, by its name.
+
+    Raises:
+        SourceError: the source has no splits, or one of them cannot be read as asked.
+        ConversionError: a split stopped before its end; what is published stays, and the same call goes on from there.
+
+    Example:
+        >>> from walloc_data import encode_splits
+        >>> pictures = [(f"pictures/{name}/{i}.jpg", name) for i in range(4) for name in ("cat", "coffee")]
+        >>> summaries = encode_splits({"train": pictures[:6], "val": pictures[6:]}, "latents", size_px=64)
+        >>> [(split, summary.num_samples) for split, summary in summaries.items()]
+        [('train', 6), ('val', 2)]
+    """
+    opened = {}
+    for name, (spec, split) in find_splits(source, names=splits).items():
+        try:
+            opened[name] = open_source(
+                spec, split=split, image_column=image_column, label_column=label_column, streaming=streaming
+            )
+        except SourceError as error:
+            raise SourceError(
+                f"split {split!r}: {error}. Nothing was encoded; --split A,B (splits=[...]) encodes only those"
+            ) from error
+    return {
+        name: encode_dataset(found, out, split=name, storage_options=storage_options, **options)
+        for name, found in opened.items()
+    }
