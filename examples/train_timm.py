@@ -38,6 +38,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from walloc_data import LatentDataset, create_latent_model
 from walloc_data.adapters import parameter_groups, save_latent_model, summarize
+from walloc_data.files import whole_file
 from walloc_data.serving import attach_codec
 from walloc_data.transforms import LatentOperators, RandomHorizontalFlip, RandomResizedCrop, RandomTranslate, Resize
 
@@ -175,9 +176,8 @@ class Augmentation(nn.Module):
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """A checkpoint is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(state, partial)
-    partial.replace(path)
+    with whole_file(path) as unfinished:
+        torch.save(state, unfinished)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

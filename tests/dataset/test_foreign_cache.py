@@ -11,7 +11,7 @@ import pytest
 from walloc_data import LatentDataset
 from walloc_data.errors import StorageError
 from walloc_data.format import Manifest
-from walloc_data.storage import ShardCache, Store, default_cache_folder, file_lock, read_manifest, take_lock
+from walloc_data.storage import ShardCache, Store, default_cache_folder, file_lock, lock_place, read_manifest
 
 
 @pytest.fixture
@@ -113,17 +113,14 @@ def test_a_cache_without_file_locks_works_and_says_so_once(
 
 
 def test_locks_without_flock_still_exclude_on_this_machine(no_flock: Path) -> None:
-    held = take_lock(no_flock / "lock")
-    assert held is not None
-    assert not held.beside
-    assert take_lock(no_flock / "lock", wait=False) is None
-    other = take_lock(no_flock / "other", wait=False)
-    assert other is not None
-    other.release()
-    held.release()
-    again = take_lock(no_flock / "lock", wait=False)
-    assert again is not None
-    again.release()
+    with file_lock(no_flock / "lock") as held:
+        assert held is not None
+        assert not held.beside
+        with file_lock(no_flock / "lock", wait=False) as again, file_lock(no_flock / "other", wait=False) as other:
+            assert again is None
+            assert other is not None
+    with file_lock(no_flock / "lock", wait=False) as again:
+        assert again is not None
 
 
 def test_a_temporary_folder_of_somebody_else_is_refused(
@@ -131,13 +128,13 @@ def test_a_temporary_folder_of_somebody_else_is_refused(
 ) -> None:
     (tmp_path / f"walloc_data-{os.getuid()}").symlink_to(no_flock)
     with pytest.raises(StorageError, match=r"belongs to somebody else: remove it, or set TMPDIR"):
-        take_lock(no_flock / "lock")
+        lock_place(no_flock / "lock")
 
 
 def test_a_machine_without_locks_is_told_where_they_may_lie(no_flock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(no_flock))
     with pytest.raises(StorageError, match=r"lock: this file system has no file locks, and neither has .*: set TMPDIR"):
-        take_lock(no_flock / "lock")
+        lock_place(no_flock / "lock")
 
 
 def test_an_unfinished_shard_of_another_machine_is_left_alone(

@@ -37,6 +37,7 @@ from walloc_data.codec.training_state import Checkpoint, append_log, decoder_car
 from walloc_data.codec.wavelets import analysis_matrix, bands_of, interleave, synthesis_matrix, wavelet_synthesis
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError
+from walloc_data.files import whole_file
 from walloc_data.latents import compand, expand
 
 __all__ = ["DecoderTrainConfig", "DecoderTrainResult", "train_decoder"]
@@ -90,7 +91,8 @@ def train_decoder(
     trained = trainer.codec()
     psnr = trainer.psnr(trained.decoder[1].to(trainer.device), scaled=False)
     card = decoder_card(codec.spec, settings, corpus=corpus, steps=trainer.step, psnr_db=psnr)
-    (out / "README.md").write_text(card)
+    with whole_file(out / "README.md") as unfinished:
+        unfinished.write_text(card)
     draw_log(out / "log.jsonl", out / "rd.png")
     save_decoder(trained, out / "decoder.safetensors", version=config.version, dtype=torch.float16)
     result = DecoderTrainResult(

@@ -158,11 +158,10 @@ def _finish(codec: WallocCodec, corpus: Corpus, config: TrainConfig, *, out: Pat
     result = TrainResult(
         str(out), config.name, steps, round(bpp, 4), round(psnr, 3), round(linear, 3), len(corpus.held_out)
     )
-    (partial / "README.md").write_text(model_card(info, config.to_dict(), corpus=corpus, result=result.to_dict()))
+    card = model_card(info, config.to_dict(), corpus=corpus, result=result.to_dict())
     if (out / "log.jsonl").exists():
         draw_log(out / "log.jsonl", out / "rd.png")
-    for name in ("model.safetensors", "README.md", "codec.json"):  # codec.json last: it marks the folder as whole
-        (partial / name).replace(out / name)
+    save_codec(codec, out, name=config.name, decoder_dtype=torch.float16, card=card)
     return result
 
 

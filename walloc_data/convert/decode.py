@@ -10,6 +10,7 @@ import torch
 
 from walloc_data.convert.inspect import index_rows, local_file, open_manifest
 from walloc_data.errors import CodecError, CorruptShardError, FormatError
+from walloc_data.files import whole_file
 from walloc_data.format import Manifest, check_key, padding_for
 from walloc_data.latents import decode_webp, unpack
 from walloc_data.storage import Store
@@ -117,4 +118,6 @@ def _save(picture: torch.Tensor, height: int, width: int, multiple: int, path: P
     left, top, _, _ = padding_for(height, width, multiple=multiple)
     pixels = ((picture + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)  # (3, H, W)
     cropped = pixels[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
-    Image.fromarray(cropped if cropped.shape[2] == 3 else np.ascontiguousarray(cropped[..., 0])).save(path)
+    image = Image.fromarray(cropped if cropped.shape[2] == 3 else np.ascontiguousarray(cropped[..., 0]))
+    with whole_file(path) as unfinished:
+        image.save(unfinished, "PNG")

@@ -1,7 +1,8 @@
 """One conversion at a time in one folder; parts of one conversion side by side.
 
-`flock`: the kernel frees a lock when its last holder ends, however it ends, so a killed conversion blocks nobody.
-Worker processes inherit the descriptor, so a folder stays locked for as long as an orphaned worker could still write.
+`flock` itself, as no library shares a lock or lets it be inherited: the kernel frees it when its last holder ends,
+however it ends, so a killed conversion blocks nobody. Worker processes inherit the descriptor, so a folder stays locked
+for as long as an orphaned worker could still write.
 For a data set in an object store, or on a file system without locks, the lock is a file of this machine, named after
 the URL or path: it stops two conversions here. Two machines are not stopped; in an object store they publish the same
 bytes, in a folder the parts of one conversion do, and other settings are refused by the plan. Without `fcntl` (Windows)
@@ -9,13 +10,14 @@ a whole conversion and a part of it do not exclude each other.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from walloc_data.errors import BusyError, StorageError, WallocDataError
-from walloc_data.storage import Store, machine_folder, take_lock
+from walloc_data.storage import Store, file_lock, lock_place, machine_folder
 
 __all__ = ["conversion_lock", "disk_errors", "lock_folder", "plan_lock"]
 
@@ -78,24 +80,48 @@ def plan_lock(store: Store) -> Iterator[None]:
 def _held(path: Path, *, store: Store, shared: bool, patience_s: float | None = None) -> Iterator[tuple[int, ...]]:
     """Hold one lock; yields its descriptor where it has one."""
     deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
-    while True:
-        try:
-            lock = take_lock(path, shared=shared, wait=False)
-        except WallocDataError:
-            raise
-        except OSError as error:
-            raise StorageError(
-                f"{store.url}: cannot be written ({error.strerror}: {error.filename or path})"
-            ) from error
-        if lock is not None:
-            break
-        if time.monotonic() > deadline:
-            raise BusyError(
-                f"{store.url}: another conversion is writing there (it holds {path}); wait until it has ended, "
-                "or write to another folder"
-            )
-        time.sleep(0.05)
+    with ExitStack() as stack:
+        while True:
+            try:
+                held = _take(path, stack, shared=shared)
+            except WallocDataError:
+                raise
+            except OSError as error:
+                raise StorageError(
+                    f"{store.url}: cannot be written ({error.strerror}: {error.filename or path})"
+                ) from error
+            if held is not None:
+                break
+            if time.monotonic() > deadline:
+                raise BusyError(
+                    f"{store.url}: another conversion is writing there (it holds {path}); wait until it has ended, "
+                    "or write to another folder"
+                )
+            time.sleep(0.05)
+        yield held
+
+
+def _take(path: Path, stack: ExitStack, *, shared: bool) -> tuple[int, ...] | None:
+    """Take a lock, until the stack is closed; return its descriptor where it has one, None where another holds it."""
     try:
-        yield () if lock.descriptor is None else (lock.descriptor,)
-    finally:
-        lock.release()
+        import fcntl
+    except ImportError:
+        taken = shared or stack.enter_context(file_lock(path, wait=False)) is not None
+        return () if taken else None
+    place, _ = lock_place(path)
+    try:
+        descriptor = os.open(place, os.O_RDWR)  # NFS takes an exclusive lock for writing only
+    except PermissionError:  # another user's
+        descriptor = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    stack.callback(os.close, descriptor)
+    # First of the two: it frees the lock though a process that was forked meanwhile may have a copy of the descriptor.
+    stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
+    return (descriptor,)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from walloc_data.errors import FormatError, StorageError, WallocDataError
-from walloc_data.files import open_regular
+from walloc_data.files import open_regular, whole_file
 from walloc_data.format import MIRROR_INDEX_COLUMNS, OPTIONAL_INDEX_COLUMNS, CodecSpec, SplitRecord
 from walloc_data.storage import Store, cache_errors, file_lock
 
@@ -99,21 +99,16 @@ def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec
 
 def _write(path: Path, num_samples: int, chunks: Iterator[Rows]) -> None:
     """Write a table as .npy with its SHA-256 behind it, chunk by chunk."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        partial = Path(scratch) / path.name
-        digest = hashlib.sha256()
-        with partial.open("w+b") as file:
-            shape = {"descr": np.lib.format.dtype_to_descr(INDEX_ROW), "fortran_order": False, "shape": (num_samples,)}
-            np.lib.format.write_array_header_1_0(file, shape)
-            file.seek(0)
-            digest.update(file.read())
-            for rows in chunks:
-                digest.update(rows.data)
-                file.write(rows.data)
-            file.write(digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+    digest = hashlib.sha256()
+    with whole_file(path) as unfinished, unfinished.open("w+b") as file:
+        shape = {"descr": np.lib.format.dtype_to_descr(INDEX_ROW), "fortran_order": False, "shape": (num_samples,)}
+        np.lib.format.write_array_header_1_0(file, shape)
+        file.seek(0)
+        digest.update(file.read())
+        for rows in chunks:
+            digest.update(rows.data)
+            file.write(rows.data)
+        file.write(digest.digest())
 
 
 def _is_whole(path: Path) -> bool:

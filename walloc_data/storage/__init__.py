@@ -1,7 +1,7 @@
 """Where bytes lie: local folders and object stores behind one small interface. The only room that knows fsspec."""
 
 from walloc_data.storage.cache import DEFAULT_MAX_CACHE_BYTES, ShardCache, cache_errors, default_cache_folder
-from walloc_data.storage.lock import Lock, file_lock, machine_folder, take_lock
+from walloc_data.storage.lock import HeldLock, file_lock, lock_place, machine_folder
 from walloc_data.storage.manifest import read_manifest
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry
 from walloc_data.storage.shards import OpenShards, ShardFile, max_open_shards
@@ -12,7 +12,7 @@ __all__ = [
     "DEFAULT_MAX_CACHE_BYTES",
     "DEFAULT_RETRY_SECONDS",
     "DaemonThreads",
-    "Lock",
+    "HeldLock",
     "OpenShards",
     "Retry",
     "ShardCache",
@@ -21,8 +21,8 @@ __all__ = [
     "cache_errors",
     "default_cache_folder",
     "file_lock",
+    "lock_place",
     "machine_folder",
     "max_open_shards",
     "read_manifest",
-    "take_lock",
 ]

@@ -20,13 +20,13 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from walloc_data.errors import CorruptShardError, StorageError, WallocDataError
 from walloc_data.files import check_regular, open_regular
 from walloc_data.format import ShardRecord
-from walloc_data.storage.lock import file_lock, take_lock
+from walloc_data.storage.lock import file_lock
 from walloc_data.storage.shards import ShardFile
 from walloc_data.storage.store import Store
 
@@ -248,18 +248,15 @@ class ShardCache:
 
     def _reserved(self, partial: Path, match: re.Match[str], *, mine: bool) -> int:
         """Bytes that an unfinished file will take; one whose writer is gone takes none and is removed."""
-        lock = None if mine else take_lock(self.folder / "locks" / f"{match['sha256']}.lock", wait=False)
-        if lock is None and not mine:
-            return int(match["num_bytes"])
-        try:
+        num_bytes, lock = int(match["num_bytes"]), self.folder / "locks" / f"{match['sha256']}.lock"
+        with nullcontext() if mine else file_lock(lock, wait=False) as held:
+            if held is None and not mine:
+                return num_bytes
             with suppress(OSError):
-                if lock is not None and not lock.beside and time.time() - partial.stat().st_mtime < _ABANDONED_AFTER_S:
-                    return int(match["num_bytes"])  # its writer may be on another machine
+                if held is not None and not held.beside and time.time() - partial.stat().st_mtime < _ABANDONED_AFTER_S:
+                    return num_bytes  # its writer may be on another machine
                 partial.unlink(missing_ok=True)
             return 0
-        finally:
-            if lock is not None:
-                lock.release()
 
 
 def _problem(path: Path, record: ShardRecord) -> str | None:

@@ -1,9 +1,8 @@
-"""Locks that live beside what they protect and die with their holder.
+"""Locks that live beside what they protect and die with their holder: the `filelock` package's, on `flock`.
 
-`flock` where the system has it: the kernel frees the lock when its last holder ends, however it ends. Elsewhere
-(Windows) the `filelock` package, with the same promise. Some file systems have no locks at all (Lustre mounted without
-them, some NFS and FUSE mounts): there the lock is a file in this machine's temporary folder, named after the path. It
-holds for the processes of one user on this machine, not for other machines.
+Some file systems have no locks at all (Lustre mounted without them, some NFS and FUSE mounts): there the lock is a file
+in this machine's temporary folder, named after the path. It holds for the processes of one user on this machine, not
+for other machines.
 """
 
 import errno
@@ -16,50 +15,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from walloc_data.errors import StorageError
 
-__all__ = ["Lock", "file_lock", "machine_folder", "take_lock"]
+__all__ = ["HeldLock", "file_lock", "lock_place", "machine_folder"]
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 _told: set[str] = set()  # folders whose file system has no locks: said once
 
 
-@dataclass
-class Lock:
-    """A lock that is held until `release`.
+@dataclass(frozen=True)
+class HeldLock:
+    """A lock that is held.
 
     Attributes:
-        descriptor: what processes inherit that hold it too; None where descriptors are not what holds it (Windows).
         beside: whether the lock file lies where it was asked for, so that it holds for all who see the folder; False
             where it lies in this machine's temporary folder.
 
     Example:
         >>> from pathlib import Path
-        >>> from walloc_data.storage import take_lock
-        >>> lock = take_lock(Path("my.lock"))
-        >>> lock.beside, take_lock(Path("my.lock"), wait=False)
-        (True, None)
-        >>> lock.release()
+        >>> from walloc_data.storage import file_lock
+        >>> with file_lock(Path("my.lock")) as held:
+        ...     held
+        HeldLock(beside=True)
     """
 
-    descriptor: int | None
     beside: bool
-    _other: Any = None
-
-    def release(self) -> None:
-        """Give the lock back, also where a process that was forked meanwhile has a copy of the descriptor."""
-        if self.descriptor is None:
-            if self._other is not None:
-                self._other.release()
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
-        finally:
-            os.close(self.descriptor)
 
 
 def machine_folder() -> Path:
@@ -87,35 +68,24 @@ def machine_folder() -> Path:
     return folder
 
 
-def take_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Lock | None:
-    """Take the lock of a file, which is made if absent; None where another holds it and `wait` is False.
+def lock_place(path: Path) -> tuple[Path, bool]:
+    """Return the file to lock instead of `path`, made if absent: itself, or one on a file system that has locks.
 
-    Threads of one process exclude each other too, because each call opens the file anew.
-
-    Args:
-        path: the lock file. It is left behind: removing it would let two processes hold two different files.
-        shared: several may hold it at once, but not beside one who holds it alone. Without `fcntl` such a lock is not
-            held at all.
+    Returns:
+        The file, and whether it is `path`.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be made or opened.
         StorageError: neither its file system nor that of the temporary folder has locks.
 
     Example:
         >>> from pathlib import Path
-        >>> from walloc_data.storage import take_lock
-        >>> lock = take_lock(Path("my.lock"), shared=True)
-        >>> lock.release()
+        >>> from walloc_data.storage import lock_place
+        >>> lock_place(Path("my.lock"))
+        (PosixPath('my.lock'), True)
     """
-    try:
-        import fcntl  # noqa: F401
-    except ImportError:
-        return Lock(None, beside=True) if shared else _take_elsewhere(path, wait=wait)
-    try:
-        return _flock(path, shared=shared, wait=wait, beside=True)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+    if _refusal(path) is None:
+        return path, True
     folder = machine_folder() / "locks"
     folder.mkdir(exist_ok=True)
     if str(path.parent) not in _told:
@@ -125,76 +95,73 @@ def take_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Lock | 
             path.parent,
             folder,
         )
-    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
-    try:
-        return _flock(folder / name, shared=shared, wait=wait, beside=False)
-    except OSError as error:
+    elsewhere = folder / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
+    if (refusal := _refusal(elsewhere)) is not None:
         raise StorageError(
-            f"{path}: this file system has no file locks, and neither has {folder} ({error.strerror}): set TMPDIR to a "
+            f"{path}: this file system has no file locks, and neither has {folder} ({refusal}): set TMPDIR to a "
             "folder on a local disk"
-        ) from error
+        )
+    return elsewhere, False
 
 
-def _flock(path: Path, *, shared: bool, wait: bool, beside: bool) -> Lock | None:
-    import fcntl
-
-    descriptor = _open(path)
+def _refusal(path: Path) -> str | None:
+    """Why a file, which is made if absent, cannot be locked where it lies; None if it can."""
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return Lock(descriptor, beside)
-
-
-def _open(path: Path) -> int:
+        import fcntl
+    except ImportError:
+        return None  # Windows has locks everywhere
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
     except PermissionError:
-        # Another user's lock file: it need not be written to be locked.
-        try:
-            return os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            pass
-        raise
-
-
-def _take_elsewhere(path: Path, *, wait: bool) -> Lock | None:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
+        if not path.exists():
+            raise
+        descriptor = os.open(path, os.O_RDONLY)  # another user's in a folder like /tmp, where O_CREAT is refused
     try:
-        lock.acquire(blocking=wait)
-    except Timeout:
-        return None
-    return Lock(None, beside=True, _other=lock)
+        # Every user of a shared cache may lock, whoever made the file: nothing is ever written into it.
+        if (found := os.fstat(descriptor)).st_uid == os.geteuid() and found.st_mode & 0o666 != 0o666:
+            os.fchmod(descriptor, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # nothing is held; the call fails where there are no locks
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return error.strerror
+    finally:
+        os.close(descriptor)
+    return None
 
 
 @contextmanager
-def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock on a file, which is made if absent; yields whether the lock was taken.
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[HeldLock | None]:
+    """Hold an exclusive lock on a file, which is made if absent; yields None if it was not taken.
 
-    The lock is free again when its holder ends, however it ends, so a killed process blocks nobody.
+    The lock is free again when its holder ends, however it ends, so a killed process blocks nobody. Threads of one
+    process exclude each other too.
 
     Args:
-        path: the lock file. It is left behind: removing it would let two processes hold two different files.
-        wait: False yields False at once where another holds the lock.
+        path: the lock file. It may be left behind: removing it would let two processes hold two different files.
+        wait: False yields None at once where another holds the lock.
+
+    Raises:
+        OSError: the file cannot be made or opened.
+        StorageError: neither its file system nor that of the temporary folder has locks.
 
     Example:
         >>> from pathlib import Path
         >>> from walloc_data.storage import file_lock
-        >>> with file_lock(Path("my.lock")) as taken, file_lock(Path("my.lock"), wait=False) as taken_again:
-        ...     print(taken, taken_again)
-        True False
+        >>> with file_lock(Path("my.lock")) as held, file_lock(Path("my.lock"), wait=False) as held_again:
+        ...     print(held, held_again)
+        HeldLock(beside=True) None
     """
-    lock = take_lock(path, wait=wait)
-    if lock is None:
-        yield False
+    from filelock import FileLock, Timeout
+
+    place, beside = lock_place(path)
+    lock = FileLock(place, mode=0o666)
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield None
         return
     try:
-        yield True
+        yield HeldLock(beside)
     finally:
         lock.release()
