@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.results import spread, write_results
 from walloc_data.codec import WallocCodec, load_codec
-from walloc_data.codec.process import keep_freed_memory
+from walloc_data.codec.precision import keep_freed_memory
 from walloc_data.latents import encode_webps, pack
 
 Pictures = npt.NDArray[np.uint8]  # (N, H, W, 3)

@@ -35,7 +35,7 @@ from PIL import Image
 from benchmarks.ms_ssim import ms_ssim
 from benchmarks.results import RESULTS, spread, write_results
 from walloc_data.codec import WallocCodec, load_codec, read_pictures, wavelet_analysis, wavelet_synthesis
-from walloc_data.codec.closed_form import whole_cells
+from walloc_data.codec.training.closed_form import whole_cells
 from walloc_data.latents import compand, encode_webp, expand, pack
 
 Pixels = npt.NDArray[np.uint8]

@@ -11,80 +11,32 @@ Published WaLLoC checkpoints (.pth, a pickle) are read by `walloc_data.codec.pub
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from walloc_data.codec.model import WallocCodec, _NoDecoder
-from walloc_data.codec.tensor_files import fill, read_tensors
+from walloc_data.codec.info import MAX_CONFIG_BYTES, CodecInfo, read_capped
+from walloc_data.codec.model import NoDecoder, WallocCodec
+from walloc_data.codec.tensor_files import MAX_WEIGHTS_BYTES, fill, read_tensors
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError, FormatError, WallocDataError
-from walloc_data.files import read_regular, whole_file
+from walloc_data.files import whole_file
 from walloc_data.format import CodecSpec, dump_json, load_json
+from walloc_data.storage import Store
 
-__all__ = ["DEFAULT_CODEC", "CodecInfo", "bundled_codecs", "codec_folder", "load_codec", "save_codec"]
+__all__ = ["DEFAULT_CODEC", "bundled_codecs", "codec_folder", "fetch_codec", "load_codec", "save_codec"]
 
 DEFAULT_CODEC = "rgb-16x-v1"
 BUNDLED = Path(__file__).parent / "bundled"
-MAX_CONFIG_BYTES = 2**20
 _MAX_ENCODER_VALUES = 2**23  # its hash alone takes 50 bytes for each
 _CODEC_JSON, _WEIGHTS, _CARD = "codec.json", "model.safetensors", "README.md"
 _OPERATORS = "operators.safetensors"
 _DECODER_FILE = re.compile(r"decoder-[a-z0-9_-]{1,100}\.safetensors")
 _FIELDS = {"name", "channels", "J", "latent_dim", "latent_bits", "wavelet", "encoder_sha256"}
-
-
-@dataclass(frozen=True)
-class CodecInfo:
-    """What a codec is: the spec that data sets record, and what its folder says besides.
-
-    `statistics` are (mean, std) per latent channel of the integers on the training pictures, None where unknown.
-    `decoder` is the kind of network, `decoder_version` its version among the decoders of this encoder.
-
-    Example:
-        >>> from walloc_data import load_codec
-        >>> codec, info = load_codec()
-        >>> info.name, info.latent_dim, info.dimensionality_reduction, info.decoder
-        ('rgb-16x-v1', 12, 16.0, 'unet')
-    """
-
-    spec: CodecSpec
-    decoder: Literal["linear", "conv", "unet", "published", "none"]
-    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    input_range: Literal["centered"] = "centered"  # pictures as float lie in [-1/2, 1/2]
-    decoder_version: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
-
-    @property
-    def channels(self) -> int:
-        return self.spec.channels
-
-    @property
-    def J(self) -> int:  # noqa: N802
-        return self.spec.J
-
-    @property
-    def latent_dim(self) -> int:
-        return self.spec.latent_dim
-
-    @property
-    def latent_bits(self) -> int:
-        return self.spec.latent_bits
-
-    @property
-    def encoder_sha256(self) -> str:
-        return self.spec.encoder_sha256
-
-    @property
-    def dimensionality_reduction(self) -> float:
-        return self.spec.dimensionality_reduction
 
 
 def bundled_codecs() -> list[str]:
@@ -127,6 +79,43 @@ def codec_files(folder: Path) -> list[str]:
     later = decoder_files(config, where=str(where)).values()
     names = [_CARD, _WEIGHTS, _OPERATORS, *later, *(name.replace(".safetensors", ".md") for name in later)]
     return [*(name for name in names if (folder / name).is_file()), _CODEC_JSON]
+
+
+def fetch_codec(store: Store, *, scratch: Path, prefix: str = "codec/", decoders: bool = True) -> Path:
+    """A local folder with a data set's codec, for `load_codec`: its own folder, or a copy in `scratch`.
+
+    Only the files that its codec.json names are copied, and only if each is at most 256 MiB.
+
+    Args:
+        store: the data set.
+        scratch: a folder for the copy.
+        prefix: where in the store the codec's files are.
+        decoders: False leaves out decoders beside model.safetensors: enough to encode.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data.codec import fetch_codec, load_codec
+        >>> from walloc_data.storage import Store
+        >>> folder = fetch_codec(Store("my-latents"), scratch=Path("scratch"))
+        >>> folder, load_codec(folder)[1].name
+        (PosixPath('my-latents/codec'), 'rgb-16x-v1')
+    """
+    if store.local_path is not None:
+        return store.local_path / prefix
+    folder = scratch / "codec"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [_CODEC_JSON, _WEIGHTS]
+    for name in names:
+        limit = MAX_CONFIG_BYTES if name == _CODEC_JSON else MAX_WEIGHTS_BYTES
+        store.download(prefix + name, folder / name, max_bytes=limit)
+        if name == _CODEC_JSON and decoders:
+            where = store.where(prefix + name)
+            try:
+                config = load_json((folder / name).read_bytes(), where=where)
+            except FormatError as error:
+                raise CodecError(str(error)) from error
+            names += decoder_files(config, where=where).values()  # names only: no path leads out of the folder
+    return folder
 
 
 def load_codec(
@@ -198,14 +187,6 @@ def _load(source: str | Path, *, decoder: bool | str | Path) -> tuple[WallocCode
     )
 
 
-def read_capped(path: Path, *, limit: int) -> bytes:
-    """The bytes of a small file; larger ones are refused before they are read."""
-    try:
-        return read_regular(path, max_bytes=limit)
-    except OSError as error:
-        raise CodecError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
 def _with_decoder(codec: WallocCodec, info: CodecInfo, path: Path) -> tuple[WallocCodec, CodecInfo]:
     """The codec with the decoder network of a file."""
     from walloc_data.codec.decoder_files import load_decoder
@@ -259,7 +240,7 @@ def _load_folder(folder: Path, *, decoder: bool, version: str | None = None) -> 
     convolution = nn.Conv2d(spec.latent_dim, bands, 1) if decoder and "linear_decoder.weight" in weights else None
     network: nn.Module | None = None
     if kind == "none" or not decoder:
-        network = _NoDecoder()
+        network = NoDecoder()
     elif kind in ("conv", "unet"):
         from walloc_data.codec.decoders import build_decoder
 

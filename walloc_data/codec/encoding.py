@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from walloc_data.codec.process import keep_freed_memory, plain_float32
+from walloc_data.codec.precision import keep_freed_memory, plain_float32
 from walloc_data.codec.wavelets import deinterleave, filter_taps
 from walloc_data.errors import CodecError
 

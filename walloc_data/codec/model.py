@@ -20,7 +20,7 @@ from walloc_data.errors import CodecError
 from walloc_data.format import CodecSpec, encoder_sha256
 from walloc_data.latents import compand, expand
 
-__all__ = ["Companding", "Expanding", "Round", "WallocCodec"]
+__all__ = ["Companding", "Expanding", "NoDecoder", "Round", "WallocCodec"]
 
 # Cells of a picture that is decoded in one piece: 4.2 megapixels for J = 3. Larger ones go by tiles.
 _WHOLE_CELLS = 2**16
@@ -55,7 +55,7 @@ class Expanding(nn.Module):
         return expand(u, latent_bits=self.latent_bits)
 
 
-class _NoDecoder(nn.Module):
+class NoDecoder(nn.Module):
     """Stands where a decoder would, in a codec loaded only to encode."""
 
     def forward(self, v: Tensor) -> Tensor:
@@ -208,16 +208,18 @@ class WallocCodec(nn.Module):
             "channels": self.channels, "J": self.J, "latent_dim": self.latent_dim, "latent_bits": self.latent_bits,
             "wavelet": "bior4.4",
         }  # fmt: skip
-        encoder = self.linear_encoder()
-        return encoder_sha256(spec, encoder.weight.flatten().tolist(), encoder.bias.tolist())
+        if self._fused is not None and self._fused[0] == self._weights_key():
+            encoder = self.linear_encoder()  # the float32 weights, also where the module was cast since
+            weight, bias = encoder.weight, encoder.bias
+        else:
+            weight, bias = (parameter.detach().float().cpu() for parameter in self._float32_encoder_weights())
+        return encoder_sha256(spec, weight.flatten().tolist(), bias.tolist())
 
     def linear_encoder(self, device: torch.device | str = "cpu") -> LinearEncoder:
         """The fused encoder for the present weights, kept until they change."""
-        weight, bias = self._encoder_weights()
         key = self._weights_key()
         if self._fused is None or self._fused[0] != key:
-            if weight.dtype not in (torch.float32, torch.float64):
-                raise CodecError(f"encode takes float32 encoder weights, not {weight.dtype}: load the codec anew")
+            weight, bias = self._float32_encoder_weights()
             fused = LinearEncoder(
                 weight.flatten(1), bias, channels=self.channels, J=self.J, latent_bits=self.latent_bits
             )
@@ -233,6 +235,12 @@ class WallocCodec(nn.Module):
         if not isinstance(convolution, nn.Conv2d) or convolution.bias is None:
             raise CodecError("the encoder must be a 1x1 convolution with a bias")
         return convolution.weight, convolution.bias
+
+    def _float32_encoder_weights(self) -> tuple[Tensor, Tensor]:
+        weight, bias = self._encoder_weights()
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise CodecError(f"encode takes float32 encoder weights, not {weight.dtype}: load the codec anew")
+        return weight, bias
 
     def _weights_key(self) -> tuple[int, ...]:
         weight, bias = self._encoder_weights()

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from walloc_data.codec.checkpoints import MAX_CONFIG_BYTES, CodecInfo, read_capped
-from walloc_data.codec.model import WallocCodec, _NoDecoder
+from walloc_data.codec.info import MAX_CONFIG_BYTES, CodecInfo, read_capped
+from walloc_data.codec.model import NoDecoder, WallocCodec
 from walloc_data.errors import CodecError, FormatError, MissingExtraError
 from walloc_data.files import check_regular
 from walloc_data.format import load_json
@@ -67,7 +67,7 @@ def load_published(path: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
     shape = {name: _whole(settings, name, where=path) for name in ("channels", "J", "latent_dim", "latent_bits")}
     codec = WallocCodec(
         channels=shape["channels"], J=shape["J"], latent_dim=shape["latent_dim"], latent_bits=shape["latent_bits"],
-        decoder=_NoDecoder(),
+        decoder=NoDecoder(),
     )  # fmt: skip
     if decoder:
         codec.decoder[1] = _build_decoder(

@@ -25,15 +25,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from walloc_data.codec.closed_form import fit_linear_decoder, latent_statistics, whole_cells
-from walloc_data.codec.crops import DeviceCrops, change_colours, draw_colours
 from walloc_data.codec.decoder_files import save_decoder
 from walloc_data.codec.decoders import Decoder, build_decoder
 from walloc_data.codec.model import WallocCodec
-from walloc_data.codec.muon import Muon
 from walloc_data.codec.pictures import Corpus, PictureSet
-from walloc_data.codec.training_config import DecoderTrainConfig, DecoderTrainResult
-from walloc_data.codec.training_state import Checkpoint, append_log, decoder_card, draw_log, open_run
+from walloc_data.codec.training.closed_form import fit_linear_decoder, latent_statistics, whole_cells
+from walloc_data.codec.training.config import DecoderTrainConfig, DecoderTrainResult
+from walloc_data.codec.training.crops import DeviceCrops, change_colours, draw_colours
+from walloc_data.codec.training.muon import Muon
+from walloc_data.codec.training.state import Checkpoint, append_log, decoder_card, draw_log, open_run
 from walloc_data.codec.wavelets import analysis_matrix, bands_of, interleave, synthesis_matrix, wavelet_synthesis
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError

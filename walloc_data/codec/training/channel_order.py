@@ -11,11 +11,11 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from walloc_data.codec.closed_form import whole_cells
 from walloc_data.codec.decoders import Decoder
 from walloc_data.codec.model import WallocCodec
 from walloc_data.codec.pictures import Pixels
-from walloc_data.codec.rate import measured_bytes
+from walloc_data.codec.training.closed_form import whole_cells
+from walloc_data.codec.training.rate_model import measured_bytes
 from walloc_data.errors import CodecError
 
 __all__ = ["arrange_channels"]

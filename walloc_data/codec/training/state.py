@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from walloc_data.codec.checkpoints import CodecInfo
+from walloc_data.codec.info import CodecInfo
 from walloc_data.codec.pictures import Corpus, PictureSet
 from walloc_data.errors import CodecError, SettingsMismatchError
 from walloc_data.files import whole_file
@@ -147,7 +147,7 @@ def model_card(info: CodecInfo, config: Mapping[str, Any], *, corpus: Corpus, re
     recipe = (
         "Closed form: the KLT of wavelet-packet coefficients, and a linear decoder by least squares."
         if config["closed_form"]
-        else "Encoder and decoder jointly by gradient descent (`walloc_data.codec.training`), from a KLT start."
+        else "Encoder and decoder jointly by gradient descent (`walloc_data.codec.training.codec`), from a KLT start."
     )
     return f"""# {spec.name}
 

@@ -1,8 +1,8 @@
 """Training a codec: the linear encoder and a small decoder together, from a Karhunen-Loeve start.
 
 The loss of a batch of crops is the mean over crops of log(squared pixel error + 25), in units of 1/255, plus a weight
-times the estimated bits a latent value (`walloc_data.codec.rate`). The logarithm is what PSNR averages over pictures;
-the constant keeps flat crops from counting for everything. Quantisation is additive uniform noise (Balle et al.,
+times the estimated bits per latent value (`walloc_data.codec.training.rate_model`). The logarithm is what PSNR averages
+over pictures; the constant keeps flat crops from dominating the mean. Quantisation is additive uniform noise (Balle et al.,
 arXiv 1611.01704) while the encoder learns. Then the encoder is frozen at its running mean, so that latents are final,
 and the decoder finishes on truly rounded latents. The rate of learning falls to zero along a cosine; the result is
 the exponential moving average of the weights.
@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from walloc_data.codec.arrangement import arrange_channels
 from walloc_data.codec.checkpoints import load_codec, save_codec
-from walloc_data.codec.closed_form import centred, fit_klt, fit_linear_decoder, latent_statistics, whole_cells
 from walloc_data.codec.decoders import build_decoder
 from walloc_data.codec.model import WallocCodec
 from walloc_data.codec.pictures import Corpus, PictureSet
-from walloc_data.codec.rate import estimated_bits, measured_bytes
-from walloc_data.codec.training_config import TrainConfig, TrainResult
-from walloc_data.codec.training_state import Checkpoint, append_log, draw_log, model_card, open_run
+from walloc_data.codec.training.channel_order import arrange_channels
+from walloc_data.codec.training.closed_form import centred, fit_klt, fit_linear_decoder, latent_statistics, whole_cells
+from walloc_data.codec.training.config import TrainConfig, TrainResult
+from walloc_data.codec.training.rate_model import estimated_bits, measured_bytes
+from walloc_data.codec.training.state import Checkpoint, append_log, draw_log, model_card, open_run
 from walloc_data.codec.wavelets import wavelet_analysis, wavelet_synthesis
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError
