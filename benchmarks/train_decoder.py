@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from walloc_data.codec import DecoderTrainConfig, PictureSet, load_codec, read_pictures, train_decoder
-from walloc_data.codec.pictures import Corpus
+from walloc_data.codec.training.picture_sets import Corpus
 
 Pixels = npt.NDArray[np.uint8]
 ENCODER = "rgb-16x-v1"

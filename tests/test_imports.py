@@ -76,7 +76,7 @@ def test_public_names_are_sorted_and_resolve() -> None:
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'LatentDatset'"):
+    with pytest.raises(AttributeError, match="attribute LatentDatset"):
         _ = walloc_data.LatentDatset
 
 

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from walloc_data.codec import DecoderTrainConfig, PictureSet, load_codec, save_decoder, train_decoder
-from walloc_data.codec.pictures import Corpus
 from walloc_data.codec.training.crops import DeviceCrops, change_colours, draw_colours
 from walloc_data.codec.training.muon import Muon, orthogonalise
+from walloc_data.codec.training.picture_sets import Corpus
 from walloc_data.codec.training.state import Checkpoint
 from walloc_data.codec.wavelets import (
     analysis_matrix,

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from walloc_data.codec import PictureSet, TrainConfig, load_codec, read_pictures, train_codec
-from walloc_data.codec.pictures import Corpus, Pixels
 from walloc_data.codec.training.channel_order import arrange_channels
 from walloc_data.codec.training.closed_form import latent_statistics
 from walloc_data.codec.training.codec import _Trainer
+from walloc_data.codec.training.picture_sets import Corpus, Pixels
 from walloc_data.codec.training.rate_model import estimated_bits, measured_bytes
 from walloc_data.codec.training.state import Checkpoint
 from walloc_data.errors import CodecError, SettingsMismatchError

@@ -14,7 +14,6 @@ from .decoder_files import save_decoder
 from .encoding import LinearEncoder
 from .info import CodecInfo
 from .model import WallocCodec
-from .pictures import PictureSet, read_pictures
 from .training.codec import train_codec
 from .training.config import (
     DecoderTrainConfig,
@@ -23,6 +22,7 @@ from .training.config import (
     TrainResult,
 )
 from .training.decoder import train_decoder
+from .training.picture_sets import PictureSet, read_pictures
 from .wavelets import wavelet_analysis, wavelet_synthesis
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Codecs on disk: our folders of safetensors and JSON, and where a codec's name leads.
+"""Codecs on disk: folders of safetensors and JSON, and the lookup of a codec by name, path or URL.
 
     codec.json                 shape, wavelet, decoders, hash of the encoder, statistics of its latents
     model.safetensors          encoder.weight (12,192), encoder.bias (12,) float32; linear_decoder.*; decoder.* if it
@@ -40,7 +40,7 @@ _FIELDS = {"name", "channels", "J", "latent_dim", "latent_bits", "wavelet", "enc
 
 
 def bundled_codecs() -> list[str]:
-    """Names of the codecs inside the package.
+    """Return the names of the bundled codecs.
 
     Example:
         >>> from walloc_data.codec import bundled_codecs
@@ -51,7 +51,7 @@ def bundled_codecs() -> list[str]:
 
 
 def codec_folder(source: str | Path | None = None) -> Path | None:
-    """The folder that `load_codec` reads for this source; None for a published checkpoint, which has none.
+    """Return the folder that `load_codec` reads for this source; None for a published checkpoint, which has none.
 
     Example:
         >>> from walloc_data.codec import codec_folder
@@ -82,7 +82,7 @@ def codec_files(folder: Path) -> list[str]:
 
 
 def fetch_codec(store: Store, *, scratch: Path, prefix: str = "codec/", decoders: bool = True) -> Path:
-    """A local folder with a data set's codec, for `load_codec`: its own folder, or a copy in `scratch`.
+    """Return a local folder with a data set's codec, for `load_codec`: its own folder, or a copy in `scratch`.
 
     Only the files that its codec.json names are copied, and only if each is at most 256 MiB.
 
@@ -125,7 +125,7 @@ def load_codec(
     torch_dtype: torch.dtype = torch.float32,
     decoder: bool | str | Path = True,
 ) -> tuple[WallocCodec, CodecInfo]:
-    """Load a codec, ready for use, and what is known of it.
+    """Load a codec in evaluation mode, and its `CodecInfo`.
 
     Args:
         source: None for the bundled default; the name of a bundled codec; a codec folder; a published checkpoint
@@ -188,7 +188,7 @@ def _load(source: str | Path, *, decoder: bool | str | Path) -> tuple[WallocCode
 
 
 def _with_decoder(codec: WallocCodec, info: CodecInfo, path: Path) -> tuple[WallocCodec, CodecInfo]:
-    """The codec with the decoder network of a file."""
+    """Return the codec with the decoder network of a file."""
     from walloc_data.codec.decoder_files import load_decoder
 
     linear = codec.linear_decoder

@@ -34,7 +34,7 @@ SNAP_MULTIPLE = 16  # pixels: sides of resized pictures are multiples of this
 
 
 def to_model_input(x: Tensor) -> Tensor:
-    """Pictures in [0, 1], float, to the codec's [-1/2, 1/2].
+    """Convert float pictures in [0, 1] to the codec's range [-1/2, 1/2].
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ def to_model_input(x: Tensor) -> Tensor:
 
 
 def from_model_output(x_hat: Tensor) -> Tensor:
-    """Pictures in [-1/2, 1/2] to [0, 1].
+    """Convert pictures in [-1/2, 1/2] to [0, 1].
 
     Example:
         >>> import torch
@@ -59,7 +59,7 @@ def from_model_output(x_hat: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_to_latent(codec: WallocCodec, x: Tensor) -> Tensor:
-    """Latents of float pictures (N, C, H, W) in [-1/2, 1/2]: whole numbers in x's dtype, (N, latent_dim, h, w).
+    """Encode float pictures (N, C, H, W) in [-1/2, 1/2] to latents: whole numbers in x's dtype, (N, latent_dim, h, w).
 
     Pictures that come from 8-bit pixels get the latent that `WallocCodec.encode` gives those pixels.
 
@@ -77,7 +77,7 @@ def encode_to_latent(codec: WallocCodec, x: Tensor) -> Tensor:
 
 
 def latent_to_webp_bytes(z_hat: Tensor, latent_bits: int = 8) -> bytes:
-    """One latent (1, C, h, w) of whole numbers, any dtype, as the bytes of a lossless WebP picture.
+    """Return one latent (1, C, h, w) of whole numbers, any dtype, as the bytes of a lossless WebP picture.
 
     Example:
         >>> import torch
@@ -102,7 +102,7 @@ def decode_from_blob(
     device: str | torch.device = "cpu",
     torch_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The picture behind a blob of `latent_to_webp_bytes`: (1, C, H, W) in [-1/2, 1/2].
+    """Decode the bytes of `latent_to_webp_bytes` to a picture (1, C, H, W) in [-1/2, 1/2].
 
     Example:
         >>> import torch

@@ -40,7 +40,7 @@ _MAX_WIDTH, _MAX_BLOCKS = 2048, 64
 
 
 class _Pointwise(nn.Conv2d):
-    """A 1x1 convolution of a channels-last picture, one row a batch entry: the same numbers from a faster kernel.
+    """Apply a 1x1 convolution to a channels-last picture, one row a batch entry: the same numbers from a faster kernel.
 
     On one thread torch leaves oneDNN's kernel for one three times slower when the batch is below 16.
     """
@@ -247,7 +247,7 @@ def decode_tiles(
                 ],
                 dim=2,
             )
-            # Synthesis wraps around the tile; what that spoils is the margin, which goes.
+            # Synthesis wraps around the tile, so its margins are invalid: crop them.
             y = 0 if tall == h else _SYNTHESIS_HALO_CELLS * size
             x = 0 if wide == w else _SYNTHESIS_HALO_CELLS * size
             pixels = wavelet_synthesis(coefficients, J)
@@ -263,7 +263,7 @@ def decode_tiled(
     align: int = 1,
     tile_cells: int = 128,
 ) -> Tensor:
-    """Whole pictures by overlapping tiles: (N, C, h, w) to (N, colours, 2^J h, 2^J w), not clamped.
+    """Decode pictures by overlapping tiles: (N, C, h, w) to (N, colours, 2^J h, 2^J w), not clamped.
 
     Equal to ``wavelet_synthesis(network(latents), J)`` to rounding; beside the result it holds one tile.
     """
@@ -282,7 +282,7 @@ def decode_tiled(
 
 
 def _segments(start: int, count: int, length: int) -> list[tuple[int, int]]:
-    """The cells that synthesis of [start, start + count) reads, as ranges: it wraps around the picture's ends."""
+    """Return the ranges of cells that synthesis of [start, start + count) reads; it wraps around the picture's ends."""
     if count == length:
         return [(0, length)]
     low, high = start - _SYNTHESIS_HALO_CELLS, start + count + _SYNTHESIS_HALO_CELLS
@@ -299,7 +299,7 @@ def _piece(
     halo: int,
     align: int,
 ) -> Tensor:
-    """Coefficients of a range of cells, computed with the halo that the picture has there."""
+    """Return the coefficients of a range of cells, computed with the halo that the picture has there."""
     (top, bottom), (left, right) = rows, columns
     first_row, first_column = (max(0, start - halo) // align * align for start in (top, left))
     seen = latents[:, :, first_row : bottom + halo, first_column : right + halo]

@@ -1,4 +1,4 @@
-"""From pixels to integers: the linear encoder, fused with the wavelet packets, and exact.
+"""The linear encoder: wavelet packets and the 1x1 convolution as one filter, exact on uint8 pictures.
 
 The latent of a uint8 picture is DEFINED in integers, so it has one value: whatever the batch, the threads, the
 strips, the kernel the CPU or the GPU picks, the order of its sums. Two passes:
@@ -8,8 +8,8 @@ strips, the kernel the CPU or the GPU picks, the order of its sums. Two passes:
 2. Where the companded value lies within `margin` of a rounding boundary (thirty or so of the 73,728 values of a
    768 x 512 photograph), the value is computed again, exactly: the whole encoder is one kernel of (2R+1) x (2R+1)
    pixels and all colours; its taps are rounded to a grid 2^-grid_bits on which every partial sum of taps times pixels
-   is an integer below 2^53. float64 holds such sums without rounding, in any order. Comparing with the boundaries,
-   also on a grid, ends it.
+   is an integer below 2^53. float64 holds such sums without rounding, in any order. The result is compared with
+   the rounding boundaries, which lie on a grid too.
 
 The grid moves a value by less than 1e-7 of a quantisation step, so the definition is the formula of the paper to
 any accuracy that a float64 evaluation of it has.
@@ -52,7 +52,7 @@ _HALO_CELLS = (4, 3)  # cells before and after that a kernel of radius R < 4 * 2
 
 
 class LinearEncoder:
-    """The map from uint8 pictures to latents for one set of encoder weights.
+    """Map from uint8 pictures to latents, for one set of encoder weights.
 
     Args:
         weight: (latent_dim, channels * 4^J) float32, columns in the order of `wavelet_analysis`.
@@ -164,7 +164,7 @@ class LinearEncoder:
         return moved
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents of pictures.
+        """Return the latents of pictures.
 
         Args:
             images: (N, C, H, W) uint8, or float in [-1/2, 1/2]; sides multiples of 2^J. Any strides: pictures decoded
@@ -179,19 +179,19 @@ class LinearEncoder:
         h, w = height // self.cell_px, width // self.cell_px
         latent = torch.empty(batch, h, w, self.latent_dim, dtype=torch.int8, device=images.device)
         with torch.no_grad(), plain_float32(images.device):
-            doubts = _Doubts(self, latent)
+            fixups = _BoundaryFixups(self, latent)
             for block in self._filter(images):
                 tall, n = block.values.shape[:2]
                 u = self._compand_(block.values)
                 z = torch.round(u)
                 latent[block.first : block.first + n, block.top : block.top + tall] = z.transpose(0, 1)
                 if images.dtype == torch.uint8:
-                    doubts.add(block, u.sub_(z).abs_() > 0.5 - self.margin)
-            doubts.settle()
+                    fixups.add(block, u.sub_(z).abs_() > 0.5 - self.margin)
+            fixups.apply()
         return latent.permute(0, 3, 1, 2).contiguous()
 
     def values(self, images: Tensor) -> Tensor:
-        """Pass 1 alone: the encoder's real output v, (N, latent_dim, h, w) float32, of pictures as `encode` takes."""
+        """Return the encoder's output before companding and rounding, (N, latent_dim, h, w) float32 (pass 1 alone)."""
         self._check(images)
         batch, _, height, width = images.shape
         shape = (batch, height // self.cell_px, width // self.cell_px, self.latent_dim)
@@ -203,7 +203,7 @@ class LinearEncoder:
         return values.permute(0, 3, 1, 2)
 
     def _compand_(self, values: Tensor) -> Tensor:
-        """`walloc_data.latents.compand` in place: a new buffer for every step would cost as much as the steps."""
+        """Apply `walloc_data.latents.compand` in place: a new buffer for every step would cost as much as the steps."""
         largest = 2 ** (self.latent_bits - 1) - 1
         return values.mul_(1.85 / largest * math.sqrt(0.5)).erf_().mul_(largest + 0.499)
 
@@ -220,7 +220,7 @@ class LinearEncoder:
             )
 
     def _filter(self, images: Tensor) -> Iterator["_Block"]:
-        """Pass 1, block by block: several small pictures at once, or one picture in strips of cell rows.
+        """Yield the results of pass 1 in blocks: several small pictures at once, or one picture in strips of cell rows.
 
         Pictures lie side by side, so one row of pixels is one row of a matrix, whatever their number.
         """
@@ -274,7 +274,7 @@ class LinearEncoder:
                 yield _Block(first, top, pixels, values.add_(self._bias)[: h - top])
 
     def exact(self, windows: Tensor, outputs: Tensor) -> Tensor:
-        """Latents without rounding on the way, (M,) int8: of one output each, from windows of p - 128, (M, taps)."""
+        """Return exact latents, (M,) int8, one output each, from windows of p - 128, (M, taps)."""
         order = torch.argsort(outputs)
         outputs, windows = outputs[order], windows.index_select(0, order)
         sums, start = torch.empty(len(outputs), dtype=torch.float64, device=outputs.device), 0
@@ -299,8 +299,11 @@ class _Block(NamedTuple):
     values: Tensor  # (cell rows, n, w, O) float32
 
 
-class _Doubts:
-    """Pass 2: the doubtful values of `latent`, (N, h, w, O). A few blocks' together, as the exact kernel is large."""
+class _BoundaryFixups:
+    """Exact recomputation (pass 2) of values of `latent`, (N, h, w, O), near a rounding boundary.
+
+    Values of several blocks are recomputed in one batch, because the exact kernel is large.
+    """
 
     def __init__(self, encoder: LinearEncoder, latent: Tensor) -> None:
         self._encoder, self._latent = encoder, latent
@@ -309,25 +312,25 @@ class _Doubts:
         self._waiting: list[tuple[Tensor, tuple[Tensor, ...]]] = []  # windows, and where their values are
         self._count = 0
 
-    def add(self, block: _Block, doubtful: Tensor) -> None:
-        """Note a block's doubtful values, a mask (tall, n, w, O), with the pixels they need."""
+    def add(self, block: _Block, near: Tensor) -> None:
+        """Queue a block's values near a boundary, a mask (tall, n, w, O), with the pixels that they need."""
         encoder, pixels = self._encoder, block.pixels
         size, width = encoder.cell_px, 2 * encoder.radius + 1
-        tall, n, w = doubtful.shape[:3]
+        tall, n, w = near.shape[:3]
         channels = pixels.shape[3]
         per_picture, per_row = pixels.stride(0), pixels.stride(1)
         windows = pixels.as_strided(
             (tall, n, w, width, width * channels), (per_row * size, per_picture, channels * size, per_row, 1)
         )
-        for row, picture, column, output in zip(*(torch.split(i, self._limit) for i in _where(doubtful)), strict=True):
+        for row, picture, column, output in zip(*(torch.split(i, self._limit) for i in _where(near)), strict=True):
             if self._count + len(row) > self._limit:
-                self.settle()
+                self.apply()
             window = _gather(windows, (row, picture, column)).flatten(1)
             self._waiting.append((window, (picture + block.first, row + block.top, column, output)))
             self._count += len(row)
 
-    def settle(self) -> None:
-        """Compute what was noted, and write it into the latent."""
+    def apply(self) -> None:
+        """Recompute the queued values and write them into the latent."""
         if self._count:
             windows, places = zip(*self._waiting, strict=True)
             index = tuple(torch.cat(parts) for parts in zip(*places, strict=True))
@@ -336,7 +339,7 @@ class _Doubts:
 
 
 def _shaped(buffer: Tensor, *shape: int) -> Tensor:
-    """The start of a buffer in another shape."""
+    """Return the start of a buffer in another shape."""
     return buffer[: math.prod(shape)].view(shape)
 
 
@@ -386,7 +389,7 @@ def _gather_cells(parts: Tensor, values: Tensor) -> None:
 
 
 def _where(mask: Tensor) -> tuple[Tensor, ...]:
-    """Where a mask is true, dimension by dimension. numpy finds it ten times faster than torch on a CPU."""
+    """Return the indices where a mask is true, by dimension. On a CPU numpy is ten times faster than torch."""
     if mask.device.type == "cpu":
         flat = mask.view(-1).numpy().nonzero()[0]
         return tuple(torch.from_numpy(index) for index in np.unravel_index(flat, mask.shape))
@@ -394,7 +397,7 @@ def _where(mask: Tensor) -> tuple[Tensor, ...]:
 
 
 def _gather(windows: Tensor, index: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Copies of windows: `windows[index]`."""
+    """Return copies of windows, `windows[index]`."""
     if windows.device.type == "cpu":  # numpy copies whole rows of a window where torch copies values
         return torch.from_numpy(windows.numpy()[tuple(part.numpy() for part in index)])
     return windows[index]

@@ -1,4 +1,4 @@
-"""What is known of a codec, and how its small files are read."""
+"""`CodecInfo`, and bounded reading of a codec's small files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ MAX_CONFIG_BYTES = 2**20
 
 @dataclass(frozen=True)
 class CodecInfo:
-    """What a codec is: the spec that data sets record, and what its folder says besides.
+    """Facts about a codec: the spec that data sets record, and what else its folder states.
 
     `statistics` are (mean, std) per latent channel of the integers on the training pictures, None where unknown.
     `decoder` is the kind of network, `decoder_version` its version among the decoders of this encoder.

@@ -3,8 +3,8 @@
     x (N,3,H,W) --analysis--> X (N,192,h,w) --encoder: 1x1 convolution, compand, round--> z (N,12,h,w)
     z --decoder: expand, network--> X^ (N,192,h,w) --synthesis--> x^ (N,3,H,W)            h, w = H/8, W/8
 
-`forward` follows this by the book, for training and for comparison. `encode` is the fast and exact way to latents
-(`walloc_data.codec.encoding`), `decode` the way back.
+`forward` computes this step by step, for training and for comparison. `encode` is fast and exact
+(`walloc_data.codec.encoding`); `decode` inverts it.
 """
 
 from collections.abc import Callable
@@ -56,14 +56,14 @@ class Expanding(nn.Module):
 
 
 class NoDecoder(nn.Module):
-    """Stands where a decoder would, in a codec loaded only to encode."""
+    """Placeholder for the decoder of a codec that was loaded only to encode."""
 
     def forward(self, v: Tensor) -> Tensor:
         raise CodecError("this codec was loaded with decoder=False, or its folder holds none: it only encodes")
 
 
 class _Filters(nn.Module):
-    """The filters that published state dicts carry: checked on loading. `wavelets` holds the working copies."""
+    """Wavelet filters as buffers, because published state dicts have them. `wavelets` holds those that are used."""
 
     def __init__(self, low: str, high: str, *, taps: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
         super().__init__()
@@ -84,8 +84,9 @@ class WallocCodec(nn.Module):
         linear_decoder: the linear map as well, where `decoder` is another; `decode(..., linear=True)` uses it.
 
     Attributes:
-        name, statistics, card: what its folder says: what data sets call it, (mean, std) per channel of the latents'
-            integers on the training pictures, the model card.
+        name: by which data sets name the codec.
+        statistics: (mean, std) of the latents' integers, per channel, on the training pictures.
+        card: the text of the model card.
 
     Example:
         >>> import torch
@@ -133,16 +134,16 @@ class WallocCodec(nn.Module):
         return main if isinstance(main, nn.Conv2d) and main.kernel_size == (1, 1) else self._linear_decoder
 
     def wavelet_analysis(self, x: Tensor, J: int = 3) -> Tensor:
-        """Coefficients of pictures: (N, C, H, W) to (N, C * 4^J, H / 2^J, W / 2^J)."""
+        """Return the coefficients of pictures: (N, C, H, W) to (N, C * 4^J, H / 2^J, W / 2^J)."""
         return wavelet_analysis(x, J)
 
     def wavelet_synthesis(self, X: Tensor, J: int = 3) -> Tensor:
-        """Pictures from coefficients, the inverse of `wavelet_analysis`."""
+        """Return pictures from coefficients, the inverse of `wavelet_analysis`."""
         return wavelet_synthesis(X, J)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Through the whole codec: the reconstruction clamped to [-1/2, 1/2], and the mean squared errors of the
-        pixels (before clamping) and of the coefficients.
+        """Return the reconstruction clamped to [-1/2, 1/2], and the mean squared errors of the pixels (before clamping)
+        and of the coefficients.
 
         Args:
             x: (N, C, H, W) float in [-1/2, 1/2], sides multiples of 2^J.
@@ -153,7 +154,7 @@ class WallocCodec(nn.Module):
         return self.clamp(x_hat), F.mse_loss(x, x_hat), F.mse_loss(X, X_hat)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents of pictures, fast and exact.
+        """Encode pictures to latents, fast and exact.
 
         Args:
             images: (N, C, H, W) uint8, or float in [-1/2, 1/2]; sides multiples of 2^J. uint8 pictures have one
@@ -165,7 +166,7 @@ class WallocCodec(nn.Module):
         return self.linear_encoder(images.device).encode(images)
 
     def decode(self, latents: Tensor, *, linear: bool = False) -> Tensor:
-        """Pictures from latents. Large ones are decoded tile by tile where the decoder allows, in bounded memory.
+        """Decode latents to pictures. Large ones are decoded tile by tile where the decoder allows, in bounded memory.
 
         Args:
             latents: (N, latent_dim, h, w), int8 or whole floats.
@@ -195,7 +196,7 @@ class WallocCodec(nn.Module):
 
     @property
     def spec(self) -> CodecSpec:
-        """What data sets record of this codec."""
+        """The codec's shape, name and hash, as data sets record them."""
         return CodecSpec(
             name=self.name, channels=self.channels, J=self.J, latent_dim=self.latent_dim,
             latent_bits=self.latent_bits, wavelet="bior4.4", encoder_sha256=self.encoder_sha256,
@@ -216,7 +217,7 @@ class WallocCodec(nn.Module):
         return encoder_sha256(spec, weight.flatten().tolist(), bias.tolist())
 
     def linear_encoder(self, device: torch.device | str = "cpu") -> LinearEncoder:
-        """The fused encoder for the present weights, kept until they change."""
+        """Return the fused encoder for the present weights; it is kept until they change."""
         key = self._weights_key()
         if self._fused is None or self._fused[0] != key:
             weight, bias = self._float32_encoder_weights()

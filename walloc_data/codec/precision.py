@@ -1,4 +1,4 @@
-"""What encoding sets for the whole process: how torch takes float32, and what the C library does with freed memory."""
+"""Process-wide settings that encoding needs: full float32 matrix products, and reuse of freed memory."""
 
 import threading
 from collections import Counter
@@ -12,19 +12,18 @@ __all__ = ["keep_freed_memory", "plain_float32"]
 
 
 def keep_freed_memory() -> None:
-    """Let the C library reuse freed buffers: page faults cost more than the arithmetic otherwise.
+    """Raise glibc's threshold for mmap, so that freed buffers are reused: page faults cost more than the arithmetic.
 
     glibc gives each block above 128 KiB back to the system when it is freed, until one larger has been: then it
-    keeps blocks up to that size, at most 32 MiB. One allocation that is never touched teaches it so.
+    keeps blocks up to that size, at most 32 MiB. One allocation, never touched, sets that threshold.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 class _PlainFloat32:
-    """Full float32 products inside, whatever autocast, TF32 or bfloat16 shortcuts the program has switched on.
+    """Context manager: full float32 matrix products inside, whatever autocast, TF32 or bfloat16 the program has set.
 
-    The switch is one for the whole process, so threads count themselves in and out: the first puts it over, the last
-    puts it back.
+    The setting is the process's, so threads are counted: the first changes it, the last restores it.
     """
 
     def __init__(self) -> None:

@@ -61,7 +61,7 @@ MAX_FUSED_LEVELS = 3
 
 @lru_cache
 def filter_taps(J: int) -> tuple[tuple[float, ...], ...]:
-    """The analysis bank of one axis: 2^J filters of 2R + 1 taps, R = 4 * (2^J - 1), in float64.
+    """Return the analysis filter bank of one axis: 2^J filters of 2R + 1 taps, R = 4 * (2^J - 1), in float64.
 
     Band b of cell k is the sum over t of ``taps[b][t] * x[2^J * k + t - R]``. The bits of b are the levels' filters,
     first level highest (0 low, 1 high). Plain Python sums in a fixed order: the same bits on every machine.
@@ -127,7 +127,7 @@ def _check_sides(x: Tensor, *, J: int, what: str) -> None:
 
 
 def wavelet_analysis(x: Tensor, J: int = 3) -> Tensor:
-    """Wavelet-packet coefficients of pictures.
+    """Return the wavelet-packet coefficients of pictures.
 
     Args:
         x: (N, C, H, W), float of any precision, H and W multiples of 2^J (pad others first). Differentiable.
@@ -213,7 +213,7 @@ def synthesis_matrix(J: int, *, cells: int) -> Tensor:
 
 
 def wavelet_synthesis(X: Tensor, J: int = 3) -> Tensor:
-    """Pictures from wavelet-packet coefficients: (N, C * 4^J, h, w) to (N, C, 2^J * h, 2^J * w), exactly.
+    """Return pictures from wavelet-packet coefficients: (N, C * 4^J, h, w) to (N, C, 2^J * h, 2^J * w), exactly.
 
     The inverse of `wavelet_analysis`, to rounding, at any float precision. Differentiable.
 

@@ -1,4 +1,4 @@
-"""Which channel goes where in the packed picture: the same latents in fewer bytes.
+"""The order of channels in the packed picture: the same latents in fewer bytes.
 
 WebP predicts the three colours of a pixel by one rule per block, and one colour from another, so it matters which
 channels share a tile and with what sign. Exchanging channels changes neither the encoder's nor the decoder's work.
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from walloc_data.codec.decoders import Decoder
 from walloc_data.codec.model import WallocCodec
-from walloc_data.codec.pictures import Pixels
 from walloc_data.codec.training.closed_form import whole_cells
+from walloc_data.codec.training.picture_sets import Pixels
 from walloc_data.codec.training.rate_model import measured_bytes
 from walloc_data.errors import CodecError
 
@@ -55,7 +55,7 @@ def _bytes(latents: Sequence[Tensor], order: Sequence[int], signs: Signs, *, col
 
 
 def _apply(codec: WallocCodec, order: Sequence[int], signs: Tensor) -> None:
-    """New channel i is signs[i] times old channel order[i]; companding is odd, so signs pass through it."""
+    """Set new channel i to signs[i] times old channel order[i]. Companding is odd, so signs pass through it."""
     network = codec.decoder[1]
     if not isinstance(network, nn.Conv2d | Decoder):
         raise CodecError("only codecs with a linear or a convolutional decoder can be arranged")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from walloc_data.codec.model import WallocCodec
-from walloc_data.codec.pictures import Pixels
+from walloc_data.codec.training.picture_sets import Pixels
 from walloc_data.codec.wavelets import wavelet_analysis
 from walloc_data.errors import CodecError
 from walloc_data.latents import expand
@@ -54,7 +54,7 @@ class _Moments:
 
 
 def fit_klt(pictures: Iterable[Pixels], *, J: int, latent_dim: int) -> tuple[Tensor, Tensor]:
-    """The encoder of largest variance: (weight (latent_dim, 3 * 4^J) of unit rows, mean (3 * 4^J,)), float64.
+    """Return the encoder of largest variance: (weight (latent_dim, 3 * 4^J) of unit rows, mean (3 * 4^J,)), float64.
 
     Rows are ordered so that the colours of one tile of the packed picture hold neighbours in variance: WebP chooses
     its predictor for the three together.

@@ -1,11 +1,11 @@
-"""Training a codec: the linear encoder and a small decoder together, from a Karhunen-Loeve start.
+"""Training of a codec: the linear encoder and a small decoder together, from a Karhunen-Loeve start.
 
 The loss of a batch of crops is the mean over crops of log(squared pixel error + 25), in units of 1/255, plus a weight
 times the estimated bits per latent value (`walloc_data.codec.training.rate_model`). The logarithm is what PSNR averages
-over pictures; the constant keeps flat crops from dominating the mean. Quantisation is additive uniform noise (Balle et al.,
-arXiv 1611.01704) while the encoder learns. Then the encoder is frozen at its running mean, so that latents are final,
-and the decoder finishes on truly rounded latents. The rate of learning falls to zero along a cosine; the result is
-the exponential moving average of the weights.
+over pictures; the constant keeps flat crops from dominating the mean. While the encoder learns, quantisation is
+additive uniform noise (Balle et al., arXiv 1611.01704). Then the encoder is frozen at its running mean, so that latents
+are final, and the decoder finishes on rounded latents. The learning rate falls to zero along a cosine, and the result
+is the exponential moving average of the weights.
 
     OUT/log.jsonl, OUT/rd.png              what happened
     OUT/.training/pictures.u8              the decoded pictures
@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from walloc_data.codec.checkpoints import load_codec, save_codec
 from walloc_data.codec.decoders import build_decoder
 from walloc_data.codec.model import WallocCodec
-from walloc_data.codec.pictures import Corpus, PictureSet
 from walloc_data.codec.training.channel_order import arrange_channels
 from walloc_data.codec.training.closed_form import centred, fit_klt, fit_linear_decoder, latent_statistics, whole_cells
 from walloc_data.codec.training.config import TrainConfig, TrainResult
+from walloc_data.codec.training.picture_sets import Corpus, PictureSet
 from walloc_data.codec.training.rate_model import estimated_bits, measured_bytes
 from walloc_data.codec.training.state import Checkpoint, append_log, draw_log, model_card, open_run
 from walloc_data.codec.wavelets import wavelet_analysis, wavelet_synthesis
@@ -130,7 +130,7 @@ def _held_out_bpp(codec: WallocCodec, corpus: Corpus) -> float:
 
 
 def _evaluate(codec: WallocCodec, corpus: Corpus, *, linear: bool = False) -> tuple[float, float]:
-    """Mean (bits a pixel as WebP, PSNR in dB of whole 8-bit values) of the held-out pictures."""
+    """Return the means of (bits per pixel as WebP, PSNR in dB of 8-bit pixels) over the held-out pictures."""
     rates, decibels = [], []
     for images in _held_out(corpus, J=codec.J):
         latent = codec.encode(images)
@@ -165,8 +165,8 @@ def _finish(codec: WallocCodec, corpus: Corpus, config: TrainConfig, *, out: Pat
     return result
 
 
-class _Pair(nn.Module):
-    """What learns."""
+class _EncoderDecoder(nn.Module):
+    """Trainable encoder and decoder."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class _Pair(nn.Module):
 
 
 class _Trainer:
-    """The loop and everything it changes."""
+    """Training loop and its state."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class _Trainer:
         self.sampler = corpus.sampler(height_px=height, width_px=width, enlarged=config.enlarged)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = _Pair(config)
+            self.model = _EncoderDecoder(config)
         # The decoder learns on latents of unit deviation; `codec` folds this into its first layers.
         self.deviation = torch.ones(config.latent_dim)
         if checkpoint is None:
@@ -317,7 +317,7 @@ class _Trainer:
         return math.exp(self.log_weight + 10 * max(-0.1, min(0.1, excess)))
 
     def codec(self) -> WallocCodec:
-        """The averaged weights as a codec."""
+        """Return the averaged weights as a codec."""
         config, decoder = self.config, self.average.decoder
         folded = build_decoder(decoder.config, latent_dim=config.latent_dim, out_channels=3 * 4**config.J)
         folded.load_state_dict(decoder.state_dict())

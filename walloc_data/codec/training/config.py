@@ -21,7 +21,7 @@ def _check_length(steps: int | None, minutes: float | None, *, needed: bool = Tr
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training run does. `steps` or `minutes` says how long; only `steps` is the same on every machine.
+    """Settings of a training run. `steps` or `minutes` says how long; only `steps` is the same on every machine.
 
     Example:
         >>> from walloc_data.codec import TrainConfig
@@ -89,7 +89,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished codec: where it lies, and its rate and quality on the pictures that were held out.
+    """A finished codec: its folder, and its rate and quality on the pictures that were held out.
 
     Example:
         >>> from walloc_data.codec import PictureSet, TrainConfig, read_pictures, train_codec

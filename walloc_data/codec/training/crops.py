@@ -1,4 +1,4 @@
-"""Training crops cut on the device: all pictures lie there, and a crop is three numbers.
+"""Training crops cut on the device: all pictures are kept there, and a crop is three numbers.
 
 A crop's value at row i, column j and colour c is ``pixels[start + i * row_step + j * column_step + c]``: mirrors and
 quarter turns are signs and exchanges of the two steps. What a step sees is a function of (seed, step) alone.
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from walloc_data.codec.pictures import Corpus
+from walloc_data.codec.training.picture_sets import Corpus
 from walloc_data.errors import CodecError
 
 __all__ = ["DeviceCrops", "change_colours", "draw_colours"]
@@ -110,7 +110,7 @@ def _corners(room_px: int) -> npt.NDArray[np.int64]:
 
 
 def _detail(picture: Tensor, *, side_px: int) -> npt.NDArray[np.float64]:
-    """Mean absolute difference of neighbouring pixels of the crops of a picture (H, W, 3), in steps of a block.
+    """Return the mean absolute difference of neighbouring pixels of a picture's crops (H, W, 3), in steps of a block.
 
     The mean is over whole blocks, the last of which can end beyond the crop.
     """

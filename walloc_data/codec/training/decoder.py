@@ -1,4 +1,4 @@
-"""Training a decoder for an encoder that stays as it is.
+"""Training of a decoder for a fixed encoder.
 
 The latents of a crop are what the encoder gives it, rounded, from the first step on, so every data set of that encoder
 keeps its latents and its hash. The loss is the mean over crops of log(squared pixel error + 10), in units of 1/255:
@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from walloc_data.codec.decoder_files import save_decoder
 from walloc_data.codec.decoders import Decoder, build_decoder
 from walloc_data.codec.model import WallocCodec
-from walloc_data.codec.pictures import Corpus, PictureSet
 from walloc_data.codec.training.closed_form import fit_linear_decoder, latent_statistics, whole_cells
 from walloc_data.codec.training.config import DecoderTrainConfig, DecoderTrainResult
 from walloc_data.codec.training.crops import DeviceCrops, change_colours, draw_colours
 from walloc_data.codec.training.muon import Muon
+from walloc_data.codec.training.picture_sets import Corpus, PictureSet
 from walloc_data.codec.training.state import Checkpoint, append_log, decoder_card, draw_log, open_run
 from walloc_data.codec.wavelets import analysis_matrix, bands_of, interleave, synthesis_matrix, wavelet_synthesis
 from walloc_data.devices import usable_device
@@ -103,7 +103,7 @@ def train_decoder(
 
 
 class _Step:
-    """Training steps on crops of one size; on a GPU captured once and replayed."""
+    """Training steps on crops of one size; on a GPU captured once as a CUDA graph and replayed."""
 
     def __init__(self, trainer: "_Trainer", *, batch_size: int, cells: int) -> None:
         self.trainer, self.batch_size, self.cells, self.J = trainer, batch_size, cells, trainer.base.J
@@ -182,7 +182,7 @@ class _Step:
 
 
 class _Trainer:
-    """The loop and everything it changes."""
+    """Training loop and its state."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class _Trainer:
             self._restore(checkpoint)
 
     def _start_linear(self, linear: nn.Conv2d) -> None:
-        """Begin as the linear decoder, with every block close to the identity."""
+        """Start from the linear decoder, with every block close to the identity."""
         with torch.no_grad():
             weight = linear.weight.cpu() * self.deviation.cpu()[None]
             bias = torch.zeros(weight.shape[0]) if linear.bias is None else linear.bias.cpu()
@@ -244,7 +244,7 @@ class _Trainer:
                     parameter.mul_(0.3)
 
     def _start_decoder(self, network: nn.Module) -> None:
-        """Begin as the codec's own decoder, on latents of unit deviation."""
+        """Start from the codec's own decoder, on latents of unit deviation."""
         if not isinstance(network, Decoder) or network.config != self.model.config:
             found = network.config if isinstance(network, Decoder) else type(network).__name__
             raise CodecError(f"start='decoder': the codec's decoder is {found}, the settings say {self.model.config}")
@@ -272,7 +272,7 @@ class _Trainer:
             self.optimizers.append(Muon({"params": params, "groups": groups} for groups, params in kernels.items()))
 
     def latents(self, X: Tensor) -> Tensor:
-        """Expanded rounded latents of coefficients."""
+        """Return the expanded rounded latents of coefficients."""
         u = compand(nn.functional.conv2d(X, self.weight, self.bias), latent_bits=self.base.latent_bits)
         half = 2 ** (self.base.latent_bits - 1)
         return expand(u.round().clamp(-half, half - 1), latent_bits=self.base.latent_bits)
@@ -282,7 +282,7 @@ class _Trainer:
             optimizer.zero_grad(set_to_none=True)
 
     def update(self) -> None:
-        """One step of the optimizers and of the moving average."""
+        """Take one step of the optimizers and of the moving average."""
         for optimizer in self.optimizers:
             optimizer.step()
         with torch.no_grad():
@@ -330,7 +330,7 @@ class _Trainer:
         return self.seconds / (60 * (self.config.minutes or 0))
 
     def codec(self) -> WallocCodec:
-        """The codec with the averaged weights as its decoder."""
+        """Return the codec with the averaged weights as its decoder."""
         base = self.base
         folded = build_decoder(self.config.decoder, latent_dim=base.latent_dim, out_channels=base.channels * 4**base.J)
         folded.load_state_dict({name: tensor.cpu() for name, tensor in self.average.state_dict().items()})
@@ -345,7 +345,7 @@ class _Trainer:
         return codec.eval()
 
     def _held_out(self) -> list[tuple[Tensor, Tensor]]:
-        """Held-out pictures as expanded latents and pixels, on the device."""
+        """Return the held-out pictures as expanded latents and pixels, on the device."""
         found = []
         for images in whole_cells((self.corpus[i][:1024, :1024] for i in self.corpus.held_out), J=self.base.J):
             v = expand(self.base.encode(images).float(), latent_bits=self.base.latent_bits)
@@ -353,7 +353,7 @@ class _Trainer:
         return found
 
     def psnr(self, network: nn.Module, *, scaled: bool) -> float:
-        """Mean PSNR in dB of the held-out pictures, as whole 8-bit values; `scaled` latents have unit deviation."""
+        """Return the mean PSNR in dB of the held-out 8-bit pictures; `scaled` latents have unit deviation."""
         decibels = []
         with torch.no_grad():
             for v, images in self.held_out:

@@ -1,4 +1,4 @@
-"""What a latent will weigh as lossless WebP: an estimate with a gradient, and the truth.
+"""The size of a latent as lossless WebP: a differentiable estimate, and the exact number of bytes.
 
 WebP predicts each pixel from its neighbours by one of several rules, chosen per block for all three colours at once,
 and codes what is left with Huffman tables that adapt to the region. The estimate does the same, smoothly: per block
@@ -21,7 +21,7 @@ _BLOCK_CELLS = 6
 
 
 def estimated_bits(u: Tensor, *, colours: int) -> Tensor:
-    """Mean bits a latent value, a scalar with a gradient.
+    """Estimate the mean bits per latent value, a differentiable scalar.
 
     Args:
         u: (N, C, h, w) companded values with the noise of quantisation; C = colours * tiles, packed as by
@@ -37,5 +37,5 @@ def estimated_bits(u: Tensor, *, colours: int) -> Tensor:
 
 
 def measured_bytes(latent: Tensor, *, colours: int) -> int:
-    """Bytes of one latent, (1, C, h, w) int8, as the packed WebP that data sets hold."""
+    """Return the bytes of one latent, (1, C, h, w) int8, as the packed WebP that data sets hold."""
     return len(encode_webp(pack(latent, colours=colours)[0]))

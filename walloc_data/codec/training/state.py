@@ -1,4 +1,4 @@
-"""What a training run leaves on disk: its checkpoint, its log, the plot of the log, and the model card."""
+"""Files of a training run: its checkpoint, its log, the plot of the log, and the model card."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from walloc_data.codec.info import CodecInfo
-from walloc_data.codec.pictures import Corpus, PictureSet
+from walloc_data.codec.training.picture_sets import Corpus, PictureSet
 from walloc_data.errors import CodecError, SettingsMismatchError
 from walloc_data.files import whole_file
 from walloc_data.format import CodecSpec
@@ -36,7 +36,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
 
     def group(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors below a prefix, without it."""
+        """Return the tensors below a prefix, without it."""
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
     def save(self, folder: Path) -> None:
