@@ -1,4 +1,4 @@
-"""Where tensors are computed on, as the caller names it."""
+"""Devices that tensors are computed on."""
 
 import torch
 
@@ -8,7 +8,7 @@ __all__ = ["usable_device"]
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """The device, if a tensor can be put there.
+    """Return the device, or raise if no tensor can be put there.
 
     Raises:
         DeviceError: torch does not know it, was built without it, finds no driver, or has no float64 on it.

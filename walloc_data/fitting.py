@@ -77,7 +77,7 @@ def fit_codec_operators(
 
 
 def _batches(pictures: Iterable[Tensor], *, size: int = 16) -> Iterator[Tensor]:
-    """Pictures of one shape together, (N, 3, H, W): small ones cost more alone."""
+    """Yield pictures of one shape in batches, (N, 3, H, W): small ones cost more alone."""
     waiting: dict[torch.Size, list[Tensor]] = {}
     for picture in pictures:
         batch = waiting.setdefault(picture.shape, [])
@@ -88,7 +88,7 @@ def _batches(pictures: Iterable[Tensor], *, size: int = 16) -> Iterator[Tensor]:
 
 
 def _usable(order: Iterator[int], read: Any, *, max_side_px: int, cell_px: int) -> Iterator[Tensor]:
-    """(1, 3, H, W) uint8 with sides multiples of the cell; small and unreadable pictures are passed over."""
+    """Yield (1, 3, H, W) uint8 with sides multiples of the cell; small and unreadable pictures are skipped."""
     for index in order:
         try:
             picture = torch.from_numpy(np.array(read(index))).permute(2, 0, 1)[None]

@@ -36,7 +36,7 @@ _LATENT_DIM, _CELL_PX = 12, 8  # of the bundled codecs
 
 
 def unpack_picture(picture: Any, *, latent_dim: int = _LATENT_DIM) -> Tensor:
-    """One packed picture to its latent.
+    """Unpack one packed picture to its latent.
 
     Args:
         picture: PIL image (RGB), WebP bytes or an open file of them, (H, W, 3) uint8 array, or the undecoded
@@ -72,7 +72,7 @@ def unpack_picture(picture: Any, *, latent_dim: int = _LATENT_DIM) -> Tensor:
 
 
 def unpack_sample(sample: Mapping[str, Any], *, latent_dim: int | None = None) -> tuple[Tensor, int]:
-    """One sample of webdataset or wids, decoded by it or not, to `(latent, label)`; the label is -1 if there is none.
+    """Unpack one sample of webdataset or wids, decoded by it or not, to `(latent, label)`; label -1 if there is none.
 
     Keys may carry a leading dot, as in wids.
 
@@ -104,7 +104,7 @@ def unpack_sample(sample: Mapping[str, Any], *, latent_dim: int | None = None) -
 
 
 def _twelve_channels(latent: Tensor, meta: Any) -> Tensor:
-    """The latent, unless the picture's size in the sample's JSON tells that it is not of 12 channels."""
+    """Return the latent, or raise if the picture's size in the sample's JSON shows that it has not 12 channels."""
     try:
         value = json.loads(meta) if isinstance(meta, str | bytes) else meta
         left, top, right, bottom = value["padding"]
@@ -122,7 +122,7 @@ def _twelve_channels(latent: Tensor, meta: Any) -> Tensor:
 
 
 def unpack_rows(rows: Mapping[str, Sequence[Any]], *, latent_dim: int | None = None) -> dict[str, list[Any]]:
-    """A batch of rows of `datasets` to the columns `latent` and, where there are labels, `label`.
+    """Unpack a batch of rows of `datasets` to the columns `latent` and, where there are labels, `label`.
 
     Args:
         rows: with the columns `webp`, `cls` and `json`.

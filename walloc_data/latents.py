@@ -45,13 +45,13 @@ _EFFORT: dict[str, tuple[int, int]] = {"default": (4, 0), "fast": (2, 0)}
 
 
 def _curve(latent_bits: int) -> tuple[float, float]:
-    """(m, s): half the range of the companded values, and the scale of the normal they follow."""
+    """Return (m, s): half the range of the companded values, and the scale of the normal they follow."""
     largest = (1 << (latent_bits - 1)) - 1
     return largest + 0.5 - 1e-3, largest / 1.85
 
 
 def compand(v: Tensor, *, latent_bits: int) -> Tensor:
-    """Squeeze real values into the open interval (-m, m), m = 2^(bits-1) - 0.501: u = 2 m (Phi(v / s) - 1/2).
+    """Compand real values into the open interval (-m, m), m = 2^(bits-1) - 0.501: u = 2 m (Phi(v / s) - 1/2).
 
     Any shape and float dtype. Its inverse is `expand`.
 
@@ -84,7 +84,7 @@ def expand(u: Tensor, *, latent_bits: int) -> Tensor:
 
 
 def expansion_table(latent_bits: int) -> Tensor:
-    """`expand` of every integer, (2^bits,) float32: entry i belongs to the value i - 2^(bits-1).
+    """Return `expand` of every integer, (2^bits,) float32: entry i belongs to the value i - 2^(bits-1).
 
     Example:
         >>> from walloc_data.latents import expansion_table
@@ -107,7 +107,7 @@ def _tiles(latent_dim: int, colours: int) -> int:
 
 
 def pack(latent: Tensor, *, colours: int = 3) -> npt.NDArray[np.uint8]:
-    """Lay channels out as pictures.
+    """Arrange channels as pictures.
 
     Args:
         latent: (N, C, h, w) int8, C = colours * n^2. Channel n*n*c + n*a + b becomes tile (a, b) of colour c.
@@ -172,7 +172,7 @@ def encode_webp(picture: npt.NDArray[np.uint8], *, effort: Literal["default", "f
 
 
 def encode_webps(pictures: npt.NDArray[np.uint8], *, effort: Literal["default", "fast"] = "default") -> list[bytes]:
-    """`encode_webp` of packed pictures of one size, (N, H, W, colours): the same bytes, less time for small ones.
+    """Encode packed pictures of one size, (N, H, W, colours), as `encode_webp` would; faster for small ones.
 
     Example:
         >>> from walloc_data import LatentDataset

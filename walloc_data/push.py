@@ -33,7 +33,7 @@ _S3_PART_BYTES = 50 * 2**20
 
 @dataclass(frozen=True)
 class PushResult:
-    """What an upload did, or with `dry_run` would do.
+    """Outcome of an upload; with `dry_run`, what it would do.
 
     Example:
         >>> from walloc_data.push import push
@@ -146,7 +146,7 @@ def _read_manifest(root: Path) -> tuple[bytes, Manifest]:
 
 
 def _collect(root: Path, manifest: Manifest) -> tuple[list[_File], list[str]]:
-    """The files of a data set in the order in which they go up, each shard checked; and the names of the others."""
+    """Return the files of a data set in the order of upload, each shard checked; and the names of the others."""
     records = {shard.name: shard for split in manifest.splits.values() for shard in split.shards}
     present = sorted(
         path.relative_to(root).as_posix()
@@ -187,7 +187,9 @@ def _sha256(path: Path) -> str:
 
 
 def _reconcile(there: bytes | None, ours: Manifest, *, destination: str, replace: bool) -> list[str] | None:
-    """What an upload must remove: None if the destination is empty or holds an earlier state of this data set."""
+    """Return what an upload must remove: None if the destination is empty or holds an earlier state of this data
+    set.
+    """
     if there is None:
         return None
     old: dict[str, str] = {}
@@ -258,7 +260,9 @@ class _Bucket:
 
 
 def _etags(path: Path) -> tuple[str, str]:
-    """The ETag that S3 gives to this file sent whole, and sent in parts: MD5 of the parts' MD5s, and their number."""
+    """Return the ETag that S3 gives this file sent whole, and sent in parts: MD5 of the parts' MD5s, and their
+    number.
+    """
     whole, parts = hashlib.md5(usedforsecurity=False), []
     with path.open("rb") as file:
         while data := file.read(_S3_PART_BYTES):

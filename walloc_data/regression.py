@@ -17,7 +17,7 @@ __all__ = ["WindowMap", "WindowRegression"]
 
 
 def _wrapped(latents: Tensor, *, window_cells: tuple[int, int], stride_cells: tuple[int, int]) -> Tensor:
-    """Latents with the cells around them that centred windows reach. Borders wrap around, as the codec's filters do."""
+    """Pad latents with the cells that centred windows reach. Borders wrap around, as the codec's filters do."""
     (kh, kw), (sh, sw) = window_cells, stride_cells
     top, left = (kh - sh) // 2, (kw - sw) // 2
     if (kh, kw) == (sh, sw):
@@ -26,7 +26,7 @@ def _wrapped(latents: Tensor, *, window_cells: tuple[int, int], stride_cells: tu
 
 
 def _windows(latents: Tensor, *, window_cells: tuple[int, int], stride_cells: tuple[int, int]) -> Tensor:
-    """(N, C, h, w) to (N, C * kh * kw, h/sh, w/sw)."""
+    """Unfold (N, C, h, w) to windows (N, C * kh * kw, h/sh, w/sw)."""
     (n, _, h, w), (sh, sw) = latents.shape, stride_cells
     x = _wrapped(latents, window_cells=window_cells, stride_cells=stride_cells)
     return F.unfold(x, window_cells, stride=stride_cells).reshape(n, -1, h // sh, w // sw)
@@ -53,7 +53,7 @@ class WindowMap:
     stride_cells: int | tuple[int, int] = 1  # (rows, columns) where they differ
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """(N, C, h, w), integers or floats, to (N, T, h/stride, w/stride) float32."""
+        """Map (N, C, h, w), integers or floats, to (N, T, h/stride, w/stride) float32."""
         stride = _pair(self.stride_cells)
         window = (int(self.weight.shape[2]), int(self.weight.shape[3]))
         x = _wrapped(latents.float(), window_cells=window, stride_cells=stride)
@@ -135,7 +135,7 @@ class WindowRegression:
         self._tt += t.square().sum(0)
 
     def solve(self, *, ridge: float = 1e-6) -> WindowMap:
-        """The least-squares map of everything seen; `ridge` is relative to the inputs' mean power."""
+        """Return the least-squares map of the samples seen; `ridge` is relative to the inputs' mean power."""
         weight, bias = self._solve(torch.arange(len(self._vv)), torch.arange(self.num_targets), ridge=ridge)
         weight = weight.reshape(self.num_targets, self.latent_dim, *self.window_cells)
         return WindowMap(weight.float().contiguous(), bias.float().contiguous(), self.stride_cells)
@@ -160,7 +160,7 @@ class WindowRegression:
         return weight.reshape(len(targets), self.latent_dim, len(rows), len(columns)), bias
 
     def _solve(self, inputs: Tensor, targets: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
-        """(T, inputs - 1) weights and (T,) biases, from some inputs, of which the last is 1."""
+        """Return (T, inputs - 1) weights and (T,) biases, from some inputs, of which the last is 1."""
         if self.num_windows < len(inputs):
             raise CodecError(
                 f"{self.num_windows} windows cannot determine {len(inputs)} weights: show it more pictures"
@@ -172,7 +172,7 @@ class WindowRegression:
         return solution[:, :-1], solution[:, -1]
 
     def relative_error(self, fitted: WindowMap) -> Tensor:
-        """(T,) squared error of a map on the windows seen here, relative to each target's variance.
+        """Return the (T,) squared error of a map on the windows seen, relative to each target's variance.
 
         For a held-out error, sum other pictures into a second object and ask it about the first one's map.
         """
@@ -181,6 +181,6 @@ class WindowRegression:
         return power / self.variance().clamp_min(1e-12) / max(1, self.num_windows)
 
     def variance(self) -> Tensor:
-        """(T,) variance of each target."""
+        """Return the (T,) variance of each target."""
         n = max(1, self.num_windows)
         return self._tt / n - (self._vt[-1] / n).square()

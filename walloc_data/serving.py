@@ -31,7 +31,7 @@ __all__ = ["PictureClassifier", "Prediction", "attach_codec", "load_classifier",
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one picture.
+    """Classes and probabilities of one picture.
 
     Example:
         >>> from walloc_data.serving import load_classifier
@@ -90,7 +90,7 @@ class PictureClassifier(nn.Module):
             self.view = Resize(size, operators=operators).to(next(model.parameters()).device)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 to the latents that the converter would store: int8 (N, C, h, w).
+        """Encode (N, 3, H, W) uint8 to the latents that the converter would store: int8 (N, C, h, w).
 
         Pictures of another size than the model's are scaled and cropped like the converter does, by torch instead of
         Pillow: equal within one grey level. `predict` and `predict_files` use Pillow, and agree exactly.
@@ -99,7 +99,7 @@ class PictureClassifier(nn.Module):
         return latents
 
     def _whole_cells(self, pictures: Tensor) -> Tensor:
-        """Pictures of the model's size, padded to whole cells."""
+        """Return pictures of the model's size, padded to whole cells."""
         channels = self.config.codec.channels
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != channels:
             raise ModelError(f"pictures are uint8 (N, {channels}, H, W), not {pictures.dtype} {tuple(pictures.shape)}")
@@ -113,7 +113,7 @@ class PictureClassifier(nn.Module):
         return _pad(pictures, cell_px=self.config.codec.cell_px)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 to logits (N, num_classes).
+        """Map (N, 3, H, W) uint8 to logits (N, num_classes).
 
         While torch.export or the ONNX exporter traces it, the encoder's plain operations take the place of the exact
         ones: see `exportable`.
@@ -123,7 +123,7 @@ class PictureClassifier(nn.Module):
         return logits
 
     def _plain_latents(self, pictures: Tensor) -> Tensor:
-        """Latents in plain tensor operations: float32 (N, C, h, w), whole numbers."""
+        """Encode with plain tensor operations: float32 (N, C, h, w), whole numbers."""
         x = self._whole_cells(pictures).float() / 255 - 0.5
         coefficients = self.codec.wavelet_analysis(x, J=self.codec.J)  # (N, channels * 4^J, h, w)
         project, compand = self.codec.encoder[0], self.codec.encoder[1]
@@ -178,7 +178,7 @@ class PictureClassifier(nn.Module):
         return str(label) if self.config.class_names is None else self.config.class_names[label]
 
     def exportable(self) -> nn.Module:
-        """The same classifier in plain tensor operations: what torch.export and ONNX see of it, as a module to run.
+        """Return the same classifier in plain tensor operations, as a module for torch.export and ONNX.
 
         Filtering is in float32 without the exact second pass, so that a value that falls on a rounding boundary may
         differ by one step.
@@ -214,7 +214,7 @@ def _pad(pictures: Tensor, *, cell_px: int) -> Tensor:
 
 
 def _reflected(length: int, before: int, after: int, *, device: torch.device) -> Tensor:
-    """Indices of a side with both ends reflected; the edge itself is not repeated, as numpy's mode "reflect"."""
+    """Return the indices of a side with both ends reflected, the edge not repeated, as numpy's mode "reflect"."""
     index = torch.arange(-before, length + after, device=device)
     period = max(1, 2 * (length - 1))
     index = index.remainder(period)

@@ -1,4 +1,4 @@
-"""What people look at: the contact sheet, the report page, the pictures of the README."""
+"""Contact sheet, report page, and the pictures of the README."""
 
 import lazy_loader
 

@@ -19,7 +19,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 40
 
 
 def number(value: float) -> str:
-    """A number for people: thousands separated, three significant digits below a hundred."""
+    """Format a number for reading: thousands separated, three significant digits below a hundred."""
     if not math.isfinite(value):
         return "unknown"
     if float(value).is_integer() or abs(value) >= 100:
@@ -28,7 +28,7 @@ def number(value: float) -> str:
 
 
 def picture_bytes(num_bytes: float) -> str:
-    """Bytes in decimal units."""
+    """Format bytes in decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.3g} {unit}"
@@ -75,7 +75,7 @@ class Charts:
         bins: int = 32,
         whole: bool = False,
     ) -> str:
-        """Bars over equal intervals of a value, with its mean marked.
+        """Draw bars over equal intervals of a value, with its mean marked.
 
         Args:
             values: (n,) finite, n > 0.
@@ -116,7 +116,7 @@ class Charts:
         line: float | None = None,
         line_text: str = "",
     ) -> str:
-        """One column for each numbered thing (channels, ranks), and a level to compare them with."""
+        """Draw one column for each numbered thing (channels, ranks), and a level to compare them with."""
         top = max([*values, line or 0.0, 1e-9])
         x = _Scale(-0.5, len(values) - 0.5, _LEFT, _W - _RIGHT)
         y = _Scale(0, top * (1.2 if line is not None else 1.0), _H - _BOTTOM, _TOP)
@@ -135,7 +135,7 @@ class Charts:
         return self._figure("".join(parts), title=title, description=description)
 
     def channel(self, counts: Sequence[int], *, index: int, low: int, high: int, facts: str) -> str:
-        """The histogram of one latent channel: how often each integer occurs, on a logarithmic scale."""
+        """Draw the histogram of one latent channel: how often each integer occurs, on a logarithmic scale."""
         width, height, left, bottom = 180, 92, 8, 18
         offset = len(counts) // 2
         top = math.log10(max(max(counts), 1) + 1)
@@ -199,7 +199,7 @@ def _axes(
 
 
 def _short(value: float) -> str:
-    """A tick's text: thousands as k, so that it fits beside the axis."""
+    """Return a tick's text: thousands as k, so that it fits beside the axis."""
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= factor:
             divisor = 1e3 if unit == "k" else factor
@@ -216,7 +216,7 @@ def _text(x: float, y: float, text: str, *, anchor: str, name: str) -> str:
 
 
 def _mark(x: float, text: str) -> str:
-    """A dashed upright line with its text on the side that has room."""
+    """Draw a dashed upright line with its text on the side that has room."""
     right = x > (_LEFT + _W - _RIGHT) / 2
     line = f'<line class="level" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 4}" y2="{_H - _BOTTOM}"/>'
     return line + _text(x - 5 if right else x + 5, _TOP + 5, text, anchor="end" if right else "start", name="note")
@@ -231,7 +231,7 @@ def _describe(counts: Sequence[int]) -> str:
 
 
 def bar_table(rows: Iterable[tuple[str, float, str]], *, caption: str, head: tuple[str, str]) -> str:
-    """A table whose second column is drawn as bars: (name, value, the value as text); names may be anything."""
+    """Return a table whose second column is drawn as bars: (name, value, the value as text)."""
     listed = list(rows)
     top = max((value for _, value, _ in listed), default=0) or 1
     body = "".join(

@@ -1,4 +1,4 @@
-"""What a conversion left besides latents: its failures, and how fast it was. All of it is untrusted text."""
+"""Failures and speeds of past conversions, read as untrusted text."""
 
 import json
 import re
@@ -15,7 +15,7 @@ MAX_REASONS = 30
 
 
 def _lines(store: Store, path: str) -> list[dict[str, object]]:
-    """The JSON objects of a file of lines; empty where there is none or it is too large to be read whole."""
+    """Return the JSON objects of a file of lines; none where it is absent or too large."""
     if not store.exists(path) or store.num_bytes(path) > MAX_BYTES:
         return []
     found = []
@@ -30,7 +30,7 @@ def _lines(store: Store, path: str) -> list[dict[str, object]]:
 
 
 def read_failures(store: Store, split: str) -> tuple[list[tuple[str, str, str]], list[tuple[str, int]]]:
-    """The first failures as (source index, name, reason), and how many of each reason, most frequent first."""
+    """Return the first failures as (source index, name, reason), and the number of each reason, most frequent first."""
     lines = _lines(store, f"failures/{check_name(split, what='split', where=store.url)}.jsonl")
     failures = [
         (str(line.get("source_index", "")), str(line.get("name", ""))[:500], str(line.get("reason", ""))[:500])
@@ -42,7 +42,7 @@ def read_failures(store: Store, split: str) -> tuple[list[tuple[str, str, str]],
 
 
 def read_runs(store: Store, split: str) -> tuple[list[tuple[int, float]], dict[str, float]]:
-    """(samples, seconds) of each run of the conversion that made a split, and the seconds of each stage.
+    """Return (samples, seconds) of each run that made a split, and the seconds of each stage.
 
     The log is a work file: a data set that was downloaded has none.
     """

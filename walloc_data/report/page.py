@@ -348,7 +348,7 @@ def _checksums(record: SplitRecord) -> str:
 
 
 def _folded(summary: str, label: str, head: str, rows: str) -> str:
-    """A long table behind a line of summary; it scrolls by itself, with the keyboard too."""
+    """Return a long table folded behind a line of summary; it scrolls by itself, with the keyboard too."""
     return (
         f'<details><summary>{escape(summary)}</summary><div class="scroll" tabindex="0" role="region" '
         f'aria-label="{escape(label)}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>'

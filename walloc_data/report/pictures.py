@@ -22,7 +22,7 @@ _MAX_DECODED_PIXELS = 8_000_000
 
 
 def _photo(picture: Image.Image, *, alt: str, height_px: int) -> str:
-    """An <img> `height_px` CSS pixels high, stored with up to twice as many, for screens that have them."""
+    """Return an <img> `height_px` CSS pixels high, stored at up to twice that for dense screens."""
     scale = min(1.0, 2 * height_px / picture.height)
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -31,7 +31,7 @@ def _photo(picture: Image.Image, *, alt: str, height_px: int) -> str:
 
 
 def _values(picture: Image.Image, *, alt: str, height_px: int) -> str:
-    """An <img> of stored numbers: lossless, and the browser keeps the edges of each when it enlarges them."""
+    """Return an <img> of stored numbers: lossless, with sharp edges when enlarged."""
     if picture.height > 2 * height_px:
         size = (max(1, round(picture.width * 2 * height_px / picture.height)), 2 * height_px)
         picture = picture.resize(size, Image.Resampling.LANCZOS)
@@ -53,7 +53,7 @@ def _img(picture: Image.Image, *, alt: str, height_px: int, quality: int | None)
 
 
 def walk_through(opened: OpenSplit, codec: WallocCodec, info: CodecInfo) -> str:
-    """Two samples, each as its packed latent, its channels and what the decoders make of it."""
+    """Return two samples, each as its packed latent, its channels and the decoders' pictures."""
     statistics = opened.record.statistics
     strips = ["<p>In the channels, blue is below the channel's mean, orange above it.</p>"]
     for shown in opened.read(opened.choose(_NUM_STRIPS, seed=1)):
@@ -85,7 +85,7 @@ def _title(shown: Shown) -> str:
 
 
 def class_pictures(opened: OpenSplit, codec: WallocCodec, info: CodecInfo, *, per_class: int, max_classes: int) -> str:
-    """Pictures of every class, or of as many classes as fit; of unlabelled splits, just pictures."""
+    """Return pictures of as many classes as fit; of unlabelled splits, pictures of any samples."""
     drawable = opened.drawable()
     labels = opened.index["label"][drawable]
     present = np.unique(labels).tolist()

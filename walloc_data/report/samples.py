@@ -54,17 +54,17 @@ class OpenSplit:
         self._reader = ShardReader(store, self.record, manifest.codec, index, ShardCache(scratch))
 
     def choose(self, num_samples: int, *, seed: int = 0) -> list[int]:
-        """`spread_rows` over the samples that are not too large to be drawn."""
+        """Choose `spread_rows` among the samples that are not too large to be drawn."""
         rows = self.drawable()
         return [int(rows[i]) for i in spread_rows(self.index["label"][rows], num_samples, seed=seed)]
 
     def drawable(self) -> npt.NDArray[np.int64]:
-        """Rows of the samples of at most `MAX_DRAWN_PIXELS`."""
+        """Return the rows of samples of at most `MAX_DRAWN_PIXELS`."""
         pixels = self.index["height"].astype(np.int64) * self.index["width"]
         return np.flatnonzero(pixels <= MAX_DRAWN_PIXELS)
 
     def rows_of(self, keys: Sequence[str]) -> list[int]:
-        """Rows of the samples with these keys, in the order given."""
+        """Return the rows of the samples with these keys, in the order given."""
         rows = {sample_key(index): row for row, index in enumerate(self.index["source_index"].tolist())}
         if missing := [key for key in keys if key not in rows]:
             raise FormatError(
@@ -74,7 +74,7 @@ class OpenSplit:
         return [rows[key] for key in keys]
 
     def read(self, rows: Sequence[int]) -> Iterator[Shown]:
-        """Samples of rows, one at a time."""
+        """Yield the samples of rows, one at a time."""
         names = self.manifest.class_names
         for row in rows:
             [latent] = self._reader.read(np.array([row], dtype=np.int64), None)
@@ -92,7 +92,7 @@ class OpenSplit:
             )
 
     def load_codec(self) -> tuple[WallocCodec, CodecInfo]:
-        """The codec in the data set's own folder, which must be the one that the manifest names."""
+        """Load the codec in the data set's own folder, which must be the one that the manifest names."""
         codec, info = load_codec(fetch_codec(self.store, scratch=self._scratch))
         if info.encoder_sha256 != self.manifest.codec.encoder_sha256:
             raise CodecError(
@@ -117,7 +117,7 @@ def open_split(
 
 
 def spread_rows(labels: npt.NDArray[np.int64], num_samples: int, *, seed: int = 0) -> list[int]:
-    """Rows that show as many classes as possible, the same ones every time; in the order of their classes.
+    """Choose rows that show as many classes as possible, deterministically, in the order of their classes.
 
     labels: (num_rows,), -1 where there is none.
     """
@@ -133,7 +133,7 @@ def spread_rows(labels: npt.NDArray[np.int64], num_samples: int, *, seed: int = 
 
 
 def decode(codec: WallocCodec, shown: Shown, *, how: Literal["own", "linear"] = "own") -> Image.Image:
-    """The picture that a latent stands for, without its padding, as RGB."""
+    """Decode a latent to its RGB picture, without padding."""
     if shown.height * shown.width > MAX_DRAWN_PIXELS:
         raise FormatError(
             f"sample {shown.key} has {shown.width} x {shown.height} pixels; at most {MAX_DRAWN_PIXELS} are drawn here: "
@@ -149,7 +149,7 @@ def decode(codec: WallocCodec, shown: Shown, *, how: Literal["own", "linear"] = 
 
 
 def psnr(picture: Image.Image, original: Image.Image) -> float:
-    """Peak signal-to-noise ratio in dB over all RGB values; infinite where they are equal."""
+    """Return the peak signal-to-noise ratio in dB over all RGB values; infinite where they are equal."""
     a = np.asarray(picture.convert("RGB"), dtype=np.float64)
     b = np.asarray(original.convert("RGB"), dtype=np.float64)
     if a.shape != b.shape:

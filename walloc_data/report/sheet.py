@@ -156,7 +156,7 @@ def _strip(
 
 
 def decoders_of(codec: WallocCodec, info: CodecInfo) -> Decoders:
-    """(title, how `decode` does it) of each decoder that a codec has, the fast one first."""
+    """Return (title, function) of each decoder that a codec has, the fast one first."""
     found: Decoders = []
     if codec.linear_decoder is not None:
         found.append(("Linear decoder", "linear"))
@@ -166,13 +166,13 @@ def decoders_of(codec: WallocCodec, info: CodecInfo) -> Decoders:
 
 
 def packed_picture(latent: npt.NDArray[np.int8], *, colours: int = 3) -> Image.Image:
-    """The picture that carries a latent (C, h, w), RGB."""
+    """Return the RGB picture that stores a latent (C, h, w)."""
     packed = pack(torch.from_numpy(latent)[None], colours=colours)[0]  # (n h, n w, colours)
     return Image.fromarray(packed if colours == 3 else packed[:, :, 0]).convert("RGB")
 
 
 def _grid(num_channels: int) -> tuple[int, int]:
-    """(columns, rows): 4 x 3 for 12 channels, as square as the number allows, wider than high."""
+    """Return (columns, rows): 4 x 3 for 12 channels, as square as the number allows, wider than high."""
     rows = max(n for n in range(1, int(num_channels**0.5) + 1) if num_channels % n == 0)
     return num_channels // rows, rows
 
@@ -180,7 +180,9 @@ def _grid(num_channels: int) -> tuple[int, int]:
 def channel_grid(
     latent: npt.NDArray[np.int8], *, mean: Sequence[float], std: Sequence[float], gap_px: int = 1
 ) -> Image.Image:
-    """Channels (C, h, w) side by side: blue below a channel's mean, orange above, full colour at three deviations."""
+    """Draw channels (C, h, w) side by side: blue below a channel's mean, orange above, saturated at three
+    deviations.
+    """
     columns, rows = _grid(len(latent))
     _, h, w = latent.shape
     centre = np.array(mean, dtype=np.float32)[:, None, None]
@@ -283,7 +285,7 @@ def _legend(draw: ImageDraw.ImageDraw, at: tuple[float, float], font: Font, limi
 
 
 def _shorten(text: str, font: Font, width: float) -> str:
-    """One line that can be drawn and fits; what is too long ends in an ellipsis."""
+    """Return one line that can be drawn and fits; what is too long ends in an ellipsis."""
     text = "".join(_readable(c) for c in text)
     if font.getlength(text) <= width:
         return text
@@ -293,7 +295,7 @@ def _shorten(text: str, font: Font, width: float) -> str:
 
 
 def _readable(character: str) -> str:
-    """What Pillow's own font can draw, which is little more than ASCII; the label's number is drawn as well."""
+    """Return the text with only characters that Pillow's own font can draw, little more than ASCII."""
     if character.isascii() or character in "·…":
         return character if character.isprintable() else " "
     return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"

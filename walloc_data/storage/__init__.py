@@ -1,4 +1,4 @@
-"""Where bytes lie: local folders and object stores behind one small interface. The only room that knows fsspec."""
+"""Local folders and object stores behind one small interface, and the shard cache."""
 
 from walloc_data.storage.cache import DEFAULT_MAX_CACHE_BYTES, ShardCache, cache_errors, default_cache_folder
 from walloc_data.storage.lock import HeldLock, file_lock, lock_place, machine_folder

@@ -43,7 +43,7 @@ _ABANDONED_AFTER_S = 3600.0  # where a lock cannot say whether somebody still wr
 
 
 def default_cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/walloc_data``, or ``~/.cache/walloc_data``.
+    """Return ``$XDG_CACHE_HOME/walloc_data``, or ``~/.cache/walloc_data``.
 
     Raises:
         StorageError: there is neither.
@@ -65,7 +65,7 @@ def default_cache_folder() -> Path:
 
 @contextmanager
 def cache_errors(folder: Path, *, what: str) -> Iterator[None]:
-    """An unwritable or full cache folder as an error of ours, which says what to do.
+    """Turn an unwritable or full cache folder into an error that says what to do.
 
     Args:
         what: what is kept there.
@@ -122,11 +122,11 @@ class ShardCache:
         return f"ShardCache({str(self.folder)!r}, max_bytes={self.max_bytes})"
 
     def path(self, record: ShardRecord) -> Path:
-        """Where a shard lies, if it is here."""
+        """Return the path of a shard in the cache, or None."""
         return self.folder / "shards" / f"{record.sha256}.tar"
 
     def open(self, store: Store, record: ShardRecord) -> ShardFile:
-        """A shard, open for reading; fetched and checked first if it is not here."""
+        """Open a shard for reading; it is fetched and checked first if it is not in the cache."""
         path = self.path(record)
         while True:
             try:
@@ -247,7 +247,7 @@ class ShardCache:
             time.sleep(_ROOM_POLL_S)
 
     def _reserved(self, partial: Path, match: re.Match[str], *, mine: bool) -> int:
-        """Bytes that an unfinished file will take; one whose writer is gone takes none and is removed."""
+        """Return the bytes that an unfinished file will take; one whose writer has died is removed and takes none."""
         num_bytes, lock = int(match["num_bytes"]), self.folder / "locks" / f"{match['sha256']}.lock"
         with nullcontext() if mine else file_lock(lock, wait=False) as held:
             if held is None and not mine:
@@ -260,7 +260,7 @@ class ShardCache:
 
 
 def _problem(path: Path, record: ShardRecord) -> str | None:
-    """What is wrong with a downloaded shard, or None."""
+    """Return what is wrong with a downloaded shard, or None."""
     num_bytes = check_regular(path)
     if num_bytes != record.num_bytes:
         return f"{num_bytes} bytes arrived where the manifest says {record.num_bytes}"

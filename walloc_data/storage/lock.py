@@ -44,7 +44,7 @@ class HeldLock:
 
 
 def machine_folder() -> Path:
-    """A folder of this user in this machine's temporary folder, which nobody else can enter.
+    """Return a folder of this user in the machine's temporary folder, which nobody else can enter.
 
     Raises:
         StorageError: it cannot be made, or somebody else made it.
@@ -105,7 +105,7 @@ def lock_place(path: Path) -> tuple[Path, bool]:
 
 
 def _refusal(path: Path) -> str | None:
-    """Why a file, which is made if absent, cannot be locked where it lies; None if it can."""
+    """Return why a file, made if absent, cannot be locked where it is; None if it can."""
     try:
         import fcntl
     except ImportError:

@@ -8,7 +8,7 @@ __all__ = ["read_manifest"]
 
 
 def read_manifest(store: Store) -> Manifest:
-    """The manifest of the data set in a store.
+    """Read the manifest of the data set in a store.
 
     Raises:
         FormatError: a folder without a manifest, or one that breaks the contract.

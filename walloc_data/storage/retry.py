@@ -111,7 +111,7 @@ class Retry:
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that it was raised from: client libraries wrap the answer that they got."""
+    """Return an error and those that it was raised from: client libraries wrap the answer that they got."""
     seen = 0
     link: BaseException | None = error
     while link is not None and seen < 8:
@@ -171,7 +171,7 @@ def retry_after_s(error: BaseException) -> float | None:
 
 
 def reason(error: BaseException) -> str:
-    """One line about an error, with its remedy where one is known."""
+    """Return one line about an error, with its remedy where one is known."""
     name = type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:  # the system's own; the caller names the file
         return error.strerror

@@ -68,7 +68,7 @@ class ShardFile:
             file.close()
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes [offset, offset + length) of it.
+        """Return bytes [offset, offset + length) of the shard.
 
         Raises:
             CorruptShardError: it ends before them: it was cut short after it was opened.
@@ -142,7 +142,7 @@ class OpenShards:
         return len(self._open)
 
     def get(self, number: int, open_shard: Callable[[], ShardFile]) -> ShardFile:
-        """A shard, opened by `open_shard` if it is not open.
+        """Return a shard, opened by `open_shard` if it is not open.
 
         Raises:
             StorageError: the process has no descriptors left, and closing ours made none free.

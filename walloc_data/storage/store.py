@@ -102,7 +102,7 @@ class Store:
         )
 
     def where(self, path: str) -> str:
-        """The full name of a file, for messages."""
+        """Return the full name of a file, for messages."""
         return f"{self.url}/{path}"
 
     @property
@@ -149,7 +149,7 @@ class Store:
         return dict(self._fs.info(full))
 
     def exists(self, path: str) -> bool:
-        """Whether a file is there."""
+        """Return whether a file is there."""
         if self.local_path is not None:
             return self._local(path).is_file()
         full = self._full(path)
@@ -168,7 +168,7 @@ class Store:
         return self._fs._strip_protocol(full) in found
 
     def read_bytes(self, path: str, *, max_bytes: int) -> bytes:
-        """A whole file; one that is larger than `max_bytes` is refused, and no more of it is read than shows that."""
+        """Return a whole file; one larger than `max_bytes` is refused without reading all of it."""
         if self.local_path is not None:
             try:
                 return read_regular(self._local(path), max_bytes=max_bytes)
@@ -181,7 +181,7 @@ class Store:
         return data
 
     def num_bytes(self, path: str) -> int:
-        """A file's length; a folder, a pipe or a device is none."""
+        """Return a file's length in bytes; folders, pipes and devices are refused."""
         if self.local_path is not None:
             try:
                 return check_regular(self._local(path))
@@ -194,7 +194,7 @@ class Store:
         return int(size)
 
     def etag(self, path: str) -> str | None:
-        """What an object store says of a file's content, without quotes; None where nothing says anything.
+        """Return an object's ETag without quotes; None where the store gives none.
 
         On S3 it is the MD5 of an object that was sent whole. It must not be trusted for more than "unchanged".
         """
@@ -228,15 +228,17 @@ class Store:
         return sorted(self._retry(listing, what=f"listing {full}"))
 
     def list_folders(self, folder: str) -> list[str]:
-        """Sorted names of the folders directly in a folder; empty where there is none."""
+        """Return the sorted names of the folders directly in a folder; empty where there is none."""
         return self._names(folder, kind="directory")
 
     def list(self, folder: str) -> list[str]:
-        """Sorted paths, relative to the root, of the files directly in a folder; empty where there is none."""
+        """Return the sorted paths, relative to the root, of the files directly in a folder; empty where there is
+        none.
+        """
         return [f"{folder}/{name}" for name in self._names(folder, kind="file")]
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Lengths in bytes of the files directly in a folder, by path relative to the root; empty where there is none.
+        """Return the bytes of the files directly in a folder, by path relative to the root; empty where there is none.
 
         One request a listing on a remote store, so cheaper than `num_bytes` of each.
         """
@@ -309,7 +311,7 @@ class Store:
         )
 
     def sha256(self, path: str) -> str | None:
-        """The SHA-256 that `publish` was given for a file and wrote down beside it; None where nothing says it."""
+        """Return the SHA-256 that `publish` stored beside a file; None where there is none."""
         if self._protocol not in _S3:
             return None
         full = self._full(path)

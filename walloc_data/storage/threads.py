@@ -48,7 +48,7 @@ class DaemonThreads:
         return future
 
     def close(self) -> None:
-        """Cancel what has not begun, and let the threads end after what they are doing, without waiting for them."""
+        """Cancel queued calls, and let the threads end after the running ones, without waiting for them."""
         self._closed = True
         for _ in self._threads:
             self._waiting.put(None)

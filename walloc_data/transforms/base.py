@@ -1,4 +1,4 @@
-"""What all transforms share: batches or single latents in, random numbers from a generator that can be given."""
+"""Base class of the transforms: batches or single latents in, random numbers from a generator that can be given."""
 
 from collections.abc import Sequence
 
@@ -39,7 +39,7 @@ class LatentTransform(nn.Module):
         return result if latents.ndim == 4 else result[0]
 
     def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
-        """(N, C, h, w) to (N, C, h', w')."""
+        """Transform a batch: (N, C, h, w) to (N, C, h', w')."""
         raise NotImplementedError
 
 
@@ -90,23 +90,23 @@ class RandomApply(LatentTransform):
 
 
 def coin(count: int, p: float, *, generator: torch.Generator | None) -> Tensor:
-    """(count,) bool, True with probability p; on the CPU."""
+    """Draw (count,) bool, True with probability p; on the CPU."""
     return torch.rand(count, generator=generator) < p
 
 
 def uniform(count: int, low: float, high: float, *, generator: torch.Generator | None) -> Tensor:
-    """(count,) float32 in [low, high); on the CPU."""
+    """Draw (count,) float32 in [low, high); on the CPU."""
     return low + (high - low) * torch.rand(count, generator=generator)
 
 
 def integers(count: int, low: Tensor | int, high: Tensor | int, *, generator: torch.Generator | None) -> Tensor:
-    """(count,) int64 in [low, high], both included; bounds may differ by sample. On the CPU."""
+    """Draw (count,) int64 in [low, high], both included; bounds may differ by sample. On the CPU."""
     span = torch.as_tensor(high) - torch.as_tensor(low) + 1
     return torch.as_tensor(low) + (torch.rand(count, generator=generator) * span).long().clamp_max(span - 1)
 
 
 def check_probability(p: float) -> float:
-    """p, where it is one."""
+    """Return p, or raise if it is not in [0, 1]."""
     if not 0 <= p <= 1:
         raise TransformError(f"a probability lies in [0, 1], not {p!r}")
     return p

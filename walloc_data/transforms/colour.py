@@ -42,11 +42,11 @@ class _ColourTransform(LatentTransform):
         return compand(v, latent_bits=self.latent_bits)
 
     def _to_grey(self, v: Tensor) -> Tensor:
-        """(N, C, h, w) v of the grey picture."""
+        """Return the expanded latent (N, C, h, w) of the grey picture."""
         return torch.einsum("oc,nchw->nohw", self.grayscale_weight, v) + self.grayscale_bias
 
     def _mean_level(self, v: Tensor) -> Tensor:
-        """(N, 1, 1, 1) the picture's mean luma, in [-1/2, 1/2]."""
+        """Return the pictures' mean luma, (N, 1, 1, 1), in [-1/2, 1/2]."""
         return ((v - self.grey).mean((2, 3)) @ self.mean_luma)[:, None, None, None]
 
 

@@ -39,7 +39,7 @@ def _check_fits(size: tuple[int, int], latents: Tensor) -> None:
 
 
 def crop_windows(latents: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """A window of one size from each sample, at its own place."""
+    """Cut a window of one size from each sample, at its own place."""
     n, c, _, _ = latents.shape
     device = latents.device
     rows = (top[:, None] + torch.arange(size[0])).to(device)[:, None, :, None]  # (N, 1, h', 1)
@@ -241,7 +241,7 @@ def _random_sizes(
     *,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """(count,) heights and widths in whole cells: area uniform, shape log-uniform, cut to the latent."""
+    """Draw (count,) heights and widths in cells: area uniform, aspect log-uniform, cut to the latent."""
     height, width = shape
     area = uniform(count, *scale, generator=generator) * height * width
     aspect = uniform(count, math.log(ratio[0]), math.log(ratio[1]), generator=generator).exp()

@@ -1,4 +1,4 @@
-"""What a codec's latents look like after a flip, a change of colour or of scale: linear maps, fitted once per codec.
+"""Linear maps from a codec's latents to those of the flipped, recoloured or rescaled picture, fitted once per codec.
 
 The analysis filters do not commute with a mirror, the encoder mixes colours, and a band of frequencies is another one
 in a smaller picture, so that flipping, greying or shrinking latents takes a fitted map: closed-form least squares over
@@ -75,7 +75,7 @@ class LatentOperators:
         return tuple(sorted({Fraction(1)} | {side for item in self.rescalings for side in (item.rows, item.columns)}))
 
     def rescaling(self, rows: Fraction, columns: Fraction, *, mirrored: bool = False) -> RescalingMap:
-        """The map of these factors.
+        """Return the map of these factors.
 
         Raises:
             TransformError: where none was fitted; names what was.
@@ -198,7 +198,7 @@ def _parse_rescalings(tensors: Mapping[str, Tensor]) -> tuple[RescalingMap, ...]
 
 
 def _luma(pictures: Tensor) -> Tensor:
-    """(N, 3, H, W) uint8 to (N, 1, H, W) uint8, rounded as torchvision rounds."""
+    """Convert (N, 3, H, W) uint8 to luma (N, 1, H, W) uint8, rounded as torchvision rounds."""
     weights = torch.tensor(_LUMA)[:, None, None]
     return (pictures.float() * weights).sum(1, keepdim=True).round().to(torch.uint8)
 
@@ -223,7 +223,7 @@ class _Sums:
         self.rescaling.update(codec.encode, pictures, cell_px=self.spec.cell_px)
 
     def errors(self, maps: Mapping[str, WindowMap]) -> dict[str, float]:
-        """Squared error relative to the variance, averaged over channels: models see channels standardised."""
+        """Return the squared error relative to the variance, averaged over channels."""
         return {name: float(getattr(self, name).relative_error(fitted).mean()) for name, fitted in maps.items()}
 
 
@@ -284,7 +284,7 @@ def fit_operators(
 
 
 def _flat_pictures(codec: Encoder) -> tuple[Tensor, Tensor]:
-    """Flat pictures lie on a plane in v: (C,) its offset at mid-grey, (C, 3) its slope by colour; float64."""
+    """Return the plane of flat pictures in v: (C,) its offset at mid-grey, (C, 3) its slope by colour; float64."""
     spec = codec.spec
     levels = torch.linspace(0, 255, 7).round()
     colours = torch.cartesian_prod(levels, levels, levels)  # (343, 3)

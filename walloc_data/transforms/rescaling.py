@@ -49,11 +49,13 @@ class RescalingMap:
     mirrored: bool = False  # takes z.flip(-1), gives the latents of the mirrored shrunk picture
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """(N, C, h, w), integers or floats, to float32 (N, C, floor(h * rows), floor(w * columns)), not rounded."""
+        """Shrink (N, C, h, w), integers or floats, to float32 (N, C, floor(h * rows), floor(w * columns)), not
+        rounded.
+        """
         return rescaled(self.window_map(), latents, (self.rows, self.columns))
 
     def window_map(self) -> WindowMap:
-        """The same as one convolution with C * py * px outputs, in this order."""
+        """Return the same map as one convolution with C * py * px outputs, in this order."""
         (py, px, c, _, ky, kx), qy, qx = self.weight.shape, self.rows.denominator, self.columns.denominator
         (tops, height), (lefts, width) = _placed(self.rows), _placed(self.columns)
         kernel = torch.zeros(c, py, px, self.weight.shape[3], height, width)
@@ -64,7 +66,7 @@ class RescalingMap:
 
 
 def window_cells(factor: Fraction) -> int:
-    """Side of the window that one cell of the result is made from."""
+    """Side, in cells, of the window that one cell of the result is made from."""
     return math.ceil(3 / factor)
 
 
@@ -80,7 +82,7 @@ def _placed(factor: Fraction) -> tuple[list[int], int]:
 
 
 def rescaled(fitted: WindowMap, latents: Tensor, factors: tuple[Fraction, Fraction]) -> Tensor:
-    """Whole latents (N, C, h, w) shrunk to (N, C, floor(h * rows), floor(w * columns)) float32.
+    """Shrink whole latents (N, C, h, w) to (N, C, floor(h * rows), floor(w * columns)) float32.
 
     Plain tensor operations where the factors' denominators divide h and w: these can be exported.
     """
@@ -93,7 +95,7 @@ def rescaled(fitted: WindowMap, latents: Tensor, factors: tuple[Fraction, Fracti
 
 
 def _shuffled(y: Tensor, py: int, px: int) -> Tensor:
-    """(N, C * py * px, h, w) to (N, C, h * py, w * px)."""
+    """Rearrange (N, C * py * px, h, w) to (N, C, h * py, w * px)."""
     _, channels, h, w = y.shape
     c = channels // (py * px)
     y = y.reshape(-1, c, py, px, h, w).permute(0, 1, 4, 2, 5, 3)
@@ -110,7 +112,7 @@ def rescaled_crops(
     *,
     mirrored: bool = False,
 ) -> Tensor:
-    """Shrunk crops, from windows that see the cells around each crop; borders of the picture wrap around.
+    """Shrink crops, from windows that see the cells around each crop; borders of the picture wrap around.
 
     Args:
         fitted: `RescalingMap.window_map`, on the latents' device.
@@ -181,7 +183,7 @@ class RescalingSums:
             self.sums[rows, columns, True].update(z.flip(-1), _split(encode(small.flip(-1)), rows, columns))
 
     def solve(self) -> list[RescalingMap]:
-        """The maps, but for those that the pictures seen are too few for."""
+        """Return the fitted maps, leaving out those for which too few pictures were seen."""
         maps = []
         for (rows, columns, mirrored), sums in self.sums.items():
             if sums.num_windows < _FEWEST_WINDOWS * self._inputs(rows, columns):
@@ -200,11 +202,11 @@ class RescalingSums:
         return maps
 
     def _inputs(self, rows: Fraction, columns: Fraction) -> int:
-        """Values in the window of one cell."""
+        """Return the number of values in the window of one cell."""
         return self.latent_dim * window_cells(rows) * window_cells(columns)
 
     def errors(self, maps: Sequence[RescalingMap]) -> dict[str, float]:
-        """Squared error of each map on the pictures seen here, relative to the variance, mean over channels."""
+        """Return each map's squared error on the pictures seen, relative to the variance, mean over channels."""
         found = {}
         for fitted in maps:
             sums = self.sums[fitted.rows, fitted.columns, fitted.mirrored]
@@ -220,7 +222,7 @@ def rescaling_name(rows: Fraction, columns: Fraction, *, mirrored: bool) -> str:
 
 
 def _split(latents: Tensor, rows: Fraction, columns: Fraction) -> Tensor:
-    """(N, C, h, w) to (N, C * py * px, h / py, w / px): the cells that one window yields, beside each other."""
+    """Rearrange (N, C, h, w) to (N, C * py * px, h / py, w / px): the cells of one window's result become channels."""
     n, c, h, w = latents.shape
     py, px = rows.numerator, columns.numerator
     blocks = latents.reshape(n, c, h // py, py, w // px, px).permute(0, 1, 3, 5, 2, 4)

@@ -42,11 +42,11 @@ class _Rescaling(nn.Module):
         return cls(item.window_map(), rows=item.rows, columns=item.columns, mirrored=item.mirrored)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Whole latents."""
+        """Resize whole latents (N, C, h, w)."""
         return rescaled(WindowMap(self.weight, self.bias, self.stride_cells), latents, self.factors)
 
     def crops(self, latents: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-        """Of each sample, from its own place."""
+        """Cut and resize a crop of each sample, at its own place."""
         fitted = WindowMap(self.weight, self.bias, self.stride_cells)
         return rescaled_crops(fitted, latents, self.factors, top, left, size, mirrored=self.mirrored)
 
@@ -99,7 +99,7 @@ class Resize(LatentTransform):
         return result
 
     def _factor(self, have: int, want: int, latents: Tensor) -> Fraction:
-        """The largest factor that makes `want` cells of `have`, one that divides them first."""
+        """Return the largest factor that makes `want` cells of `have`; exact divisors first."""
         found = [factor for factor in self.factors if math.floor(have * factor) == want]
         if not found:
             sizes = sorted({math.floor(have * factor) for factor in self.factors})
@@ -190,7 +190,7 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
         self.pairs += [item.factors for item in maps if item.mirrored and (item.factors, False) in self._by_factors]
 
     def crops(self, height: int, width: int) -> list[tuple[float, float]]:
-        """(rows, columns), in cells, of the crops that latents of this shape can give."""
+        """Return the (rows, columns), in cells, of the crops that latents of this shape can give."""
         if self.size_cells is None:
             raise TransformError("without a size_cells every crop at whole cells can be had")
         return [(rows, columns) for _, (rows, columns) in self._crops(height, width, self.size_cells)]
@@ -260,7 +260,7 @@ def random_crops(
     *,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """(count, 2) float heights and widths: area uniform, width / height log-uniform, the first of ten draws that fits.
+    """Draw (count, 2) float heights and widths: area uniform, width / height log-uniform, the first of ten that fits.
 
     Where none does: the whole, cut to the nearest proportion that was asked for.
     """

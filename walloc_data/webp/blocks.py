@@ -19,7 +19,7 @@ _Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Effort:
-    """What is tried."""
+    """Search settings for one effort level."""
 
     modes: tuple[int, ...]  # of the format's 14 predictors: 0, which is none, and some of 1, 2, 5, 7, 10 and 12
     classes: float  # times the cube root of the number of blocks
@@ -63,7 +63,7 @@ def _average(a: _Bytes, b: _Bytes) -> _Bytes:
 
 
 def predict(planes: _Bytes, grid: Grid, effort: Effort) -> tuple[_Bytes, _Bytes, npt.NDArray[np.int32]]:
-    """Residuals (N, 3, H, W), the mode of every block (N, rows, columns), and about what its pixels cost."""
+    """Return residuals (N, 3, H, W), the mode of every block (N, rows, columns), and its pixels' approximate cost."""
     count, _, height, width = planes.shape
     flat = planes.reshape(count, 3, height * width)
 
@@ -114,7 +114,7 @@ def predict(planes: _Bytes, grid: Grid, effort: Effort) -> tuple[_Bytes, _Bytes,
 
 @lru_cache(maxsize=1)
 def _cost_of_sum() -> npt.NDArray[np.int32]:
-    """For a sum of 16 residuals' sizes, sixteenths of bits a residual takes, less a constant.
+    """Return the sixteenths of bits that a residual takes, less a constant, by the sum of 16 residuals' sizes.
 
     The bits of a residual follow the logarithm of its mean size; a third stands for what zero still costs.
     """
@@ -122,7 +122,7 @@ def _cost_of_sum() -> npt.NDArray[np.int32]:
 
 
 def _block_cost(residual: _Bytes, grid: Grid) -> npt.NDArray[np.int32]:
-    """About how many sixteenths of bits a pixel of every block takes, (N, rows, columns), less a constant."""
+    """Estimate the sixteenths of bits that a pixel of every block takes, (N, rows, columns), less a constant."""
     size = np.abs(residual.view(np.int8)).view(np.uint8)  # |-128| stays 128
     ragged = grid.height % _BLOCK or grid.width % _BLOCK
     if ragged:
@@ -140,7 +140,7 @@ def _block_cost(residual: _Bytes, grid: Grid) -> npt.NDArray[np.int32]:
 
 
 def _each_four(cost: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Sums over 2 x 2 blocks, (N, rows, columns), at the place of every one of them."""
+    """Return sums over 2 x 2 blocks, (N, rows, columns), at the place of every one of them."""
     count, rows, columns = cost.shape
     even = np.zeros((count, rows + rows % 2, columns + columns % 2), dtype=np.int32)
     even[:, :rows, :columns] = cost
@@ -151,7 +151,7 @@ def _each_four(cost: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 
 @lru_cache(maxsize=1)
 def _buckets() -> tuple[npt.NDArray[np.int64], int]:
-    """Residuals by size, in buckets that widen away from 0 and from 128: enough to tell classes apart."""
+    """Map residuals to size classes, whose width grows away from 0 and from 128."""
     edges = np.array([1, 2, 3, 5, 7, 10, 15, 23, 41])
     signed = np.abs(np.arange(256).astype(np.uint8).view(np.int8).astype(int))
     near_zero = np.searchsorted(edges, signed, side="right")
@@ -161,7 +161,7 @@ def _buckets() -> tuple[npt.NDArray[np.int64], int]:
 
 
 def classify(residuals: _Bytes, modes: _Bytes, cost: npt.NDArray[np.int32], grid: Grid, effort: Effort) -> _Ints:
-    """The class of every block, (N, blocks), numbered from 0 in every picture without gaps."""
+    """Return the class of every block, (N, blocks), numbered from 0 in every picture without gaps."""
     count, blocks = len(residuals), grid.blocks
     classes = max(1, min(_MAX_CLASSES, round(effort.classes * blocks ** (1 / 3))))
     bucket, buckets = _buckets()

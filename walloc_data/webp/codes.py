@@ -27,7 +27,7 @@ def _ascending(numbers: _Ints) -> tuple[_Ints, _Ints]:
 
 
 def code_lengths(counts: _Ints, *, longest: int) -> _Ints:
-    """Lengths of the best prefix codes (Huffman's) of at most `longest` bits, (rows, symbols), up to 512 symbols.
+    """Return the lengths of the best prefix codes (Huffman's) of at most `longest` bits, (rows, symbols <= 512).
 
     Rows with fewer than two symbols stay without a code.
     """
@@ -51,7 +51,7 @@ def code_lengths(counts: _Ints, *, longest: int) -> _Ints:
 
 
 def _huffman_depths(weights: list[int]) -> list[int]:
-    """Depths in the Huffman tree of ascending weights: the lightest two of leaves and trees become one tree."""
+    """Return depths in the Huffman tree of ascending weights: the two lightest nodes are merged repeatedly."""
     n = len(weights)
     never = sum(weights) + 1
     leaves, trees = [*weights, never, never], [never] * (n + 1)
@@ -91,7 +91,7 @@ def _reversed_bits(bits: int) -> npt.NDArray[np.int64]:
 
 
 def codes_of(lengths: _Ints, *, longest: int) -> _Ints:
-    """The canonical codes of such lengths, first bit lowest, as the format writes them."""
+    """Return the canonical codes of such lengths, first bit lowest, as the format writes them."""
     place, ordered = _ascending(lengths)
     weights = np.int64(1) << (longest - ordered)
     # The code, left-aligned in `longest` bits. A row's weights make 2^longest, so the next row starts from 0 again.
@@ -103,7 +103,7 @@ def codes_of(lengths: _Ints, *, longest: int) -> _Ints:
 
 @lru_cache(maxsize=1)
 def run_tokens() -> tuple[_Ints, _Ints, _Ints, _Ints]:
-    """How a run of equal code lengths is written: for key n (a length n times) and 300 + n (n zeros), tokens.
+    """Return the tokens that write a run of equal code lengths: key n for a length n times, 300 + n for n zeros.
 
     Returns:
         (first, symbols, extra, extra_bits): tokens of key k are first[k] to first[k + 1]; symbol -1 is the length.

@@ -26,7 +26,7 @@ class BitStream:
         self.parts: list[tuple[_Ints, npt.NDArray[np.uint64], _Ints]] = []
 
     def add(self, place: _Ints, value: Any, bits: Any) -> None:
-        """Values below 2^64 of `bits` bits each, one for each place; scalars are repeated."""
+        """Append values below 2^64 of `bits` bits each, one for each place; scalars are repeated."""
         value, bits = np.asarray(value, dtype=np.uint64).reshape(-1), np.asarray(bits, dtype=np.int64).reshape(-1)
         if len(value) != len(place):
             value = value.repeat(len(place))
@@ -35,7 +35,7 @@ class BitStream:
         self.parts.append((place, value, bits))
 
     def files(self, *, places: int, values: npt.NDArray[np.uint64], bits: _Ints) -> list[bytes]:
-        """The bytes of files: file i has the places from i * places on, then row i of `values`."""
+        """Return the bytes of the files: file i has the places from i * places on, then row i of `values`."""
         place = np.concatenate([part[0] for part in self.parts])
         order = np.argsort(place, kind="stable")
         head = np.concatenate([part[1] for part in self.parts])[order]
