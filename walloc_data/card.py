@@ -100,7 +100,7 @@ def _join(yaml: dict[str, str], body: str) -> str:
 
 
 def _take_apart(card: str) -> tuple[dict[str, str], str]:
-    """The text of each top-level key of a card's YAML, and what follows it."""
+    """Return the text of each top-level key of a card's YAML, and what follows it."""
     if not card.startswith("---\n") or "\n---" not in card[3:]:
         return {}, card
     yaml, _, body = card[4:].partition("\n---")
@@ -115,7 +115,7 @@ def _take_apart(card: str) -> tuple[dict[str, str], str]:
 
 
 def _front_matter(manifest: Manifest) -> dict[str, str]:
-    """Blocks of YAML by key. Strings are quoted as in JSON, which YAML reads the same way."""
+    """Write blocks of YAML by key. Strings are quoted as in JSON, which YAML reads the same way."""
     labelled = any(record.labelled for record in manifest.splits.values())
     tags = ["walloc", "walloc_data", "latents", "learned-compression", "webdataset", "timm"]
     blocks = {
@@ -139,7 +139,7 @@ def _front_matter(manifest: Manifest) -> dict[str, str]:
 
 
 def _hub_split(split: str) -> str:
-    """`datasets` allows no hyphen in the name of a split."""
+    """Return a split's name without hyphens, which `datasets` does not allow."""
     return split.replace("-", "_")
 
 
@@ -152,7 +152,7 @@ def _digits(name: str) -> str:
 
 
 def _title(manifest: Manifest) -> str:
-    """Named after the source's last part: the rest may be a path of somebody's machine."""
+    """Return the source's last part as a title: the rest may be a path of somebody's machine."""
     locations = [str(record.source.get("location", "")) for record in manifest.splits.values()]
     name = PurePosixPath(re.split(r"[:?]", next(iter(locations), ""))[-1].rstrip("/")).name
     name = "".join(character if character.isprintable() else " " for character in name)[:80]
@@ -171,7 +171,7 @@ def _size_category(manifest: Manifest) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text from a data set, made harmless in Markdown and HTML, on one line."""
+    """Return text from a data set on one line, harmless in Markdown and HTML."""
     return _MARKDOWN.sub(r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
@@ -216,7 +216,7 @@ def _body(manifest: Manifest, *, preview: bool) -> list[str]:
 
 
 def _loading(manifest: Manifest, split: str, record: SplitRecord) -> list[str]:
-    """Five lines for each way to read; `OWNER/NAME` stands for the data set on the Hub, or a folder."""
+    """Return five lines for each way to read; `OWNER/NAME` stands for the data set on the Hub, or a folder."""
     blocks = [
         (
             "With walloc_data (`pip install walloc_data`), shuffled by (seed, epoch), resumable, with a "

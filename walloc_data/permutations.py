@@ -25,7 +25,7 @@ _WORD = 2**64 - 1
 
 
 def mix(x: Words) -> Words:
-    """Scramble words so that every input bit moves about half of the output bits: SplitMix64's finaliser.
+    """Scramble words so that every input bit changes about half of the output bits: SplitMix64's finaliser.
 
     Args:
         x: uint64 of any shape.
@@ -131,7 +131,7 @@ def _walk(x: Words, *, sizes: Words, network: Callable[[Words, npt.NDArray[np.bo
 
 
 def _cross(x: Words, a: Words, b: Words, key: Words) -> Words:
-    """One pass through a network of additions: a permutation of range(a * b)."""
+    """Pass once through a network of additions: a permutation of range(a * b)."""
     left, right = x % a, x // a
     half = np.uint64(32)
     for number in range(_ROUNDS):
@@ -148,7 +148,7 @@ def _cross(x: Words, a: Words, b: Words, key: Words) -> Words:
 
 
 def _cross_square(x: Words, *, half_bits: np.uint64, keys: list[np.uint64]) -> Words:
-    """One pass through a network of exclusive ors: a permutation of range(4 ** half_bits)."""
+    """Pass once through a network of exclusive ors: a permutation of range(4 ** half_bits)."""
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = x >> half_bits, x & mask
     for key in keys:

@@ -139,7 +139,7 @@ class LinearEncoder:
         )  # (O, 2^bits - 2)
 
     def _edges(self) -> list[Fraction]:
-        """Values of v at which the companded value is a whole number and a half, on a grid of 2^-32."""
+        """Return the values of v at which the companded value is a half-integer, on a grid of 2^-32."""
         largest = 2 ** (self.latent_bits - 1) - 1
         normal = NormalDist(sigma=largest / 1.85)
         m = largest + 0.5 - 1e-3
@@ -148,16 +148,16 @@ class LinearEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where its constants lie, and the pictures it takes."""
+        """Device of the constants, and of the pictures that `encode` takes."""
         return self._bias.device
 
     @property
     def margin(self) -> float:
-        """How near a companded value of pass 1 may come to a rounding boundary before pass 2 settles it."""
+        """Distance to a rounding boundary below which pass 2 recomputes a value exactly."""
         return _ROUNDING.get(self.device.type, max(_ROUNDING.values())) * self._rounding_unit
 
     def to(self, device: torch.device) -> "LinearEncoder":
-        """The same encoder with its constants on another device."""
+        """Return the same encoder with its constants on another device."""
         moved = object.__new__(LinearEncoder)
         for name, item in vars(self).items():
             setattr(moved, name, item.to(device) if isinstance(item, Tensor) else item)

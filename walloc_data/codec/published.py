@@ -36,7 +36,7 @@ _Config.__module__, _Config.__name__, _Config.__qualname__ = "__main__", "Config
 
 
 def load_from_hub(url: str, *, decoder: bool) -> tuple[WallocCodec, CodecInfo]:
-    """``hf://owner/repo[@revision]/path.pth``: fetch it into the Hub's cache unless it is there, and load it."""
+    """Load ``hf://owner/repo[@revision]/path.pth``; it is fetched into the Hub's cache unless it is there."""
     if not (match := _HUB.fullmatch(url)) or ".." in url:
         raise CodecError(f"{url!r} is not of the form hf://owner/repo[@revision]/path.pth")
     from huggingface_hub import hf_hub_download

@@ -74,7 +74,7 @@ def filter_taps(J: int) -> tuple[tuple[float, ...], ...]:
 
 @lru_cache
 def _synthesis_bank(J: int) -> list[dict[int, float]]:
-    """Offset to tap, per band: band b of cell k adds ``bank[b][d] * X_b[k]`` to sample 2^J * k + d."""
+    """Return offset to tap, per band: band b of cell k adds ``bank[b][d] * X_b[k]`` to sample 2^J * k + d."""
     level = ({i - 4: tap for i, tap in enumerate(REC_LO) if tap}, {i - 4: tap for i, tap in enumerate(REC_HI) if tap})
     return _cascade(level, J=J)
 
@@ -87,7 +87,9 @@ def _cascade(level: tuple[dict[int, float], dict[int, float]], *, J: int) -> lis
 
 
 def _convolve(first: dict[int, float], second: dict[int, float], *, stride: int) -> dict[int, float]:
-    """The taps of one filter followed by another at a sampling `stride`; every offset is a sum of two offsets."""
+    """Return the taps of one filter followed by another at a sampling `stride`; every offset is a sum of two
+    offsets.
+    """
     taps: dict[int, float] = {}
     for q, b in second.items():
         for p, a in first.items():
@@ -98,7 +100,7 @@ def _convolve(first: dict[int, float], second: dict[int, float], *, stride: int)
 # Numbers are cached, tensors are not: one that torch.export or torch.compile makes while it traces is not real.
 @lru_cache
 def _synthesis_taps(J: int) -> tuple[list[list[list[float]]], int, int]:
-    """(2^J phases, 2^J bands, cells) kernel of a convolution over cells, and the cells it needs before and after."""
+    """Return the (2^J phases, 2^J bands, cells) kernel of a convolution over cells, and its reach before and after."""
     bands = _synthesis_bank(J)
     size = 2**J
     # Sample 2^J * n + r takes from band b of cell k the tap at offset 2^J * (n - k) + r.
@@ -112,7 +114,7 @@ def _synthesis_taps(J: int) -> tuple[list[list[list[float]]], int, int]:
 
 
 def wrap(x: Tensor, *, before: int, after: int, dim: int) -> Tensor:
-    """Circular padding along `dim`, any number of times around: sides shorter than a filter stay exact."""
+    """Pad circularly along `dim`, any number of times around: sides shorter than a filter stay exact."""
     length = x.shape[dim]
     if before > length or after > length:
         return x.index_select(dim, torch.arange(-before, length + after, device=x.device) % length)
@@ -164,14 +166,14 @@ def wavelet_analysis(x: Tensor, J: int = 3) -> Tensor:
 
 
 def deinterleave(weight: Tensor, *, channels: int, J: int) -> Tensor:
-    """(O, C * 4^J) in coefficient order to (O, C, width band, height band): width's bit comes first in each level."""
+    """Rearrange (O, C * 4^J) coefficients to (O, C, width band, height band): width's bit comes first in each level."""
     bits = weight.reshape(weight.shape[0], channels, *([2] * (2 * J)))
     order = [2 + 2 * j for j in range(J)] + [3 + 2 * j for j in range(J)]
     return bits.permute(0, 1, *order).reshape(weight.shape[0], channels, 2**J, 2**J)
 
 
 def interleave(bands: Tensor, *, J: int) -> Tensor:
-    """(N, C, height band, width band, h, w) to (N, C * 4^J, h, w): the bits of the two bands alternate."""
+    """Rearrange (N, C, height band, width band, h, w) to (N, C * 4^J, h, w): the bits of the two bands alternate."""
     batch, channels, _, _, h, w = bands.shape
     bits = bands.reshape(batch, channels, *([2] * (2 * J)), h, w)
     order = [axis for j in range(J) for axis in (2 + J + j, 2 + j)]  # width's bit, then height's, level by level
@@ -246,7 +248,7 @@ def wavelet_synthesis(X: Tensor, J: int = 3) -> Tensor:
 
 
 def reference_analysis(x: Tensor, J: int = 3) -> Tensor:
-    """The same coefficients by pytorch_wavelets, one level at a time: what `wavelet_analysis` is checked against."""
+    """Return `wavelet_analysis` as computed by pytorch_wavelets, one level at a time: the reference for tests."""
     try:
         with warnings.catch_warnings():
             # It imports pkg_resources, which warns that it is deprecated; nobody here can act on that.

@@ -1,4 +1,4 @@
-"""What the records have in common: the round trip through JSON, and the checks of their fields.
+"""Checks of fields that come from outside, and the round trip of records through JSON.
 
 A record that exists has been checked: every field is of its type and in its range, whoever made it, a parser or a
 caller. So readers work on records and check nothing again.
@@ -21,7 +21,7 @@ class Record:
     """Shared JSON round trip of the frozen dataclasses of this package."""
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict of JSON values; `from_dict` is its inverse."""
+        """Return a dict of JSON values; `from_dict` is its inverse."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload, no-any-return]
 
     @classmethod
@@ -56,19 +56,19 @@ def shown(value: Any) -> str:
 
 
 def check_int(name: str, value: Any, *, low: int, high: int = 2**63 - 1) -> None:
-    """An integer in [low, high]; true and false are none."""
+    """Return an integer in [low, high]; booleans are refused."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise FormatError(f"{name} must be an integer in [{low}, {high}], not {shown(value)}")
 
 
 def check_bool(name: str, value: Any) -> None:
-    """True or false, and no number that stands for it."""
+    """Return a boolean; numbers are refused."""
     if not isinstance(value, bool):
         raise FormatError(f"{name} must be true or false, not {shown(value)}")
 
 
 def check_text(name: str, value: Any) -> None:
-    """A string of whole characters: file systems allow names that are no text.
+    """Return a string that is valid Unicode: file systems allow names that are not.
 
     Example:
         >>> from walloc_data.format import check_text
@@ -86,7 +86,7 @@ def check_text(name: str, value: Any) -> None:
 
 
 def check_texts(name: str, value: Any) -> None:
-    """An object of strings.
+    """Return an object of strings.
 
     Example:
         >>> from walloc_data.format import check_texts
@@ -102,7 +102,7 @@ def check_texts(name: str, value: Any) -> None:
 
 
 def check_json(name: str, value: Any) -> None:
-    """An object of JSON values, at most 16 lists and objects deep.
+    """Return an object of JSON values, at most 16 lists and objects deep.
 
     Example:
         >>> from walloc_data.format import check_json

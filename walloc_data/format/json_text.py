@@ -22,7 +22,7 @@ _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def dump_json(value: Any) -> str:
-    """JSON with sorted keys and a final newline: equal values give equal bytes. NaN and infinity are refused.
+    """Write JSON with sorted keys and a final newline: equal values give equal bytes. NaN and infinity are refused.
 
     Example:
         >>> from walloc_data.format import dump_json

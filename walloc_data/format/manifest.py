@@ -177,13 +177,13 @@ class Manifest(Record):
                 )
 
     def split(self, name: str, *, where: str) -> SplitRecord:
-        """The named split, or an error that lists the ones there are."""
+        """Return the named split, or raise an error that lists the ones there are."""
         if name not in self.splits:
             raise FormatError(f"{where}: no split {name!r}; it has {sorted(self.splits)}")
         return self.splits[name]
 
     def held_out_split(self, name: str | None = None, *, where: str) -> str:
-        """The name of the split to validate on: `name`, else the first there is of val, validation, valid, dev, test.
+        """Return the split to validate on: `name`, else the first of val, validation, valid, dev, test that is there.
 
         Raises:
             FormatError: there is none; lists the ones there are.
@@ -198,7 +198,7 @@ class Manifest(Record):
         return name
 
     def to_json(self) -> str:
-        """The text of `walloc.json`: the same for equal manifests.
+        """Return the text of `walloc.json`: the same for equal manifests.
 
         Raises:
             FormatError: it would be longer than what is read (1.2e9 samples at 2048 a shard).

@@ -39,7 +39,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_name(name: str, *, what: str, where: str) -> str:
-    """A split, codec or key: lower case, digits, '_' and '-', at most 100 characters (ustar and Hub rules).
+    """Check a split, codec or key: lower case, digits, '_' and '-', at most 100 characters (ustar and Hub rules).
 
     Example:
         >>> from walloc_data.format import check_name
@@ -58,7 +58,7 @@ def check_name(name: str, *, what: str, where: str) -> str:
 
 
 def check_key(key: str, *, where: str) -> str:
-    """A sample's key. Dots would end the key early for WebDataset readers, upper case breaks HF's.
+    """Check a sample's key. Dots would end the key early for WebDataset readers, upper case breaks HF's.
 
     Example:
         >>> from walloc_data.format import check_key
@@ -72,7 +72,7 @@ def check_key(key: str, *, where: str) -> str:
 
 
 def check_relative_path(path: str, *, where: str) -> str:
-    """A path inside a data set: relative, '/'-separated, without '..', so that nothing outside is ever touched.
+    """Check a path inside a data set: relative, '/'-separated, without '..', so that nothing outside is touched.
 
     Example:
         >>> from walloc_data.format import check_relative_path
@@ -89,7 +89,7 @@ def check_relative_path(path: str, *, where: str) -> str:
 
 
 def sample_key(source_index: int) -> str:
-    """The key of the sample at a position in its source: nine digits or more.
+    """Return the key of the sample at a position in its source: nine digits or more.
 
     Example:
         >>> from walloc_data.format import sample_key
@@ -100,7 +100,7 @@ def sample_key(source_index: int) -> str:
 
 
 def shard_name(split: str, shard_index: int) -> str:
-    """Where a shard lies inside its data set, e.g. ``data/train-00000.tar``.
+    """Return a shard's path inside its data set, e.g. ``data/train-00000.tar``.
 
     Example:
         >>> from walloc_data.format import shard_name
@@ -111,7 +111,7 @@ def shard_name(split: str, shard_index: int) -> str:
 
 
 def index_name(split: str) -> str:
-    """Where a split's index lies, e.g. ``index/train.parquet``.
+    """Return the path of a split's index, e.g. ``index/train.parquet``.
 
     Example:
         >>> from walloc_data.format import index_name
@@ -122,7 +122,7 @@ def index_name(split: str) -> str:
 
 
 def padding_for(height: int, width: int, *, multiple: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) pixels that make a picture's sides multiples of `multiple`.
+    """Return the (left, top, right, bottom) pixels that make a picture's sides multiples of `multiple`.
 
     Split evenly with the odd pixel at the right and bottom, as `walloc.compute_padding` does.
 
@@ -136,7 +136,7 @@ def padding_for(height: int, width: int, *, multiple: int) -> tuple[int, int, in
 
 
 def encoder_sha256(spec: Mapping[str, Any], weight: Sequence[float], bias: Sequence[float]) -> str:
-    """The identity of a linear encoder: whatever changes a latent changes this, and nothing else does.
+    """Return the hash that identifies a linear encoder: it changes exactly when a latent could.
 
     `spec` holds channels, J, latent_dim, latent_bits and wavelet; `weight` is the (latent_dim, channels * 4^J)
     matrix in row-major order and `bias` (latent_dim,), both rounded to float32.
@@ -158,6 +158,6 @@ def encoder_sha256(spec: Mapping[str, Any], weight: Sequence[float], bias: Seque
 
 
 def check_sha256(name: str, value: Any) -> None:
-    """A digest as `hashlib` prints it; `name` is the field that holds it."""
+    """Check a digest as `hashlib` prints it; `name` is the field that holds it."""
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise FormatError(f"{name} must be 64 lower-case hexadecimal digits, not {value!r}")

@@ -1,4 +1,4 @@
-"""What a latent means, and how it was made: the codec's shape, and the settings of an encoding."""
+"""The codec's shape, and the settings of an encoding."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ __all__ = ["CodecSpec", "EncodeSettings"]
 
 @dataclass(frozen=True)
 class CodecSpec(Record):
-    """What a latent means: the codec's shape, and the hash of the weights that make latents from pictures.
+    """Shape of a codec, and the hash of the weights that make latents from pictures.
 
     Example:
         >>> from walloc_data.storage import Store, read_manifest
@@ -62,7 +62,7 @@ class CodecSpec(Record):
         return self.channels * self.cell_px**2 / self.latent_dim
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(latent_dim, h, w) of a picture of `height` x `width` pixels, padding included."""
+        """Return (latent_dim, h, w) of a picture of `height` x `width` pixels, padding included."""
         return self.latent_dim, -(-height // self.cell_px), -(-width // self.cell_px)
 
 

@@ -1,4 +1,4 @@
-"""How often each latent value occurs: exact counts, and what follows from them."""
+"""Exact counts of each latent value, and the statistics that follow from them."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ __all__ = ["ChannelStatistics"]
 
 @dataclass(frozen=True)
 class ChannelStatistics(Record):
-    """How often each latent value occurs in each channel; everything else follows from these exact counts.
+    """Exact counts of each latent value in each channel, and the statistics that follow from them.
 
     Counts add up over shards in any order, so the statistics of a split are the same however it was made.
 
@@ -39,7 +39,7 @@ class ChannelStatistics(Record):
 
     @classmethod
     def zero(cls, spec: CodecSpec) -> Self:
-        """No latents seen yet."""
+        """Return the counts of no latents."""
         return cls(((0,) * 2**spec.latent_bits,) * spec.latent_dim)
 
     def __add__(self, other: Self) -> Self:

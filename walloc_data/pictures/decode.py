@@ -56,7 +56,7 @@ class PictureError(WallocDataError, ValueError):
 
 @contextmanager
 def _limits_of_ours() -> Iterator[None]:
-    """Pillow's own limits off, as `max_pixels` is checked instead; truncated files refused; its log quiet.
+    """Context: Pillow's own limits are off, as `max_pixels` is checked instead; truncated files refused; its log quiet.
 
     All is put back when the last thread is done.
     """
@@ -145,7 +145,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _tiff_bands(image: Image.Image) -> Iterator[str]:
-    """Bands of a TIFF that Pillow drops, or takes for what the file does not call them."""
+    """Return the bands of a TIFF that Pillow drops, or takes for something other than the file says."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     number, kept = tags.get(_SAMPLES_PER_PIXEL, 1), len(image.getbands())
     if isinstance(number, int) and number > kept:

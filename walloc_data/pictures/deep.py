@@ -23,7 +23,7 @@ class RangeError(ValueError):
 
 
 def deep_raw_mode(image: Image.Image) -> str | None:
-    """Pillow's name for how an opened, not yet loaded PNG or TIFF stores its values; None unless above 8 bits.
+    """Return Pillow's name for how an opened PNG or TIFF stores its values; None unless above 8 bits.
 
     Raises:
         RangeError: Pillow would read it wrongly.
@@ -42,7 +42,7 @@ def deep_raw_mode(image: Image.Image) -> str | None:
 def to_eight_bits(
     image: Image.Image, data: bytes, raw_mode: str, *, max_value: int | None, left_out: list[str]
 ) -> Image.Image:
-    """A loaded picture with 8 bits a value, alpha as it was.
+    """Convert a loaded picture to 8 bits a value, alpha as it was.
 
     Args:
         image: what Pillow made of it; colour has the high bytes only.
@@ -77,7 +77,7 @@ def to_eight_bits(
 
 
 def scaled_to_eight_bits(values: npt.NDArray[np.generic], *, max_value: int) -> npt.NDArray[np.uint8]:
-    """255 value / max_value, rounded: any shape of integers in [0, max_value] to uint8."""
+    """Return 255 value / max_value, rounded: any shape of integers in [0, max_value] to uint8."""
     largest, smallest = int(values.max()), int(values.min())
     if smallest < 0 or (largest > 65535 and max_value == 65535):
         raise RangeError("integer pixels beyond 16 bits have no stated range")
@@ -88,7 +88,7 @@ def scaled_to_eight_bits(values: npt.NDArray[np.generic], *, max_value: int) -> 
 
 
 def _opened_swapped(data: bytes, raw_mode: str, kind: str) -> Image.Image:
-    """The low bytes: the picture read once more, as if its values had the other byte order."""
+    """Return the low bytes: the picture read once more, as if its values had the other byte order."""
     image = Image.open(io.BytesIO(data), formats=(kind,))
     other = raw_mode[:-1] + _SWAPPED[raw_mode[-1]]
     tiles = image.tile

@@ -29,7 +29,7 @@ def _is_torch_memory(error: BaseException) -> bool:
 
 
 def lacks_memory(error: BaseException, data: bytes) -> bool:
-    """Whether it was the machine that had too little memory for a picture, and not the picture that asked for too much.
+    """Return whether the machine had too little memory for a picture, rather than the picture asking for too much.
 
     A damaged file may ask for any amount. Where there is plenty for a picture of its width and height, it is damaged.
     """

@@ -25,7 +25,7 @@ class Positions(Protocol):
 
 
 def original_pictures(source: Positions, *, settings: EncodeSettings) -> Callable[[int], npt.NDArray[np.uint8]]:
-    """A function from a position in the source to its picture, upright and resized as for encoding: (H, W, 3) uint8.
+    """Return a function from a position in the source to its picture, upright and resized: (H, W, 3) uint8.
 
     Raises:
         SourceError: the source is a stream, which has no positions; from the function: no picture there.

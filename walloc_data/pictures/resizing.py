@@ -10,7 +10,7 @@ RESAMPLING = Image.Resampling.BICUBIC
 
 
 def resize_and_crop(image: Image.Image, *, size_px: int | None) -> npt.NDArray[np.uint8]:
-    """The centre square scaled to size_px x size_px, or the picture as it is: (H, W, 3) uint8.
+    """Scale the centre square to size_px x size_px, or keep the picture as it is: (H, W, 3) uint8.
 
     Bicubic with antialiasing, Pillow's. Cropping before scaling gives what scaling the shorter side to `size_px` and
     cropping gives, at one scale for both axes and without scaling what is cut away: the filter still sees the pixels

@@ -14,8 +14,10 @@ _Ints = npt.NDArray[np.int64]
 
 
 def _ascending(numbers: _Ints) -> tuple[_Ints, _Ints]:
-    """Places, in a flattened table of up to 512 columns, and values of what is not 0: row by row, ascending, equal
-    ones as they came. Sorting keys takes less time than argsort, and most of a table is 0.
+    """Return the places (in the flattened table, up to 512 columns) and values of entries that are not 0.
+
+    They are sorted by value row by row, equal ones in their order. Sorting keys takes less time than argsort, and most of
+    a table is 0.
     """
     columns = numbers.shape[1]
     flat = numbers.reshape(-1)

@@ -19,7 +19,9 @@ __all__ = ["fit_klt", "fit_linear_decoder", "latent_statistics", "whole_cells"]
 
 
 def whole_cells(pictures: Iterable[Pixels], *, J: int) -> Iterator[Tensor]:
-    """Pictures as (1, 3, H, W) uint8 tensors, cut at the right and bottom to whole cells; smaller ones are left out."""
+    """Yield pictures as (1, 3, H, W) uint8, cropped at the right and bottom to whole cells; smaller ones are
+    skipped.
+    """
     size = 2**J
     for picture in pictures:
         height, width = picture.shape[0] // size * size, picture.shape[1] // size * size
@@ -28,7 +30,7 @@ def whole_cells(pictures: Iterable[Pixels], *, J: int) -> Iterator[Tensor]:
 
 
 def centred(images: Tensor) -> Tensor:
-    """uint8 pictures as float32 in [-1/2, 1/2]."""
+    """Convert uint8 pictures to float32 in [-1/2, 1/2]."""
     return images.float() / 255 - 0.5
 
 
@@ -42,7 +44,7 @@ class _Moments:
         self.product = torch.zeros(rows, columns, dtype=torch.float64)
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        """a (rows, n), b (columns, n)."""
+        """Add the products of a (rows, n) and b (columns, n)."""
         a, b = a.double(), b.double()
         self.count += a.shape[1]
         self.sum += a.sum(1)
@@ -78,7 +80,7 @@ def fit_klt(pictures: Iterable[Pixels], *, J: int, latent_dim: int) -> tuple[Ten
 
 
 def fit_linear_decoder(codec: WallocCodec, pictures: Iterable[Pixels]) -> nn.Conv2d:
-    """The 1x1 convolution from expanded latents to coefficients of least squared error, for the codec's encoder."""
+    """Return the least-squares 1x1 convolution from expanded latents to coefficients, for the codec's encoder."""
     bands, dim = codec.channels * 4**codec.J, codec.latent_dim
     cross, auto = _Moments(bands, dim), _Moments(dim, dim)
     for images in whole_cells(pictures, J=codec.J):
@@ -96,7 +98,7 @@ def fit_linear_decoder(codec: WallocCodec, pictures: Iterable[Pixels]) -> nn.Con
 
 
 def latent_statistics(codec: WallocCodec, pictures: Iterable[Pixels]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, standard deviation) of every latent channel's integers."""
+    """Return (mean, standard deviation) of every latent channel's integers."""
     moments = _Moments(codec.latent_dim, codec.latent_dim)
     for images in whole_cells(pictures, J=codec.J):
         z = codec.encode(images)[0].flatten(1)

@@ -1,4 +1,4 @@
-"""What a training run is told, and what it returns."""
+"""Settings and results of training runs."""
 
 import json
 import math
@@ -76,7 +76,7 @@ class TrainConfig:
             raise CodecError("batch_size, learning_rate and initial_scale must be positive")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; `from_dict` is its inverse."""
+        """Return JSON values; `from_dict` is its inverse."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
     @classmethod
@@ -108,7 +108,7 @@ class TrainResult:
     held_out_pictures: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -187,7 +187,7 @@ class DecoderTrainConfig:
         }  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, with the network's description."""
+        """Return JSON values, with the network's description."""
         return {**asdict(self), "decoder": self.decoder}
 
 
@@ -208,7 +208,7 @@ class DecoderTrainResult:
     held_out_pictures: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -195,7 +195,7 @@ class Corpus:
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Whether `build` finished there."""
+        """Return whether `build` finished there."""
         return (folder / "pictures.json").is_file()
 
     def __len__(self) -> int:
@@ -220,12 +220,12 @@ class Corpus:
         return self._pixels
 
     def training_pictures(self, *, limit: int, seed: int) -> list[int]:
-        """Positions of at most `limit` pictures for training, in random order."""
+        """Return the positions of at most `limit` pictures for training, in random order."""
         positions = np.flatnonzero(self._training)
         return [int(i) for i in np.random.default_rng(seed).permutation(positions)[:limit]]
 
     def sampler(self, *, height_px: int, width_px: int, enlarged: float) -> "CropSampler":
-        """Crops of one size. `enlarged` is the part of them that is taken smaller and enlarged."""
+        """Return a sampler of crops of one size. `enlarged` is the share of them that is taken smaller and enlarged."""
         longer, shorter = max(height_px, width_px), min(height_px, width_px)
         fits = (self.shapes.max(1) >= longer) & (self.shapes.min(1) >= shorter) & self._training
         choices = []
@@ -255,7 +255,7 @@ class CropSampler:
     enlarged: float
 
     def batch(self, batch_size: int, *, seed: int, step: int) -> Pixels:
-        """(batch_size, height, width, 3) uint8: the crops of one step."""
+        """Return the crops of one step, (batch_size, height, width, 3) uint8."""
         rng = np.random.default_rng([seed, step])
         return np.stack([self._crop(rng) for _ in range(batch_size)])
 

@@ -114,7 +114,7 @@ def _check_settings(begun: Mapping[str, Any], now: Mapping[str, Any], *, where: 
 
 
 def draw_log(log: Path, path: Path) -> bool:
-    """Plot the validation points of a log: quality over time, and against the rate. False without matplotlib."""
+    """Plot a log's validation points: quality over time and over the rate. Return False without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -141,7 +141,7 @@ def draw_log(log: Path, path: Path) -> bool:
 
 
 def model_card(info: CodecInfo, config: Mapping[str, Any], *, corpus: Corpus, result: Mapping[str, Any]) -> str:
-    """README.md of a codec: what it is, what it learned from, how, and how well it does."""
+    """Return the README.md of a codec: its training data, method and measured quality."""
     spec = info.spec
     sources = "\n".join(f"| {name} | {weight:g} |" for name, weight in zip(corpus.names, corpus.weights, strict=True))
     recipe = (
