@@ -16,8 +16,8 @@ _Ints = npt.NDArray[np.int64]
 def _ascending(numbers: _Ints) -> tuple[_Ints, _Ints]:
     """Return the places (in the flattened table, up to 512 columns) and values of entries that are not 0.
 
-    They are sorted by value row by row, equal ones in their order. Sorting keys takes less time than argsort, and most of
-    a table is 0.
+    They are sorted by value row by row, equal ones in their order. Sorting keys takes less time than argsort, and most
+    of a table is 0.
     """
     columns = numbers.shape[1]
     flat = numbers.reshape(-1)
