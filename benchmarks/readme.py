@@ -19,7 +19,7 @@ from benchmarks.results import RESULTS
 
 NETWORK_NAMES = {"vit": "ViT", "resnet": "ResNet"}
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "learning" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "learning" / "README.md")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -288,11 +288,64 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }
 
 
+def headline() -> str:
+    """Return the README's table: one row for each thing that was measured, with the command that measures it."""
+
+    def load(name: str) -> tuple[dict[str, Any], str]:
+        value = json.loads((RESULTS / f"{name}.json").read_text())
+        return value["results"], f"`{value['command']}`"
+
+    encode, encode_command = load("encode_speed")
+    convert, convert_command = load("convert_speed")
+    read, read_command = load("read_speed")
+    codec, codec_command = load("rate_distortion")
+    kodak = encode["kodak_768x512"]
+    per_core = [convert[c]["samples_per_s_per_core"]["median"] for c in ("photos_at_256_default", "imagenette_default")]
+    shards, array = (read["pipelines"][name] for name in ("latents_shards", "latents_array"))
+    published = list(codec["published"].values())
+    bpp, psnr = (statistics.fmean(point[name] for point in published) for name in ("bpp", "psnr_db"))
+    ours, slowdown = codec["mean"]["ours"], codec["decode_speed"]["ratio_whole"]
+    rows = [
+        (
+            "encode 768 x 512 to WebP, one thread",
+            f"{kodak['default']['ms_per_picture']['median']:.1f} ms",
+            f"reference implementation: {kodak['reference']['ms_per_picture']['median']:.1f} ms",
+            encode_command,
+        ),
+        (
+            "convert JPEG files, one core",
+            f"{per_core[0]:.0f} (photographs to 256 px) to {per_core[1]:.0f} (160 px) pictures/s",
+            f"{convert['imagenette_default']['times_the_floor']:.2f}x the time of libjpeg and libwebp alone",
+            convert_command,
+        ),
+        (
+            "read 256-px pictures from shards",
+            f"{shards['samples_per_cpu_second']['median']:,.0f} latents per CPU second",
+            f"webdataset with JPEG: {times(shards['times_webdataset_jpeg'])} slower",
+            read_command,
+        ),
+        (
+            'the same, `cache="array"` (decoded once)',
+            f"{array['samples_per_cpu_second']['median']:,.0f} latents per CPU second",
+            "copies decoded arrays from a memory-mapped file: nothing is decompressed",
+            read_command,
+        ),
+        (
+            "quality, 11 Kodak pictures",
+            f"{ours['psnr_db']:.2f} dB at {ours['bpp']:.3f} bits per pixel",
+            f"published codec: {psnr:.2f} dB at {bpp:.3f}; decodes {times(codec['decode_speed']['ratio_whole'])} slower",
+            codec_command,
+        ),
+    ]
+    return table(("what", "measured", "compared with", "command"), rows).replace("---:", "---")
+
+
 def bodies() -> dict[str, tuple[str, str]]:
     """(table, the command that made its numbers) by name."""
     run = "python -m benchmarks.learning.run"
     made = {f"learning_{name}": (learning_costs(name), f"{run} {how}") for name, how in LEARNING.items()}
     commands = [command for _, command in made.values()]
+    made["headline"] = (headline(), "")
     made["learning"] = (learning(), "`\n\n`".join(commands))
     arms = " ".join(f'"{arm}"' for arm in dict.fromkeys(arm for _, arm in plot.load("imagenette-longer")))
     longer = [f"{command}-longer --longer 4 --seeds 0 --arms {arms}" for command in commands]
@@ -308,7 +361,8 @@ def bodies() -> dict[str, tuple[str, str]]:
 def fill(text: str, made: dict[str, tuple[str, str]]) -> str:
     """A text with every table that it has a place for made anew."""
     for name, (body, command) in made.items():
-        whole = f"<!-- {name} -->\n{body}\n\n`{command}`\n<!-- end {name} -->"
+        under = f"\n\n`{command}`" if command else ""
+        whole = f"<!-- {name} -->\n{body}{under}\n<!-- end {name} -->"
         text = re.sub(rf"<!-- {name} -->.*?<!-- end {name} -->", lambda _, whole=whole: whole, text, flags=re.DOTALL)
     return text
 
