@@ -8,15 +8,16 @@ at 8 bits it travels as int8. Packing lays n x n channels as tiles in each colou
 import io
 import math
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from walloc_data.errors import CodecError, CorruptShardError
 from walloc_data.webp import check_sides, encode_lossless
+
+if TYPE_CHECKING:  # checking a data set takes no torch, which takes two seconds to import
+    from torch import Tensor
 
 __all__ = [
     "check_packed_pixels",
@@ -50,7 +51,7 @@ def _curve(latent_bits: int) -> tuple[float, float]:
     return largest + 0.5 - 1e-3, largest / 1.85
 
 
-def compand(v: Tensor, *, latent_bits: int) -> Tensor:
+def compand(v: "Tensor", *, latent_bits: int) -> "Tensor":
     """Compand real values into the open interval (-m, m), m = 2^(bits-1) - 0.501: u = 2 m (Phi(v / s) - 1/2).
 
     Any shape and float dtype. Its inverse is `expand`.
@@ -61,11 +62,13 @@ def compand(v: Tensor, *, latent_bits: int) -> Tensor:
         >>> compand(torch.tensor([-1000.0, 0.0, 1000.0]), latent_bits=8)
         tensor([-127.4990, 0.0000, 127.4990])
     """
+    import torch
+
     m, s = _curve(latent_bits)
     return m * torch.erf(v / (s * math.sqrt(2)))
 
 
-def expand(u: Tensor, *, latent_bits: int) -> Tensor:
+def expand(u: "Tensor", *, latent_bits: int) -> "Tensor":
     """Undo `compand`, for integers or real values: v = s Phi^-1(clip(u / 2m + 1/2, 1e-4, 1 - 1e-4)).
 
     Any shape; integer tensors become float32. At 8 bits |v| stays below 256.
@@ -77,13 +80,15 @@ def expand(u: Tensor, *, latent_bits: int) -> Tensor:
         >>> expand(compand(v, latent_bits=8), latent_bits=8).round(decimals=2).tolist()
         [-100.0, 0.0, 12.5]
     """
+    import torch
+
     m, s = _curve(latent_bits)
     p = (u if u.is_floating_point() else u.float()) / (2 * m) + 0.5
     v: Tensor = s * torch.special.ndtri(p.clamp(1e-4, 1 - 1e-4))
     return v
 
 
-def expansion_table(latent_bits: int) -> Tensor:
+def expansion_table(latent_bits: int) -> "Tensor":
     """Return `expand` of every integer, (2^bits,) float32: entry i belongs to the value i - 2^(bits-1).
 
     Example:
@@ -92,6 +97,8 @@ def expansion_table(latent_bits: int) -> Tensor:
         >>> table.shape, round(table[0].item(), 1), table[128].item()  # of -128 and of 0
         (torch.Size([256]), -255.3, 0.0)
     """
+    import torch
+
     half = 2 ** (latent_bits - 1)
     return expand(torch.arange(-half, half, dtype=torch.float64), latent_bits=latent_bits).float()
 
@@ -106,7 +113,7 @@ def _tiles(latent_dim: int, colours: int) -> int:
     return n
 
 
-def pack(latent: Tensor, *, colours: int = 3) -> npt.NDArray[np.uint8]:
+def pack(latent: "Tensor", *, colours: int = 3) -> npt.NDArray[np.uint8]:
     """Arrange channels as pictures.
 
     Args:
@@ -122,6 +129,8 @@ def pack(latent: Tensor, *, colours: int = 3) -> npt.NDArray[np.uint8]:
         >>> picture.shape, picture[0, 0, 0].tolist()
         ((1, 40, 40, 3), [128, 128, 128])
     """
+    import torch
+
     if latent.dtype != torch.int8 or latent.ndim != 4:
         raise CodecError(f"pack takes an int8 latent (N, C, h, w), not {latent.dtype} {tuple(latent.shape)}")
     batch, dim, h, w = latent.shape

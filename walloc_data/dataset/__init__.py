@@ -1,8 +1,5 @@
 """Reading latents for training: exact, resumable orders; local, streamed or decoded once into an array."""
 
-from walloc_data.dataset.latent_dataset import LatentDataset
-from walloc_data.dataset.loader import LatentLoader
-from walloc_data.dataset.mixture import LatentMixture
-from walloc_data.dataset.sampler import LatentBatchSampler
+import lazy_loader
 
-__all__ = ["LatentBatchSampler", "LatentDataset", "LatentLoader", "LatentMixture"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
