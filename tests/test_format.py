@@ -65,7 +65,10 @@ def test_json_is_written_without_loss(value: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("format_version",), 2, "format version 2; this walloc_data reads version 1"),
+        (("format_version",), 3, "format version 3; this walloc_data reads up to 2"),
+        (("splits", "train", "columns"), {"key": "string"}, "a column cannot have the name 'key'"),
+        (("splits", "train", "columns"), {"box": {"list": "pixels"}}, "column 'box': 'pixels' is not the type"),
+        (("splits", "train", "columns"), ["box"], "columns must be an object"),
         (("format",), "other", "not a walloc_data manifest"),
         (("codec", "latent_dim"), 13, "does not pack"),
         (("codec", "encoder_sha256"), "A" * 64, "64 lower-case hexadecimal"),

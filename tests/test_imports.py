@@ -16,7 +16,7 @@ ROWS = [
     {"text"},
     {"errors"},
     {"devices", "files", "format", "permutations", "webp"},
-    {"storage", "latents", "pictures", "regression"},
+    {"storage", "latents", "pictures", "regression", "tables"},
     {"card", "codec", "sources", "dataset", "transforms", "adapters"},
     {"convert", "report", "interop", "push"},
     {"demo", "fitting", "serving"},

@@ -93,7 +93,7 @@ def test_datasets_reads_the_same_integers(
         dataset = load_dataset("webdataset", data_files=files, split="train", cache_dir=str(tmp_path))
     else:  # the Hub's detection: the folder's README.md says where the splits are
         dataset = load_dataset(str(encoded), split="train", cache_dir=str(tmp_path))
-    assert dataset[0]["json"]["source_index"] == int(dataset[0]["__key__"])
+    assert int(dataset[0]["__key__"]) == LatentDataset(encoded).index["source_index"][0]
     rows = dataset.with_transform(unpack_rows)
     assert_same([(row["latent"], row["label"]) for row in rows], ours)
     batch = rows[3:6]

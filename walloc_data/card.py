@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import PurePosixPath
 
-from walloc_data.format import Manifest, SplitRecord
+from walloc_data.format import ColumnType, Manifest, SplitRecord
 from walloc_data.storage import Store
 
 __all__ = ["PREVIEW_NAME", "render_card", "shard_urls", "show_preview", "write_card"]
@@ -178,7 +178,7 @@ def _plain(text: str) -> str:
 def _body(manifest: Manifest, *, preview: bool) -> list[str]:
     spec, settings = manifest.codec, manifest.settings
     splits = sorted(manifest.splits.items(), key=_training_first)
-    size = "native size" if settings.size_px is None else f"{settings.size_px} x {settings.size_px} pixels"
+    size = settings.resized
     lines = [
         f"# {_plain(_title(manifest))}",
         "",
@@ -271,15 +271,30 @@ def _contents(manifest: Manifest) -> list[str]:
     spec = manifest.codec
     labelled = "; `{key}.cls`, its class as a number" if any(r.labelled for r in manifest.splits.values()) else ""
     mirror = "; `{key}.mirror.webp`, the latent of the mirrored picture" if manifest.settings.mirror else ""
+    meta = "; `{key}.json`: size of the picture, padding, place in the source" if manifest.settings.sample_json else ""
     return [
         "- `data/*.tar`: WebDataset shards. A sample is `{key}.webp`, the latent packed into one lossless picture"
-        f"{mirror}{labelled}; and `{{key}}.json`: size of the picture, padding, place in the source.",
+        f"{mirror}{labelled}{meta}.",
         "- `walloc.json`: the manifest, with checksums of the shards and the exact counts of every latent value.",
-        "- `index/*.parquet`: one row a sample: shard, offset, length, label, size.",
+        "- `index/*.parquet`: one row a sample: shard, offset, length, label, size; name, size and crop in the source; "
+        "the source's columns.",
+        *_columns(manifest),
         "- `codec/`: what encodes and decodes. Its encoder has the SHA-256 "
         f"`{spec.encoder_sha256}`; latents of another one do not mix with these.",
         "- `failures/*.jsonl`: every picture of the source that could not be encoded, and why.",
     ]
+
+
+def _columns(manifest: Manifest) -> list[str]:
+    """A line for each column of the sources, with its type in each split that has it under another."""
+    lines = []
+    splits = [record.columns or {} for record in manifest.splits.values()]
+    for name in dict.fromkeys(name for columns in splits for name in columns):
+        kinds = [columns[name] for columns in splits if name in columns]
+        types = dict.fromkeys(str(ColumnType.from_json(kind)) for kind in kinds)
+        lines.append(f"  - {_plain(name)}: {_plain(' or '.join(types))}")
+    more = len(lines) - MAX_NAMES_LISTED
+    return lines[:MAX_NAMES_LISTED] + ([f"  - and {more:,} more, in `walloc.json`"] if more > 0 else [])
 
 
 def _classes(names: tuple[str, ...]) -> list[str]:

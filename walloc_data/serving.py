@@ -22,7 +22,7 @@ from walloc_data.adapters import check_codec, latent_config, load_latent_model
 from walloc_data.codec import bundled_codecs, codec_folder, fetch_codec, load_codec, save_codec
 from walloc_data.errors import CodecError, ModelError, SourceError
 from walloc_data.format import EncodeSettings, padding_for
-from walloc_data.pictures import PictureError, decode_picture, resize_and_crop
+from walloc_data.pictures import PictureError, crop_box, decode_picture, encoded_size, resize_and_crop
 from walloc_data.storage import Store
 from walloc_data.transforms import CenterCrop, LatentOperators, Resize
 
@@ -77,6 +77,9 @@ class PictureClassifier(nn.Module):
         check_codec(model, codec.spec)
         self.config = latent_config(model)
         self.model, self.codec = model, codec
+        self._sizes = EncodeSettings(
+            size_px=self.config.size_px, resize=self.config.resize, filter=self.config.filter, snap=self.config.snap
+        )
         size = self.config.input_shape[1:]
         self.view: nn.Module = nn.Identity()
         if self.config.view == "crop":
@@ -103,12 +106,18 @@ class PictureClassifier(nn.Module):
         channels = self.config.codec.channels
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != channels:
             raise ModelError(f"pictures are uint8 (N, {channels}, H, W), not {pictures.dtype} {tuple(pictures.shape)}")
-        size = self.config.size_px
-        if size is not None and pictures.shape[2:] != (size, size):
-            side = min(pictures.shape[2:])
-            top, left = (pictures.shape[2] - side) // 2, (pictures.shape[3] - side) // 2
-            square = pictures[:, :, top : top + side, left : left + side]
-            scaled = F.interpolate(square.float(), size=(size, size), mode="bicubic", antialias=True)
+        here = pictures.shape[3], pictures.shape[2]
+        left, top, right, bottom = crop_box(here, settings=self._sizes)
+        width, height = encoded_size(here, settings=self._sizes)
+        if here != (width, height):
+            pictures = pictures[:, :, top:bottom, left:right]
+        if pictures.shape[2:] != (height, width):
+            if self.config.filter != "bicubic":
+                raise ModelError(
+                    f"the model's pictures were resized by a {self.config.filter} filter, which torch does not have: "
+                    f"pass pictures of {width} x {height} px, or use predict"
+                )
+            scaled = F.interpolate(pictures.float(), size=(height, width), mode="bicubic", antialias=True)
             pictures = scaled.round().clamp(0, 255).to(torch.uint8)
         return _pad(pictures, cell_px=self.config.codec.cell_px)
 
@@ -163,7 +172,7 @@ class PictureClassifier(nn.Module):
         device = next(self.model.parameters()).device
         results = []
         for image, name in zip(images, names, strict=True):
-            array = resize_and_crop(image, size_px=self.config.size_px)
+            array = resize_and_crop(image, settings=self._sizes)
             picture = torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].to(device)
             probabilities = self(picture).softmax(1)[0].cpu()
             best = probabilities.topk(min(top, len(probabilities)))

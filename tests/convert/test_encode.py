@@ -128,9 +128,13 @@ def test_leftovers_of_killed_runs_are_cleaned(pictures: Path, tmp_path: Path, sa
     assert not (out / ".walloc" / "staging").exists()
 
 
-def test_latents_are_the_codecs_and_members_are_in_order(pictures: Path, tmp_path: Path, codec: object) -> None:
+@pytest.mark.parametrize("sample_json", [False, True])
+def test_latents_are_the_codecs_and_members_are_in_order(
+    pictures: Path, tmp_path: Path, codec: object, *, sample_json: bool
+) -> None:
     out = tmp_path / "out"
-    encode_dataset(pictures, out, samples_per_shard=7, progress=False)
+    encode_dataset(pictures, out, samples_per_shard=7, sample_json=sample_json, progress=False)
+    ends = ("webp", "cls", "json") if sample_json else ("webp", "cls")
     source = open_source(pictures)
     seen = set()
     rows = {row["key"]: row for row in pq.read_table(out / "index" / "train.parquet").to_pylist()}
@@ -139,7 +143,7 @@ def test_latents_are_the_codecs_and_members_are_in_order(pictures: Path, tmp_pat
             members = tar.getmembers()
             contents = {member.name: tar.extractfile(member).read() for member in members}  # type: ignore[union-attr]
         keys = list(dict.fromkeys(member.name.partition(".")[0] for member in members))
-        assert [member.name for member in members] == [f"{k}.{end}" for k in keys for end in ("webp", "cls", "json")]
+        assert [member.name for member in members] == [f"{k}.{end}" for k in keys for end in ends]
         for member in members:
             if member.name.endswith(".webp"):
                 row = rows[member.name.removesuffix(".webp")]
@@ -152,14 +156,16 @@ def test_latents_are_the_codecs_and_members_are_in_order(pictures: Path, tmp_pat
             latent = unpack(decode_webp(contents[f"{key}.webp"]))
             assert np.array_equal(latent, codec.encode(pixels)[0].numpy())  # type: ignore[attr-defined]
             assert contents[f"{key}.cls"] == str(sample.label).encode()
-            assert json.loads(contents[f"{key}.json"]) == {
-                "height": 40,
-                "width": 48,
-                "padding": [0, 0, 0, 0],
-                "source_index": int(key),
-                "name": sample.name,
-            }
+            if sample_json:
+                assert json.loads(contents[f"{key}.json"]) == {
+                    "height": 40,
+                    "width": 48,
+                    "padding": [0, 0, 0, 0],
+                    "source_index": int(key),
+                    "name": sample.name,
+                }
             assert rows[key]["label"] == sample.label
+            assert rows[key]["source_name"] == sample.name
     assert seen == set(range(24))
 
 
@@ -299,7 +305,7 @@ def test_odd_sizes_are_padded_as_the_reference_does(tmp_path: Path, codec: objec
     folder.mkdir()
     image = picture(3, width=61, height=45)
     (folder / "a.png").write_bytes(as_bytes(image))
-    encode_dataset(folder, tmp_path / "out", progress=False)
+    encode_dataset(folder, tmp_path / "out", sample_json=True, progress=False)
     padded = np.pad(np.asarray(image), ((1, 2), (1, 2), (0, 0)), mode="reflect")
     expected = codec.encode(torch.from_numpy(padded).permute(2, 0, 1)[None])[0]  # type: ignore[attr-defined]
     [row] = pq.read_table(tmp_path / "out" / "index" / "train.parquet").to_pylist()

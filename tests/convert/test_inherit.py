@@ -108,9 +108,21 @@ def test_another_release_goes_on_with_a_conversion(pictures: Path, tmp_path: Pat
     encode_dataset(pictures, out, part="1/2", **SMALL)
     path = out / ".walloc" / "train" / "plan.json"
     plan = json.loads(path.read_text())
-    plan["written_by"] = {k: v for k, v in plan["written_by"].items() if k != "shards"} | {"walloc_data": "0.0.9"}
+    plan["written_by"] |= {"walloc_data": "0.0.9"}
     path.write_text(json.dumps(plan))
     assert encode_dataset(pictures, out, progress=False).num_samples == 24
+
+
+def test_a_release_that_writes_other_shards_does_not_go_on_with_a_conversion(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encode_dataset(pictures, out, part="1/2", **SMALL)
+    path = out / ".walloc" / "train" / "plan.json"
+    plan = json.loads(path.read_text())
+    del plan["written_by"]["shards"]  # as the first version wrote plans
+    path.write_text(json.dumps(plan))
+    with pytest.raises(SettingsMismatchError, match=r"written_by\.shards: 1 -> 2\n.*overwrite the split"):
+        encode_dataset(pictures, out, progress=False)
+    assert encode_dataset(pictures, out, overwrite=True, progress=False).num_samples == 24
 
 
 @pytest.mark.slow

@@ -113,7 +113,10 @@ def edit_index(out: Path, column: str, row: int, value: object) -> None:
         ("mirror_offset", 1, "sample 000000002: mirror_offset is 1, expected"),
         ("label", 1, "sample 000000002: label is '0', expected '1'"),
         ("height", 41, "sample 000000002: latent shape is (12, 5, 6), expected (12, 6, 6)"),
-        ("width", 47, "sample 000000002: width in its JSON is 48, expected 47"),
+        ("width", 47, "sample 000000002: size in pixels is (47, 40), expected (48, 40)"),
+        ("crop_left", 1, "sample 000000002: crop is (1, 0, 48, 40), expected (0, 0, 48, 40)"),
+        ("crop_right", 49, "sample 000000002: its crop from left 0 to right 49 is not inside width 48"),
+        ("source_height", None, "sample 000000002: its crop from top 0 to bottom 40 is not inside height None"),
         ("source_index", 1, "sample 000000002: key is '000000002', expected '000000001'"),
     ],
 )

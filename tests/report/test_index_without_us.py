@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-EXPECTED_COLUMNS = ["key", "shard", "offset", "length", "label", "height", "width", "source_index", "crc32"]
+EXPECTED_COLUMNS = [
+    *("key", "shard", "offset", "length", "label", "height", "width", "source_index", "crc32"),
+    *("source_name", "source_height", "source_width", "crop_left", "crop_top", "crop_right", "crop_bottom"),
+]
 
 
 def test_pandas_reads_the_index(imagenette_latents: Any) -> None:

@@ -13,7 +13,7 @@ from walloc_data.adapters.pretrained import Pretrained, pixel_model
 from walloc_data.adapters.stem import LatentConv2d, Normalization, TwoLayerStem, normalization_buffers
 from walloc_data.adapters.wrapping import bare_module
 from walloc_data.errors import FormatError, ModelError
-from walloc_data.format import ChannelStatistics, CodecSpec, Manifest
+from walloc_data.format import ChannelStatistics, CodecSpec, EncodeSettings, Manifest
 from walloc_data.storage import Store, read_manifest
 
 __all__ = ["LatentModelConfig", "LatentModelSummary", "create_latent_model", "latent_config", "stem_of", "summarize"]
@@ -57,7 +57,11 @@ class LatentModelConfig:
     stem_bias: bool | None = None
     stem_padding: Literal["zeros", "circular"] = "zeros"
     stem_hidden_channels: int | None = None  # None: a stem of one layer
-    size_px: int | None = None  # pictures were scaled and cropped to this before encoding; None: as they were
+    # How pictures came to their size before they were encoded: fields of `EncodeSettings`.
+    size_px: int | None = None
+    resize: str = "crop"
+    filter: Literal["bicubic", "lanczos"] = "bicubic"
+    snap: int | None = None
     view: View = "whole"  # how stored latents come to input_shape in validation
     timm_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -140,6 +144,11 @@ class LatentModelSummary:
         )
 
 
+def _sizes(settings: EncodeSettings) -> dict[str, Any]:
+    """What the config keeps of a data set's settings."""
+    return {name: getattr(settings, name) for name in ("size_px", "resize", "filter", "snap")}
+
+
 def create_latent_model(
     name: str,
     *,
@@ -207,9 +216,9 @@ def create_latent_model(
         )
         codec, statistics = codec or manifest.codec, statistics or record.statistics
         input_shape = input_shape or record.latent_shape
-        class_names, size_px = manifest.class_names, manifest.settings.size_px
+        class_names, sizes = manifest.class_names, _sizes(manifest.settings)
     else:
-        class_names = size_px = None
+        class_names, sizes = None, {}
     if codec is None or statistics is None:
         raise ModelError(f"{name}: pass dataset=, or both codec= and statistics=")
     if input_shape is None:
@@ -231,9 +240,9 @@ def create_latent_model(
         stem_bias=stem_bias,
         stem_padding=stem_padding,
         stem_hidden_channels=stem_hidden_channels,
-        size_px=size_px,
         view=view,
         timm_kwargs=timm_kwargs,
+        **sizes,
     )
     pixel = None if pretrained is False else pixel_model(config, pretrained)
     model = build(config, buffers=normalization_buffers(statistics, kind=normalization))

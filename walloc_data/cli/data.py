@@ -63,10 +63,18 @@ def _settings_arguments(parser: Parser) -> None:
         group.add_argument(name, default=argparse.SUPPRESS, **options)
 
     add("--size", type=int, metavar="N", help="resize the shorter side to N pixels and crop the centre square")
+    add(
+        "--resize",
+        metavar="HOW:N",
+        help="crop:N, as --size N; shorter:N, the shorter side to N and nothing cut off; square:N, both sides to N",
+    )
+    add("--filter", choices=("bicubic", "lanczos"), help="that resizes (default: bicubic)")
+    add("--snap", type=int, metavar="N", help="crop sides, around the centre, to multiples of N pixels")
     add("--samples-per-shard", type=int, metavar="N", help="(default: 2048)")
     add("--shuffle-seed", type=int, metavar="SEED", help="of the order in the shards (default: 0)")
     add("--effort", choices=("default", "fast"), help="of WebP; fast: a few per cent more bytes")
     add("--mirror", action="store_true", help="also store the latent of every mirrored picture: twice the bytes")
+    add("--sample-json", action="store_true", help="also write a JSON beside every latent: 1 kB more a sample")
     add_reading(group)
 
 
@@ -157,10 +165,14 @@ def _settings(args: Args) -> dict[str, Any]:
     """The settings that were given; the others are the data set's, where it has a split."""
     names = {
         "size": "size_px",
+        "resize": "resize",
+        "filter": "filter",
+        "snap": "snap",
         "samples_per_shard": "samples_per_shard",
         "shuffle_seed": "shuffle_seed",
         "effort": "webp_effort",
         "mirror": "mirror",
+        "sample_json": "sample_json",
         **{name: name for name in READING},
     }
     given = {name: getattr(args, option) for option, name in names.items() if hasattr(args, option)}

@@ -12,8 +12,8 @@ from itertools import islice
 
 from walloc_data.convert.progress import ProgressMeter
 from walloc_data.convert.records import rows_name
+from walloc_data.convert.rows import SOURCE_CRC32, SOURCE_VERSION
 from walloc_data.convert.state import in_order, read_plan
-from walloc_data.convert.worker import SOURCE_CRC32, SOURCE_VERSION
 from walloc_data.errors import FormatError, SettingsMismatchError
 from walloc_data.sources import Sample, Source
 from walloc_data.storage import Store

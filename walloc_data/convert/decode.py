@@ -95,7 +95,7 @@ def _packed(
     with ExitStack() as outer, ExitStack() as opened:
         index = outer.enter_context(local_file(store, record.index_name(split)))
         position, file = -1, Path()
-        rows = index_rows(index, mirror=manifest.settings.mirror, where=where)
+        rows = index_rows(index, mirror=manifest.settings.mirror, columns=record.columns, where=where)
         for row in rows:
             if wanted is not None and row["key"] not in wanted:
                 continue

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from walloc_data.convert.begin import begin, check_versions, codec_for, discard_another, plan_for
 from walloc_data.convert.changes import check_source
@@ -34,8 +34,8 @@ from walloc_data.convert.run import Run
 from walloc_data.convert.state import check_siblings, finished_shards, read_manifest, read_plan
 from walloc_data.convert.summary import ConversionSummary
 from walloc_data.devices import usable_device
-from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
-from walloc_data.format import MANIFEST_NAME, EncodeSettings, check_name
+from walloc_data.errors import FormatError, SettingsMismatchError, SourceError, StorageError
+from walloc_data.format import MANIFEST_NAME, EncodeSettings, SettingFields, check_name
 from walloc_data.sources import Source, open_source
 from walloc_data.sources.folder import FolderSource
 from walloc_data.storage import Store
@@ -62,7 +62,9 @@ def encode_dataset(
     part: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool | Callable[[Progress], None] = True,
-    **fields: Any,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    **fields: Unpack[SettingFields],
 ) -> ConversionSummary:
     """Encode a source of pictures as one split of a data set of latents.
 
@@ -93,6 +95,10 @@ def encode_dataset(
         part: ``"I/N"`` does the I-th of N parts of the shards, for schedulers; `finish_dataset` joins them.
         storage_options: for remote file systems, of `out` and of remote tars.
         progress: True writes to stderr; or a callable that gets a `Progress` several times a second.
+        image_column: as `open_source` takes it, for sources that it opens.
+        label_column: the same of labels; ``none`` encodes without.
+        fields: settings by name, in place of `settings` or of what they say: those of `EncodeSettings`. `size_px` alone
+            means ``crop``.
 
     Raises:
         SourceError: the source cannot be read as asked.
@@ -120,7 +126,15 @@ def encode_dataset(
     if engine == "local":
         usable_device(device)
     store = Store(out, storage_options=storage_options)
-    opened: Source = open_source(source, split=split, storage_options=storage_options)
+    if isinstance(source, Source) and (image_column, label_column) != (None, None):
+        raise SourceError(f"{source.location}: is open already: give image_column and label_column to open_source")
+    opened: Source = open_source(
+        source,
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        storage_options=storage_options,
+    )
     _check_folder(store, opened)
     printer = ProgressPrinter() if progress is True else None
     callback = printer if printer is not None else (progress if callable(progress) else None)
@@ -204,14 +218,23 @@ def encode_dataset(
         return replace(summary, url=store.url, new_samples=run.new_samples, seconds=seconds)
 
 
-def _given(settings: EncodeSettings | None, fields: dict[str, Any]) -> dict[str, Any]:
+def _given(settings: EncodeSettings | None, fields: SettingFields) -> dict[str, Any]:
     """The settings that the caller gave; checked, so that what is impossible is refused before anything is opened."""
     known = sorted(EncodeSettings().to_dict())
     if unknown := sorted(fields.keys() - set(known)):
         raise TypeError(f"encode_dataset: unknown settings {unknown}; its settings are {known}")
+    size = fields.get("size_px")
+    if size is not None and ":" in (how := str(fields.get("resize", ""))) and how.partition(":")[2] != str(size):
+        raise FormatError(
+            f"resize {how!r} and size_px {size} (--resize, --size) contradict each other: give one of them"
+        )
+    if size is not None and settings is None and "resize" not in fields:
+        fields = {**fields, "resize": "crop"}
     checked = replace(settings if settings is not None else EncodeSettings(), **fields)
-    names = known if settings is not None else sorted(fields)
-    return {name: getattr(checked, name) for name in names}
+    names = set(known if settings is not None else fields)
+    if "resize" in names:  # "shorter:288" is both
+        names |= {"size_px"} if ":" in str(fields.get("resize", "")) else set()
+    return {name: getattr(checked, name) for name in sorted(names)}
 
 
 def _kind_of_replacement(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from walloc_data.convert.lock import conversion_lock, disk_errors
 from walloc_data.convert.overwrite import clean_leftovers
 from walloc_data.convert.plan import Plan
 from walloc_data.convert.records import done_name, rows_name
+from walloc_data.convert.rows import join_column_types, join_rows
 from walloc_data.convert.state import (
     check_siblings,
     done_marks,
@@ -28,7 +29,6 @@ from walloc_data.convert.summary import ConversionSummary, kept_of, notes_of
 from walloc_data.errors import ConversionError, FormatError
 from walloc_data.format import (
     MANIFEST_NAME,
-    OPTIONAL_INDEX_COLUMNS,
     ChannelStatistics,
     Manifest,
     SplitRecord,
@@ -38,8 +38,6 @@ from walloc_data.format import (
 from walloc_data.storage import Store
 
 __all__ = ["finish_dataset", "join_split", "timm_info"]
-
-ROWS_PER_GROUP = 2**17  # of the index's parquet file
 
 
 def finish_dataset(
@@ -120,7 +118,7 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
     split, num_shards = plan.split, plan.num_shards or 0
     spec = plan.codec
     counts = np.zeros((spec.latent_dim, 2**spec.latent_bits), dtype=np.int64)
-    shards, shapes, numbers = [], set(), []
+    shards, shapes, numbers, types = [], set(), [], []
     num_failures = num_pixels = source_bytes = webp_bytes = expected = 0
     first_failures: list[str] = []
     left_out = Counter[str]()
@@ -147,6 +145,7 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
             counts += np.asarray(done.statistics.counts, dtype=np.int64)
             shards.append(done.shard)
             numbers.append(number)
+            types.append(done.columns)
             shapes.add(done.latent_shape)
             num_pixels += done.num_pixels
             webp_bytes += done.webp_bytes
@@ -164,12 +163,15 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
         some = "\n  ".join(first_failures)
         raise ConversionError(f"{store.url}: none of {num_failures} pictures could be encoded, the first:\n  {some}")
     [shape] = shapes if len(shapes) == 1 else [None]
-    labels = _join_rows(store, plan, numbers, folder / "index.parquet")
+    columns = join_column_types(types)
+    names = [store.where(rows_name(split, number)) for number in numbers]
+    rows = zip(names, _rows(store, split, numbers), types, strict=True)
+    labels = join_rows(rows, folder / "index.parquet", mirror=plan.settings.mirror, columns=columns)
     with (folder / "index.parquet").open("rb") as index:
         index_sha256 = hashlib.file_digest(index, "sha256").hexdigest()
     notes = notes_of(plan, left_out, labels=labels)
     record = SplitRecord(
-        source={**plan.source, "notes": list(notes)},
+        source={name: value for name, value in plan.source.items() if name != "column_types"} | {"notes": list(notes)},
         num_samples=sum(shard.num_samples for shard in shards),
         num_failures=num_failures,
         shards=tuple(shards),
@@ -177,6 +179,7 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
         labelled=plan.labelled,
         statistics=ChannelStatistics(tuple(map(tuple, counts.tolist()))),
         index_sha256=index_sha256,
+        columns=columns,
     )
     store.publish(folder / "index.parquet", index_name(split))
     store.publish(folder / "failures.jsonl", f"failures/{split}.jsonl")
@@ -196,43 +199,9 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
     return record, summary, {"wids_version": 1, "name": split, "shardlist": shardlist}
 
 
-def _join_rows(store: Store, plan: Plan, numbers: list[int], target: Path) -> set[int]:
-    """Concatenate the shards' rows; `shard` becomes the position in the manifest's list of shards.
-
-    Returns:
-        The labels that occur.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    from walloc_data.convert.worker import index_schema
-
-    schema = index_schema(mirror=plan.settings.mirror)
-
-    def read(number: int) -> Any:
-        path = rows_name(plan.split, number)
-        data = store.read_bytes(path, max_bytes=2**31)
-        try:
-            table = pa.parquet.read_table(pa.BufferReader(data))
-            for column in sorted(OPTIONAL_INDEX_COLUMNS & set(schema.names) - set(table.column_names)):
-                table = table.append_column(schema.field(column), pa.nulls(len(table), schema.field(column).type))
-            return table.select(schema.names).cast(schema)
-        except (pa.ArrowException, KeyError, ValueError) as error:
-            raise FormatError(f"{store.where(path)}: not the rows of an index ({error})") from error
-
-    labels: set[int] = set()
-    with pa.parquet.ParquetWriter(target, schema) as writer:
-        waiting: list[Any] = []
-        for position, table in enumerate(in_order(read, numbers, store=store)):
-            column = pa.array(np.full(len(table), position, dtype=np.int32))
-            labels.update(table["label"].unique().drop_null().to_pylist())
-            waiting.append(table.set_column(schema.get_field_index("shard"), "shard", column))
-            if sum(map(len, waiting)) >= ROWS_PER_GROUP:
-                writer.write_table(pa.concat_tables(waiting).combine_chunks())
-                waiting = []
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting).combine_chunks())
-    return labels
+def _rows(store: Store, split: str, numbers: list[int]) -> Iterator[bytes]:
+    """The files of the shards' rows."""
+    return in_order(lambda number: store.read_bytes(rows_name(split, number), max_bytes=2**31), numbers, store=store)
 
 
 def timm_info(manifest: Manifest) -> dict[str, Any]:

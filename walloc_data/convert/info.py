@@ -52,7 +52,7 @@ class DatasetInfo:
                 f"codec {codec.name}: {codec.latent_dim} channels of {codec.latent_bits} bits at 1/{codec.cell_px} "
                 f"size, {codec.dimensionality_reduction:g}x fewer values (encoder {codec.encoder_sha256[:12]})"
             )
-            size = f"{settings.size_px} px squares" if settings.size_px else "native size"
+            size = settings.resized
             names = self.manifest.class_names
             lines.append(f"pictures at {size}" + (f"; {len(names)} classes" if names else ""))
             for name, record in sorted(self.manifest.splits.items()):

@@ -73,6 +73,7 @@ class RelabelledSource(Source):
         self._labels = [position[name] for name in source.class_names or ()]
         self.kind, self.location, self.num_items = source.kind, source.location, source.num_items
         self.labelled, self.columns, self.notes = source.labelled, source.columns, source.notes
+        self.column_types = source.column_types
         self.identity, self.class_names = source.identity, names
 
     def describe(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from walloc_data.convert.state import read_manifest
 from walloc_data.errors import FormatError
 from walloc_data.format import MANIFEST_NAME, OPTIONAL_INDEX_COLUMNS, Manifest
 from walloc_data.storage import Store
+from walloc_data.tables import index_schema
 
 __all__ = ["failure_lines", "index_rows", "local_file", "open_manifest"]
 
@@ -41,14 +42,15 @@ def local_file(store: Store, path: str) -> Iterator[Path]:
         yield target
 
 
-def index_rows(file: Path, *, mirror: bool, where: str) -> Iterator[dict[str, Any]]:
-    """Rows of a split's index, in order, in memory that does not grow with it. Optional columns may be absent."""
+def index_rows(file: Path, *, mirror: bool, columns: Mapping[str, Any] | None, where: str) -> Iterator[dict[str, Any]]:
+    """Rows of a split's index, in order, in memory that does not grow with it. Optional columns may be absent.
+
+    The columns of the source must be those of the manifest, and are not among the rows.
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
-    from walloc_data.convert.worker import index_schema
-
-    schema = index_schema(mirror=mirror)
+    schema = index_schema(mirror=mirror, columns=columns)
     try:
         with pa.parquet.ParquetFile(file) as parquet:
             found = parquet.schema_arrow.remove_metadata()
@@ -56,11 +58,22 @@ def index_rows(file: Path, *, mirror: bool, where: str) -> Iterator[dict[str, An
                 if absent in schema.names:
                     schema = schema.remove(schema.get_field_index(absent))
             if found != schema:
-                raise FormatError(f"{where}: its columns are {parquet.schema_arrow.names}, expected {schema.names}")
-            for batch in parquet.iter_batches(batch_size=4096):
+                raise FormatError(f"{where}: {_first_difference(found, schema)}")
+            ours = [name for name in schema.names if name not in (columns or {})]
+            for batch in parquet.iter_batches(batch_size=4096, columns=ours):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise FormatError(f"{where}: not a readable index ({error})") from error
+
+
+def _first_difference(found: Any, expected: Any) -> str:
+    if found.names != expected.names:
+        return f"its columns are {found.names}, expected {expected.names}"
+    kinds = ((name, found.field(name).type, expected.field(name).type) for name in expected.names)
+    return next(
+        (f"its column {name!r} holds {kind}, expected {wanted}" for name, kind, wanted in kinds if kind != wanted),
+        "its columns are not those of an index",
+    )
 
 
 def failure_lines(file: Path, *, where: str) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from walloc_data.errors import FormatError
-from walloc_data.format import CodecSpec, EncodeSettings, check_name
+from walloc_data.format import CodecSpec, ColumnType, EncodeSettings, check_name
 from walloc_data.permutations import permute_source
 
 __all__ = ["SHARDS_VERSION", "Plan", "differences", "parse_part", "version_differences"]
@@ -19,7 +19,7 @@ __all__ = ["SHARDS_VERSION", "Plan", "differences", "parse_part", "version_diffe
 # To be raised with any change of ours by which a shard gets other bytes: how pictures are read, resized, padded,
 # encoded or packed, and how tars, keys and JSON are written. The WebP writer has a version of its own. A release that
 # changes none of these resumes what another began.
-SHARDS_VERSION = "1"
+SHARDS_VERSION = "2"
 
 _Index = npt.NDArray[np.int64]
 
@@ -46,6 +46,13 @@ class Plan:
                 raise FormatError(f"source.{name} must be a {kind.__name__}")
         if self.num_items is not None and (type(self.num_items) is not int or self.num_items < 1):
             raise FormatError("source.num_items must be a positive integer or null")
+        if not isinstance(self.column_types, Mapping):
+            raise FormatError("source.column_types must be an object")
+        for name, kind in self.column_types.items():
+            try:
+                ColumnType.from_json(kind)
+            except FormatError as error:
+                raise FormatError(f"source.column_types: {name!r}: {error}") from error
 
     @property
     def num_items(self) -> int | None:
@@ -65,8 +72,14 @@ class Plan:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The source's other columns, which every sample's JSON has."""
+        """The source's other columns, which go into the index."""
         return tuple(self.source["columns"])
+
+    @property
+    def column_types(self) -> Mapping[str, Any]:
+        """The types that the source states of its columns; those of the others follow from their values."""
+        types: Mapping[str, Any] = self.source.get("column_types") or {}
+        return types
 
     def with_num_items(self, num_items: int) -> Self:
         """The plan of a stream whose end has been seen."""
@@ -101,10 +114,12 @@ class Plan:
         """Check and build; `where` is named in errors."""
         try:
             names = value["class_names"]
+            # Version 1 of the format wrote a JSON beside every latent, and did not say so.
+            settings = {"sample_json": True, **value["settings"]}
             return cls(
                 split=value["split"],
                 source=value["source"],
-                settings=EncodeSettings.from_dict(value["settings"], where="settings"),
+                settings=EncodeSettings.from_dict(settings, where="settings"),
                 codec=CodecSpec.from_dict(value["codec"], where="codec"),
                 class_names=None if names is None else tuple(str(name) for name in names),
                 written_by=value["written_by"],
@@ -121,7 +136,10 @@ def differences(before: Plan, now: Plan) -> list[str]:
     for group in ("codec", "settings", "source"):
         old, new = before.to_dict()[group], now.to_dict()[group]
         if group == "source":  # a source may be mounted elsewhere, its content decides; notes are for people
-            old, new = ({k: v for k, v in side.items() if k not in ("location", "notes")} for side in (old, new))
+            ignored = {"location", "notes"}
+            if "column_types" not in old or "column_types" not in new:  # not recorded by earlier versions
+                ignored.add("column_types")
+            old, new = ({k: v for k, v in side.items() if k not in ignored} for side in (old, new))
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):
                 found.append(f"{group}.{name}: {old.get(name)!r} -> {new.get(name)!r}")

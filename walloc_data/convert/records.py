@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from walloc_data.errors import FormatError
-from walloc_data.format import ChannelStatistics, ShardRecord, dump_json, load_json
+from walloc_data.format import ChannelStatistics, ShardRecord, check_columns, dump_json, load_json
 
 __all__ = ["Failure", "ShardDone", "done_name", "end_name", "plan_name", "rows_name", "work_folder"]
 
@@ -70,6 +70,7 @@ class ShardDone:
     webp_bytes: int  # of packed latents, mirrored ones not counted
     left_out: Mapping[str, int] = field(default_factory=dict)  # what encoded pictures have lost: in how many of them
     largest_picture: int | None = None  # pixels of the largest picture encoded, as its source has it; None: not known
+    columns: Mapping[str, Any] | None = None  # of the source, in the rows: name to type; None: version 1, without
 
     @property
     def num_samples(self) -> int:
@@ -93,6 +94,8 @@ class ShardDone:
             value["latent_shape"] = None if shape is None else tuple(int(side) for side in shape)
             value["left_out"] = {str(name): int(number) for name, number in value.get("left_out", {}).items()}
             done = cls(**value)
+            if done.columns is not None:
+                check_columns(done.columns)
             names = ["first", "last", "num_pixels", "source_bytes", "webp_bytes"]
             for name in names + (["largest_picture"] if done.largest_picture is not None else []):
                 if type(getattr(done, name)) is not int or getattr(done, name) < 0:

@@ -22,6 +22,7 @@ from walloc_data.convert.worker import count_levels
 from walloc_data.errors import FormatError, StorageError, WallocDataError
 from walloc_data.format import Manifest, ShardRecord, SplitRecord, load_json, padding_for, sample_key
 from walloc_data.latents import decode_webp, unpack
+from walloc_data.pictures import crop_box, encoded_size
 from walloc_data.sources import Source
 from walloc_data.storage import Store
 
@@ -211,7 +212,7 @@ class _Split:
         where = self.store.where(self.record.index_name(self.name))
         try:
             with local_file(self.store, self.record.index_name(self.name)) as file:
-                rows = index_rows(file, mirror=self.manifest.settings.mirror, where=where)
+                rows = index_rows(file, mirror=self.manifest.settings.mirror, columns=self.record.columns, where=where)
                 for position, shard in enumerate(self.record.shards):
                     mine = list(islice(rows, shard.num_samples))
                     if len(mine) < shard.num_samples:
@@ -323,19 +324,45 @@ class _Split:
                 raise FormatError(f"{what}: label {row['label']} names no class")
         elif row["label"] is not None:
             raise FormatError(f"{what}: label {row['label']} in a split without labels")
+        if record.columns is not None:
+            _check_source_places(what, row)
+            box = (row["crop_left"], row["crop_top"], row["crop_right"], row["crop_bottom"])
+            size = encoded_size((row["source_width"], row["source_height"]), settings=settings)
+            _same(what, "crop", box, crop_box((row["source_width"], row["source_height"]), settings=settings))
+            _same(what, "size in pixels", (width, height), size)
+        if settings.sample_json or _is_next(data, f"{row['key']}.json", offset):
+            offset = self._json(what, data, row, offset)
+        return offset
+
+    def _json(self, what: str, data: mmap.mmap, row: dict[str, Any], offset: int) -> int:
+        """Check the sample's JSON, and return where the next sample begins."""
         _, member, offset = _member(what, data, f"{row['key']}.json", offset)
         try:
             meta = json.loads(member)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{what}: its JSON cannot be read ({error})") from error
+        height, width = row["height"], row["width"]
         for name, value in (
             ("height", height),
             ("width", width),
             ("source_index", row["source_index"]),
-            ("padding", list(padding_for(height, width, multiple=spec.cell_px))),
+            ("padding", list(padding_for(height, width, multiple=self.manifest.codec.cell_px))),
         ):
             _same(what, f"{name} in its JSON", meta.get(name) if isinstance(meta, dict) else None, value)
         return offset
+
+
+def _check_source_places(what: str, row: dict[str, Any]) -> None:
+    """The part of the source's picture that was encoded lies inside it."""
+    for first, last, side in (("left", "right", "width"), ("top", "bottom", "height")):
+        begin, end, length = row[f"crop_{first}"], row[f"crop_{last}"], row[f"source_{side}"]
+        if None in (begin, end, length) or not 0 <= begin < end <= length:
+            raise FormatError(f"{what}: its crop from {first} {begin} to {last} {end} is not inside {side} {length}")
+
+
+def _is_next(data: mmap.mmap, name: str, offset: int) -> bool:
+    """Return whether a member of this name follows."""
+    return data[offset : offset + 100].rstrip(b"\0") == name.encode()
 
 
 def _picture(what: str, member: bytes, channels: int) -> Any:

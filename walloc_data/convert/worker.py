@@ -7,7 +7,6 @@ shape together. How pictures are grouped does not touch a latent: `codec.encode`
 import json
 import math
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -21,12 +20,11 @@ import torch
 
 from walloc_data.convert.plan import Plan
 from walloc_data.convert.records import Failure, ShardDone, done_name, rows_name
+from walloc_data.convert.rows import ShardRows
 from walloc_data.convert.tar import TarWriter
 from walloc_data.convert.trouble import trouble
 from walloc_data.errors import ConversionError, WallocDataError
 from walloc_data.format import (
-    INDEX_COLUMNS,
-    MIRROR_INDEX_COLUMNS,
     ChannelStatistics,
     CodecSpec,
     ShardRecord,
@@ -35,15 +33,13 @@ from walloc_data.format import (
     shard_name,
 )
 from walloc_data.latents import encode_webps, pack
-from walloc_data.pictures import PictureError, decode_picture, resize_and_crop
+from walloc_data.pictures import PictureError, crop_box, decode_picture, resize_and_crop
 from walloc_data.pictures.memory import is_trouble
 from walloc_data.sources import Sample
 from walloc_data.storage import Store
 from walloc_data.webp import MAX_SIDE
 
-__all__ = ["SOURCE_CRC32", "SOURCE_VERSION", "ShardWorker", "Tally", "count_levels", "index_schema"]
-
-SOURCE_VERSION, SOURCE_CRC32 = "source_version", "source_crc32"  # of the picture as its source had it
+__all__ = ["ShardWorker", "Tally", "count_levels"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -81,7 +77,8 @@ class _Item:
     source_index: int
     sample: Sample
     pixels: Pixels  # (H, W, 3)
-    source_pixels: int  # before resizing
+    source_size: tuple[int, int]  # (width, height), upright, before resizing
+    box: tuple[int, int, int, int]  # (left, top, right, bottom) of what was kept, in the source's pixels
     files: list[bytes] = field(default_factory=list)  # the packed latent, and the mirrored one
 
 
@@ -125,7 +122,7 @@ class ShardWorker:
             started = time.perf_counter()
             if done.shard is not None:
                 self.store.publish(local, name)
-                self.store.write_bytes(rows_name(self.plan.split, shard), _parquet(rows))
+                self.store.write_bytes(rows_name(self.plan.split, shard), rows)
             self.store.write_bytes(done_name(self.plan.split, shard), done.to_json())
             report(Tally(seconds={"publish": time.perf_counter() - started}))
         except WallocDataError:
@@ -147,9 +144,9 @@ class ShardWorker:
 
     def _write(
         self, shard: int, local: Path, samples: Iterable[tuple[int, Sample]], *, report: Callable[[Tally], None]
-    ) -> tuple[ShardDone, dict[str, list[Any]]]:
+    ) -> tuple[ShardDone, bytes]:
         plan, spec = self.plan, self.plan.codec
-        rows: dict[str, list[Any]] = {name: [] for name in rows_schema(mirror=plan.settings.mirror).names}
+        rows = ShardRows(plan.columns, plan.column_types, mirror=plan.settings.mirror)
         failures: list[Failure] = []
         counts = np.zeros((spec.latent_dim, 2**spec.latent_bits), dtype=np.int64)
         shapes: set[tuple[int, ...]] = set()
@@ -162,7 +159,7 @@ class ShardWorker:
                 self._encode(items, counts, shapes, clock)
                 for item in items:
                     self._append(tar, item, rows, shard=shard)
-                    largest = max(largest, item.source_pixels)
+                    largest = max(largest, item.source_size[0] * item.source_size[1])
                     tally.samples += 1
                     tally.pixels += item.pixels.shape[0] * item.pixels.shape[1]
                     tally.webp_bytes += len(item.files[0])
@@ -174,6 +171,7 @@ class ShardWorker:
         record = None
         if total.samples:
             record = ShardRecord(shard_name(plan.split, shard), total.samples, tar.num_bytes, tar.sha256)
+        parquet, columns = rows.to_parquet()
         done = ShardDone(
             shard=record,
             md5=tar.md5 if record else None,
@@ -187,8 +185,9 @@ class ShardWorker:
             webp_bytes=total.webp_bytes,
             left_out=dict(left_out),
             largest_picture=largest,
+            columns=columns,
         )
-        return done, rows
+        return done, parquet
 
     def _windows(
         self, samples: Iterable[tuple[int, Sample]], left_out: Counter[str]
@@ -209,8 +208,10 @@ class ShardWorker:
                 lost: list[str] = []
                 image = decode_picture(sample.data, settings=self.plan.settings, left_out=lost)
                 clock.stop("decode")
-                pixels_of = resize_and_crop(image, size_px=self.plan.settings.size_px)
-                item = _Item(key, source_index, sample, pixels_of, image.width * image.height)
+                settings = self.plan.settings
+                pixels_of = resize_and_crop(image, settings=settings)
+                box = crop_box(image.size, settings=settings)
+                item = _Item(key, source_index, sample, pixels_of, image.size, box)
                 _check_packed_sides(item.pixels, spec=self.plan.codec)
                 _count(left_out, lost)
                 clock.stop("resize")
@@ -266,33 +267,41 @@ class ShardWorker:
                     count_levels(latents.numpy(), counts)
                     clock.stop("count")
 
-    def _append(self, tar: TarWriter, item: _Item, rows: dict[str, list[Any]], *, shard: int) -> None:
+    def _append(self, tar: TarWriter, item: _Item, rows: ShardRows, *, shard: int) -> None:
         """One sample's members, adjacent, and its row of the index."""
         height, width = item.pixels.shape[:2]
-        label = item.sample.label
-        meta = {
-            "height": height,
-            "width": width,
-            "padding": padding_for(height, width, multiple=self.plan.codec.cell_px),
-            "source_index": item.source_index,
-            "name": item.sample.name,
-        }
-        if self.plan.columns:
-            meta["columns"] = {name: item.sample.columns.get(name) for name in self.plan.columns}
+        sample, spec = item.sample, self.plan.codec
         members = [(f"{item.key}.webp", item.files[0])]
         if self.plan.settings.mirror:
             members.append((f"{item.key}.mirror.webp", item.files[1]))
         if self.plan.labelled:
-            members.append((f"{item.key}.cls", str(label).encode()))
-        members.append((f"{item.key}.json", _to_json(meta).encode()))
+            members.append((f"{item.key}.cls", str(sample.label).encode()))
+        if self.plan.settings.sample_json or not spec.is_usual:
+            meta = {
+                "height": height,
+                "width": width,
+                "padding": padding_for(height, width, multiple=spec.cell_px),
+                "source_index": item.source_index,
+                "name": sample.name,
+            }
+            if self.plan.columns:
+                meta["columns"] = {name: sample.columns.get(name) for name in self.plan.columns}
+            members.append((f"{item.key}.json", _to_json(meta).encode()))
         offsets = tar.add(members)
-        values = [item.key, shard, offsets[0], len(item.files[0]), label, height, width, item.source_index]
-        values.append(zlib.crc32(item.files[0]))
-        if self.plan.settings.mirror:
-            values += [offsets[1], len(item.files[1]), zlib.crc32(item.files[1])]
-        values += [item.sample.version, zlib.crc32(item.sample.data)]
-        for column, value in zip(rows.values(), values, strict=True):
-            column.append(value)
+        place = {
+            "key": item.key,
+            "shard": shard,
+            "label": sample.label,
+            "height": height,
+            "width": width,
+            "source_index": item.source_index,
+            "source_name": sample.name,
+            "source_width": item.source_size[0],
+            "source_height": item.source_size[1],
+            **dict(zip(("crop_left", "crop_top", "crop_right", "crop_bottom"), item.box, strict=True)),
+        }
+        files = list(zip(offsets, item.files, strict=False))
+        rows.append(place, files, sample.columns, version=sample.version, data=sample.data)
 
 
 def _count(left_out: Counter[str], names: Iterable[str]) -> None:
@@ -341,30 +350,3 @@ def count_levels(latents: npt.NDArray[np.int8], counts: npt.NDArray[np.int64]) -
     levels = latents.astype(np.int16) + values // 2
     for channel in range(dim):
         counts[channel] += np.bincount(levels[:, channel].ravel(), minlength=values)
-
-
-def index_schema(*, mirror: bool) -> Any:
-    """The pyarrow schema of an index."""
-    import pyarrow as pa
-
-    columns = INDEX_COLUMNS + (MIRROR_INDEX_COLUMNS if mirror else ())
-    kinds = {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64(), "uint32": pa.uint32()}
-    return pa.schema([(name, kinds[kind]) for name, kind, _ in columns])
-
-
-def rows_schema(*, mirror: bool) -> Any:
-    """The pyarrow schema of a shard's rows: those of the index, and what tells whether a picture has changed since."""
-    import pyarrow as pa
-
-    schema = index_schema(mirror=mirror)
-    return schema.append(pa.field(SOURCE_VERSION, pa.string())).append(pa.field(SOURCE_CRC32, pa.uint32()))
-
-
-def _parquet(rows: dict[str, list[Any]]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    schema = rows_schema(mirror="mirror_offset" in rows)
-    sink = pa.BufferOutputStream()
-    pa.parquet.write_table(pa.table(rows, schema=schema), sink)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]

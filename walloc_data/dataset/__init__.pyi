@@ -1,6 +1,17 @@
+from .boxes import boxes_to_cells, boxes_to_pixels
+from .form import TrainerCollator, collate_samples
 from .latent_dataset import LatentDataset
 from .loader import LatentLoader
 from .mixture import LatentMixture
 from .sampler import LatentBatchSampler
 
-__all__ = ["LatentBatchSampler", "LatentDataset", "LatentLoader", "LatentMixture"]
+__all__ = [
+    "LatentBatchSampler",
+    "LatentDataset",
+    "LatentLoader",
+    "LatentMixture",
+    "TrainerCollator",
+    "boxes_to_cells",
+    "boxes_to_pixels",
+    "collate_samples",
+]

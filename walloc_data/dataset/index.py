@@ -9,20 +9,23 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from walloc_data.dataset.checked import made_once
+from walloc_data.dataset.columns import ArrayColumn, Column, ListColumn, column_types, unknown_column, write_column
 from walloc_data.errors import FormatError, StorageError, WallocDataError
-from walloc_data.files import open_regular, whole_file
-from walloc_data.format import MIRROR_INDEX_COLUMNS, OPTIONAL_INDEX_COLUMNS, CodecSpec, SplitRecord
-from walloc_data.storage import Store, cache_errors, file_lock
+from walloc_data.files import open_regular
+from walloc_data.format import MIRROR_INDEX_COLUMNS, OPTIONAL_INDEX_COLUMNS, CodecSpec, ColumnType, SplitRecord
+from walloc_data.storage import Store
 
-__all__ = ["INDEX_ROW", "SplitIndex", "load_index", "split_identity"]
+__all__ = ["INDEX_ROW", "SplitIndex", "load_columns", "load_index", "read_table", "split_identity"]
 
 Rows = npt.NDArray[np.void]
 
@@ -43,10 +46,10 @@ INDEX_ROW = np.dtype(
     ]
 )
 _NUMBERS = ("shard", "offset", "length", "label", "height", "width", "source_index")
-_MAX_PARQUET_BYTES_PER_ROW = 512
+_MAX_PARQUET_BYTES_PER_ROW = 4096  # without the source's columns; the picture's name among them
+_MAX_PARQUET_BYTES_PER_COLUMN = 2**17  # a value of the source has 64 KiB at most, as JSON
 _MAX_ROWS_PER_PARQUET_BYTE = 4  # places and sizes of real samples do not compress like this; a bomb's do
 _CHUNK_ROWS = 2**16
-_DIGEST_BYTES = hashlib.sha256().digest_size  # behind the table in its file: the table's SHA-256
 
 
 def split_identity(spec: CodecSpec, record: SplitRecord) -> str:
@@ -88,41 +91,55 @@ def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec
         key = [split_identity(spec, record), parquet.sha256(), INDEX_ROW.descr]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         path = folder / "index" / f"{name}.npy"
-        with cache_errors(folder, what=f"the index of {store.url}"):
-            if not _is_whole(path):  # one that is there may be another user's: it is read without a lock
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with file_lock(path.with_suffix(".lock")):
-                    if not _is_whole(path):  # nobody made it while this process waited
-                        _write(path, record.num_samples, parquet.rows(spec))
+
+        def write(file: BinaryIO) -> None:
+            shape = (record.num_samples,)
+            header = {"descr": np.lib.format.dtype_to_descr(INDEX_ROW), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for rows in parquet.rows(spec):
+                file.write(rows.data)
+
+        made_once(path, write, what=f"the index of {store.url}")
     return SplitIndex(path, record.num_samples)
 
 
-def _write(path: Path, num_samples: int, chunks: Iterator[Rows]) -> None:
-    """Write a table as .npy with its SHA-256 behind it, chunk by chunk."""
-    digest = hashlib.sha256()
-    with whole_file(path) as unfinished, unfinished.open("w+b") as file:
-        shape = {"descr": np.lib.format.dtype_to_descr(INDEX_ROW), "fortran_order": False, "shape": (num_samples,)}
-        np.lib.format.write_array_header_1_0(file, shape)
-        file.seek(0)
-        digest.update(file.read())
-        for rows in chunks:
-            digest.update(rows.data)
-            file.write(rows.data)
-        file.write(digest.digest())
+def load_columns(
+    store: Store, *, split: str, record: SplitRecord, mirror: bool, folder: Path, names: Sequence[str]
+) -> dict[str, Column]:
+    """Columns of a split's index, from the cache folder; converted first where needed.
+
+    Raises:
+        LoaderError: there is no such column; lists those there are.
+        FormatError: the index contradicts the manifest.
+    """
+    types, found = column_types(record, mirror=mirror), dict[str, Column]()
+    for name in names:
+        if name not in types:
+            raise unknown_column(name, types, record, where=f"{store.url}, split {split!r}")
+    if not names:
+        return found
+    with _Parquet(store, split, record) as parquet:
+        for name in names:
+            kind = types[name]
+            key = [parquet.sha256(), name, kind.to_json(), record.num_samples]
+            stem = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+            path = folder / "index" / (stem + (".npy" if kind.is_array else ".arrow"))
+
+            def write(file: BinaryIO, name: str = name, kind: ColumnType = kind) -> None:
+                with parquet.reading() as index:
+                    write_column(index, name, kind, num_rows=record.num_samples, file=file)
+
+            made_once(path, write, what=f"column {name!r} of the index of {store.url}")
+            found[name] = ArrayColumn(path, name) if kind.is_array else ListColumn(path, name, kind)
+    return found
 
 
-def _is_whole(path: Path) -> bool:
-    """Return whether a table is there, and is what was written."""
-    try:
-        with open_regular(path) as file:
-            left = os.fstat(file.fileno()).st_size - _DIGEST_BYTES
-            digest = hashlib.sha256()
-            while left > 0 and (data := file.read(min(left, 2**20))):
-                digest.update(data)
-                left -= len(data)
-            return left == 0 and file.read() == digest.digest()
-    except FileNotFoundError:
-        return False
+def read_table(store: Store, *, split: str, record: SplitRecord) -> Any:
+    """A split's whole index as an Arrow table, checked against the manifest's checksum."""
+    import pyarrow.parquet as pq
+
+    with _Parquet(store, split, record) as parquet, parquet.reading() as file:
+        return pq.read_table(file)
 
 
 class _Parquet:
@@ -150,11 +167,17 @@ class _Parquet:
 
     def rows(self, spec: CodecSpec) -> Iterator[Rows]:
         """What it holds, checked: (num_samples,) of `INDEX_ROW` in chunks."""
+        with self.reading() as file:
+            yield from _chunks(file, self.record, spec)
+
+    @contextmanager
+    def reading(self) -> Iterator[BufferedReader]:
+        """Give its file, compared with the checksum; what goes wrong in reading it is an error that names it."""
         with self._opened() as file:
             self._checked(file)
             file.seek(0)
             try:
-                yield from _chunks(file, self.record, spec)
+                yield file
             except WallocDataError as error:
                 raise type(error)(f"{self.where}: {error}") from error
             except Exception as error:  # pyarrow raises many kinds on damaged files
@@ -173,7 +196,8 @@ class _Parquet:
     @contextmanager
     def _opened(self) -> Iterator[BufferedReader]:
         """Open it on this machine; what goes wrong with its file is an error of ours."""
-        limit = 2**20 + _MAX_PARQUET_BYTES_PER_ROW * self.record.num_samples
+        row = _MAX_PARQUET_BYTES_PER_ROW + len(self.record.columns or ()) * _MAX_PARQUET_BYTES_PER_COLUMN
+        limit = 2**20 + row * self.record.num_samples
         try:
             if self._path is None:
                 if self.store.local_path is not None:

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from walloc_data.dataset.array import ArrayReader
+from walloc_data.dataset.boxes import CROP_FIELDS
+from walloc_data.dataset.columns import Column, check_names, column_types
 from walloc_data.dataset.epoch import SharedEpoch
-from walloc_data.dataset.index import load_index, split_identity
+from walloc_data.dataset.form import LABEL, SampleForm
+from walloc_data.dataset.index import INDEX_ROW, load_columns, load_index, read_table, split_identity
 from walloc_data.dataset.order import EpochOrder, FullShuffle, Ints, StoredOrder, WindowShuffle, coin_flips
 from walloc_data.dataset.reader import Reader, ShardReader
-from walloc_data.dataset.samples import LatentSamples, Transform
-from walloc_data.dataset.subset import Condition, class_labels, select, take_fraction
+from walloc_data.dataset.samples import Drawn, LatentSamples, Transform
+from walloc_data.dataset.subset import Condition, check_conditions, class_labels, compare, meets, take_fraction
 from walloc_data.errors import LoaderError
 from walloc_data.format import MANIFEST_NAME, ChannelStatistics, Manifest, SplitRecord
 from walloc_data.permutations import derive_key
@@ -33,11 +36,21 @@ _MIRROR, _TRANSFORM = 1, 2  # what a derived key is for
 class LatentDataset(LatentSamples):
     """One split of an encoded data set: `(latent, label)` with an int8 tensor (C, h, w) and an int.
 
+    `columns`, `target` and `as_dict` ask for other samples: any column of the index, the source's own among them. Of
+    numbers, and of arrays of one shape, samples and batches hold tensors of the column's dtype (float64, with NaN,
+    where some rows have no value); of all else, Python's own values: text, lists, dicts, dates, None.
+
     Args:
         url: folder or prefix that `encode_dataset` wrote: a path, ``s3://``, ``gs://``, ``az://``, ``hf://datasets/...``
             or ``https://``. Or a `walloc_data.storage.Store`, which says how often and how long a request is tried
             again: ``Store("s3://bucket/my-latents", retry_seconds=600)``.
         split: which split.
+        columns: names of columns that follow the target: ``LatentDataset(url, columns=["caption"])`` gives `(latent,
+            label, caption)`. Besides those of the index there is "crop", the six numbers that `boxes_to_cells` takes,
+            and "mirrored", whether the mirror image was read.
+        target: the column that takes the label's place; None: samples have none, and are the latent alone where they
+            have no columns either.
+        as_dict: make samples and batches dicts: "latent", and the names of target and columns.
         shuffle: give every epoch an order of its own, a function of (seed, epoch); False keeps the stored order.
         seed: of the shuffles and of what is random in a sample.
         window_shards: shuffle within windows of this many shards instead of the whole split, so that training begins
@@ -85,6 +98,9 @@ class LatentDataset(LatentSamples):
         url: str | os.PathLike[str] | Store,
         *,
         split: str = "train",
+        columns: Sequence[str] = (),
+        target: str | None = LABEL,
+        as_dict: bool = False,
         shuffle: bool = False,
         seed: int = 0,
         window_shards: int | None = None,
@@ -117,6 +133,11 @@ class LatentDataset(LatentSamples):
         shard_cache = ShardCache(cache_folder, max_bytes=max_cache_bytes)
         spec = self.manifest.codec
         self._index = load_index(store, split=split, record=self.record, spec=spec, folder=shard_cache.folder)
+        self._store, self._folder = store, shard_cache.folder
+        self._columns: dict[str, Column] = {}
+        self.form = SampleForm(target, check_names(columns, "columns"), as_dict)
+        check_names(self.form.names, "columns and target")
+        self._open_columns(name for name in self.form.names if name not in (LABEL, "mirrored"))
         shards = ShardReader(store, self.record, spec, self._index, shard_cache, num_threads=num_threads)
         self._reader: Reader = shards
         self.identity = split_identity(spec, self.record)
@@ -175,6 +196,78 @@ class LatentDataset(LatentSamples):
         rows = self._index.rows
         return rows if self._rows is None else rows[self._rows]
 
+    def _open_columns(self, names: Iterable[str]) -> None:
+        """Make columns of the index ready for `_values`; "crop" stands for several."""
+        wanted = [part for name in names for part in (CROP_FIELDS if name == "crop" else (name,))]
+        missing = [name for name in dict.fromkeys(wanted) if name not in self._columns]
+        found = load_columns(
+            self._store,
+            split=self.split_name,
+            record=self.record,
+            mirror=self.manifest.settings.mirror,
+            folder=self._folder,
+            names=missing,
+        )
+        self._columns = self._columns | found  # parts of this data set share the old ones
+
+    def _values(self, name: str, rows: Ints, mirrored: npt.NDArray[np.bool_] | None) -> Any:
+        """Values of a column for rows of the split's index."""
+        if name == LABEL:
+            return self._index.rows[LABEL][rows]
+        if name == "mirrored":
+            return np.zeros(len(rows), np.bool_) if mirrored is None else mirrored
+        if name == "crop":
+            return np.stack([self._columns[part].take(rows) for part in CROP_FIELDS], axis=-1).astype(np.int64)
+        return self._columns[name].take(rows)
+
+    def column_form(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """What batches hold of a column of the form: its dtype and the shape of a value, or "list"."""
+        if name in (LABEL, "mirrored", "crop"):
+            return {LABEL: ("int64", ()), "mirrored": ("bool", ()), "crop": ("int64", (len(CROP_FIELDS),))}[name]
+        return self._columns[name].form
+
+    @property
+    def column_types(self) -> dict[str, str]:
+        """All columns of the index: names to types, such as ``list<float32>[4]``."""
+        return {
+            name: str(kind) for name, kind in column_types(self.record, mirror=self.manifest.settings.mirror).items()
+        }
+
+    @property
+    def keys(self) -> list[str]:
+        """The key of each sample, in stored order: a new list, read from the index each time."""
+        self._open_columns(["key"])
+        rows = np.arange(self.record.num_samples, dtype=np.int64) if self._rows is None else self._rows
+        keys: list[str] = self._columns["key"].take(rows)  # type: ignore[assignment]
+        return keys
+
+    def position(self, key: str) -> int:
+        """Where the sample with a key stands.
+
+        Raises:
+            KeyError: there is none.
+        """
+        self._open_columns(["key"])
+        found = np.flatnonzero(meets(self._columns["key"], "==", key))
+        if self._rows is not None:
+            found = np.flatnonzero(np.isin(self._rows, found))
+        if not len(found):
+            raise KeyError(f"{self.url}, split {self.split_name!r}: no sample {key!r} among these {len(self)}")
+        return int(found[0])
+
+    def by_key(self, key: str) -> Any:
+        """The sample with a key; raise KeyError where there is none."""
+        return self[self.position(key)]
+
+    def to_arrow(self) -> Any:
+        """The index as a `pyarrow.Table`: a row a sample in stored order, all columns, the source's own among them."""
+        table = read_table(self._store, split=self.split_name, record=self.record)
+        return table if self._rows is None else table.take(self._rows)
+
+    def to_pandas(self) -> Any:
+        """The index as a `pandas.DataFrame`: what `to_arrow` gives."""
+        return self.to_arrow().to_pandas()
+
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         return np.ascontiguousarray(self.index["label"])
@@ -194,14 +287,23 @@ class LatentDataset(LatentSamples):
 
         Args:
             classes: labels or class names; labels keep their numbers.
-            where: conditions on index columns that must all hold: ``[("height", ">=", 256), ("label", "in", {1, 5})]``.
+            where: conditions on columns of the index that must all hold: ``[("age", ">", 30), ("label", "in", {1})]``.
+                Comparisons are ==, !=, <, <=, >, >=, in, not in; rows without a value meet none.
             fraction: in (0, 1]; with one seed, a smaller fraction is part of a larger.
             seed: of the fraction.
         """
-        conditions = list(where)
+        conditions = check_conditions(where)
         if classes is not None:
             conditions.append(("label", "in", class_labels(classes, self.class_names)))
-        rows = np.flatnonzero(select(self.index, conditions))
+        chosen = np.ones(len(self), np.bool_)
+        for column, comparison, value in conditions:
+            if column in (INDEX_ROW.names or ()):
+                chosen &= compare(column, self.index[column], comparison, value)
+            else:
+                self._open_columns([column])
+                met = meets(self._columns[column], comparison, value)
+                chosen &= met if self._rows is None else met[self._rows]
+        rows = np.flatnonzero(chosen)
         if fraction is not None:
             rows = rows[take_fraction(len(rows), fraction, seed=seed)]
         result = copy.copy(self)
@@ -244,10 +346,9 @@ class LatentDataset(LatentSamples):
         # What is fetched must not push out what the window still needs.
         return max(1, min(window, self._room_for_shards - window))
 
-    def read(self, rows: Ints, *, epoch: int | None) -> tuple[Sequence[Tensor] | Tensor, npt.NDArray[np.int64]]:
+    def read(self, rows: Ints, *, epoch: int | None) -> Drawn:
         if self._rows is not None:
             rows = self._rows[rows]
-        labels = self._index.rows["label"][rows]
         mirrored = None
         if self.mirror:
             if epoch is None:
@@ -261,7 +362,7 @@ class LatentDataset(LatentSamples):
         )
         if self.transform is not None:
             latents = self._transformed(self.transform, rows, latents, epoch)
-        return latents, labels
+        return Drawn(latents, {name: self._values(name, rows, mirrored) for name in self.form.names})
 
     def _transformed(
         self, transform: Transform, rows: Ints, latents: Iterable[Tensor], epoch: int | None

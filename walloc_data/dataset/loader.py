@@ -29,8 +29,8 @@ class Samples(Protocol):
     identity: str
     seed: int
 
-    def read_batch(self, rows: Ints, *, epoch: int) -> tuple[Tensor, Tensor]:
-        """Latents (B, C, h, w) and labels (B,) of rows."""
+    def read_batch(self, rows: Ints, *, epoch: int, valid: Tensor | None = None) -> Any:
+        """Latents (B, C, h, w), labels (B,) and columns of rows, with `valid` as their last part."""
 
     def shards(self, rows: Ints) -> Ints:
         """(n,) a number for the shard of each row."""
@@ -44,19 +44,18 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True)
-class _Batches(Dataset[tuple[Tensor, ...]]):
+class _Batches(Dataset[Any]):
     """Slices of batches by (epoch, number, rank, world size): what workers run."""
 
     samples: Samples
     plan: BatchPlan
     pad: bool
 
-    def __getitem__(self, wanted: tuple[int, int, int, int]) -> tuple[Tensor, ...]:
+    def __getitem__(self, wanted: tuple[int, int, int, int]) -> Any:
         epoch, number, rank, world_size = wanted
         batch = self.plan.batch(epoch, number).slice(rank, world_size)
-        latents, labels = self.samples.read_batch(batch.rows, epoch=epoch)
-        made = (latents, labels, torch.from_numpy(batch.valid.copy())) if self.pad else (latents, labels)
-        return in_shared_memory(made)
+        valid = torch.from_numpy(batch.valid.copy()) if self.pad else None
+        return in_shared_memory(self.samples.read_batch(batch.rows, epoch=epoch, valid=valid))
 
 
 class _Numbers(Sampler[tuple[int, int, int, int]]):
@@ -167,7 +166,7 @@ class LatentLoader:
         if self._running or epoch != self.epoch:
             self.epoch, self.position, self._running = epoch, 0, False
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+    def __iter__(self) -> Iterator[Any]:
         self._check_place()
         rank, world_size = self._place.use()
         if self._running:  # the pass before was left early

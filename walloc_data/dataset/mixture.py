@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from walloc_data.dataset.latent_dataset import LatentDataset
 from walloc_data.dataset.order import EpochOrder, Ints, WeightedShuffle, shares
-from walloc_data.dataset.samples import LatentSamples
+from walloc_data.dataset.samples import Drawn, LatentSamples
 from walloc_data.errors import LoaderError
 
 __all__ = ["LatentMixture"]
@@ -60,6 +61,13 @@ class LatentMixture(LatentSamples):
             ):
                 if mine != theirs:
                     raise LoaderError(f"{first.url} and {other.url} do not mix: their {name} differ")
+            if other.form != first.form:
+                raise LoaderError(
+                    f"{first.url} and {other.url} do not mix: open them with the same columns, target and as_dict "
+                    f"({first.form} and {other.form})"
+                )
+        self.form = first.form
+        self._forms = {name: _joined_form(name, datasets) for name in self.form.names}
         sizes = tuple(len(dataset) for dataset in datasets)
         weights = tuple(float(weight) for weight in (sizes if weights is None else weights))
         if len(weights) != len(sizes) or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
@@ -120,17 +128,39 @@ class LatentMixture(LatentSamples):
     def shards_ahead(self) -> int:
         return sum(dataset.shards_ahead for dataset in self.datasets)
 
-    def read(self, rows: Ints, *, epoch: int | None) -> tuple[Sequence[Tensor] | Tensor, npt.NDArray[np.int64]]:
-        labels = np.empty(len(rows), np.int64)
+    def read(self, rows: Ints, *, epoch: int | None) -> Drawn:
         latents: list[Tensor] = [torch.empty(0)] * len(rows)
+        values = {name: self._room(name, len(rows)) for name in self.form.names}
         for number, at in self._parts(rows):
-            found, labels[at] = self.datasets[number].read(rows[at] - self._first_rows[number], epoch=epoch)
+            found, columns = self.datasets[number].read(rows[at] - self._first_rows[number], epoch=epoch)
             for place, latent in zip(at.tolist(), found, strict=True):
                 latents[place] = latent
-        return latents, labels
+            for name, column in columns.items():
+                if isinstance(values[name], np.ndarray):
+                    values[name][at] = column
+                else:
+                    for place, value in zip(at.tolist(), column, strict=True):
+                        values[name][place] = value
+        return Drawn(latents, values)
+
+    def _room(self, name: str, num_rows: int) -> Any:
+        """Where a column's values of several data sets come together."""
+        dtype, shape = self._forms[name]
+        return [None] * num_rows if dtype == "list" else np.empty((num_rows, *shape), dtype)
 
     def _parts(self, rows: Ints) -> Iterator[tuple[int, Ints]]:
         """For each data set that rows belong to: its number, and where in `rows` they stand."""
         owner = np.searchsorted(self._first_rows, rows, side="right") - 1
         for number in np.unique(owner).tolist():
             yield number, np.flatnonzero(owner == number)
+
+
+def _joined_form(name: str, datasets: Sequence[LatentDataset]) -> tuple[str, tuple[int, ...]]:
+    """What batches of a column are: of the dtype that holds all data sets' numbers."""
+    forms = [dataset.column_form(name) for dataset in datasets]
+    if len({(dtype == "list", shape) for dtype, shape in forms}) > 1:
+        held = ", ".join(f"{dtype} {shape}" for dtype, shape in dict.fromkeys(forms))
+        raise LoaderError(f"column {name!r} is not of one form in these data sets, which do not mix: {held}")
+    if forms[0][0] == "list":
+        return forms[0]
+    return str(np.result_type(*(np.dtype(dtype) for dtype, _ in forms))), forms[0][1]

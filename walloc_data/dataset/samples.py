@@ -5,7 +5,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from walloc_data.dataset.epoch import SharedEpoch, as_epoch
+from walloc_data.dataset.form import SampleForm
 from walloc_data.dataset.loader import LatentLoader
 from walloc_data.dataset.order import EpochOrder, Ints, RemappedOrder, WeightedShuffle, shares
 from walloc_data.dataset.place import Place
@@ -21,17 +22,24 @@ from walloc_data.dataset.plan import BatchPlan, BucketPlan, SequencePlan
 from walloc_data.dataset.sampler import LatentBatchSampler
 from walloc_data.errors import LoaderError
 
-__all__ = ["LatentSamples", "Transform"]
+__all__ = ["Drawn", "LatentSamples", "Transform"]
 
 Transform = Callable[[Tensor], Tensor]
-Sample = tuple[Tensor, int]
+Sample = Any  # as the data set's form says: (latent, label) where nothing else was asked for
 
 _ITERATION_SAMPLES = 64
 _CLEARLY_IN_ORDER = 4  # a shuffle gives so many neighbours in a row only in the smallest of data sets
 
 
+class Drawn(NamedTuple):
+    """What was read of some rows."""
+
+    latents: Sequence[Tensor] | Tensor  # stacked where they are of one shape
+    values: dict[str, Any]  # of each column that the form names: (n, ...) array, or a list
+
+
 class LatentSamples(Dataset[Sample]):
-    """Samples `(latent, label)`: a map-style data set that also iterates in its own epoch order and makes loaders.
+    """Samples, as `form` has them: a map-style data set that also iterates in its own epoch order and makes loaders.
 
     By position, as a plain DataLoader reads it, what is random in a sample (the transform's draws, `mirror`) comes from
     torch's global generator, as anywhere in torch: new in every epoch and different in every worker. After `set_epoch`
@@ -42,11 +50,13 @@ class LatentSamples(Dataset[Sample]):
         identity: names these samples in this order; part of every loader's state.
         seed: of the shuffles, the mirroring and the transforms.
         shuffle: whether epochs are shuffled.
+        form: what a sample is made of: `(latent, label)` where nothing else was asked for.
     """
 
     identity: str
     seed: int
     shuffle: bool
+    form: SampleForm
 
     def __init__(self) -> None:
         self._epoch = 0  # of the next iteration
@@ -83,15 +93,19 @@ class LatentSamples(Dataset[Sample]):
         """(n, 2) height and width of each row's latent in cells; None where all rows give one shape."""
 
     @abstractmethod
-    def read(self, rows: Ints, *, epoch: int | None) -> tuple[Sequence[Tensor] | Tensor, npt.NDArray[np.int64]]:
-        """Latents of rows, stacked where they are of one shape, and their labels.
+    def read(self, rows: Ints, *, epoch: int | None) -> Drawn:
+        """Latents of rows, and the columns that the form names.
 
         The epoch decides what is random in a sample; None draws it from torch's global generator.
         """
 
-    def read_batch(self, rows: Ints, *, epoch: int) -> tuple[Tensor, Tensor]:
-        """Latents (B, C, h, w) and labels (B,) int64 of rows."""
-        latents, labels = self.read(rows, epoch=epoch)
+    def read_batch(self, rows: Ints, *, epoch: int, valid: Tensor | None = None) -> Any:
+        """One batch of the data set's form: latents (B, C, h, w) and labels (B,) int64 where it is the default.
+
+        Args:
+            valid: which rows are no padding, as the batch's last part.
+        """
+        latents, values = self.read(rows, epoch=epoch)
         if not isinstance(latents, Tensor):
             shapes = sorted({tuple(latent.shape) for latent in latents})
             if len(shapes) > 1:
@@ -99,7 +113,7 @@ class LatentSamples(Dataset[Sample]):
                     f"a batch holds latents of several shapes, {shapes[0]} and {shapes[1]}: {_SHAPES_REMEDY}"
                 )
             latents = torch.stack(list(latents))
-        return latents, torch.from_numpy(labels)
+        return self.form.batch(latents, values, valid)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -131,8 +145,7 @@ class LatentSamples(Dataset[Sample]):
             return [self._read_items([index])[0] for index in indices]
         if not len(rows):
             return []
-        latents, labels = self.read(rows, epoch=epochs[0])
-        return list(zip(latents, labels.tolist(), strict=True))
+        return self.form.samples(*self.read(rows, epoch=epochs[0]))
 
     def _row(self, index: int) -> int:
         try:
@@ -172,8 +185,7 @@ class LatentSamples(Dataset[Sample]):
         self._epoch += 1
         for start in range(0, len(order), _ITERATION_SAMPLES):
             rows = order.rows(epoch, start, min(len(order), start + _ITERATION_SAMPLES))
-            latents, labels = self.read(rows, epoch=epoch)
-            yield from zip(latents, labels.tolist(), strict=True)
+            yield from self.form.samples(*self.read(rows, epoch=epoch))
 
     def loader(
         self,
@@ -189,7 +201,9 @@ class LatentSamples(Dataset[Sample]):
         prefetch_batches: int = 2,
         pin_memory: bool = False,
     ) -> LatentLoader:
-        """Batches `(latents, labels)`: (B, C, h, w) int8 and (B,) int64.
+        """Batches `(latents, labels)`: (B, C, h, w) int8 and (B,) int64; or of the data set's own form.
+
+        Numbers and arrays of one shape are tensors of their dtype, text and lists of any length are lists.
 
         Args:
             batch_size: samples of a global batch. Every rank gets an equal slice of each, `batch_size / world_size`, so

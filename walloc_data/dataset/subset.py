@@ -1,21 +1,22 @@
 """Choosing samples by the columns of the index, without touching a shard."""
 
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from walloc_data.dataset.index import INDEX_ROW
+from walloc_data.dataset.columns import ArrayColumn, Column
 from walloc_data.dataset.order import Ints
 from walloc_data.errors import LoaderError
 from walloc_data.permutations import derive_key, permute
+from walloc_data.tables import arrow_type
 
-__all__ = ["Condition", "class_labels", "select", "take_fraction"]
+__all__ = ["Condition", "check_conditions", "class_labels", "compare", "meets", "take_fraction"]
 
 Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in"]
-Condition = tuple[str, Operator, int | Collection[int]]
+Condition = tuple[str, Operator, Any]
 
 _COMPARISONS: dict[str, Callable[[Any, Any], npt.NDArray[np.bool_]]] = {
     "==": operator.eq,
@@ -27,7 +28,8 @@ _COMPARISONS: dict[str, Callable[[Any, Any], npt.NDArray[np.bool_]]] = {
     "in": lambda values, chosen: np.isin(values, list(chosen)),
     "not in": lambda values, chosen: ~np.isin(values, list(chosen)),
 }
-_COLUMNS = ("label", "height", "width", "source_index", "length")
+_ARROW = {"==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal"}
+_EXAMPLE = '[("age", ">", 30), ("label", "in", {1, 5})]'
 
 
 def class_labels(classes: Sequence[int | str], class_names: Sequence[str] | None) -> list[int]:
@@ -47,16 +49,68 @@ def class_labels(classes: Sequence[int | str], class_names: Sequence[str] | None
     return labels
 
 
-def select(entries: npt.NDArray[np.void], conditions: Sequence[Condition]) -> npt.NDArray[np.bool_]:
-    """(n,) which index rows meet every condition."""
-    chosen = np.ones(len(entries), np.bool_)
-    for column, comparison, value in conditions:
-        if column not in _COLUMNS or column not in (INDEX_ROW.names or ()):
-            raise LoaderError(f"no column {column!r} in the index to choose by; it has {list(_COLUMNS)}")
-        if comparison not in _COMPARISONS:
-            raise LoaderError(f"no comparison {comparison!r}; there are {list(_COMPARISONS)}")
-        chosen &= _COMPARISONS[comparison](entries[column], value)
-    return chosen
+def check_conditions(where: Any) -> list[Condition]:
+    """Conditions as a list.
+
+    Raises:
+        LoaderError: they are no list of (column, comparison, value); says what they should be.
+    """
+    if isinstance(where, str | Mapping) or not isinstance(where, Iterable):
+        raise LoaderError(f"where is a list of conditions, such as {_EXAMPLE}, not {where!r}")
+    conditions = list(where)
+    for condition in conditions:
+        if not isinstance(condition, tuple | list) or len(condition) != 3 or not isinstance(condition[0], str):
+            raise LoaderError(f"a condition is (column, comparison, value), as in {_EXAMPLE}, not {condition!r}")
+        if condition[1] not in _COMPARISONS:
+            raise LoaderError(f"no comparison {condition[1]!r}; there are {list(_COMPARISONS)}")
+        if condition[1] in ("in", "not in") and (
+            isinstance(condition[2], str | bytes) or not isinstance(condition[2], Iterable)
+        ):
+            raise LoaderError(f"{condition[1]!r} takes several values, such as {{1, 5}}, not {condition[2]!r}")
+    return [tuple(condition) for condition in conditions]
+
+
+def compare(column: str, values: npt.NDArray[Any], comparison: str, value: Any) -> npt.NDArray[np.bool_]:
+    """(n,) which numbers meet a condition; NaN meets none."""
+    if values.ndim != 1:
+        raise LoaderError(f"column {column!r} has {values[0].size} numbers a sample: there is no comparing them")
+    given = list(value) if comparison in ("in", "not in") else [value]
+    if not all(isinstance(item, int | float | np.number | np.bool_) for item in given):
+        raise LoaderError(f"column {column!r} holds numbers, which cannot be compared with {value!r}")
+    met = _COMPARISONS[comparison](values, np.asarray(given) if comparison in ("in", "not in") else value)
+    return met & ~np.isnan(values) if values.dtype.kind == "f" else met
+
+
+def meets(column: Column, comparison: str, value: Any) -> npt.NDArray[np.bool_]:
+    """(n,) which rows of a whole split meet a condition on one of its columns; those without a value do not."""
+    if isinstance(column, ArrayColumn):
+        return compare(column.name, column.values, comparison, value)
+    if column.kind.kind not in ("string", "date", "timestamp", "timestamp_utc"):
+        raise LoaderError(f"column {column.name!r} holds {column.kind}: only numbers, text and dates are compared")
+    import pyarrow as pa
+
+    several = comparison in ("in", "not in")
+    kind = arrow_type(column.kind)
+    try:
+        given = pa.array(list(value), kind) if several else pa.scalar(value, kind)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise LoaderError(
+            f"column {column.name!r} holds {column.kind}, which cannot be compared with {value!r}"
+        ) from error
+    parts = [_met(piece, comparison, given) for piece in column.pieces()]
+    return np.concatenate(parts) if parts else np.zeros(0, np.bool_)
+
+
+def _met(piece: Any, comparison: str, given: Any) -> npt.NDArray[np.bool_]:
+    import pyarrow.compute as pc
+
+    if comparison in ("in", "not in"):
+        found = pc.is_in(piece, value_set=given)
+        found = pc.invert(found) if comparison == "not in" else found
+    else:
+        found = getattr(pc, _ARROW[comparison])(piece, given)
+    met: npt.NDArray[np.bool_] = pc.and_(pc.fill_null(found, False), pc.is_valid(piece)).to_numpy(zero_copy_only=False)
+    return met
 
 
 def take_fraction(num_rows: int, fraction: float, *, seed: int) -> Ints:

@@ -29,20 +29,24 @@ _ENLARGE = (
 )
 
 
-def in_shared_memory(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Move a batch that a worker made to where the main process can have it; do nothing in the main process.
+def in_shared_memory(batch: Any) -> Any:
+    """Move the tensors of a batch that a worker made to where the main process can have them.
+
+    Do nothing in the main process.
 
     Raises:
         WorkerError: there is no room for it.
     """
     if get_worker_info() is None:
         return batch
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple) else (batch,)
+    tensors = [part for part in parts if isinstance(part, Tensor)]
     try:
-        for tensor in batch:
+        for tensor in tensors:
             if tensor.numel():
                 tensor.share_memory_()  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as error:
-        num_bytes = sum(tensor.nbytes for tensor in batch)
+        num_bytes = sum(tensor.nbytes for tensor in tensors)
         raise WorkerError(
             f"no shared memory for a batch of {num_bytes} bytes in {_room()} ({str(error).splitlines()[0]}): {_ENLARGE}"
         ) from error

@@ -5,14 +5,23 @@ disk is untrusted: `from_dict` checks types, ranges and names, and says which fi
 
     my-latents/
       walloc.json               Manifest
-      data/train-00000.tar      shards: {key}.webp [{key}.mirror.webp] [{key}.cls] {key}.json, adjacent
-      index/train.parquet       one row a sample, in shard order (INDEX_COLUMNS)
+      data/train-00000.tar      shards: {key}.webp [{key}.mirror.webp] [{key}.cls] [{key}.json], adjacent
+      index/train.parquet       one row a sample, in shard order (INDEX_COLUMNS, SOURCE_INDEX_COLUMNS, the source's)
       failures/train.jsonl      one line a picture that could not be encoded
       codec/                    the codec that made the latents, so the folder explains itself
       .walloc/                  the converter's plan, lock and per-shard records (the done marks)
 """
 
 from walloc_data.format.checks import check_json, check_text, check_texts
+from walloc_data.format.columns import (
+    MAX_TYPE_DEPTH,
+    ColumnType,
+    check_columns,
+    column_name,
+    infer_type,
+    join_types,
+    tighten_lists,
+)
 from walloc_data.format.json_text import MAX_JSON_BYTES, dump_json, load_json
 from walloc_data.format.manifest import Manifest, ShardRecord, SplitRecord
 from walloc_data.format.names import (
@@ -21,6 +30,8 @@ from walloc_data.format.names import (
     MANIFEST_NAME,
     MIRROR_INDEX_COLUMNS,
     OPTIONAL_INDEX_COLUMNS,
+    RESERVED_COLUMNS,
+    SOURCE_INDEX_COLUMNS,
     check_key,
     check_name,
     check_relative_path,
@@ -30,7 +41,7 @@ from walloc_data.format.names import (
     sample_key,
     shard_name,
 )
-from walloc_data.format.spec import CodecSpec, EncodeSettings
+from walloc_data.format.spec import CodecSpec, EncodeSettings, SettingFields
 from walloc_data.format.statistics import ChannelStatistics
 
 __all__ = [
@@ -38,25 +49,35 @@ __all__ = [
     "INDEX_COLUMNS",
     "MANIFEST_NAME",
     "MAX_JSON_BYTES",
+    "MAX_TYPE_DEPTH",
     "MIRROR_INDEX_COLUMNS",
     "OPTIONAL_INDEX_COLUMNS",
+    "RESERVED_COLUMNS",
+    "SOURCE_INDEX_COLUMNS",
     "ChannelStatistics",
     "CodecSpec",
+    "ColumnType",
     "EncodeSettings",
     "Manifest",
+    "SettingFields",
     "ShardRecord",
     "SplitRecord",
+    "check_columns",
     "check_json",
     "check_key",
     "check_name",
     "check_relative_path",
     "check_text",
     "check_texts",
+    "column_name",
     "dump_json",
     "encoder_sha256",
     "index_name",
+    "infer_type",
+    "join_types",
     "load_json",
     "padding_for",
     "sample_key",
     "shard_name",
+    "tighten_lists",
 ]

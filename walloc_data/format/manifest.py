@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from walloc_data.errors import FormatError
 from walloc_data.format.checks import Record, check_bool, check_int, check_json, check_text, check_texts, shown
+from walloc_data.format.columns import check_columns
 from walloc_data.format.json_text import MAX_JSON_BYTES, MAX_JSON_VALUES, dump_json, load_json
 from walloc_data.format.names import FORMAT_VERSION, check_name, check_relative_path, check_sha256, index_name
 from walloc_data.format.spec import CodecSpec, EncodeSettings
@@ -61,6 +62,7 @@ class SplitRecord(Record):
     labelled: bool
     statistics: ChannelStatistics
     index_sha256: str | None = None  # of the index's file; None: written before there were checksums
+    columns: Mapping[str, Any] | None = None  # of the source, in the index: name to type; None: version 1, without
 
     def __post_init__(self) -> None:
         check_json("source", self.source)
@@ -73,6 +75,8 @@ class SplitRecord(Record):
             raise FormatError(f"statistics must be counts of each channel, not {shown(self.statistics)}")
         if self.index_sha256 is not None:
             check_sha256("index_sha256", self.index_sha256)
+        if self.columns is not None:
+            check_columns(self.columns)
         if self.latent_shape is not None:
             if not isinstance(self.latent_shape, tuple) or len(self.latent_shape) != 3:
                 raise FormatError(f"latent_shape must be three integers or null, not {shown(self.latent_shape)}")
@@ -227,9 +231,10 @@ class Manifest(Record):
         value = load_json(data, where=where)
         if value.pop("format", None) != "walloc_data":
             raise FormatError(f"{where}: not a walloc_data manifest")
-        if (version := value.pop("format_version", None)) != FORMAT_VERSION:
+        version = value.pop("format_version", None)
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise FormatError(
-                f"{where}: format version {version!r}; this walloc_data reads version {FORMAT_VERSION}: upgrade it"
+                f"{where}: format version {version!r}; this walloc_data reads up to {FORMAT_VERSION}: upgrade it"
             )
         splits = value.get("splits")
         if not isinstance(splits, dict):
@@ -238,7 +243,10 @@ class Manifest(Record):
             if isinstance(record, dict) and isinstance(record.get("statistics"), dict):
                 record["statistics"] = {"counts": record["statistics"].get("counts")}
         value["codec"] = CodecSpec.from_dict(value.get("codec") or {}, where=f"{where}: codec")
-        value["settings"] = EncodeSettings.from_dict(value.get("settings") or {}, where=f"{where}: settings")
+        settings = value.get("settings") or {}
+        if version == 1 and isinstance(settings, dict):
+            settings = {"sample_json": True, **settings}  # there was one beside every latent
+        value["settings"] = EncodeSettings.from_dict(settings, where=f"{where}: settings")
         value["splits"] = {
             name: SplitRecord.from_dict(record, where=f"{where}: split {name!r}") for name, record in splits.items()
         }

@@ -10,7 +10,7 @@ from typing import Any
 
 from walloc_data.errors import FormatError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 is read as well: no columns of the source in the index, all of them in every sample's JSON
 MANIFEST_NAME = "walloc.json"
 
 # (name, parquet type, meaning). `offset` and `length` locate the .webp payload inside the shard's file.
@@ -30,6 +30,22 @@ MIRROR_INDEX_COLUMNS = (
     ("mirror_offset", "int64", "first byte of the packed latent of the mirrored picture"),
     ("mirror_length", "int32", "its bytes"),
     ("mirror_crc32", "uint32", "their CRC-32"),
+)
+# Present as well since version 2 of the format, behind the others and before the columns of the source.
+SOURCE_INDEX_COLUMNS = (
+    ("source_name", "string", "the picture's path or id in the source"),
+    ("source_height", "int32", "pixels of the picture in the source, upright"),
+    ("source_width", "int32", "pixels of the picture in the source, upright"),
+    ("crop_left", "int32", "first column of the source's pixels that was encoded"),
+    ("crop_top", "int32", "first row"),
+    ("crop_right", "int32", "the column behind the last"),
+    ("crop_bottom", "int32", "the row behind the last"),
+)
+# Names that a column of the source cannot have in the index: ours, those of the converter's records, and what samples
+# and batches of `LatentDataset` call what they are made of.
+RESERVED_COLUMNS = frozenset(
+    [name for name, _, _ in (*INDEX_COLUMNS, *MIRROR_INDEX_COLUMNS, *SOURCE_INDEX_COLUMNS)]
+    + ["source_version", "source_crc32", "crop", "latent", "mirrored", "valid"]
 )
 # Absent from data sets that were written before there were checksums; null in shards that were.
 OPTIONAL_INDEX_COLUMNS = frozenset({"crc32", "mirror_crc32"})

@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from walloc_data.errors import FormatError
 from walloc_data.format.checks import Record, check_bool, check_int, shown
 from walloc_data.format.names import check_name, check_sha256
 
-__all__ = ["CodecSpec", "EncodeSettings"]
+__all__ = ["CodecSpec", "EncodeSettings", "SettingFields"]
+
+_RESIZE_MODES = ("crop", "shorter", "square")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class CodecSpec(Record):
         return self.latent_dim // self.channels
 
     @property
+    def is_usual(self) -> bool:
+        """Whether latents are 12 channels of 8-px cells, which readers other than ours take for granted."""
+        return (self.channels, self.latent_dim, self.cell_px) == (3, 12, 8)
+
+    @property
     def dimensionality_reduction(self) -> float:
         """Picture values per latent value."""
         return self.channels * self.cell_px**2 / self.latent_dim
@@ -64,6 +71,23 @@ class CodecSpec(Record):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (latent_dim, h, w) of a picture of `height` x `width` pixels, padding included."""
         return self.latent_dim, -(-height // self.cell_px), -(-width // self.cell_px)
+
+
+class SettingFields(TypedDict, total=False):
+    """The fields of `EncodeSettings` as keyword arguments, for whoever passes them on."""
+
+    size_px: int | None
+    samples_per_shard: int
+    shuffle_seed: int | None
+    webp_effort: Literal["default", "fast"]
+    background: tuple[int, int, int]
+    mirror: bool
+    max_pixels: int
+    max_value: int | None
+    sample_json: bool
+    resize: str
+    filter: Literal["bicubic", "lanczos"]
+    snap: int | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +103,7 @@ class EncodeSettings(Record):
         True
     """
 
-    size_px: int | None = None  # the shorter side is resized to this, then the centre is cropped; None: as it is
+    size_px: int | None = None  # what pictures are resized to; None: they are encoded as they are
     samples_per_shard: int = 2048
     shuffle_seed: int | None = 0  # None keeps the source's order
     webp_effort: Literal["default", "fast"] = "default"
@@ -88,10 +112,23 @@ class EncodeSettings(Record):
     # Larger pictures become failures: a bound on memory, and on decompression bombs. The default is Pillow's own.
     max_pixels: int = 89_478_485
     max_value: int | None = None  # of PNG and TIFF above 8 bits: what is full brightness, e.g. 4095; None: 65535
+    sample_json: bool = False  # a {key}.json beside every latent; False: where something does not fit the index
+    # crop: shorter side to size_px, then the centre square. shorter: shorter side to size_px, all of the picture.
+    # square: both sides to size_px, whatever the shape was. "shorter:288" gives size_px with it.
+    resize: str = "crop"
+    filter: Literal["bicubic", "lanczos"] = "bicubic"
+    snap: int | None = None  # sides are cropped, around the centre, to multiples of this
 
     def __post_init__(self) -> None:
+        self._split_resize()
         if self.size_px is not None:
             check_int("size_px", self.size_px, low=1, high=65528)  # whose packed latent WebP can hold
+        if self.filter not in ("bicubic", "lanczos"):
+            raise FormatError(f"filter must be 'bicubic' or 'lanczos', not {shown(self.filter)}")
+        if self.snap is not None:
+            check_int("snap", self.snap, low=1, high=4096)
+            if self.size_px is not None and self.size_px % self.snap:
+                raise FormatError(f"size_px {self.size_px} is no multiple of snap {self.snap}")
         check_int("samples_per_shard", self.samples_per_shard, low=1, high=10**7)
         if self.shuffle_seed is not None:
             check_int("shuffle_seed", self.shuffle_seed, low=0)
@@ -105,3 +142,36 @@ class EncodeSettings(Record):
         check_int("max_pixels", self.max_pixels, low=1)
         if self.max_value is not None:
             check_int("max_value", self.max_value, low=256, high=65535)
+        check_bool("sample_json", self.sample_json)
+
+    def _split_resize(self) -> None:
+        """Take ``"shorter:288"`` apart: its number is size_px, also where another was given before (`replace`)."""
+        mode, colon, number = str(self.resize).partition(":")
+        if not isinstance(self.resize, str) or mode not in _RESIZE_MODES or (colon and not number.isdecimal()):
+            raise FormatError(
+                f"resize must be crop, shorter or square, or as in 'shorter:288', not {shown(self.resize)}"
+            )
+        if colon:
+            object.__setattr__(self, "resize", mode)
+            object.__setattr__(self, "size_px", int(number[:9]))
+        elif mode != "crop" and self.size_px is None:
+            raise FormatError(f"resize {mode!r} needs a size: {mode}:288, say, or size_px")
+
+    @property
+    def resized(self) -> str:
+        """What is done to a picture's size, in words.
+
+        Example:
+            >>> from walloc_data.format import EncodeSettings
+            >>> EncodeSettings(resize="shorter:288", snap=32).resized
+            'shorter side 288 px, sides cropped to multiples of 32 px'
+        """
+        snapped = f"sides cropped to multiples of {self.snap} px" if self.snap is not None else ""
+        if self.size_px is None:
+            return f"native size, {snapped}" if snapped else "native size"
+        words = {
+            "crop": f"{self.size_px} x {self.size_px} px, the centre square of each picture",
+            "square": f"{self.size_px} x {self.size_px} px, whatever the picture's shape",
+            "shorter": f"shorter side {self.size_px} px" + (f", {snapped}" if snapped else ""),
+        }
+        return words[self.resize] + (f", by a {self.filter} filter" if self.filter != "bicubic" else "")

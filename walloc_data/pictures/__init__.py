@@ -3,14 +3,16 @@
 from walloc_data.pictures.decode import PictureError, decode_picture
 from walloc_data.pictures.formats import FORMATS, MAX_FILE_BYTES, PICTURE_SUFFIXES
 from walloc_data.pictures.originals import original_pictures
-from walloc_data.pictures.resizing import resize_and_crop
+from walloc_data.pictures.resizing import crop_box, encoded_size, resize_and_crop
 
 __all__ = [
     "FORMATS",
     "MAX_FILE_BYTES",
     "PICTURE_SUFFIXES",
     "PictureError",
+    "crop_box",
     "decode_picture",
+    "encoded_size",
     "original_pictures",
     "resize_and_crop",
 ]

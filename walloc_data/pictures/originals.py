@@ -46,6 +46,6 @@ def original_pictures(source: Positions, *, settings: EncodeSettings) -> Callabl
         if not 0 <= index < num_items:
             raise SourceError(f"{source.location}: no picture {index}; is this the source that was encoded?")
         image = decode_picture(source.read(index).data, settings=settings)
-        return resize_and_crop(image, size_px=settings.size_px)
+        return resize_and_crop(image, settings=settings)
 
     return picture

@@ -117,9 +117,7 @@ def _head(name: str, manifest: Manifest) -> str:
 
 def _codec(manifest: Manifest) -> str:
     spec, settings = manifest.codec, manifest.settings
-    size = (
-        "as they are" if settings.size_px is None else f"resized and cropped to {settings.size_px} × {settings.size_px}"
-    )
+    size = settings.resized
     order = "the source's" if settings.shuffle_seed is None else f"shuffled with seed {settings.shuffle_seed}"
     rows = [
         ("Codec", spec.name),

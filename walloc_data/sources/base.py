@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
@@ -61,6 +62,7 @@ class Source(ABC):
     labelled: bool
     class_names: tuple[str, ...] | None = None
     columns: tuple[str, ...] = ()  # of every sample, besides picture and label
+    column_types: Mapping[str, Any] = MappingProxyType({})  # as `format.ColumnType` describes them, where it is known
     notes: tuple[str, ...] = ()  # what a user should know: columns left out, files ignored
     identity: str = ""  # a cheap hash of the content: equal contents, equal identities
 
@@ -73,6 +75,7 @@ class Source(ABC):
             "identity": self.identity,
             "labelled": self.labelled,
             "columns": list(self.columns),
+            "column_types": dict(self.column_types),
             "notes": list(self.notes),
         }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from walloc_data.errors import SourceError
+from walloc_data.format import MAX_TYPE_DEPTH
 from walloc_data.sources.base import Sample, Source, fingerprint, json_columns
 from walloc_data.sources.reading import read_file
 from walloc_data.sources.stray import names_listed
@@ -59,6 +60,8 @@ class HuggingFaceSource(Source):
             self._read_classes(dataset, features[self._label])
         others = [name for name in features if name not in (self._image, self._label)]
         self.columns = tuple(sorted(name for name in others if _is_plain(features[name])))
+        types = {name: _column_type(features[name], depth=0) for name in self.columns}
+        self.column_types = {name: kind for name, kind in types.items() if kind is not None}
         if left_out := sorted(set(others) - set(self.columns)):
             self.notes += (f"left out: columns that hold bytes, media or arrays: {names_listed(left_out)}",)
         self.identity = identity or fingerprint([getattr(dataset, "_fingerprint", location), self.num_items])
@@ -224,6 +227,42 @@ def _is_plain(feature: Any) -> bool:
         return all(_is_plain(item) for item in feature)
     inner = getattr(feature, "feature", None)  # Sequence, List, LargeList
     return inner is not None and _is_plain(inner)
+
+
+_TYPES = {
+    "bool": "bool",
+    "float16": "float32",
+    "date32": "date",
+    "date64": "date",
+    **dict.fromkeys(("string", "large_string", "string_view"), "string"),
+    **{name: name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+    **{name: name for name in ("float32", "float64")},
+}
+
+
+def _column_type(feature: Any, *, depth: int) -> Any:
+    """What `format.ColumnType` calls a plain feature; None: its values decide, as times and decimals become text."""
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        return "int64"
+    if isinstance(feature, datasets.Value):
+        if feature.dtype.startswith("timestamp"):
+            return "timestamp_utc" if "tz=" in feature.dtype else "timestamp"
+        return _TYPES.get(feature.dtype)
+    if depth == MAX_TYPE_DEPTH:
+        return None
+    if isinstance(feature, Mapping):
+        fields = {str(name): _column_type(item, depth=depth + 1) for name, item in feature.items()}
+        return {"struct": fields} if fields and None not in fields.values() else None
+    if isinstance(feature, list | tuple):
+        inner, length = (feature[0] if len(feature) == 1 else None), -1
+    else:
+        inner, length = getattr(feature, "feature", None), getattr(feature, "length", -1)
+    item = None if inner is None else _column_type(inner, depth=depth + 1)
+    if item is None:
+        return None
+    return {"list": item, "length": length} if isinstance(length, int) and length > 0 else {"list": item}
 
 
 def load_hub(name: str, *, split: str, streaming: bool, location: str) -> Any:

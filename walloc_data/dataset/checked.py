@@ -1,0 +1,56 @@
+"""Files of the cache folder that end with their own SHA-256, so that a damaged one is noticed and made anew."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from walloc_data.files import open_regular, whole_file
+from walloc_data.storage import cache_errors, file_lock
+
+__all__ = ["DIGEST_BYTES", "made_once"]
+
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def made_once(path: Path, write: Callable[[BinaryIO], None], *, what: str) -> Path:
+    """Return the path of a file that is there and whole; it is written first where it is not.
+
+    Args:
+        path: in the cache folder.
+        write: is given the open file, for writing and reading, and leaves it at its end.
+        what: names the content in errors about the disk.
+    """
+    with cache_errors(path.parent, what=what):
+        if not _is_whole(path):  # one that is there may be another user's: it is read without a lock
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with file_lock(path.with_suffix(".lock")):
+                if not _is_whole(path):  # nobody made it while this process waited
+                    _write(path, write)
+    return path
+
+
+def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    with whole_file(path) as partial, partial.open("w+b") as file:
+        write(file)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0, os.SEEK_END)
+        file.write(digest)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file is there, and is what was written."""
+    try:
+        with open_regular(path) as file:
+            left = os.fstat(file.fileno()).st_size - DIGEST_BYTES
+            if left <= 0:
+                return False
+            digest = hashlib.sha256()
+            while left > 0 and (data := file.read(min(left, 2**20))):
+                digest.update(data)
+                left -= len(data)
+            return left == 0 and file.read() == digest.digest()
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,216 @@
+"""Columns of a split's index beside the places of its samples: read once, kept in the cache folder, memory-mapped.
+
+A column of numbers, or of arrays of numbers of one shape, becomes a `.npy` file from which whole batches are gathered.
+Any other becomes an Arrow file in pieces of 1024 rows, of which a batch reads those it needs. Both are shared by every
+process of the machine, and made anew when damaged.
+"""
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from walloc_data.dataset.checked import DIGEST_BYTES
+from walloc_data.dataset.order import Ints
+from walloc_data.errors import FormatError, LoaderError
+from walloc_data.format import INDEX_COLUMNS, MIRROR_INDEX_COLUMNS, SOURCE_INDEX_COLUMNS, ColumnType, SplitRecord
+from walloc_data.tables import arrow_type
+
+__all__ = ["ArrayColumn", "Column", "ListColumn", "check_names", "column_types", "unknown_column", "write_column"]
+
+_PIECE_ROWS = 1024
+_MAX_VALUE_BYTES = 2**20  # of one text
+_OPEN_PIECES = 4096
+
+
+def column_types(record: SplitRecord, *, mirror: bool) -> dict[str, ColumnType]:
+    """The types of all columns of a split's index, by name."""
+    mirrors = MIRROR_INDEX_COLUMNS if mirror else ()
+    ours = (*INDEX_COLUMNS, *mirrors, *(SOURCE_INDEX_COLUMNS if record.columns is not None else ()))
+    types = {name: ColumnType(kind) for name, kind, _ in ours}
+    return types | {name: ColumnType.from_json(kind) for name, kind in (record.columns or {}).items()}
+
+
+class ArrayColumn:
+    """Numbers, or arrays of numbers of one shape. Travels to other processes as the name of its file.
+
+    Attributes:
+        values: (n, ...) mapped for reading. float64 with NaN for rows without a value, where there are any.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        self.values: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def __reduce__(self) -> tuple[type["ArrayColumn"], tuple[Path, str]]:
+        return ArrayColumn, (self.path, self.name)
+
+    @property
+    def form(self) -> tuple[str, tuple[int, ...]]:
+        """What batches of it are: dtype and shape of a value."""
+        return str(self.values.dtype), self.values.shape[1:]
+
+    def take(self, rows: Ints) -> npt.NDArray[Any]:
+        """Values of rows, (n, ...)."""
+        return np.take(self.values, rows, axis=0)
+
+
+class ListColumn:
+    """Text, dates, lists, structs. Travels to other processes as the name of its file."""
+
+    def __init__(self, path: Path, name: str, kind: ColumnType) -> None:
+        import pyarrow as pa
+
+        self.path, self.name, self.kind = path, name, kind
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(memoryview(mapped)[:-DIGEST_BYTES])))
+        self._piece = lru_cache(maxsize=_OPEN_PIECES)(lambda number: self._file.get_batch(number).column(0))
+
+    def __reduce__(self) -> tuple[type["ListColumn"], tuple[Path, str, ColumnType]]:
+        return ListColumn, (self.path, self.name, self.kind)
+
+    @property
+    def form(self) -> tuple[str, tuple[int, ...]]:
+        """What batches of it are: a list of Python's values."""
+        return "list", ()
+
+    def take(self, rows: Ints) -> list[Any]:
+        """Values of rows: str, datetime, date, list, dict or None."""
+        found = []
+        for row in rows.tolist():
+            value = self._piece(row // _PIECE_ROWS)[row % _PIECE_ROWS].as_py()
+            found.append(json.loads(value) if self.kind.kind == "json" and value is not None else value)
+        return found
+
+    def pieces(self) -> Iterator[Any]:
+        """All values in order, as Arrow's arrays."""
+        for number in range(self._file.num_record_batches):
+            yield self._file.get_batch(number).column(0)
+
+
+Column = ArrayColumn | ListColumn
+
+
+def write_column(parquet: BinaryIO, name: str, kind: ColumnType, *, num_rows: int, file: BinaryIO) -> None:
+    """Write one column of an index, whose file is open, as `ArrayColumn` or `ListColumn` reads it.
+
+    Raises:
+        FormatError: it is not what the manifest says of it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    plain = kind.kind in ("string", "json")
+    # Text stays a dictionary until its longest is known: a few bytes of parquet can stand for very much of it.
+    with pa.parquet.ParquetFile(parquet, read_dictionary=[name] if plain else None) as opened:
+        if name not in opened.schema_arrow.names:
+            raise FormatError(f"no column {name!r}, which the manifest lists")
+        found = opened.schema_arrow.field(name).type
+        found = found.value_type if pa.types.is_dictionary(found) else found
+        if found != arrow_type(kind):
+            raise FormatError(f"column {name!r} holds {found}; the manifest says {kind}")
+        if opened.metadata.num_rows != num_rows:
+            raise FormatError(f"{opened.metadata.num_rows} rows; the manifest says {num_rows}")
+
+        def batches() -> Iterator[Any]:
+            for batch in opened.iter_batches(batch_size=_PIECE_ROWS, columns=[name]):
+                yield _plain_text(batch.column(0), name) if plain else batch.column(0)
+
+        if not kind.is_array:
+            _write_list(batches(), arrow_type(kind), file)
+        elif not _write_array(batches(), kind, num_rows, file, nulls=False):
+            file.seek(0)
+            file.truncate()
+            _write_array(batches(), kind, num_rows, file, nulls=True)
+
+
+def _plain_text(array: Any, name: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(array.type):
+        longest = pc.max(pc.binary_length(array.dictionary)).as_py() or 0
+        if longest > _MAX_VALUE_BYTES:
+            raise FormatError(f"column {name!r} has a text of {longest} bytes; at most {_MAX_VALUE_BYTES} are read")
+        array = array.cast(pa.string())
+    array.validate(full=True)  # UTF-8, for one
+    return array
+
+
+def _write_list(batches: Iterator[Any], kind: Any, file: BinaryIO) -> None:
+    import pyarrow as pa
+
+    schema = pa.schema([("value", kind)])
+    waiting: list[Any] = []
+    with pa.ipc.new_file(file, schema) as writer:
+        for array in batches:
+            waiting.append(array)
+            while sum(map(len, waiting)) >= _PIECE_ROWS:  # pieces are of one length, but for the last
+                joined = pa.concat_arrays(waiting)
+                writer.write_batch(pa.record_batch([joined[:_PIECE_ROWS]], schema=schema))
+                waiting = [joined[_PIECE_ROWS:]]
+        if sum(map(len, waiting)):
+            writer.write_batch(pa.record_batch([pa.concat_arrays(waiting)], schema=schema))
+
+
+def _write_array(batches: Iterator[Any], kind: ColumnType, num_rows: int, file: BinaryIO, *, nulls: bool) -> bool:
+    """Write a `.npy`; return False, having written a part, where a value is missing and `nulls` does not allow it."""
+    scalar = kind
+    while scalar.item is not None:
+        scalar = scalar.item
+    dtype = np.dtype("float64") if nulls else np.dtype(scalar.kind).newbyteorder("<")
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_rows, *kind.shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for array in batches:
+        values = _numbers(array, kind, scalar, nulls=nulls)
+        if values is None:
+            return False
+        file.write(np.ascontiguousarray(values, dtype=dtype).data.cast("B"))
+    return True
+
+
+def _numbers(array: Any, kind: ColumnType, scalar: ColumnType, *, nulls: bool) -> npt.NDArray[Any] | None:
+    """(n, ...) of an Arrow array; None where a value is missing and `nulls` does not allow it."""
+    import pyarrow as pa
+
+    num_rows = len(array)
+    if nulls and kind.item is not None:
+        missing = np.full(kind.shape, np.nan)
+        rows = [missing if row is None else np.array(row, dtype=np.float64) for row in array.to_pylist()]
+        return np.stack(rows) if rows else np.empty((0, *kind.shape))
+    flat = array
+    while pa.types.is_fixed_size_list(flat.type):
+        if flat.null_count:
+            return None
+        flat = flat.flatten()
+    if flat.null_count and not nulls:
+        return None
+    if flat.null_count:
+        flat = (flat.cast(pa.int8()) if scalar.kind == "bool" else flat).cast(pa.float64(), safe=False)
+    values: npt.NDArray[Any] = flat.to_numpy(zero_copy_only=False)
+    return values.reshape(num_rows, *kind.shape)
+
+
+def unknown_column(name: str, types: Mapping[str, ColumnType], record: SplitRecord, *, where: str) -> LoaderError:
+    """The error for a name that is no column of the index."""
+    if record.columns is None:
+        return LoaderError(
+            f"{where}: no column {name!r} in its index: the split was written by version 1 of the format, which kept "
+            f"the source's columns in every sample's JSON alone. Encode it again to have them; it has {sorted(types)}"
+        )
+    return LoaderError(f"{where}: no column {name!r} in its index; it has {sorted(types)}")
+
+
+def check_names(names: Sequence[str], what: str) -> tuple[str, ...]:
+    """Names of columns as a tuple; one string is not a list of its letters."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise LoaderError(f"{what} is a list of names, such as ({names!r},), not {names!r}")
+    if len(set(names)) < len(names):
+        raise LoaderError(f"{what} names a column twice: {tuple(names)}")
+    return tuple(names)

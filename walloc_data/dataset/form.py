@@ -1,0 +1,137 @@
+"""What a sample is made of, and how samples become a batch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from walloc_data.errors import LoaderError
+
+__all__ = ["LABEL", "LATENT", "SampleForm", "TrainerCollator", "collate_samples"]
+
+LATENT, LABEL, VALID = "latent", "label", "valid"
+Values = Any  # of a column: (n, ...) array, or a list
+
+
+@dataclass(frozen=True)
+class SampleForm:
+    """A sample is its latent, then its target, then its columns: a tuple, a dict, or the latent alone.
+
+    Attributes:
+        target: name of the column that takes the label's place; None: there is none.
+        columns: names of the others.
+        as_dict: whether samples and batches are dicts.
+    """
+
+    target: str | None = LABEL
+    columns: tuple[str, ...] = ()
+    as_dict: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns in the order in which they follow the latent."""
+        return (*((self.target,) if self.target is not None else ()), *self.columns)
+
+    def samples(self, latents: Sequence[Tensor] | Tensor, values: Mapping[str, Values]) -> list[Any]:
+        """Samples of some rows."""
+        columns = [_items(name, values[name]) for name in self.names]
+        return [self._made(parts) for parts in zip(latents, *columns, strict=True)]
+
+    def batch(self, latents: Tensor, values: Mapping[str, Values], valid: Tensor | None) -> Any:
+        """One batch: numbers and arrays as tensors, the rest as lists."""
+        columns = [_tensor(values[name]) for name in self.names]
+        return self._made((latents, *columns), valid)
+
+    def _made(self, parts: tuple[Any, ...], valid: Tensor | None = None) -> Any:
+        if self.as_dict:
+            made = dict(zip((LATENT, *self.names), parts, strict=True))
+            return made if valid is None else made | {VALID: valid}
+        if valid is not None:
+            parts = (*parts, valid)
+        return parts if len(parts) > 1 else parts[0]
+
+
+def _tensor(values: Values) -> Any:
+    return torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
+
+
+def _items(name: str, values: Values) -> Sequence[Any]:
+    """One value a sample: labels as integers, other numbers as tensors that keep their dtype."""
+    if not isinstance(values, np.ndarray):
+        return list(values)
+    if name == LABEL:
+        return values.tolist()  # type: ignore[no-any-return]
+    return list(torch.from_numpy(np.ascontiguousarray(values)))
+
+
+def collate_samples(samples: Sequence[Any]) -> Any:
+    """The batch that `LatentDataset.loader` makes of samples, for a DataLoader's `collate_fn`.
+
+    torch's own collation does the same but for lists of different lengths and missing values, which it refuses.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.dataset import collate_samples
+        >>> data = LatentDataset("my-latents", columns=["source_name"])
+        >>> latents, labels, names = next(iter(DataLoader(data, batch_size=2, collate_fn=collate_samples)))
+        >>> latents.shape, labels.dtype, len(names)
+        (torch.Size([2, 12, 12, 12]), torch.int64, 2)
+    """
+    first = samples[0]
+    if isinstance(first, Mapping):
+        return {name: _stacked([sample[name] for sample in samples]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(_stacked(list(parts)) for parts in zip(*samples, strict=True))
+    return _stacked(list(samples))
+
+
+def _stacked(values: list[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.stack(values)
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        return torch.tensor(values)
+    return values
+
+
+@dataclass(frozen=True)
+class TrainerCollator:
+    """Makes the dicts that the Hugging Face `Trainer` gives to a model: ``{"pixel_values": ..., "labels": ...}``.
+
+    Args:
+        inputs: what the model's first argument is called.
+        labels: what the target is called; `Trainer` computes its metrics from it.
+
+    Columns keep their names. Samples may be tuples or dicts.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.dataset import TrainerCollator
+        >>> data = LatentDataset("my-latents")
+        >>> batch = TrainerCollator()([data[0], data[1]])
+        >>> batch["pixel_values"].shape, batch["labels"]
+        (torch.Size([2, 12, 12, 12]), tensor([0, 1]))
+    """
+
+    inputs: str = "pixel_values"
+    labels: str = "labels"
+    target: str | None = None  # of dicts: the target's name in them; None: "label"
+    columns: tuple[str, ...] = ()  # of tuples: what follows the target
+
+    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+        batch = collate_samples(samples)
+        if isinstance(batch, dict):
+            target: str = self.target or LABEL
+            renamed: dict[str, str] = {LATENT: self.inputs, target: self.labels}
+            return {str(renamed.get(name, name)): value for name, value in batch.items()}
+        parts = batch if isinstance(batch, tuple) else (batch,)
+        names_of_parts = (self.inputs, self.labels, *self.columns)
+        if len(parts) > len(names_of_parts):
+            raise LoaderError(
+                f"a sample has {len(parts)} parts: name those after the target with TrainerCollator(columns=...), or "
+                "read the data set with as_dict=True"
+            )
+        return dict(zip(names_of_parts, parts, strict=False))

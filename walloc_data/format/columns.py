@@ -1,0 +1,213 @@
+"""Types of a source's columns as the index keeps them: described as JSON, inferred from values, joined over shards.
+
+    "bool"  "int8" ... "int64"  "uint8" ... "uint64"  "float32"  "float64"  "string"  "date"
+    "timestamp"                    microseconds, without a time zone; "timestamp_utc": of a known moment
+    "json"                         JSON as text: values of several kinds, or of a kind that is not listed here
+    "null"                         no row has a value
+    {"list": T}                    {"list": T, "length": n}: of n items in every row
+    {"struct": {NAME: T, ...}}
+
+The index names them in parquet's own types; the manifest and the converter's records in these words.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from walloc_data.errors import FormatError
+from walloc_data.format.checks import check_text, shown
+from walloc_data.format.names import RESERVED_COLUMNS
+
+__all__ = ["MAX_TYPE_DEPTH", "ColumnType", "check_columns", "column_name", "infer_type", "join_types", "tighten_lists"]
+
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_NUMBERS = frozenset({"bool", *_INTEGERS, "float32", "float64"})
+_SCALARS = _NUMBERS | {"string", "date", "timestamp", "timestamp_utc", "json", "null"}
+_PREFIX = "source."
+MAX_TYPE_DEPTH = 6  # lists and structs inside each other
+_MAX_COLUMNS = 10_000
+_MAX_LENGTH = 2**24  # of a fixed-size list
+
+
+@dataclass(frozen=True)
+class ColumnType:
+    """The type of one column.
+
+    Example:
+        >>> from walloc_data.format import ColumnType
+        >>> boxes = ColumnType.from_json({"list": {"list": "float32", "length": 4}})
+        >>> print(boxes)
+        list<list<float32>[4]>
+        >>> boxes.is_array, boxes.item.is_array, boxes.item.shape
+        (False, True, (4,))
+        >>> ColumnType.from_json("picture")
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: 'picture' is not the type of a column
+    """
+
+    kind: str  # a scalar's name, "list" or "struct"
+    item: "ColumnType | None" = None  # of a list
+    length: int | None = None  # of every value of a list; None: any
+    fields: tuple[tuple[str, "ColumnType"], ...] = ()  # of a struct
+
+    @property
+    def is_array(self) -> bool:
+        """Whether values are numbers or booleans, or arrays of them, all of one shape."""
+        if self.item is not None:
+            return self.length is not None and self.item.is_array
+        return self.kind in _NUMBERS
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one value of a column that is an array; () of a number."""
+        return () if self.item is None or self.length is None else (self.length, *self.item.shape)
+
+    def __str__(self) -> str:
+        if self.item is not None:
+            return f"list<{self.item}>" + ("" if self.length is None else f"[{self.length}]")
+        if self.kind == "struct":
+            return f"struct<{', '.join(f'{name}: {kind}' for name, kind in self.fields)}>"
+        return self.kind
+
+    def to_json(self) -> Any:
+        """Return the description that `from_json` reads."""
+        if self.item is not None:
+            return {"list": self.item.to_json()} | ({} if self.length is None else {"length": self.length})
+        if self.kind == "struct":
+            return {"struct": {name: kind.to_json() for name, kind in self.fields}}
+        return self.kind
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Read a description; raise FormatError for anything else."""
+        return cls._read(value, depth=0)
+
+    @classmethod
+    def _read(cls, value: Any, *, depth: int) -> Self:
+        if isinstance(value, str) and value in _SCALARS:
+            return cls(value)
+        if isinstance(value, Mapping) and depth < MAX_TYPE_DEPTH:
+            length = value.get("length")
+            if value.keys() in ({"list"}, {"list", "length"}) and (
+                length is None or (type(length) is int and 1 <= length <= _MAX_LENGTH)
+            ):
+                return cls("list", cls._read(value["list"], depth=depth + 1), length)
+            inner = value.get("struct")
+            if value.keys() == {"struct"} and isinstance(inner, Mapping) and 1 <= len(inner) <= _MAX_COLUMNS:
+                names = map(str, inner)
+                return cls("struct", None, None, tuple((n, cls._read(inner[n], depth=depth + 1)) for n in names))
+        raise FormatError(f"{shown(value)} is not the type of a column")
+
+
+_JSON, _NULL = ColumnType("json"), ColumnType("null")
+
+
+def column_name(name: str) -> str:
+    """Return the name that a source's column has in the index: its own, but for names that the index uses itself.
+
+    Example:
+        >>> from walloc_data.format import column_name
+        >>> column_name("caption"), column_name("height"), column_name("source.height")
+        ('caption', 'source.height', 'source.source.height')
+    """
+    return _PREFIX + name if name in RESERVED_COLUMNS or name.startswith(_PREFIX) else name
+
+
+def check_columns(columns: Any) -> None:
+    """Raise FormatError unless this is a mapping of names that the index may have to descriptions of types."""
+    if not isinstance(columns, Mapping) or len(columns) > _MAX_COLUMNS:
+        raise FormatError(f"columns must be an object of at most {_MAX_COLUMNS} names and types, or null")
+    for name, kind in columns.items():
+        check_text("a column's name", name)
+        if name in RESERVED_COLUMNS:
+            raise FormatError(f"a column cannot have the name {name!r}, which the index uses itself")
+        try:
+            ColumnType.from_json(kind)
+        except FormatError as error:
+            raise FormatError(f"column {name!r}: {error}") from error
+
+
+def infer_type(values: Iterable[Any]) -> ColumnType:
+    """Return the type that fits JSON values: null, booleans, numbers, text, lists and objects.
+
+    Example:
+        >>> from walloc_data.format import infer_type
+        >>> print(infer_type([3, None, 2.5]), infer_type([[1, 2], []]), infer_type([1, "one"]))
+        float64 list<int64> json
+    """
+    found = _NULL
+    for value in values:
+        if value is None:
+            continue
+        found = join_types(found, _type_of(value, depth=0))
+        if found == _JSON:
+            break
+    return found
+
+
+def _type_of(value: Any, *, depth: int) -> ColumnType:
+    if value is None:
+        return _NULL
+    if isinstance(value, bool):
+        return ColumnType("bool")
+    if isinstance(value, int):
+        return ColumnType("int64") if -(2**63) <= value < 2**63 else _JSON
+    if isinstance(value, float):
+        return ColumnType("float64")
+    if isinstance(value, str):
+        return ColumnType("string")
+    if depth < MAX_TYPE_DEPTH and isinstance(value, list | tuple):
+        item = _NULL
+        for inner in value:
+            item = join_types(item, _type_of(inner, depth=depth + 1))
+        return ColumnType("list", item)
+    if depth < MAX_TYPE_DEPTH and isinstance(value, Mapping) and value and len(value) <= _MAX_COLUMNS:
+        return ColumnType(
+            "struct", fields=tuple((str(name), _type_of(value[name], depth=depth + 1)) for name in sorted(value))
+        )
+    return _JSON
+
+
+def join_types(first: ColumnType, second: ColumnType) -> ColumnType:
+    """Return the type that holds the values of two: JSON where nothing else does, whatever the order.
+
+    Example:
+        >>> from walloc_data.format import ColumnType, join_types
+        >>> print(join_types(ColumnType("int32"), ColumnType("float32")))
+        float64
+        >>> print(join_types(ColumnType("string"), ColumnType("float32")))
+        json
+    """
+    if first == second or second == _NULL:
+        return first
+    if first == _NULL:
+        return second
+    kinds = {first.kind, second.kind}
+    if first.item is not None and second.item is not None:
+        item = join_types(first.item, second.item)
+        return ColumnType("list", item, first.length if first.length == second.length else None)
+    if kinds == {"struct"}:
+        fields = dict(first.fields)
+        for name, kind in second.fields:
+            fields[name] = join_types(fields.get(name, _NULL), kind)
+        return ColumnType("struct", fields=tuple(sorted(fields.items())))
+    if kinds <= _NUMBERS - {"bool"}:
+        if not kinds <= set(_INTEGERS):
+            return ColumnType("float64")
+        return ColumnType("int64") if "uint64" not in kinds else _JSON
+    return _JSON
+
+
+def tighten_lists(kind: ColumnType, values: Iterable[Any]) -> ColumnType:
+    """Return a type whose lists of numbers have a length, where all values have that one, of at least two items.
+
+    What is declared or inferred as lists of any length, of several labels or a box say, is then a plain array.
+    """
+    if kind.item is None:
+        return kind
+    present = [value for value in values if value is not None]
+    item = tighten_lists(kind.item, (inner for value in present for inner in value))
+    lengths = {len(value) for value in present}
+    if kind.length is None and item.is_array and len(lengths) == 1 and min(lengths) >= 2:
+        return replace(kind, item=item, length=min(lengths))
+    return replace(kind, item=item)

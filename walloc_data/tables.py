@@ -1,0 +1,128 @@
+"""The index as Arrow has it: schemas, and a source's columns as arrays of their types.
+
+`walloc_data.format` says what the columns are and needs no pyarrow; here they become tables.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+from walloc_data.format import (
+    INDEX_COLUMNS,
+    MIRROR_INDEX_COLUMNS,
+    SOURCE_INDEX_COLUMNS,
+    ColumnType,
+    infer_type,
+    tighten_lists,
+)
+
+__all__ = ["arrow_type", "cast_column", "column_array", "index_schema", "typed_columns"]
+
+
+def index_schema(*, mirror: bool, columns: Mapping[str, Any] | None) -> Any:
+    """The pyarrow schema of an index.
+
+    Args:
+        mirror: whether mirrored latents are stored.
+        columns: the source's, names to types as a split's record lists them; None: an index of version 1.
+    """
+    import pyarrow as pa
+
+    ours = (
+        *INDEX_COLUMNS,
+        *(MIRROR_INDEX_COLUMNS if mirror else ()),
+        *(SOURCE_INDEX_COLUMNS if columns is not None else ()),
+    )
+    kinds = {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64(), "uint32": pa.uint32()}
+    fields = [(name, kinds[kind]) for name, kind, _ in ours]
+    fields += [(name, arrow_type(ColumnType.from_json(kind))) for name, kind in (columns or {}).items()]
+    return pa.schema(fields)
+
+
+def arrow_type(kind: ColumnType) -> Any:
+    """The pyarrow type of a column."""
+    import pyarrow as pa
+
+    if kind.item is not None:
+        item = arrow_type(kind.item)
+        return pa.list_(item) if kind.length is None else pa.list_(item, kind.length)
+    if kind.kind == "struct":
+        return pa.struct([(name, arrow_type(inner)) for name, inner in kind.fields])
+    if kind.kind == "timestamp":
+        return pa.timestamp("us")
+    if kind.kind == "timestamp_utc":
+        return pa.timestamp("us", tz="UTC")
+    if kind.kind == "date":
+        return pa.date32()
+    if kind.kind in ("json", "null"):  # a column without any value takes the values of shards to come
+        return pa.string() if kind.kind == "json" else pa.null()
+    names = {"bool": "bool_"}
+    return getattr(pa, names.get(kind.kind, kind.kind))()
+
+
+def typed_columns(
+    values: Mapping[str, Sequence[Any]], declared: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A source's columns as arrays, and their types as a record lists them.
+
+    Args:
+        values: JSON values of each column, as `walloc_data.sources.base.json_value` makes them.
+        declared: types that the source states; columns that it does not name have the type of their values.
+    """
+    arrays, types = {}, {}
+    for name, column in values.items():
+        kind = ColumnType.from_json(declared[name]) if name in declared else infer_type(column)
+        try:
+            kind = tighten_lists(kind, column)
+            arrays[name] = column_array(column, kind)
+        except (TypeError, ValueError, OverflowError):  # ArrowInvalid is a ValueError: not what was declared
+            kind = tighten_lists(infer_type(column), column)
+            arrays[name] = column_array(column, kind)
+        types[name] = kind.to_json()
+    return arrays, types
+
+
+def column_array(values: Iterable[Any], kind: ColumnType) -> Any:
+    """JSON values as a pyarrow array; raise ValueError or TypeError if they are not of this type."""
+    import pyarrow as pa
+
+    return pa.array([_typed(value, kind) for value in values], arrow_type(kind))
+
+
+def _typed(value: Any, kind: ColumnType) -> Any:
+    """A JSON value as Arrow takes it."""
+    if value is None:
+        return None
+    if kind.kind == "json":
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_text)
+    if kind.kind == "date":
+        return date.fromisoformat(value) if isinstance(value, str) else value
+    if kind.kind in ("timestamp", "timestamp_utc"):
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        return moment.astimezone(UTC) if kind.kind == "timestamp_utc" else moment
+    if kind.item is not None and kind.item.kind in _PARSED:
+        return [_typed(item, kind.item) for item in value]
+    if kind.kind == "struct":
+        return {name: _typed(value.get(name), inner) for name, inner in kind.fields}
+    return value
+
+
+_PARSED = frozenset({"json", "date", "timestamp", "timestamp_utc", "list", "struct"})
+
+
+def _text(value: Any) -> str:
+    return value.isoformat() if isinstance(value, date) else str(value)
+
+
+def cast_column(column: Any, found: ColumnType, wanted: ColumnType) -> Any:
+    """An array or chunked array of one type as one of a type that `join_types` made of it and others."""
+    import pyarrow as pa
+
+    if found == wanted:
+        return column
+    if found.kind != "json" and wanted.kind == "json":
+        return column_array(column.to_pylist(), wanted)
+    if found.kind != "struct" and found.item is None:
+        return column.cast(arrow_type(wanted), safe=False)  # numbers: an integer of more than 53 bits is rounded
+    return pa.array([_typed(value, wanted) for value in column.to_pylist()], arrow_type(wanted))
