@@ -5,11 +5,16 @@
     python examples/train_timm.py latents --model resnet18 --epochs 12 --output runs/r18
     torchrun --nproc-per-node 2 examples/train_timm.py latents --model resnet18 --epochs 12 --output runs/r18
 
-From scratch and for long, store pictures larger than the network takes them, and crop and shrink at random:
+From scratch and for long, store pictures larger than the network takes them, to be cropped and shrunk at random:
 
-    walloc-data encode imagewoof/train latents --split train --size 256   # 32 x 32 cells; the same for val
-    python examples/train_timm.py latents --model resnet18 --geometry all_stages --size-cells 16 --flip fitted \\
-        --epochs 40 --progressive-from 12
+    walloc-data encode imagewoof/train latents --split train --size 192   # 24 x 24 cells; the same for val
+    python examples/train_timm.py latents --model resnet18 --geometry all_stages --size-cells 16 --lr 4e-3 --amp \\
+        --epochs 40
+
+The defaults are a recipe for training from scratch: random crops wherever latents are stored larger than the network
+takes them, else shifts by two cells; flips, by stored mirrors or else by the codec's operator; a first layer in two
+steps; label smoothing, warm-up and cosine, an average of the weights; mixup and cutmix in the second half of 40 epochs
+or more.
 
 Run again with the same command after any interruption: it goes on from the last checkpoint, to the same weights as an
 uninterrupted run. Everything random in a step follows from (seed, step, rank), so nothing random has to be saved.
@@ -38,9 +43,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from walloc_data import LatentDataset, create_latent_model
 from walloc_data.adapters import parameter_groups, save_latent_model, summarize
+from walloc_data.errors import StorageError
 from walloc_data.files import whole_file
 from walloc_data.serving import attach_codec
 from walloc_data.transforms import LatentOperators, RandomHorizontalFlip, RandomResizedCrop, RandomTranslate, Resize
+
+LONG_EPOCHS = 40  # from here on mixed pictures are the default
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -54,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stem-hidden-channels", type=int, default=48, help="between two layers; 0: a stem of one")
     parser.add_argument("--train-split", default="train")
     parser.add_argument("--val-split", help="default: the first there is of val, validation, valid, dev, test")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=128, help="over all processes")
     parser.add_argument("--opt", default="adamw")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -64,12 +72,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sched", default="cosine")
     parser.add_argument("--warmup-epochs", type=int, default=1)
     parser.add_argument("--smoothing", type=float, default=0.1)
-    parser.add_argument("--mixup", type=float, default=0.0, help="alpha; 0 is off")
-    parser.add_argument("--cutmix", type=float, default=0.0, help="alpha; 0 is off")
+    parser.add_argument("--mixup", type=float, help="alpha; 0 is off (default: 0.2 from 40 epochs on)")
+    parser.add_argument("--cutmix", type=float, help="alpha; 0 is off (default: 1 from 40 epochs on)")
     parser.add_argument("--ema-decay", type=float, default=0.99)
-    parser.add_argument("--mix-from", type=float, default=0.0, help="share of the epochs before mixup and cutmix begin")
-    parser.add_argument("--flip", choices=("none", "naive", "fitted", "stored"), default="none")
-    parser.add_argument("--shift-cells", type=int, default=0, help="random shift by up to this many cells")
+    parser.add_argument("--mix-from", type=float, default=0.5, help="share of the epochs before mixup and cutmix begin")
+    parser.add_argument(
+        "--flip",
+        choices=("auto", "none", "naive", "fitted", "stored"),
+        default="auto",
+        help="auto: stored mirrors where there are any, else by the codec's operator where it has one",
+    )
+    parser.add_argument(
+        "--shift-cells",
+        type=int,
+        help="random shift by up to this many cells (default: 2 without random crops, else 0)",
+    )
     parser.add_argument(
         "--size-cells", type=int, help="side that the network takes; default: that of the stored latents"
     )
@@ -134,6 +151,29 @@ def evaluate(model: nn.Module, loader: Any, device: torch.device, view: nn.Modul
     return float(100 * sums[0] / sums[1])
 
 
+def fill_in_recipe(args: argparse.Namespace, train: LatentDataset) -> None:
+    """Decide what the arguments leave open: by the length of training, and by what is stored."""
+    long = args.epochs >= LONG_EPOCHS
+    args.mixup = 0.2 * long if args.mixup is None else args.mixup
+    args.cutmix = 1.0 * long if args.cutmix is None else args.cutmix
+    shape = train.record.latent_shape
+    stored = max(shape[1:]) if shape is not None else 0
+    args.size_cells = stored if args.size_cells is None else args.size_cells
+    if args.crops == "auto":
+        args.crops = "random" if args.size_cells < stored else "whole"
+    if args.progressive_from is not None and args.crops != "random":
+        raise SystemExit("--progressive-from grows random crops: store latents larger than --size-cells")
+    if args.shift_cells is None:
+        args.shift_cells = 2 * (args.crops == "whole")
+    if args.flip == "auto":
+        args.flip = "stored" if train.manifest.settings.mirror else "fitted"
+        if args.flip == "fitted":
+            try:
+                LatentOperators.load(args.data, spec=train.manifest.codec)
+            except StorageError:  # a codec that none were fitted for
+                args.flip = "none"
+
+
 def side_of_epoch(args: argparse.Namespace, epoch: int) -> int:
     """Cells a side that an epoch trains on: growing evenly over the first two thirds, then size_cells."""
     if args.progressive_from is None:
@@ -192,19 +232,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     progress = Progress(enabled=rank == 0)
 
     shared = {"cache": args.cache, "seed": args.seed}
-    train = LatentDataset(args.data, split=args.train_split, shuffle=True, mirror=args.flip == "stored", **shared)
+    train = LatentDataset(args.data, split=args.train_split, shuffle=True, **shared)
+    stored = max(train.record.latent_shape[1:]) if train.record.latent_shape is not None else 0
+    fill_in_recipe(args, train)
+    if args.flip == "stored":
+        train = LatentDataset(args.data, split=args.train_split, shuffle=True, mirror=True, **shared)
     val_split = train.manifest.held_out_split(args.val_split, where=args.data)
     val = LatentDataset(args.data, split=val_split, **shared)
     batches = train.loader(batch_size=args.batch_size, num_workers=args.workers, drop_last=True)
     val_batches = val.loader(batch_size=args.batch_size, pad=True)
-    shape = train.record.latent_shape
-    stored = max(shape[1:]) if shape is not None else 0
-    if args.size_cells is None:
-        args.size_cells = stored
-    if args.crops == "auto":
-        args.crops = "random" if args.size_cells < stored else "whole"
-    if args.progressive_from is not None and args.crops != "random":
-        raise SystemExit("--progressive-from grows random crops: store latents larger than --size-cells")
     resized = args.size_cells != stored
     augment = Augmentation(args, train, stored_cells=stored).to(device)
     view: nn.Module = nn.Identity()

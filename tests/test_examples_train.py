@@ -141,6 +141,7 @@ def test_two_processes_train_what_one_does(train, latents, tmp_path):
     """Without what depends on the rank (mixup, drop-path, batch norm), two ranks make the same steps as one."""
     arguments = [str(latents), "--model", "test_convnext", "--batch-size", "8", "--epochs", "2", "--cache", "shards"]
     arguments += ["--stem-hidden-channels", "0"]  # a stem of two has a batch norm
+    arguments += ["--flip", "none", "--shift-cells", "0"]  # drawn by each rank for itself
     single = train(*arguments, "--output", tmp_path / "one")
     in_two_processes([*arguments, "--output", str(tmp_path / "two")])
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -153,6 +154,7 @@ def test_two_processes_train_what_one_does(train, latents, tmp_path):
 @pytest.mark.slow
 def test_it_learns(train, latents, tmp_path):
     arguments = ["--model", "test_convnext", "--batch-size", "8", "--epochs", "12", "--lr", "4e-3", "--cache", "shards"]
+    arguments += ["--flip", "none", "--shift-cells", "0"]
     history = train(latents, *arguments, "--val-split", "train", "--output", tmp_path)["history"]
     assert history[-1]["top1"] > 60  # of the pictures it trained on; chance is 10
     assert history[-1]["loss"] < history[0]["loss"] - 0.3

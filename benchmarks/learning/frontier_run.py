@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from timm.optim import Lookahead
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.learning.frontier_views import (
     ARMS,
@@ -23,10 +22,10 @@ from benchmarks.learning.frontier_views import (
     views,
 )
 from benchmarks.learning.pixel_stem import PixelConv2d, replace_module
+from benchmarks.learning.steps import CapturedStep, accuracy, smoothed_loss
 from walloc_data.adapters import create_latent_model, stem_of, summarize
 
 LOOKAHEAD_STEPS = 6  # Ranger's, as fastai's records were trained
-WARM_UP_STEPS = 3  # before a graph is captured: libraries choose their kernels, the optimizer makes its state
 KEY = ("arm", "model", "model_kwargs", "seed", "epochs", "lr", "size_px", "cells", "batch_size", "weight_decay")
 VIEWS = (12, 16, 18, 24, 32)  # cells a side: sizes of the validation pictures that a trained network is scored on
 
@@ -74,7 +73,7 @@ class Run:
         self.augment = augmentation(arm, data, cells=args.cells)
         self.steps = len(data.x["train"]) // args.batch_size
         self.stream = torch.cuda.Stream() if cuda else None
-        self.graph: Any = None
+        self.captured = CapturedStep(self.learn, capture=args.graphs)
         self.count = 0
         self.seconds = {"augment": 0.0, "train": 0.0}
         self.losses: list[float] = []
@@ -123,17 +122,7 @@ class Run:
                 group["lr"] = self.rate()
         rows = slice(i * self.args.batch_size, (i + 1) * self.args.batch_size)
         x, target = self.epoch_x[rows], self.epoch_labels[rows]
-        if not self.args.graphs or self.count < WARM_UP_STEPS:
-            loss = self.learn(x, target)
-        else:
-            if self.graph is None:
-                self.x, self.target, self.graph = x.clone(), target.clone(), torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph, stream=torch.cuda.Stream()):
-                    self.loss = self.learn(self.x, self.target)
-            self.x.copy_(x)
-            self.target.copy_(target)
-            self.graph.replay()
-            loss = self.loss
+        loss = self.captured(x, target)
         self.count += 1
         if self.count % LOOKAHEAD_STEPS == 0:
             self.lookahead.sync_lookahead()
@@ -142,9 +131,7 @@ class Run:
     def learn(self, x: Tensor, target: Tensor) -> Tensor:
         """Take one step of the optimizer; return the loss."""
         self.inner.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False):
-            logits = self.model(x.float())
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=0.1)
+        loss = smoothed_loss(self.model, x.float(), target)
         loss.backward()
         self.inner.step()
         return loss.detach()
@@ -156,17 +143,8 @@ class Run:
 
     def accuracy(self, x: Tensor) -> float:
         """Score validation pictures: top-1 in percent."""
-        self.model.eval()
-        correct = torch.zeros((), device=self.device)
-        with (
-            torch.inference_mode(),
-            trying_no_kernels(),
-            torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False),
-        ):
-            for start in range(0, len(x), 512):
-                labels = self.data.labels["val"][start : start + 512]
-                correct += (self.model(x[start : start + 512].float()).argmax(1) == labels).sum()
-        return 100 * float(correct) / len(x)
+        with trying_no_kernels():
+            return accuracy(self.model, x, self.data.labels["val"])
 
     def result(self, *, seconds: float, together: int) -> dict[str, Any]:
         """Score the trained network on every view; return its line of results."""

@@ -1,4 +1,4 @@
-"""Augmentation, one training step for every arm, and its score. On CUDA a step is a graph, replayed."""
+"""Augmentation and training for every arm of `benchmarks.learning.run`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,16 +8,15 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from benchmarks.learning.arms import ARMS, NETWORKS, Arm, MirroredStem, make_model
 from benchmarks.learning.data import Prepared
+from benchmarks.learning.steps import CapturedStep, accuracy, moved, smoothed_loss, take
 from benchmarks.results import machine_facts
 from walloc_data.adapters import parameter_groups
 from walloc_data.codec import load_codec
 from walloc_data.transforms import RandomHorizontalFlip
 
-WARM_UP_STEPS = 3  # before a graph is captured: libraries choose their kernels, the optimizer makes its state
 _on_device: dict[Any, Tensor] = {}
 
 
@@ -65,18 +64,6 @@ def array_on(device: torch.device, prepared: Prepared, kind: str, split: str) ->
     return _on_device[key]
 
 
-def take(array: Any, rows: np.ndarray) -> Tensor:
-    """Rows of what `array_on` gave, where it lies."""
-    if isinstance(array, Tensor):
-        return array[moved(torch.from_numpy(rows), array.device)]
-    return torch.from_numpy(array[rows])
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for what its stream still has to do."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-
 class Trainer:
     """An arm's model, optimizer and augmentation: `step` trains on a batch."""
 
@@ -119,40 +106,23 @@ class Trainer:
         )
         # Rates in tensors: a captured graph reads them anew.
         self.rates = [torch.tensor(group["lr"], device=device) for group in self.optimizer.param_groups]
-        self.num_steps = 0
-        self.graph: Any = None
+        self.captured = CapturedStep(self._learn, capture=device.type == "cuda")
 
     def step(self, rows: np.ndarray) -> Tensor:
         """Train on rows of the training array; returns the loss, a scalar tensor that the next step may overwrite."""
         mirrored = None if self.mirrored is None else take(self.mirrored, rows)
         x = self.augment(take(self.data, rows), mirrored, self.generator)
         target = take(self.labels, rows)
-        on_cuda = self.device.type == "cuda"
-        if on_cuda:
+        if self.device.type == "cuda":
             for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
                 group["lr"] = rate.fill_(float(group["lr"]))
-        if not on_cuda or self.num_steps < WARM_UP_STEPS:
-            loss = self._learn(x, target)
-        else:
-            if self.graph is None:
-                self.x, self.target, self.graph = x, target, torch.cuda.CUDAGraph()
-                # On a stream of its own: graphs captured on one share a scratch space of cuBLAS.
-                with torch.cuda.graph(self.graph, stream=torch.cuda.Stream()):
-                    self.loss = self._learn(self.x, self.target)
-            else:
-                self.x.copy_(x)
-                self.target.copy_(target)
-            self.graph.replay()
-            loss = self.loss
-        self.num_steps += 1
-        self.scheduler.step_update(self.num_steps)
+        loss = self.captured(x, target)
+        self.scheduler.step_update(self.captured.num_steps)
         return loss
 
     def _learn(self, x: Tensor, target: Tensor) -> Tensor:
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False):
-            logits = self.model(x)
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=0.1)
+        loss = smoothed_loss(self.model, x, target)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -217,16 +187,3 @@ def train_one(
 def device_name(device: torch.device) -> str:
     """What the results call it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-def accuracy(model: nn.Module, data: Any, labels: Tensor) -> float:
-    """Top-1 in percent."""
-    model.eval()
-    device = labels.device
-    batch = 256 if device.type == "cpu" else 1024
-    correct = torch.zeros((), dtype=torch.long, device=device)
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
-        for start in range(0, len(data), batch):
-            rows = np.arange(start, min(start + batch, len(data)))
-            correct += (model(take(data, rows)).argmax(1) == take(labels, rows)).sum()
-    return 100 * int(correct) / len(data)
