@@ -1,6 +1,7 @@
 """What people see while they wait: one line that is rewritten, or one now and then."""
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -26,21 +27,34 @@ def progress(num_done: int, *, failures: int = 0) -> Progress:
     return Progress("train", num_done, 200, failures, 50.0, (200 - num_done) / 50)
 
 
-def test_a_terminal_has_one_line_that_is_rewritten_and_taken_away(clock: list[float]) -> None:
+def test_a_terminal_has_a_bar_that_is_rewritten_and_taken_away(clock: list[float]) -> None:
     stream = Terminal()
     printer = ProgressPrinter(stream)
     printer(progress(0))
     assert stream.getvalue() == ""  # nothing in the first second
     clock.append(101.5)
     printer(progress(75, failures=2))
-    assert stream.getvalue() == "\rtrain: 38 %, 75/200 pictures, 50/s, 2 s left, 2 failures"
+    assert re.fullmatch(
+        r"\rtrain: 38%\|[^|]+\| 75/200 pictures, 50/s, 2 s left, 2 failures", stream.getvalue().rstrip()
+    )
     clock.append(101.6)
     printer(progress(80))  # too soon to be worth a line
     clock.append(102.0)
     printer(progress(100))
+    assert stream.getvalue().count("\rtrain:") == 2
     printer.close()
-    assert stream.getvalue().endswith(" " * len("train: 50 %, 100/200 pictures, 50/s, 2 s left") + "\r")
+    assert re.search(r"\| 100/200 pictures, 50/s, 2 s left *\r *\r$", stream.getvalue())
     assert "\n" not in stream.getvalue()
+
+
+def test_a_line_that_stays_comes_after_the_bar_is_gone(clock: list[float]) -> None:
+    stream = Terminal()
+    printer = ProgressPrinter(stream)
+    clock.append(101.5)
+    printer(replace(progress(70), num_items=None, seconds_left=None))
+    assert stream.getvalue().rstrip() == "\rtrain: 70 pictures, 50/s"
+    printer.note("kept")
+    assert re.search(r"\r *\rkept\n$", stream.getvalue())
 
 
 def test_a_file_has_a_line_every_ten_seconds(clock: list[float]) -> None:

@@ -1,10 +1,10 @@
-"""How far a conversion is: numbers for a caller, or one line on stderr for people."""
+"""How far a conversion is: numbers for a caller, a bar or lines on stderr for people."""
 
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
 __all__ = ["Progress", "ProgressMeter", "ProgressPrinter", "counted", "format_bytes", "format_seconds"]
 
@@ -32,7 +32,11 @@ class Progress:
         share = total = ""
         if self.num_items:
             share, total = f" {100 * self.num_done / self.num_items:.0f} %,", f"/{self.num_items}"
-        text = f"{self.split}:{share} {self.num_done}{total} pictures, {self.samples_per_s:.0f}/s"
+        return f"{self.split}:{share} {self.num_done}{total} pictures, {self.rate_text()}"
+
+    def rate_text(self) -> str:
+        """Return speed, time left and failures: ``50/s, 2 s left, 2 failures``."""
+        text = f"{self.samples_per_s:.0f}/s"
         if self.seconds_left is not None:
             text += f", {format_seconds(self.seconds_left)} left"
         return text + (f", {self.num_failures} failures" if self.num_failures else "")
@@ -67,41 +71,70 @@ class ProgressMeter:
 
 
 class ProgressPrinter:
-    """One line that is rewritten on a terminal; elsewhere a line every ten seconds. Nothing in the first second."""
+    """Shows progress to people: a bar on a terminal or in a notebook, elsewhere a line every ten seconds.
+
+    Nothing in the first second.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
-        self._terminal = self._stream.isatty()
+        self._bars = self._stream.isatty() or (stream is None and _in_notebook())
+        self._bar: Any = None
         self._started = time.monotonic()
         self._next = self._started + 1.0
-        self._width = 0
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
         starting = progress.samples_per_s == 0 and now < self._started + 10.0  # a rate of 0 tells nothing
         if now < self._next or starting:
             return
-        self._next = now + (0.25 if self._terminal else 10.0)
-        text = str(progress)
-        if self._terminal:
-            self._stream.write("\r" + text.ljust(self._width))
-            self._width = len(text)
+        self._next = now + (0.25 if self._bars else 10.0)
+        if self._bars:
+            self._show(progress)
         else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+            self._stream.write(f"{progress}\n")
+            self._stream.flush()
+
+    def _show(self, progress: Progress) -> None:
+        from tqdm.auto import tqdm
+
+        if self._bar is None:
+            style = "{desc}: {percentage:.0f}%|{bar}| " if progress.num_items else "{desc}: "
+            total = "{n_fmt}/{total_fmt}" if progress.num_items else "{n_fmt}"
+            self._bar = tqdm(
+                desc=progress.split,
+                total=progress.num_items,
+                delay=1e-9,  # the first line is the one below
+                file=self._stream,
+                leave=False,
+                dynamic_ncols=True,
+                mininterval=0,
+                bar_format=f"{style}{total} pictures{{postfix}}",
+            )
+        self._bar.n = progress.num_done
+        # The rate and the time left are ours: they leave out what earlier runs did.
+        self._bar.set_postfix_str(progress.rate_text(), refresh=False)
+        self._bar.refresh()
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.close()
         self._stream.write(text + "\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """Leave the line; what is written next begins a new one."""
-        if self._terminal and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._stream.flush()
-            self._width = 0
+        """Take the bar away; what is written next begins a new line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _in_notebook() -> bool:
+    if "IPython" not in sys.modules:
+        return False
+    from tqdm.auto import tqdm
+
+    return any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
 
 
 def format_seconds(seconds: float) -> str:
