@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from walloc_data.errors import CorruptShardError, FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, Manifest, index_name
-from walloc_data.storage import Retry, Store
+from walloc_data.storage import Retry, Store, read_manifest, shards_reader
 
 __all__ = ["PushResult", "push"]
 
@@ -59,7 +59,7 @@ class _File:
 
 
 class _Target(Protocol):
-    def manifest(self) -> bytes | None: ...
+    def read(self, path: str, *, max_bytes: int) -> bytes | None: ...
     def holds(self, file: _File) -> bool: ...
     def remove(self, paths: Sequence[str]) -> None: ...
     def upload(self, files: Sequence[_File]) -> Iterator[_File]: ...
@@ -109,7 +109,7 @@ def push(
     manifest_bytes, manifest = _read_manifest(root)
     files, left_out = _collect(root, manifest)
     target = _target(destination, private=private, storage_options=dict(storage_options or {}))
-    stale = _reconcile(target.manifest(), manifest, destination=destination, replace=replace)
+    stale = _reconcile(target, manifest, destination=destination, replace=replace)
 
     uploaded: list[_File] = []
     unchanged: list[_File] = []
@@ -142,7 +142,7 @@ def _read_manifest(root: Path) -> tuple[bytes, Manifest]:
     if not path.is_file():
         raise FormatError(f"{root}: no {MANIFEST_NAME} here; push takes the local folder of a finished conversion")
     data = Store(root).read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
-    return data, Manifest.from_json(data, where=str(path))
+    return data, read_manifest(Store(root))
 
 
 def _collect(root: Path, manifest: Manifest) -> tuple[list[_File], list[str]]:
@@ -186,15 +186,23 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _reconcile(there: bytes | None, ours: Manifest, *, destination: str, replace: bool) -> list[str] | None:
+def _reconcile(target: _Target, ours: Manifest, *, destination: str, replace: bool) -> list[str] | None:
     """Return what an upload must remove: None if the destination is empty or holds an earlier state of this data
     set.
     """
+    there = target.read(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
     if there is None:
         return None
     old: dict[str, str] = {}
     try:
-        theirs = Manifest.from_json(there, where=f"{destination}/{MANIFEST_NAME}")
+
+        def read(path: str, *, max_bytes: int) -> bytes:
+            if (data := target.read(path, max_bytes=max_bytes)) is None:
+                raise FormatError(f"{destination}/{path} is missing")
+            return data
+
+        lists = shards_reader(read, where=lambda path: f"{destination}/{path}")
+        theirs = Manifest.from_json(there, where=f"{destination}/{MANIFEST_NAME}", read_shards=lists)
     except FormatError as error:
         reason = str(error)
     else:
@@ -235,10 +243,8 @@ class _Bucket:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def manifest(self) -> bytes | None:
-        if not self.store.exists(MANIFEST_NAME):
-            return None
-        return self.store.read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
+    def read(self, path: str, *, max_bytes: int) -> bytes | None:
+        return self.store.read_bytes(path, max_bytes=max_bytes) if self.store.exists(path) else None
 
     def holds(self, file: _File) -> bool:
         if not self.store.exists(file.path) or self.store.num_bytes(file.path) != file.num_bytes:
@@ -306,19 +312,17 @@ class _Hub:
                 ) from cause
             raise StorageError(f"{error}; run the same command again to go on") from cause
 
-    def manifest(self) -> bytes | None:
-        if MANIFEST_NAME not in self.there:
+    def read(self, path: str, *, max_bytes: int) -> bytes | None:
+        if path not in self.there:
             return None
-        if (num_bytes := self.there[MANIFEST_NAME].size) > MAX_JSON_BYTES:
-            raise StorageError(
-                f"hf://datasets/{self.repo_id}/{MANIFEST_NAME}: {num_bytes} bytes is too large to be one"
-            )
+        if (num_bytes := self.there[path].size) > max_bytes:
+            raise StorageError(f"hf://datasets/{self.repo_id}/{path}: {num_bytes} bytes; at most {max_bytes} are read")
         with tempfile.TemporaryDirectory() as folder:
-            path = self._call(
-                lambda: self.api.hf_hub_download(self.repo_id, MANIFEST_NAME, repo_type="dataset", local_dir=folder),
-                what="reading its manifest",
+            local = self._call(
+                lambda: self.api.hf_hub_download(self.repo_id, path, repo_type="dataset", local_dir=folder),
+                what=f"reading its {path}",
             )
-            return Path(path).read_bytes()
+            return Path(local).read_bytes()
 
     def holds(self, file: _File) -> bool:
         entry = self.there.get(file.path)

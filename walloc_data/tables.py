@@ -1,23 +1,37 @@
-"""The index as Arrow has it: schemas, and a source's columns as arrays of their types.
+"""The index and the list of shards as Arrow has them: schemas, and a source's columns as arrays of their types.
 
 `walloc_data.format` says what the columns are and needs no pyarrow; here they become tables.
 """
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
+from walloc_data.errors import FormatError
 from walloc_data.format import (
     INDEX_COLUMNS,
     MIRROR_INDEX_COLUMNS,
     SOURCE_INDEX_COLUMNS,
     ColumnType,
+    ShardRecord,
     infer_type,
     tighten_lists,
 )
 
-__all__ = ["arrow_type", "cast_column", "column_array", "index_schema", "typed_columns"]
+__all__ = [
+    "arrow_type",
+    "cast_column",
+    "column_array",
+    "index_schema",
+    "read_shards",
+    "shards_table",
+    "text_of",
+    "typed_columns",
+]
+
+MAX_TEXT_BYTES = 2**20  # of one value
 
 
 def index_schema(*, mirror: bool, columns: Mapping[str, Any] | None) -> Any:
@@ -126,3 +140,72 @@ def cast_column(column: Any, found: ColumnType, wanted: ColumnType) -> Any:
     if found.kind != "struct" and found.item is None:
         return column.cast(arrow_type(wanted), safe=False)  # numbers: an integer of more than 53 bits is rounded
     return pa.array([_typed(value, wanted) for value in column.to_pylist()], arrow_type(wanted))
+
+
+def text_of(array: Any, *, what: str) -> Any:
+    """Check an array of text, a dictionary's or plain, and return it as plain text.
+
+    A few bytes of parquet can stand for very much text, so read it as a dictionary (`read_dictionary`) and make text of
+    it here, where the longest value is known.
+
+    Raises:
+        FormatError: a value is longer than 1 MiB, or no text.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        if pa.types.is_dictionary(array.type):
+            longest = pc.max(pc.binary_length(array.dictionary)).as_py() or 0
+            if longest > MAX_TEXT_BYTES:
+                raise FormatError(f"{what} has a text of {longest} bytes; at most {MAX_TEXT_BYTES} are read")
+            array = array.cast(pa.string())
+        array.validate(full=True)  # UTF-8, for one
+    except pa.ArrowException as error:
+        raise FormatError(f"{what} is not text ({error})") from error
+    return array
+
+
+def shards_table(shards: Sequence[ShardRecord], *, root: str) -> bytes:
+    """Write a list of shards as a parquet file; names are relative to `root`, the split's folder in the data set."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    columns = {
+        "name": pa.array([shard.name.removeprefix(root) for shard in shards], pa.string()),
+        "num_samples": pa.array([shard.num_samples for shard in shards], pa.int64()),
+        "num_bytes": pa.array([shard.num_bytes for shard in shards], pa.int64()),
+        "sha256": pa.array([shard.sha256 for shard in shards], pa.string()),
+    }
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(pa.table(columns), sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def read_shards(data: bytes, *, num_shards: int, root: str, where: str) -> tuple[ShardRecord, ...]:
+    """Read what `shards_table` wrote.
+
+    Raises:
+        FormatError: it is no list of `num_shards` shards.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    texts, numbers = ("name", "sha256"), ("num_samples", "num_bytes")
+    records: list[ShardRecord] = []
+    try:
+        with pa.parquet.ParquetFile(io.BytesIO(data), read_dictionary=list(texts)) as file:
+            if file.metadata.num_rows != num_shards:
+                raise FormatError(f"{file.metadata.num_rows} shards; the manifest says {num_shards}")
+            for batch in file.iter_batches(batch_size=1024, columns=[*texts, *numbers]):
+                columns = {name: text_of(batch[name], what=f"column {name!r}").to_pylist() for name in texts}
+                columns |= {name: batch[name].to_pylist() for name in numbers}
+                for values in zip(*columns.values(), strict=True):
+                    row = dict(zip(columns, values, strict=True))
+                    row["name"] = root + str(row["name"])
+                    records.append(ShardRecord.from_dict(row, where=f"shard {len(records)}"))
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
+    except Exception as error:  # pyarrow raises many kinds on damaged files
+        raise FormatError(f"{where}: not a list of shards ({type(error).__name__}: {error})") from error
+    return tuple(records)

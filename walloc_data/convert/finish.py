@@ -28,14 +28,13 @@ from walloc_data.convert.state import (
 from walloc_data.convert.summary import ConversionSummary, kept_of, notes_of
 from walloc_data.errors import ConversionError, FormatError
 from walloc_data.format import (
-    MANIFEST_NAME,
     ChannelStatistics,
     Manifest,
     SplitRecord,
     dump_json,
     index_name,
 )
-from walloc_data.storage import Store
+from walloc_data.storage import Store, write_manifest
 
 __all__ = ["finish_dataset", "join_split", "timm_info"]
 
@@ -105,7 +104,7 @@ def join_split(store: Store, split: str) -> ConversionSummary:
     )
     _write(store, "_info.json", dump_json(timm_info(joined)))
     write_card(store, joined)
-    _write(store, MANIFEST_NAME, joined.to_json())
+    write_manifest(store, joined)
     return summary
 
 

@@ -27,7 +27,7 @@ from walloc_data.convert.records import done_name, plan_name, rows_name, work_fo
 from walloc_data.convert.state import finished_shards, planned_splits, read_manifest
 from walloc_data.errors import ConversionError
 from walloc_data.format import MANIFEST_NAME, Manifest, shard_name
-from walloc_data.storage import Store
+from walloc_data.storage import Store, write_manifest
 
 __all__ = [
     "Kind",
@@ -119,7 +119,7 @@ def take_over(store: Store, split: str, *, kind: Kind) -> None:
     splits = {**(manifest.splits if manifest else {}), split: record}
     names = new.class_names if new.class_names is not None or manifest is None else manifest.class_names
     changed = replace(new, splits=dict(sorted(splits.items())), class_names=names)
-    store.write_bytes(MANIFEST_NAME, changed.to_json().encode())
+    write_manifest(store, changed)
     settle(store)
 
 

@@ -19,12 +19,11 @@ from walloc_data.dataset.checked import DIGEST_BYTES
 from walloc_data.dataset.order import Ints
 from walloc_data.errors import FormatError, LoaderError
 from walloc_data.format import INDEX_COLUMNS, MIRROR_INDEX_COLUMNS, SOURCE_INDEX_COLUMNS, ColumnType, SplitRecord
-from walloc_data.tables import arrow_type
+from walloc_data.tables import arrow_type, text_of
 
 __all__ = ["ArrayColumn", "Column", "ListColumn", "check_names", "column_types", "unknown_column", "write_column"]
 
 _PIECE_ROWS = 1024
-_MAX_VALUE_BYTES = 2**20  # of one text
 _OPEN_PIECES = 4096
 
 
@@ -120,7 +119,7 @@ def write_column(parquet: BinaryIO, name: str, kind: ColumnType, *, num_rows: in
 
         def batches() -> Iterator[Any]:
             for batch in opened.iter_batches(batch_size=_PIECE_ROWS, columns=[name]):
-                yield _plain_text(batch.column(0), name) if plain else batch.column(0)
+                yield text_of(batch.column(0), what=f"column {name!r}") if plain else batch.column(0)
 
         if not kind.is_array:
             _write_list(batches(), arrow_type(kind), file)
@@ -128,19 +127,6 @@ def write_column(parquet: BinaryIO, name: str, kind: ColumnType, *, num_rows: in
             file.seek(0)
             file.truncate()
             _write_array(batches(), kind, num_rows, file, nulls=True)
-
-
-def _plain_text(array: Any, name: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_dictionary(array.type):
-        longest = pc.max(pc.binary_length(array.dictionary)).as_py() or 0
-        if longest > _MAX_VALUE_BYTES:
-            raise FormatError(f"column {name!r} has a text of {longest} bytes; at most {_MAX_VALUE_BYTES} are read")
-        array = array.cast(pa.string())
-    array.validate(full=True)  # UTF-8, for one
-    return array
 
 
 def _write_list(batches: Iterator[Any], kind: Any, file: BinaryIO) -> None:

@@ -7,6 +7,7 @@ disk is untrusted: `from_dict` checks types, ranges and names, and says which fi
       walloc.json               Manifest
       data/train-00000.tar      shards: {key}.webp [{key}.mirror.webp] [{key}.cls] [{key}.json], adjacent
       index/train.parquet       one row a sample, in shard order (INDEX_COLUMNS, SOURCE_INDEX_COLUMNS, the source's)
+      index/train.shards.parquet  the split's shards, where they are more than a few thousand (else in walloc.json)
       failures/train.jsonl      one line a picture that could not be encoded
       codec/                    the codec that made the latents, so the folder explains itself
       .walloc/                  the converter's plan, lock and per-shard records (the done marks)
@@ -23,7 +24,7 @@ from walloc_data.format.columns import (
     tighten_lists,
 )
 from walloc_data.format.json_text import MAX_JSON_BYTES, dump_json, load_json
-from walloc_data.format.manifest import Manifest, ShardRecord, SplitRecord
+from walloc_data.format.manifest import Manifest, ReadShards, ShardRecord, ShardsFile, SplitRecord
 from walloc_data.format.names import (
     FORMAT_VERSION,
     INDEX_COLUMNS,
@@ -40,6 +41,7 @@ from walloc_data.format.names import (
     padding_for,
     sample_key,
     shard_name,
+    shards_name,
 )
 from walloc_data.format.spec import CodecSpec, EncodeSettings, SettingFields
 from walloc_data.format.statistics import ChannelStatistics
@@ -59,8 +61,10 @@ __all__ = [
     "ColumnType",
     "EncodeSettings",
     "Manifest",
+    "ReadShards",
     "SettingFields",
     "ShardRecord",
+    "ShardsFile",
     "SplitRecord",
     "check_columns",
     "check_json",
@@ -79,5 +83,6 @@ __all__ = [
     "padding_for",
     "sample_key",
     "shard_name",
+    "shards_name",
     "tighten_lists",
 ]

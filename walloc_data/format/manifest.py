@@ -1,7 +1,7 @@
 """`walloc.json`: the manifest, its splits and their shards."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from walloc_data.errors import FormatError
@@ -12,7 +12,7 @@ from walloc_data.format.names import FORMAT_VERSION, check_name, check_relative_
 from walloc_data.format.spec import CodecSpec, EncodeSettings
 from walloc_data.format.statistics import ChannelStatistics
 
-__all__ = ["Manifest", "ShardRecord", "SplitRecord"]
+__all__ = ["Manifest", "ReadShards", "ShardRecord", "ShardsFile", "SplitRecord"]
 
 # What data sets call the split that is not trained on, in the order of preference.
 HELD_OUT_SPLITS = ("val", "validation", "valid", "dev", "test")
@@ -41,6 +41,24 @@ class ShardRecord(Record):
         check_int("num_samples", self.num_samples, low=1, high=_MAX_SAMPLES)
         check_int("num_bytes", self.num_bytes, low=1, high=_MAX_SHARD_BYTES)
         check_sha256("sha256", self.sha256)
+
+
+@dataclass(frozen=True)
+class ShardsFile(Record):
+    """The file beside a split's index that lists its shards, where there are too many for the manifest."""
+
+    name: str  # relative to the data set's root
+    sha256: str
+    num_shards: int
+
+    def __post_init__(self) -> None:
+        check_relative_path(self.name, where="shards_file")
+        check_text("shards_file", self.name)
+        check_sha256("shards_file's sha256", self.sha256)
+        check_int("shards_file's num_shards", self.num_shards, low=1, high=2**26)
+
+
+ReadShards = Callable[[ShardsFile], tuple[ShardRecord, ...]]
 
 
 @dataclass(frozen=True)
@@ -114,16 +132,31 @@ class SplitRecord(Record):
         return self.root + index_name(split)
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Self:
+    def from_dict(cls, value: Mapping[str, Any], *, where: str, read_shards: ReadShards | None = None) -> Self:
+        """Build and validate from a parsed JSON object.
+
+        Args:
+            value: what `Manifest.to_json` writes of a split.
+            where: names it in errors.
+            read_shards: reads the list of shards, where that is a file of its own.
+        """
         if not isinstance(value, Mapping):
             raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
         shards, statistics = value.get("shards"), value.get("statistics")
-        if not isinstance(shards, list):
-            raise FormatError(f"{where}: shards must be a list")
         parsed = dict(value)
-        parsed["shards"] = tuple(
-            ShardRecord.from_dict(shard, where=f"{where}: shard {i}") for i, shard in enumerate(shards)
-        )
+        if (file := parsed.pop("shards_file", None)) is not None:
+            listed = ShardsFile.from_dict(file, where=f"{where}: shards_file")
+            if read_shards is None or shards is not None:
+                raise FormatError(
+                    f"{where}: its shards are listed in {listed.name}: walloc_data.storage reads that too"
+                )
+            parsed["shards"] = read_shards(listed)
+        elif not isinstance(shards, list):
+            raise FormatError(f"{where}: shards must be a list")
+        else:
+            parsed["shards"] = tuple(
+                ShardRecord.from_dict(shard, where=f"{where}: shard {i}") for i, shard in enumerate(shards)
+            )
         parsed["statistics"] = ChannelStatistics.from_dict(
             statistics if isinstance(statistics, Mapping) else {}, where=f"{where}: statistics"
         )
@@ -201,14 +234,19 @@ class Manifest(Record):
         self.split(name, where=where)
         return name
 
-    def to_json(self) -> str:
+    def to_json(self, *, shards_files: Mapping[str, ShardsFile] | None = None) -> str:
         """Return the text of `walloc.json`: the same for equal manifests.
 
         Raises:
             FormatError: it would be longer than what is read (1.2e9 samples at 2048 a shard).
         """
         head: dict[str, Any] = {"format": "walloc_data", "format_version": FORMAT_VERSION}
-        value = head | self.to_dict()
+        named = shards_files or {}
+        splits = {k: replace(v, shards=(), num_samples=0) if k in named else v for k, v in self.splits.items()}
+        value = head | replace(self, splits=splits).to_dict()
+        for split, file in named.items():
+            value["splits"][split] |= {"num_samples": self.splits[split].num_samples, "shards_file": file.to_dict()}
+            del value["splits"][split]["shards"]
         for split, record in self.splits.items():
             # Derived, but a reader without this package wants them spelled out.
             value["splits"][split]["statistics"] |= {
@@ -226,7 +264,7 @@ class Manifest(Record):
         return text
 
     @classmethod
-    def from_json(cls, data: bytes | str, *, where: str) -> Self:
+    def from_json(cls, data: bytes | str, *, where: str, read_shards: ReadShards | None = None) -> Self:
         """Parse and check `walloc.json`. `where` is the path or URL that errors name."""
         value = load_json(data, where=where)
         if value.pop("format", None) != "walloc_data":
@@ -248,6 +286,7 @@ class Manifest(Record):
             settings = {"sample_json": True, **settings}  # there was one beside every latent
         value["settings"] = EncodeSettings.from_dict(settings, where=f"{where}: settings")
         value["splits"] = {
-            name: SplitRecord.from_dict(record, where=f"{where}: split {name!r}") for name, record in splits.items()
+            name: SplitRecord.from_dict(record, where=f"{where}: split {name!r}", read_shards=read_shards)
+            for name, record in splits.items()
         }
         return super().from_dict(value, where=where)

@@ -137,6 +137,17 @@ def index_name(split: str) -> str:
     return f"index/{split}.parquet"
 
 
+def shards_name(split: str) -> str:
+    """Return where a split's list of shards lies, if it is not in the manifest, e.g. ``index/train.shards.parquet``.
+
+    Example:
+        >>> from walloc_data.format import shards_name
+        >>> shards_name("train")
+        'index/train.shards.parquet'
+    """
+    return f"index/{split}.shards.parquet"
+
+
 def padding_for(height: int, width: int, *, multiple: int) -> tuple[int, int, int, int]:
     """Return the (left, top, right, bottom) pixels that make a picture's sides multiples of `multiple`.
 

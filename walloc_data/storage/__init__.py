@@ -2,7 +2,7 @@
 
 from walloc_data.storage.cache import DEFAULT_MAX_CACHE_BYTES, ShardCache, cache_errors, default_cache_folder
 from walloc_data.storage.lock import HeldLock, file_lock, lock_place, machine_folder
-from walloc_data.storage.manifest import read_manifest
+from walloc_data.storage.manifest import read_manifest, shards_reader, write_manifest
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry
 from walloc_data.storage.shards import OpenShards, ShardFile, max_open_shards
 from walloc_data.storage.store import Store
@@ -25,4 +25,6 @@ __all__ = [
     "machine_folder",
     "max_open_shards",
     "read_manifest",
+    "shards_reader",
+    "write_manifest",
 ]

@@ -1,10 +1,25 @@
-"""Reading a data set's manifest, with one wording for what is not a data set."""
+"""A data set's manifest: read with one wording for what is not a data set, and written with its lists of shards."""
+
+import hashlib
+from collections.abc import Callable
 
 from walloc_data.errors import FormatError, StorageError
-from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, Manifest
+from walloc_data.format import (
+    MANIFEST_NAME,
+    MAX_JSON_BYTES,
+    Manifest,
+    ReadShards,
+    ShardRecord,
+    ShardsFile,
+    shards_name,
+)
 from walloc_data.storage.store import Store
+from walloc_data.tables import read_shards, shards_table
 
-__all__ = ["read_manifest"]
+__all__ = ["MAX_LISTED_SHARDS", "read_manifest", "shards_reader", "write_manifest"]
+
+MAX_LISTED_SHARDS = 4096  # of a split, in the manifest itself; a file beside the index lists more
+_MAX_BYTES_PER_SHARD = 512
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -34,4 +49,45 @@ def read_manifest(store: Store) -> Manifest:
             f"{store.url}: no {MANIFEST_NAME} there{at} ({said}): not a data set of latents, or its conversion or "
             f"upload has not been finished yet. Check the URL{store.endpoint_remedy}"
         ) from error
-    return Manifest.from_json(data, where=store.where(MANIFEST_NAME))
+    read = shards_reader(store.read_bytes, where=store.where)
+    return Manifest.from_json(data, where=store.where(MANIFEST_NAME), read_shards=read)
+
+
+def write_manifest(store: Store, manifest: Manifest, *, max_listed_shards: int | None = None) -> None:
+    """Write `walloc.json`, and before it the lists of shards of splits that have very many.
+
+    Example:
+        >>> from walloc_data.storage import Store, read_manifest, write_manifest
+        >>> store = Store("my-latents")
+        >>> manifest = read_manifest(store)
+        >>> write_manifest(store, manifest, max_listed_shards=1)
+        >>> sorted(path for path in store.list("index") if "shards" in path), read_manifest(store) == manifest
+        (['index/train.shards.parquet'], True)
+    """
+    most = MAX_LISTED_SHARDS if max_listed_shards is None else max_listed_shards
+    files = {}
+    for split, record in manifest.splits.items():
+        if len(record.shards) > most:
+            data = shards_table(record.shards, root=record.root)
+            name = record.root + shards_name(split)
+            store.write_bytes(name, data)
+            files[split] = ShardsFile(name, hashlib.sha256(data).hexdigest(), len(record.shards))
+    store.write_bytes(MANIFEST_NAME, manifest.to_json(shards_files=files).encode())
+
+
+def shards_reader(read: Callable[..., bytes], *, where: Callable[[str], str]) -> ReadShards:
+    """Return what `Manifest.from_json` reads lists of shards with, given how a file of the data set is read.
+
+    Args:
+        read: called with a path inside the data set and `max_bytes`.
+        where: names a path in errors.
+    """
+
+    def read_list(file: ShardsFile) -> tuple[ShardRecord, ...]:
+        data = read(file.name, max_bytes=2**20 + _MAX_BYTES_PER_SHARD * file.num_shards)
+        if (found := hashlib.sha256(data).hexdigest()) != file.sha256:
+            raise FormatError(f"{where(file.name)}: its sha256 is {found}, the manifest says {file.sha256}")
+        root = file.name.rpartition("index/")[0]
+        return read_shards(data, num_shards=file.num_shards, root=root, where=where(file.name))
+
+    return read_list
