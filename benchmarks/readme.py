@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning import plot
+from benchmarks.learning import frontier_plot, plot
 from benchmarks.learning.arms import ARMS
 from benchmarks.results import RESULTS
 
@@ -267,6 +267,11 @@ LEARNING = {
     "imagenette": "PICTURES --size-px 160 --work SCRATCH --name imagenette",
     "imagewoof": "PICTURES --size-px 256 --work SCRATCH --patch-cells 8 --name imagewoof",
 }
+FRONTIER = (
+    " --threads 1 --arms latents-crops latents-shifts reduced-crops pixels-crops --model resnet18 --model-kwargs "
+    '\'{"geometry":"all_stages","channels":[32,64,128,256],"stem_hidden_channels":48}\''
+    " --lrs 4e-3 --epochs 40 --validate-every 5 --keep-weights"
+)
 # Name on a page: (results file, function).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "convert_speed": ("convert_speed", convert_speed),
@@ -350,6 +355,11 @@ def bodies() -> dict[str, tuple[str, str]]:
     arms = " ".join(f'"{arm}"' for arm in dict.fromkeys(arm for _, arm in plot.load("imagenette-longer")))
     longer = [f"{command}-longer --longer 4 --seeds 0 --arms {arms}" for command in commands]
     made["learning_longer"] = (learning("-longer"), "`\n\n`".join(longer))
+    frontier = "python -m benchmarks.learning.frontier train .frontier --results RUNS --limit-s 90000"
+    made["frontier"] = (table(frontier_plot.HEADER, frontier_plot.rows()), frontier + FRONTIER)
+    sizes = [f"{8 * cells} px" for cells in frontier_plot.SIZES]
+    scored = "python -m benchmarks.learning.frontier_sizes PICTURES .frontier RUNS --work SCRATCH"
+    made["frontier_sizes"] = (table(("accuracy, %", *sizes), frontier_plot.by_size_rows()), scored)
     for name, (file, make) in TABLES.items():
         value = json.loads((RESULTS / f"{file}.json").read_text())
         made[name] = (make(value["results"]), value["command"])

@@ -136,7 +136,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def evaluate(model: nn.Module, loader: Any, device: torch.device, view: nn.Module) -> float:
-    """Top-1 accuracy in percent, exact for any number of ranks: padding is masked, buffers are rank 0's."""
+    """Score top-1 accuracy in percent, exact for any number of ranks: padding is masked, buffers are rank 0's."""
     model.eval()
     if dist.is_initialized():
         for buffer in model.buffers():  # each rank's batch norms saw other batches
@@ -175,7 +175,7 @@ def fill_in_recipe(args: argparse.Namespace, train: LatentDataset) -> None:
 
 
 def side_of_epoch(args: argparse.Namespace, epoch: int) -> int:
-    """Cells a side that an epoch trains on: growing evenly over the first two thirds, then size_cells."""
+    """Return the cells a side that an epoch trains on: growing evenly over the first two thirds, then size_cells."""
     if args.progressive_from is None:
         return int(args.size_cells)
     share = min(1.0, epoch / max(1, 2 * args.epochs / 3))
@@ -215,7 +215,7 @@ class Augmentation(nn.Module):
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """A checkpoint is there whole or not at all."""
+    """Write a checkpoint that is there whole or not at all."""
     with whole_file(path) as unfinished:
         torch.save(state, unfinished)
 

@@ -88,6 +88,7 @@ def test_boxes_of_pixels_are_resized_as_pillow_does():
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 40, 48), dtype=np.uint8))
     boxes = torch.tensor([[4.0, 6.0, 32.0, 36.0], [0.0, 0.0, 40.0, 48.0], [3.0, 1.0, 16.0, 16.0]])  # and one enlarged
     ours = frontier_views.resized_pixels(pixels, boxes, 24)
+    assert (ours - frontier_views.resized_one_by_one(pixels, boxes, 24)).abs().max() < 1.5
     for picture, (top, left, height, width), found in zip(pixels, boxes.int().tolist(), ours, strict=True):
         part = Image.fromarray(picture.permute(1, 2, 0).numpy()).crop((left, top, left + width, top + height))
         expected = np.asarray(part.resize((24, 24), Image.Resampling.BILINEAR)).transpose(2, 0, 1)

@@ -90,7 +90,7 @@ class MirroredStem(nn.Module):
 
 
 def make_model(kind: str, arm: Arm, prepared: Prepared, *, side_px: int, patch_cells: int) -> nn.Module:
-    """The arm's network: the same body for all, with the stem that its input needs.
+    """Build the arm's network: the same body for all, with the stem that its input needs.
 
     Args:
         side_px: side of the arm's pixels; for latents, of their grid.
@@ -146,7 +146,7 @@ def _fold(model: Any, prepared: Prepared) -> None:
 
 
 def _prediction(prepared: Prepared, model: Any, pixel_model: nn.Module) -> WindowMap:
-    """The pixels that the stem of `pixel_model` sees, from the latents that the stem of `model` sees."""
+    """Fit the pixels that the stem of `pixel_model` sees, from the latents that the stem of `model` sees."""
     sums = PixelPrediction.for_model(model, pixel_model)
     key = (prepared.folder, stem_of(model).kernel_size, sums.patch_px, sums.margin_px)
     if key not in _predictions:

@@ -41,7 +41,7 @@ class Prepared:
     operators: LatentOperators
 
     def array(self, kind: str, split: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.int8]:
-        """(N, C, H, W): "pixels", "reduced", "jpeg" uint8; "latents", "mirrored" int8."""
+        """Open an array, (N, C, H, W): "pixels", "reduced", "jpeg" uint8; "latents", "mirrored" int8."""
         return np.load(self.folder / f"{kind}-{split}.npy", mmap_mode="r")
 
     def codec_folder(self) -> Path:
@@ -99,7 +99,7 @@ def _jpeg(picture: npt.NDArray[np.uint8], quality: int) -> bytes:
 
 
 def _jpeg_quality(read: Callable[[int], npt.NDArray[np.uint8]], source_index: list[int], *, budget: float) -> int:
-    """The highest quality whose files are on average no larger than the latents' WebP."""
+    """Find the highest quality whose files are on average no larger than the latents' WebP."""
     rows = np.random.default_rng(0).permutation(len(source_index))[:200]
     sample = [read(source_index[row]) for row in rows]
     fits = [q for q in range(5, 96, 5) if np.mean([len(_jpeg(picture, q)) for picture in sample]) <= budget]
@@ -136,7 +136,7 @@ class _Layout:
         return self.folder / f"{kind}-{self.split}.npy"
 
     def fill(self, rows: range) -> dict[str, int]:
-        """Fill some rows; returns the bytes of the files that they would be stored in."""
+        """Fill some rows; return the bytes of the files that they would be stored in."""
         torch.set_num_threads(1)  # one worker, one core
         kinds = ("pixels", "reduced", "jpeg", "latents", "mirrored")
         arrays = {kind: np.load(self.path(kind), mmap_mode="r+") for kind in kinds}
@@ -168,7 +168,7 @@ class _Layout:
 
 
 def _write_arrays(layout: _Layout, latent_shape: tuple[int, int, int], *, workers: int) -> dict[str, float]:
-    """Fill every array of a split; returns mean bytes a picture."""
+    """Fill every array of a split; return mean bytes a picture."""
     layout.create(latent_shape)
     count = len(layout.source_index)
     ranges = [range(start, min(start + 128, count)) for start in range(0, count, 128)]

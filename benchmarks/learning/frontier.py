@@ -28,13 +28,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.learning.frontier_plot import PROBE_SEED
 from benchmarks.learning.frontier_run import Run, key_of, train_together
 from benchmarks.learning.frontier_views import ARMS, Data, load
 from benchmarks.learning.packed import prepare
 
 STARTED = time.monotonic()
 KNOWN = Path(__file__).parent / "results" / "frontier.jsonl"
-PROBE_SEED = 1000  # of the runs that choose a rate
 MODEL_KWARGS = {"stem_hidden_channels": 64, "act_layer": "mish"}
 
 

@@ -63,7 +63,7 @@ def write_pixels(path: Path, dataset: Any, read: Callable[[int], npt.NDArray[np.
 
 
 def _webp_files(work: Path, manifest: Any, split: str) -> Iterator[bytes]:
-    """The latents' files in the order of the index."""
+    """Yield the latents' files in the order of the index."""
     for shard in manifest.splits[split].shards:
         with tarfile.open(work / shard.name) as tar:
             for member in tar:
@@ -72,7 +72,7 @@ def _webp_files(work: Path, manifest: Any, split: str) -> Iterator[bytes]:
 
 
 def reduced_file(picture: npt.NDArray[np.uint8], *, side: int) -> bytes:
-    """(H, W, 3) uint8 as a lossless WebP of (side, side), in units of PIXEL_STEP."""
+    """Write (H, W, 3) uint8 as a lossless WebP of (side, side), in units of PIXEL_STEP."""
     small = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
     units = np.round(np.asarray(small) / PIXEL_STEP).astype(np.uint8)
     buffer = io.BytesIO()
@@ -81,7 +81,7 @@ def reduced_file(picture: npt.NDArray[np.uint8], *, side: int) -> bytes:
 
 
 def pack(path: Path, files: Sequence[bytes], labels: Any, *, side: int) -> None:
-    """Write one split."""
+    """Write one split: files, their ends, labels, and the side of a picture."""
     data = np.frombuffer(b"".join(files), np.uint8)
     ends = np.cumsum([len(file) for file in files])
     with path.open("wb") as out:
@@ -89,7 +89,7 @@ def pack(path: Path, files: Sequence[bytes], labels: Any, *, side: int) -> None:
 
 
 def unpack_split(path: Path, *, latent_dim: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """(N, C, h, w) int8 latents, or (N, 3, H, W) uint8 pixels for latent_dim None; labels (N,)."""
+    """Decode a split: (N, C, h, w) int8 latents, or (N, 3, H, W) uint8 pixels for latent_dim None; labels (N,)."""
     with np.load(path) as stored:
         data, ends, labels = stored["data"], stored["ends"], stored["labels"]
     workers = os.cpu_count() or 1

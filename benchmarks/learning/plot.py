@@ -31,7 +31,7 @@ Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 def load(name: str) -> Runs:
-    """Runs by (model, arm), in the order of `ARMS`."""
+    """Read runs by (model, arm), in the order of `ARMS`."""
     groups: Runs = defaultdict(list)
     for line in (RESULTS / f"{name}.jsonl").read_text().splitlines():
         run = json.loads(line)
@@ -41,13 +41,13 @@ def load(name: str) -> Runs:
 
 
 def load_speed(name: str) -> dict[str, Any] | None:
-    """Samples per second, where they were measured."""
+    """Read samples per second, where they were measured."""
     path = RESULTS / f"{name}-speed.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def seconds_a_sample(speed: dict[str, Any] | None, model: str, arm: str) -> tuple[float, float] | None:
-    """One core's, reading and training: (in the first epoch, in those after it); None where it was not measured."""
+    """Return one core's seconds a sample, reading and training: (in the first epoch, later); None if not measured."""
     if speed is None or arm not in speed["train_samples_per_s"][model]:
         return None
     train = 1 / speed["train_samples_per_s"][model][arm]["median"]
@@ -57,7 +57,7 @@ def seconds_a_sample(speed: dict[str, Any] | None, model: str, arm: str) -> tupl
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Over seeds."""
+    """Summarise the runs of all seeds."""
     accuracies = [run["accuracy"] for run in runs]
     return {
         "runs": len(runs),
@@ -69,7 +69,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def accuracy_text(runs: list[dict[str, Any]]) -> str:
-    """Mean and deviation over seeds; of one run, its accuracy; of none, nothing."""
+    """Write mean and deviation over seeds; of one run, its accuracy; of none, nothing."""
     if not runs:
         return ""
     s = summary(runs)
@@ -77,7 +77,7 @@ def accuracy_text(runs: list[dict[str, Any]]) -> str:
 
 
 def rows(name: str) -> list[tuple[str, ...]]:
-    """(model, input, accuracy, runs, MMAC, samples/s, stored bytes), as text."""
+    """Return rows of (model, input, accuracy, runs, MMAC, samples/s, stored bytes), as text."""
     speed = load_speed(name)
     found = []
     for (model, arm), runs in load(name).items():
@@ -93,13 +93,13 @@ HEADER = ("network", "input", "accuracy, %", "runs", "MMAC", "samples/s", "store
 
 
 def table(name: str) -> str:
-    """As Markdown."""
+    """Return the rows as a Markdown table."""
     lines = ["| " + " | ".join(HEADER) + " |", "|---|---|" + "---:|" * (len(HEADER) - 2)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows(name)])
 
 
 def _time_course(runs: list[dict[str, Any]], seconds: tuple[float, float], num_samples: int) -> tuple[Any, Any]:
-    """(seconds, mean accuracy) after each epoch."""
+    """Return (seconds, mean accuracy) after each epoch."""
     epochs = min(len(run["history"]) for run in runs)
     accuracy = [statistics.mean(run["history"][e]["accuracy"] for run in runs) for e in range(epochs)]
     first, later = seconds

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def due_runs(args: argparse.Namespace, prepared: Prepared, done: set[tuple[Any, ...]]) -> Iterator[Iterator[Any]]:
-    """The runs that are asked for and not done, not begun."""
+    """Yield the runs that are asked for and not done, not begun."""
     for seed in args.seeds:
         for kind in args.models:
             for arm in args.arms:
@@ -80,7 +80,7 @@ def due_runs(args: argparse.Namespace, prepared: Prepared, done: set[tuple[Any, 
 
 
 def in_turns(runs: Iterator[Iterator[Any]], *, together: int, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Results of runs, as they end: `together` of them take turns, a step each, on streams of their own."""
+    """Yield results of runs, as they end: `together` of them take turns, a step each, on streams of their own."""
     lanes: list[Any] = [
         [torch.cuda.stream(torch.cuda.Stream()) if device.type == "cuda" else nullcontext(), None]
         for _ in range(together)

@@ -30,7 +30,7 @@ READ = 1024  # samples a round
 
 
 def read_jpeg_files(pictures: Path, side_px: int) -> Iterator[int]:
-    """What trains on pixels today: decode, take the centre square, resize."""
+    """Read as what trains on pixels does: decode, take the centre square, resize."""
     for path in sorted((pictures / "train").rglob("*.JPEG"))[:READ]:
         with Image.open(path) as image:
             short = min(image.size)
@@ -41,7 +41,7 @@ def read_jpeg_files(pictures: Path, side_px: int) -> Iterator[int]:
 
 
 def files_of(prepared: Prepared, kind: str, **options: Any) -> list[bytes]:
-    """The stored files of an arm whose pictures were made smaller beforehand."""
+    """Make the stored files of an arm whose pictures were made smaller beforehand."""
     files = []
     for picture in prepared.array(kind, "train")[:READ]:
         buffer = io.BytesIO()
@@ -57,7 +57,7 @@ def decode_files(files: list[bytes]) -> Iterator[int]:
 
 
 def latent_batches(prepared: Prepared, **options: Any) -> Callable[[], Iterator[int]]:
-    """Shuffled batches of the package's own loader: one loader, whose epochs follow each other."""
+    """Make a way to read shuffled batches of the package's own loader: one loader, whose epochs follow each other."""
     loader = LatentDataset(prepared.folder / "latents", shuffle=True, **options).loader(batch_size=BATCH)
     if options:
         for _ in loader:  # the first epoch fills the array
@@ -75,7 +75,7 @@ def latent_batches(prepared: Prepared, **options: Any) -> Callable[[], Iterator[
 
 
 def reading(prepared: Prepared, pictures: Path, *, size_px: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Samples per second read from each stored form."""
+    """Measure samples per second read from each stored form."""
     reduced = files_of(prepared, "reduced", format="WEBP", lossless=True)
     jpeg = files_of(prepared, "jpeg", format="JPEG", quality=int(prepared.stored_bytes["jpeg_quality"]))
     ways: dict[str, Callable[[], Iterator[int]]] = {
@@ -97,7 +97,7 @@ def reading(prepared: Prepared, pictures: Path, *, size_px: int, rounds: int) ->
 def training(
     prepared: Prepared, *, patch_cells: int | None, rounds: int, device: torch.device
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Samples per second trained, by network and arm: steps on the first batch, as the work does not depend on it."""
+    """Measure samples per second trained, by network and arm, on one batch: the work does not depend on it."""
     result: dict[str, dict[str, dict[str, float]]] = {}
     steps = 1 if device.type == "cpu" else 20  # a round
     for kind, network in NETWORKS.items():

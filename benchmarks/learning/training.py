@@ -54,7 +54,7 @@ class Augment:
 
 
 def array_on(device: torch.device, prepared: Prepared, kind: str, split: str) -> Any:
-    """`prepared.array` as something to index with rows: in the accelerator's memory, else mapped from its file."""
+    """Return `prepared.array` to be indexed with rows: in the accelerator's memory, else mapped from its file."""
     if device.type == "cpu":
         return prepared.array(kind, split)
     key = (device, prepared.folder, kind, split)
@@ -109,7 +109,7 @@ class Trainer:
         self.captured = CapturedStep(self._learn, capture=device.type == "cuda")
 
     def step(self, rows: np.ndarray) -> Tensor:
-        """Train on rows of the training array; returns the loss, a scalar tensor that the next step may overwrite."""
+        """Train on rows of the training array; return the loss, a scalar tensor that the next step may overwrite."""
         mirrored = None if self.mirrored is None else take(self.mirrored, rows)
         x = self.augment(take(self.data, rows), mirrored, self.generator)
         target = take(self.labels, rows)
@@ -140,7 +140,7 @@ def train_one(
     patch_cells: int,
     device: torch.device,
 ) -> Iterator[dict[str, Any] | None]:
-    """One run: (model, arm, seed). Yields None after every step, so that several can take turns, then its result."""
+    """Train one run. Yields None after every step, so that several can take turns, then its result."""
     arm = ARMS[arm_name]
     trainer = Trainer(
         kind,
@@ -185,5 +185,5 @@ def train_one(
 
 
 def device_name(device: torch.device) -> str:
-    """What the results call it."""
+    """Return what the results call a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
