@@ -21,6 +21,7 @@ ROWS = [
     {"card", "codec", "sources", "dataset", "transforms", "adapters"},
     {"convert", "report", "interop", "push"},
     {"demo", "fitting", "serving"},
+    {"adapting"},
     {"cli"},
     {"__main__"},
 ]

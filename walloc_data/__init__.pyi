@@ -1,4 +1,5 @@
 from .adapters import create_latent_model
+from .adapting import adapt_model
 from .codec import load_codec
 from .convert import encode_dataset, encode_splits
 from .dataset import LatentDataset
@@ -12,6 +13,7 @@ __all__ = [
     "Manifest",
     "WallocDataError",
     "__version__",
+    "adapt_model",
     "create_latent_model",
     "encode_dataset",
     "encode_splits",

@@ -134,6 +134,11 @@ class WindowRegression:
         self._vt += v.T @ t
         self._tt += t.square().sum(0)
 
+    def covariance(self) -> Tensor:
+        """(C * kh * kw, C * kh * kw) float64, of the windows seen so far."""
+        mean = self._vv[-1, :-1] / max(1, self.num_windows)
+        return self._vv[:-1, :-1] / max(1, self.num_windows) - mean[:, None] * mean
+
     def solve(self, *, ridge: float = 1e-6) -> WindowMap:
         """Return the least-squares map of the samples seen; `ridge` is relative to the inputs' mean power."""
         weight, bias = self._solve(torch.arange(len(self._vv)), torch.arange(self.num_targets), ridge=ridge)

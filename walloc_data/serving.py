@@ -6,8 +6,9 @@ so that a model's folder is all that serving needs.
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from walloc_data.codec import bundled_codecs, codec_folder, fetch_codec, load_co
 from walloc_data.errors import CodecError, ModelError, SourceError
 from walloc_data.format import EncodeSettings, padding_for
 from walloc_data.pictures import PictureError, crop_box, decode_picture, encoded_size, resize_and_crop
+from walloc_data.sources import Sample, open_source
 from walloc_data.storage import Store
 from walloc_data.transforms import CenterCrop, LatentOperators, Resize
 
@@ -48,6 +50,10 @@ class Prediction:
 
     def __str__(self) -> str:
         return f"{self.picture}: {self.name} ({self.probability:.1%})"
+
+    def listing(self) -> str:
+        """All of `top` in one line."""
+        return f"{self.picture}: " + "; ".join(f"{name} ({probability:.1%})" for name, probability in self.top)
 
 
 class PictureClassifier(nn.Module):
@@ -152,20 +158,21 @@ class PictureClassifier(nn.Module):
         """Classify picture files, read by the converter's own rules.
 
         Args:
+            paths: of files, or of folders, whose pictures are taken in the order of their names, subfolders included.
             settings: those of the data set that the model was trained on, where its background or max_value is not
                 the default.
 
         Raises:
-            SourceError: for a file that is not a picture.
+            SourceError: for a file that is not a picture, or a folder without one.
         """
-        images, names = [], []
-        for path in paths:
+        results: list[Prediction] = []
+        for name, read in _files(paths):
             try:
-                images.append(decode_picture(Path(path).read_bytes(), settings=settings or EncodeSettings()))
+                image = decode_picture(read(), settings=settings or EncodeSettings())
             except (OSError, PictureError) as error:
-                raise SourceError(f"{path}: cannot be classified: {error}") from error
-            names.append(str(path))
-        return self._predict(images, names=names, top=top)
+                raise SourceError(f"{name}: cannot be classified: {error}") from error
+            results += self._predict([image], names=[name], top=top)
+        return results
 
     def _predict(self, images: Sequence[Image.Image], *, names: Sequence[str], top: int) -> list[Prediction]:
         self.eval()
@@ -204,6 +211,24 @@ class _PlainClassifier(nn.Module):
         inner = self.classifier
         logits: Tensor = inner.model(inner.view(inner._plain_latents(pictures)))
         return logits
+
+
+def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Names, each with the reading of its bytes: files, and those of folders by the rules of encoding."""
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield str(path), path.read_bytes
+            continue
+        source = open_source(path, label_column="none")
+        for index in range(source.num_items or 0):
+            sample = source.read(index)
+            yield str(path / sample.name), partial(_data, sample)
+
+
+def _data(sample: Sample) -> bytes:
+    if sample.problem is not None:
+        raise PictureError(sample.problem)
+    return sample.data
 
 
 def _is_exporting() -> bool:

@@ -1,9 +1,16 @@
 """timm models over latents. The only room that imports timm."""
 
 from walloc_data.adapters.checkpoints import check_codec, load_latent_model, model_from_config, save_latent_model
-from walloc_data.adapters.families import FAMILIES, Family, Geometry
+from walloc_data.adapters.families import FAMILIES, Family, Geometry, find_family
+from walloc_data.adapters.features import (
+    compared_stages,
+    picture_size,
+    relative_error,
+    stage_output,
+    stage_outputs,
+)
 from walloc_data.adapters.finetune import freeze_except, parameter_groups, unfreeze
-from walloc_data.adapters.folding import PixelPrediction, copy_pixel_weights, fit_stem, fold_stem, stage_output
+from walloc_data.adapters.folding import PixelPrediction, copy_pixel_weights, fit_stem, fold_stem
 from walloc_data.adapters.models import (
     LatentModelConfig,
     LatentModelSummary,
@@ -12,6 +19,9 @@ from walloc_data.adapters.models import (
     stem_of,
     summarize,
 )
+from walloc_data.adapters.pixel_facts import imagenet_classes, input_normalisation, input_size
+from walloc_data.adapters.pretrained import Pretrained, pixel_model
+from walloc_data.adapters.residual_stem import ResidualStem
 from walloc_data.adapters.stem import LatentConv2d, TwoLayerStem
 
 __all__ = [
@@ -22,19 +32,30 @@ __all__ = [
     "LatentModelConfig",
     "LatentModelSummary",
     "PixelPrediction",
+    "Pretrained",
+    "ResidualStem",
     "TwoLayerStem",
     "check_codec",
+    "compared_stages",
     "copy_pixel_weights",
     "create_latent_model",
+    "find_family",
     "fit_stem",
     "fold_stem",
     "freeze_except",
+    "imagenet_classes",
+    "input_normalisation",
+    "input_size",
     "latent_config",
     "load_latent_model",
     "model_from_config",
     "parameter_groups",
+    "picture_size",
+    "pixel_model",
+    "relative_error",
     "save_latent_model",
     "stage_output",
+    "stage_outputs",
     "stem_of",
     "summarize",
     "unfreeze",

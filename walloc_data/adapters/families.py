@@ -17,142 +17,33 @@ Cells of another size, 2^J pixels, go in at the same stages: with cells of 16 pi
 
 Every hierarchical model is built by timm at the pixel size that its later stages will see, so that windows, position
 biases and embeddings come out right; then its stem is replaced and the first strides are taken out.
+
+A stem with blocks of its own (`ResidualStem`) also stands for the first block that is kept by `skip_early` where that
+block's stride would have to be taken out (ResNet, RegNet, EfficientNet): a block that was trained on four times as many
+positions gets too little from the few channels that lie before it.
 """
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from walloc_data.adapters.sites import (
+    Create,
+    Family,
+    Geometry,
+    Grid,
+    StemSite,
+    first_conv,
+    is_strided,
+    next_width,
+    resize_norm,
+    unstride,
+)
 from walloc_data.errors import ModelError
 
 __all__ = ["FAMILIES", "Family", "Geometry", "StemSite", "find_family"]
-
-Geometry = Literal["skip_early", "all_stages", "pixel_grid"]
-Create = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What a family builds for.
-
-    Attributes:
-        geometry: which stages are fed.
-        size: of a latent, (h, w) in cells.
-        cell_px: pixels along one side of a cell.
-        given: what the caller passes on to timm.
-    """
-
-    geometry: Geometry
-    size: tuple[int, int]
-    cell_px: int
-    given: Mapping[str, Any]
-
-    @property
-    def stage_px(self) -> int:
-        """Pixels along one side of a cell, as the stages count them: a fed stage of stride 8 takes it for 8."""
-        return {"all_stages": 4, "skip_early": 8, "pixel_grid": self.cell_px}[self.geometry]
-
-    @property
-    def picture(self) -> tuple[int, int]:
-        """(height, width) in pixels of the picture that the stages believe they see."""
-        return self.size[0] * self.stage_px, self.size[1] * self.stage_px
-
-    def shuffle(self, *, stride_px: int) -> int:
-        """Return the positions a side that a cell yields for a pixel stem of this stride; 1 but for pixel_grid."""
-        if self.geometry != "pixel_grid":
-            return 1
-        if self.cell_px < stride_px:
-            raise ModelError(
-                f"cells of {self.cell_px} px are smaller than the stride of its pixel stem, {stride_px} px: use "
-                "geometry 'all_stages' or 'skip_early'"
-            )
-        return self.cell_px // stride_px
-
-
-@dataclass(frozen=True)
-class StemSite:
-    """Where a model's first convolution goes, and its shape."""
-
-    path: str  # of the module to replace, e.g. "patch_embed.proj"
-    out_channels: int
-    kernel_cells: int
-    stride_cells: int = 1
-    shuffle: int = 1
-    bias: bool = True
-    fresh: tuple[str, ...] = ()  # other modules whose weights do not come from a pixel model
-    skipped: tuple[str, ...] = ()  # modules that became Identity
-    feeds: str | None = None  # where stages were skipped: the first that was kept
-
-
-@dataclass(frozen=True)
-class Family:
-    """timm modules that share one surgery.
-
-    Example:
-        >>> from walloc_data.adapters import FAMILIES
-        >>> [resnets] = [family for family in FAMILIES if "resnet" in family.modules]
-        >>> resnets.name, resnets.geometries
-        ('ResNet, ResNeXt, SE-ResNet', ('skip_early', 'all_stages', 'pixel_grid'))
-    """
-
-    name: str
-    modules: tuple[str, ...]  # in timm.models
-    geometries: tuple[Geometry, ...]  # the first is the default
-    examples: str
-    build: Callable[[Create, Grid], tuple[Any, StemSite]]
-
-
-def _resize_norm(norm: nn.Module, channels: int) -> None:
-    """Give a batch or layer norm another width, freshly initialised; its activation and eps stay."""
-    widths = {"num_features": channels, "num_channels": channels, "normalized_shape": (channels,)}
-    for attribute, value in widths.items():
-        if hasattr(norm, attribute):
-            setattr(norm, attribute, value)
-    for name, fill in (("weight", 1.0), ("bias", 0.0)):
-        if getattr(norm, name, None) is not None:
-            setattr(norm, name, nn.Parameter(torch.full((channels,), fill)))
-    for name, fill in (("running_mean", 0.0), ("running_var", 1.0)):
-        if getattr(norm, name, None) is not None:
-            setattr(norm, name, torch.full((channels,), fill))
-
-
-def _pair(value: Any) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-
-
-def _is_strided(module: nn.Module) -> bool:
-    stride = getattr(module, "stride", 1)
-    return stride is not None and max(_pair(stride)) > 1
-
-
-def _is_pool(module: nn.Module) -> bool:
-    kinds = (nn.AvgPool2d, nn.MaxPool2d)
-    return isinstance(module, kinds) or (type(module).__name__ == "BlurPool2d" and _is_strided(module))
-
-
-def _unstride(stage: nn.Module, *, what: str) -> None:
-    """Take the stride out of a stage: convolutions move by one cell, pools become Identity."""
-    for name, module in list(stage.named_modules()):
-        if isinstance(module, nn.Conv2d) and _is_strided(module):
-            if any(side % 2 == 0 for side in module.kernel_size):
-                raise ModelError(
-                    f"{what}: {name} has an even kernel {module.kernel_size}: its stride cannot be taken out"
-                )
-            module.stride = (1, 1)
-        elif _is_pool(module) and _is_strided(module):
-            parent, _, leaf = name.rpartition(".")
-            setattr(stage.get_submodule(parent), leaf, nn.Identity())
-
-
-def _first_conv(module: nn.Module, *, what: str) -> nn.Conv2d:
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d):
-            return child
-    raise ModelError(f"{what}: no convolution was found")
 
 
 def _build_vit(create: Create, grid: Grid) -> tuple[Any, StemSite]:
@@ -188,7 +79,7 @@ def _build_swin(create: Create, grid: Grid) -> tuple[Any, StemSite]:
     if grid.geometry == "skip_early":
         channels = _first_block_width(model.layers[1])
         if not isinstance(embed.norm, nn.Identity):
-            _resize_norm(embed.norm, channels)
+            resize_norm(embed.norm, channels)
         model.layers[0], model.layers[1].downsample = nn.Identity(), nn.Identity()
         skipped = ("layers.0", "layers.1.downsample")
     embed.patch_size = (1, 1)  # cells
@@ -223,7 +114,7 @@ def _build_convnext(create: Create, grid: Grid) -> tuple[Any, StemSite]:
     skipped: tuple[str, ...] = ()
     if grid.geometry == "skip_early":
         channels = _convnext_width(model.stages[1])
-        _resize_norm(norm, channels)
+        resize_norm(norm, channels)
         model.stages[0], model.stages[1].downsample = nn.Identity(), nn.Identity()
         skipped = ("stages.0", "stages.1.downsample")
     site = StemSite(
@@ -246,7 +137,7 @@ def _convnext_width(stage: Any) -> int:
 def _build_resnet(create: Create, grid: Grid) -> tuple[Any, StemSite]:
     model = create()
     deep = isinstance(model.conv1, nn.Sequential)
-    first = _first_conv(model.conv1, what="conv1")
+    first = first_conv(model.conv1, what="conv1")
     if grid.geometry == "pixel_grid":
         return model, StemSite(
             "conv1.0" if deep else "conv1", first.out_channels, 5, shuffle=grid.shuffle(stride_px=2), bias=False
@@ -254,11 +145,15 @@ def _build_resnet(create: Create, grid: Grid) -> tuple[Any, StemSite]:
     model.maxpool = nn.Identity()
     if grid.geometry == "all_stages":
         return model, StemSite("conv1.0" if deep else "conv1", first.out_channels, 3, bias=False, skipped=("maxpool",))
-    channels = _first_conv(model.layer2[0], what="layer2").in_channels
     model.conv1 = nn.Identity()  # a deep stem's other layers have the wrong width
-    _resize_norm(model.bn1, channels)
     model.layer1 = nn.Identity()
-    _unstride(model.layer2[0], what="layer2")
+    if grid.residual_stem:
+        channels = next_width(*model.layer2[1:], model.layer3)
+        model.bn1, model.layer2[0] = nn.Identity(), nn.Identity()
+        return model, StemSite("conv1", channels, 3, skipped=("layer1", "maxpool", "bn1", "layer2.0"), feeds="layer2.0")
+    channels = first_conv(model.layer2[0], what="layer2").in_channels
+    resize_norm(model.bn1, channels)
+    unstride(model.layer2[0], what="layer2")
     return model, StemSite(
         "conv1", channels, 3, bias=False, fresh=("bn1",), skipped=("layer1", "maxpool"), feeds="layer2"
     )
@@ -271,15 +166,22 @@ def _build_regnet(create: Create, grid: Grid) -> tuple[Any, StemSite]:
     if grid.geometry == "pixel_grid":
         return model, StemSite(path, stem.out_channels, 5, shuffle=grid.shuffle(stride_px=2), bias=False)
     if grid.geometry == "all_stages":
-        _unstride(model.s1.b1, what="s1")
+        unstride(model.s1.b1, what="s1")
         return model, StemSite(path, stem.out_channels, 3, bias=False)
-    channels = _first_conv(model.s2.b1, what="s2").in_channels
+    if grid.residual_stem:
+        channels = next_width(*list(model.s2.children())[1:], model.s3)
+        norm = ("stem.bn",) if path == "stem.conv" else ()
+        if norm:
+            model.stem.bn = nn.Identity()
+        model.s1, model.s2.b1 = nn.Identity(), nn.Identity()
+        return model, StemSite(path, channels, 3, skipped=("s1", "s2.b1", *norm), feeds="s2.b1")
+    channels = first_conv(model.s2.b1, what="s2").in_channels
     fresh: tuple[str, ...] = ()
     if path == "stem.conv":
-        _resize_norm(model.stem.bn, channels)
+        resize_norm(model.stem.bn, channels)
         fresh = ("stem.bn",)
     model.s1 = nn.Identity()
-    _unstride(model.s2.b1, what="s2")
+    unstride(model.s2.b1, what="s2")
     return model, StemSite(path, channels, 3, bias=False, fresh=fresh, skipped=("s1",), feeds="s2")
 
 
@@ -288,18 +190,26 @@ def _build_efficientnet(create: Create, grid: Grid) -> tuple[Any, StemSite]:
     stem = model.conv_stem
     if grid.geometry == "pixel_grid":
         return model, StemSite("conv_stem", stem.out_channels, 5, shuffle=grid.shuffle(stride_px=2), bias=False)
-    strided = [i for i, stage in enumerate(model.blocks) if any(_is_strided(module) for module in stage.modules())]
+    strided = [i for i, stage in enumerate(model.blocks) if any(is_strided(module) for module in stage.modules())]
     if len(strided) < 3:
         raise ModelError(f"only {len(strided)} of its stages have a stride: not a 4/8/16/32 pyramid")
     if grid.geometry == "all_stages":
-        _unstride(model.blocks[strided[0]], what=f"blocks.{strided[0]}")
+        unstride(model.blocks[strided[0]], what=f"blocks.{strided[0]}")
         return model, StemSite("conv_stem", stem.out_channels, 3, bias=False)
     first = strided[1]
-    channels = _first_conv(model.blocks[first], what=f"blocks.{first}").in_channels
-    _resize_norm(model.bn1, channels)
+    if grid.residual_stem:
+        channels = next_width(*model.blocks[first][1:], *model.blocks[first + 1 :], model.conv_head)
+        model.bn1 = nn.Identity()
+        for i in range(first):
+            model.blocks[i] = nn.Identity()
+        model.blocks[first][0] = nn.Identity()
+        skipped = ("bn1", *(f"blocks.{i}" for i in range(first)), f"blocks.{first}.0")
+        return model, StemSite("conv_stem", channels, 3, skipped=skipped, feeds=f"blocks.{first}.0")
+    channels = first_conv(model.blocks[first], what=f"blocks.{first}").in_channels
+    resize_norm(model.bn1, channels)
     for i in range(first):
         model.blocks[i] = nn.Identity()
-    _unstride(model.blocks[first], what=f"blocks.{first}")
+    unstride(model.blocks[first], what=f"blocks.{first}")
     skipped = tuple(f"blocks.{i}" for i in range(first))
     return model, StemSite(
         "conv_stem", channels, 3, bias=False, fresh=("bn1",), skipped=skipped, feeds=f"blocks.{first}"
@@ -320,7 +230,7 @@ def _build_maxvit(create: Create, grid: Grid) -> tuple[Any, StemSite]:
             "stem.conv1", model.stem.conv1.out_channels, 5, shuffle=grid.shuffle(stride_px=2), bias=bias
         )
     if grid.geometry == "all_stages":
-        _unstride(model.stages[0], what="stages.0")
+        unstride(model.stages[0], what="stages.0")
         return model, StemSite("stem.conv1", model.stem.conv1.out_channels, 3, bias=bias)
     # The stem keeps its two convolutions; the second gives the width that stage 1 expects.
     channels = _stage_width(model.stages[1])
@@ -329,7 +239,7 @@ def _build_maxvit(create: Create, grid: Grid) -> tuple[Any, StemSite]:
         old.in_channels, channels, old.kernel_size, padding=old.padding, bias=old.bias is not None
     )
     model.stages[0] = nn.Identity()
-    _unstride(model.stages[1], what="stages.1")
+    unstride(model.stages[1], what="stages.1")
     site = StemSite(
         "stem.conv1",
         model.stem.conv1.out_channels,
@@ -367,13 +277,16 @@ def _build_hiera(create: Create, grid: Grid) -> tuple[Any, StemSite]:
 _ALL: tuple[Geometry, ...] = ("skip_early", "all_stages", "pixel_grid")
 
 FAMILIES = (
-    Family("ViT, DeiT, EVA", ("vision_transformer", "deit", "eva"), _ALL, "vit_tiny_patch16_224", _build_vit),
+    Family(
+        "ViT, DeiT, EVA", ("vision_transformer", "deit", "eva"), _ALL, "vit_tiny_patch16_224", _build_vit, sized=True
+    ),
     Family(
         "Swin, SwinV2",
         ("swin_transformer", "swin_transformer_v2"),
         _ALL,
         "swin_tiny_patch4_window7_224",
         _build_swin,
+        sized=True,
     ),
     Family("ConvNeXt, ConvNeXt V2", ("convnext",), _ALL, "convnext_atto", _build_convnext),
     Family("ResNet, ResNeXt, SE-ResNet", ("resnet",), _ALL, "resnet18, resnet50", _build_resnet),
@@ -385,13 +298,18 @@ FAMILIES = (
         "efficientnet_b0, mobilenetv4_conv_small",
         _build_efficientnet,
     ),
-    Family("MaxViT, CoAtNet", ("maxxvit",), _ALL, "maxvit_tiny_rw_224, coatnet_0_rw_224", _build_maxvit),
-    Family("Hiera", ("hiera",), ("all_stages", "pixel_grid"), "hiera_tiny_224", _build_hiera),
+    Family("MaxViT, CoAtNet", ("maxxvit",), _ALL, "maxvit_tiny_rw_224, coatnet_0_rw_224", _build_maxvit, sized=True),
+    Family("Hiera", ("hiera",), ("all_stages", "pixel_grid"), "hiera_tiny_224", _build_hiera, sized=True),
 )
 
 
 def find_family(name: str) -> Family:
     """The family of a timm model, by the module that defines it.
+
+    Example:
+        >>> from walloc_data.adapters import find_family
+        >>> find_family("resnet50d").name
+        'ResNet, ResNeXt, SE-ResNet'
 
     Raises:
         ModelError: for a name that timm does not know, or a family without a worked-out stem; lists what works.

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from walloc_data.adapters.models import LatentModelConfig, latent_config, stem_of, unwrap
+from walloc_data.adapters.models import LatentModelConfig, latent_config, stem_module, stem_of, unwrap
+from walloc_data.adapters.residual_stem import ResidualStem
 from walloc_data.adapters.stem import LatentConv2d
 from walloc_data.adapters.wrapping import bare_module, bare_names
 from walloc_data.errors import ModelError
 from walloc_data.latents import expand
 from walloc_data.regression import WindowMap, WindowRegression
 
-__all__ = ["PixelPrediction", "copy_pixel_weights", "fit_stem", "fold_stem", "stage_output"]
+__all__ = ["PixelPrediction", "copy_pixel_weights", "fit_stem", "fold_stem"]
 
 
 class PixelPrediction:
@@ -75,11 +76,11 @@ class PixelPrediction:
         """Sums of the right window, patch and margin to fold `pixel_model`'s stem into `model`'s."""
         config, stem = _linear_stem(model)
         conv = _pixel_stem(pixel_model, unwrap(model).stem_site.path)
-        before, after = _reach(stem, conv, cell_px=config.codec.cell_px)
+        before, after = _reach(model, conv, cell_px=config.codec.cell_px)
         return cls(
             config.codec.latent_dim,
             window_cells=stem.kernel_size[0],
-            patch_cells=stem.stride[0],
+            patch_cells=stem.stride[0],  # 1 in a residual stem: its last layer joins the cells of a patch
             margin_px=max(before, after, 0),
             cell_px=config.codec.cell_px,
             expand_bits=config.codec.latent_bits if config.normalization == "expand" else None,
@@ -110,7 +111,7 @@ class PixelPrediction:
 
 def _linear_stem(model: nn.Module) -> tuple[LatentModelConfig, LatentConv2d]:
     config = latent_config(model)
-    if config.stem_hidden_channels is not None:
+    if config.stem_hidden_channels is not None and not config.stem_blocks:
         raise ModelError(
             f"{config.name}: a stem of two layers has no closed form: create the model without stem_hidden_channels"
         )
@@ -126,28 +127,29 @@ def _pixel_stem(pixel_model: nn.Module, path: str) -> nn.Conv2d:
     return module
 
 
-def _reach(stem: LatentConv2d, conv: nn.Conv2d, *, cell_px: int) -> tuple[int, int]:
+def _reach(model: nn.Module, conv: nn.Conv2d, *, cell_px: int) -> tuple[int, int]:
     """Pixels that the pixel stem's outputs of one window reach before and after its patch."""
-    patch = stem.stride[0] * cell_px
+    site = unwrap(model).stem_site
+    patch = site.stride_cells * cell_px
     stride, kernel = conv.stride[0], conv.kernel_size[0]
-    if stride * stem.shuffle != patch:
+    if site.feeds is not None or stride * site.shuffle != patch:
         raise ModelError(
             f"a pixel stem of stride {stride} gives {patch // stride} outputs a window, the latent stem "
-            f"{stem.shuffle}: only geometry 'pixel_grid', or a patch model of equal patch size, can be folded; "
+            f"{site.shuffle}: only geometry 'pixel_grid', or a patch model of equal patch size, can be folded; "
             "fit_stem does the others"
         )
     if isinstance(conv.padding, str):
         raise ModelError("pixel stems with padding='same' as a string are not folded")
     # TensorFlow's SAME padding (timm's Conv2dSame has padding 0) puts the odd pixel after.
     before = (kernel - stride) // 2 if type(conv).__name__ == "Conv2dSame" else conv.padding[0]
-    return before, (stem.shuffle - 1) * stride + kernel - before - patch
+    return before, (site.shuffle - 1) * stride + kernel - before - patch
 
 
 def fold_stem(
     model: nn.Module,
     pixel_model: nn.Module,
     *,
-    prediction: WindowMap,
+    prediction: "WindowMap | PixelPrediction",
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> None:
@@ -157,7 +159,8 @@ def fold_stem(
         model: made with the `pretrained=` pixel model's other weights and a stem with a bias; its window decides
             what can be predicted (4 cells at stride 2, `stem_padding="circular"`, suit patches of 16 pixels).
         pixel_model: the model whose stem is folded.
-        prediction: solved `PixelPrediction.for_model(model, pixel_model)`.
+        prediction: solved `PixelPrediction.for_model(model, pixel_model)`; unsolved for a `ResidualStem`, whose rank
+            is spent by the windows' covariance.
         mean, std: the pixel model's normalisation; default: its `pretrained_cfg`.
 
     Example:
@@ -175,7 +178,13 @@ def fold_stem(
     """
     config, stem = _linear_stem(model)
     conv = _pixel_stem(pixel_model, unwrap(model).stem_site.path)
-    before, after = _reach(stem, conv, cell_px=config.codec.cell_px)
+    whole = stem_module(model)
+    sums, prediction = (
+        (prediction, prediction.solve()) if isinstance(prediction, PixelPrediction) else (None, prediction)
+    )
+    if sums is None and isinstance(whole, ResidualStem):
+        raise ModelError("a residual stem is folded from the sums themselves: pass the PixelPrediction, not solve()")
+    before, after = _reach(model, conv, cell_px=config.codec.cell_px)
     margin = max(before, after, 0)
     side = stem.stride[0] * config.codec.cell_px + 2 * margin
     if prediction.weight.shape[0] != 3 * side * side:
@@ -190,17 +199,28 @@ def fold_stem(
     offset = -(kernel * mu).sum((1, 2, 3))
     if conv.bias is not None:
         offset = offset + conv.bias.detach().cpu().double()
-    size, stride, k = stem.shuffle, conv.stride[0], conv.kernel_size[0]
-    # One row of pixel weights for each output position in the window: the kernel, moved.
-    rows = torch.zeros(kernel.shape[0], size, size, 3, side, side, dtype=torch.float64)
-    for i in range(size):
-        for j in range(size):
-            top, left = margin - before + i * stride, margin - before + j * stride
-            rows[:, i, j, :, top : top + k, left : left + k] = kernel
-    flat = rows.reshape(kernel.shape[0] * size * size, -1)  # PixelShuffle's own order: channel, row, column
-    weight = (flat @ prediction.weight.double().flatten(1)).reshape(-1, *prediction.weight.shape[1:])
-    bias = flat @ prediction.bias.double() + offset.repeat_interleave(size * size)
-    stem.fold(weight, bias)
+    site = unwrap(model).stem_site
+    size, stride, k = site.shuffle, conv.stride[0], conv.kernel_size[0]
+    if isinstance(whole, ResidualStem) and site.stride_cells > 1:
+        # Each cell of the patch sees its own block of the kernel.
+        cell, n = config.codec.cell_px, site.stride_cells
+        blocks = kernel.reshape(-1, 3, n, cell, n, cell).permute(2, 4, 0, 1, 3, 5)  # (n, n, C_out, 3, cell, cell)
+        flat = blocks.reshape(n * n, kernel.shape[0], -1)
+        offset = offset + flat.sum(0) @ prediction.bias.double()
+    else:
+        # One row of pixel weights for each output position in the window: the kernel, moved.
+        rows = torch.zeros(kernel.shape[0], size, size, 3, side, side, dtype=torch.float64)
+        for i in range(size):
+            for j in range(size):
+                top, left = margin - before + i * stride, margin - before + j * stride
+                rows[:, i, j, :, top : top + k, left : left + k] = kernel
+        flat = rows.reshape(1, kernel.shape[0] * size * size, -1)  # PixelShuffle's own order: channel, row, column
+        offset = flat[0] @ prediction.bias.double() + offset.repeat_interleave(size * size)
+    weight = flat @ prediction.weight.double().flatten(1)
+    if isinstance(whole, ResidualStem) and sums is not None:
+        whole.fold(weight, offset, covariance=sums.regression.covariance())
+    else:
+        stem.fold(weight[0].reshape(-1, *prediction.weight.shape[1:]), offset)
 
 
 def fit_stem(model: nn.Module, *, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -226,6 +246,8 @@ def fit_stem(model: nn.Module, *, batches: Iterable[tuple[Tensor, Tensor]]) -> f
         0.0
     """
     config, stem = _linear_stem(model)
+    if config.stem_blocks:
+        raise ModelError(f"{config.name}: a stem with residual blocks is trained, by adapt_model, not fitted")
     kernel = (int(stem.kernel_size[0]), int(stem.kernel_size[1]))
     sums = WindowRegression(
         config.codec.latent_dim,
@@ -242,44 +264,6 @@ def fit_stem(model: nn.Module, *, batches: Iterable[tuple[Tensor, Tensor]]) -> f
     fitted = sums.solve()
     stem.fold(fitted.weight.double(), fitted.bias.double())
     return float((sums.relative_error(fitted) * sums.variance()).sum() / sums.variance().sum())
-
-
-def stage_output(model: nn.Module, inputs: Tensor, *, latent_model: nn.Module) -> Tensor:
-    """What the first kept stage gives: the features to imitate where earlier stages were skipped.
-
-    The output, not the input, because a stage whose stride was taken out expects another grid than in the pixel model.
-    Train the stem, `stem_site.fresh` and, where its stride was taken out, the stage itself.
-
-    Args:
-        model: the latent model itself, or the pixel model it was made from.
-        inputs: latents, or normalised pictures.
-        latent_model: says which stage it is.
-
-    Returns:
-        The stage's output, with its gradient: of the same shape from both models.
-
-    Example:
-        >>> import timm
-        >>> import torch
-        >>> from walloc_data.adapters import create_latent_model, stage_output
-        >>> pixel_model = timm.create_model("resnet18", num_classes=2)
-        >>> model = create_latent_model("resnet18", dataset="my-latents", pretrained=pixel_model)
-        >>> stage_output(pixel_model, torch.zeros(2, 3, 96, 96), latent_model=model).shape
-        torch.Size([2, 128, 12, 12])
-        >>> stage_output(model, torch.zeros(2, 12, 12, 12), latent_model=model).shape
-        torch.Size([2, 128, 12, 12])
-    """
-    path = unwrap(latent_model).stem_site.feeds
-    if path is None:
-        raise ModelError("no stage was skipped in this model: fold its stem, there is nothing to imitate")
-    seen: list[Tensor] = []
-    model = bare_module(model)  # a compiled one calls no hooks
-    handle = model.get_submodule(path).register_forward_hook(lambda _, __, output: seen.append(output))
-    try:
-        model(inputs)
-    finally:
-        handle.remove()
-    return seen[0]
 
 
 def copy_pixel_weights(model: nn.Module, pixel_model: nn.Module) -> None:

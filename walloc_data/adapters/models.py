@@ -7,9 +7,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from walloc_data.adapters.families import Geometry, Grid, find_family
+from walloc_data.adapters.families import find_family
 from walloc_data.adapters.macs import count_macs
 from walloc_data.adapters.pretrained import Pretrained, pixel_model
+from walloc_data.adapters.residual_stem import ResidualStem
+from walloc_data.adapters.sites import Geometry, Grid
 from walloc_data.adapters.stem import LatentConv2d, Normalization, TwoLayerStem, normalization_buffers
 from walloc_data.adapters.wrapping import bare_module
 from walloc_data.errors import FormatError, ModelError
@@ -57,6 +59,7 @@ class LatentModelConfig:
     stem_bias: bool | None = None
     stem_padding: Literal["zeros", "circular"] = "zeros"
     stem_hidden_channels: int | None = None  # None: a stem of one layer
+    stem_blocks: int = 0  # residual blocks between the stem's layers
     # How pictures came to their size before they were encoded: fields of `EncodeSettings`.
     size_px: int | None = None
     resize: str = "crop"
@@ -83,6 +86,9 @@ class LatentModelConfig:
         hidden = self.stem_hidden_channels
         if hidden is not None and (type(hidden) is not int or not 1 <= hidden <= 4096):
             raise ModelError(f"stem_hidden_channels must be 1 to 4096, or None for one layer, not {hidden!r}")
+        blocks = self.stem_blocks
+        if type(blocks) is not int or not 0 <= blocks <= 64 or (blocks and hidden is None):
+            raise ModelError(f"stem_blocks must be 0 to 64, with stem_hidden_channels=, not {blocks!r}")
         choices = {
             "geometry": ("skip_early", "all_stages", "pixel_grid"),
             "normalization": ("standard", "expand"),
@@ -164,6 +170,7 @@ def create_latent_model(
     stem_bias: bool | None = None,
     stem_padding: Literal["zeros", "circular"] = "zeros",
     stem_hidden_channels: int | None = None,
+    stem_blocks: int = 0,
     codec: CodecSpec | None = None,
     statistics: ChannelStatistics | None = None,
     **timm_kwargs: Any,
@@ -182,8 +189,9 @@ def create_latent_model(
         geometry: "skip_early", "all_stages" or "pixel_grid" (see `walloc_data.adapters.families`); default: the
             family's first.
         pretrained: True loads timm's weights for pixels; a path those of a state dict (safetensors, or torch.save's);
-            a module is a pixel model of the same name, whose weights are copied. The new stem, and norms that changed
-            width, keep their fresh weights: `fold_stem` fits them.
+            "hf_hub:OWNER/REPOSITORY" those of a model on the Hub; a module is a pixel model of the same name, whose
+            weights are copied. The new stem, and norms that changed width, keep their fresh weights:
+            `walloc_data.adapt_model` makes a whole classifier of it.
         normalization: "standard", or "expand" to undo the codec's companding by a table first.
         input_shape: (latent_dim, h, w) where the data set's shapes vary, or a transform crops or resizes.
         view: how whole stored latents come to `input_shape` in validation, which serving then repeats: "resize"
@@ -191,6 +199,8 @@ def create_latent_model(
         stem_kernel_cells, stem_bias, stem_padding: the stem's window and bias, where the family's own do not suit.
         stem_hidden_channels: a `TwoLayerStem` with so many channels between its layers, for training from scratch.
             With 48, a ViT of 32-px patches gained eight points for 7 % more work (benchmarks/learning).
+        stem_blocks: so many residual blocks between those layers (`ResidualStem`), for models that begin with pixel
+            weights; `walloc_data.adapting.adapt_model` trains them.
         codec, statistics: in place of `dataset`.
         timm_kwargs: passed to `timm.create_model` (drop_path_rate, window_size, depth, ...).
 
@@ -240,11 +250,14 @@ def create_latent_model(
         stem_bias=stem_bias,
         stem_padding=stem_padding,
         stem_hidden_channels=stem_hidden_channels,
+        stem_blocks=stem_blocks,
         view=view,
         timm_kwargs=timm_kwargs,
         **sizes,
     )
-    pixel = None if pretrained is False else pixel_model(config, pretrained)
+    # Sizes are the latent model's: timm resamples what depends on them when the weights are copied.
+    kept = {key: value for key, value in timm_kwargs.items() if key not in ("img_size", "patch_size")}
+    pixel = None if pretrained is False else pixel_model(name, pretrained, num_classes=num_classes, **kept)
     model = build(config, buffers=normalization_buffers(statistics, kind=normalization))
     if pixel is not None:
         from walloc_data.adapters.folding import copy_pixel_weights
@@ -268,7 +281,7 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
         return timm.create_model(config.name.partition(".")[0], **(given | kwargs | dict(config.timm_kwargs)))
 
     try:
-        grid = Grid(config.geometry, config.input_shape[1:], config.codec.cell_px, config.timm_kwargs)
+        grid = grid_of(config)
         model, site = family.build(create, grid)
     except ModelError as error:
         raise ModelError(f"{config.name}: {error}") from error
@@ -288,6 +301,11 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
     stem: nn.Module
     if config.stem_hidden_channels is None:
         stem = LatentConv2d(config.input_shape[0], **options)
+    elif config.stem_blocks:
+        options.pop("bias")  # its last layer always has one
+        stem = ResidualStem(
+            config.input_shape[0], hidden_channels=config.stem_hidden_channels, blocks=config.stem_blocks, **options
+        )
     else:
         stem = TwoLayerStem(config.input_shape[0], hidden_channels=config.stem_hidden_channels, **options)
     parent, _, leaf = site.path.rpartition(".")
@@ -318,6 +336,12 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
     return model
 
 
+def grid_of(config: LatentModelConfig) -> Grid:
+    """What the config's family builds for."""
+    size = config.input_shape[1:]
+    return Grid(config.geometry, size, config.codec.cell_px, config.timm_kwargs, residual_stem=config.stem_blocks > 0)
+
+
 def unwrap(model: nn.Module) -> Any:
     """The module that `create_latent_model` made, inside DDP, FSDP, EMA or `torch.compile`, in any order."""
     inner = bare_module(model)
@@ -346,7 +370,7 @@ def latent_config(model: nn.Module) -> LatentModelConfig:
 
 
 def stem_module(model: nn.Module) -> nn.Module:
-    """A latent model's whole stem: its first layer, or both of a `TwoLayerStem`."""
+    """A latent model's whole stem: its first layer, or all of a `TwoLayerStem` or `ResidualStem`."""
     inner = unwrap(model)
     stem: nn.Module = inner.get_submodule(inner.stem_site.path)
     return stem

@@ -1,8 +1,9 @@
 """A pixel model whose weights a latent model begins with: timm's own, or those in a file."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,53 +11,79 @@ from torch import Tensor, nn
 from walloc_data.adapters.wrapping import bare_names
 from walloc_data.errors import ModelError
 
-if TYPE_CHECKING:
-    from walloc_data.adapters.models import LatentModelConfig
-
 __all__ = ["Pretrained", "pixel_model"]
 
 Pretrained = bool | str | os.PathLike[str] | nn.Module
 
+MAX_WEIGHTS_BYTES = 2**34
 _HUB_SECONDS = 5.0  # to wait for any answer of the Hub, before timm asks it for weights
+_HUB_PREFIXES = ("hf_hub:", "hf-hub:")
 
 
-def pixel_model(config: "LatentModelConfig", pretrained: Pretrained) -> nn.Module:
-    """The pixel model of a config's name that has pretrained weights.
+def pixel_model(name: str, pretrained: Pretrained, *, num_classes: int | None = None, **timm_kwargs: Any) -> Any:
+    """Build a timm model of pixels that has pretrained weights.
+
+    Args:
+        name: timm's, or "hf_hub:OWNER/REPOSITORY".
+        pretrained: True for timm's weights; the path of a state dict (safetensors, or torch.save's); a name that
+            begins with "hf_hub:"; a module, which is returned as it is.
+        num_classes: the classifier is left fresh where the weights are of another number; None keeps theirs.
+        timm_kwargs: passed to `timm.create_model`.
 
     Raises:
-        ModelError: the weights cannot be had or read, or are not those of this model.
+        ModelError: the weights cannot be had or read, or are not those of this model; says what and where.
+
+    Example:
+        >>> import timm
+        >>> from safetensors.torch import save_file
+        >>> from walloc_data.adapters import pixel_model
+        >>> save_file(timm.create_model("test_vit", num_classes=7).state_dict(), "weights.safetensors")
+        >>> pixel_model("test_vit", "weights.safetensors").num_classes
+        7
+        >>> pixel_model("resnet18", "weights.safetensors")
+        Traceback (most recent call last):
+        walloc_data.errors.ModelError: weights.safetensors: not the weights of a resnet18 for pixels: ... missing ...
     """
     if isinstance(pretrained, nn.Module):
         return pretrained
+    if isinstance(pretrained, str) and pretrained.startswith(_HUB_PREFIXES):
+        name, pretrained = pretrained, True
     if isinstance(pretrained, str | os.PathLike):
-        return _with_weights(config, _read_state(Path(pretrained)), where=str(pretrained))
+        return _with_weights(name, num_classes, timm_kwargs, _read_state(Path(pretrained)), where=str(pretrained))
     if pretrained is not True:
         raise ModelError(
             f"pretrained must be True, the path of a state dict or a pixel model, not {type(pretrained).__name__}"
         )
-    cached = _cached_weights(config.name)
-    if (problem := _hub_problem()) is not None:
+    cached = None if name.startswith(_HUB_PREFIXES) else _cached_weights(name)
+    if (problem := _hub_problem()) is not None and not (name.startswith(_HUB_PREFIXES) and _hub_cached(name)):
         if cached is None:
             raise ModelError(
-                f"{config.name}: timm's weights are not in the cache of this machine, and the Hub does not answer "
+                f"{name}: timm's weights are not in the cache of this machine, and the Hub does not answer "
                 f"({problem}): try again with a network, or pass the path of a state dict as pretrained="
             )
-        return _with_weights(config, _read_state(cached), where=str(cached))
+        return _with_weights(name, num_classes, timm_kwargs, _read_state(cached), where=str(cached))
+    given = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        return _create(config, pretrained=True, num_classes=config.num_classes)
+        return _create(name, timm_kwargs, pretrained=True, **given)
     except Exception as error:  # timm, huggingface_hub and the network raise what they like
         raise ModelError(
-            f"{config.name}: timm's weights cannot be had ({type(error).__name__}: {_first_line(error)}): pass the "
+            f"{name}: timm's weights cannot be had ({type(error).__name__}: {_first_line(error)}): pass the "
             "path of a state dict, or a pixel model, as pretrained="
         ) from error
 
 
-def _create(config: "LatentModelConfig", **kwargs: Any) -> nn.Module:
+def _create(name: str, timm_kwargs: Mapping[str, Any], **kwargs: Any) -> Any:
     import timm
 
-    kept = {key: value for key, value in config.timm_kwargs.items() if key not in ("img_size", "patch_size")}
-    model: nn.Module = timm.create_model(config.name, **kwargs, **kept)
-    return model
+    return timm.create_model(name, **kwargs, **timm_kwargs)
+
+
+def _hub_cached(name: str) -> bool:
+    """Return whether the Hub's cache holds a model's config, from which timm begins."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, revision = name.partition(":")[2].partition("@")
+    return isinstance(try_to_load_from_cache(repository, "config.json", revision=revision or None), str)
 
 
 def _cached_weights(name: str) -> Path | None:
@@ -95,6 +122,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: no such file: pretrained= takes True for timm's own weights, the path of a state dict "
             "(.safetensors, or .pth of torch.save), or a pixel model"
         )
+    if (size := path.stat().st_size) > MAX_WEIGHTS_BYTES:
+        raise ModelError(f"{path}: {size} bytes; at most {MAX_WEIGHTS_BYTES} are read")
     try:
         if path.suffix == ".safetensors":
             value: Any = load_file(path)
@@ -115,25 +144,41 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return bare_names(value)
 
 
-def _with_weights(config: "LatentModelConfig", state: dict[str, Tensor], *, where: str) -> nn.Module:
+def _with_weights(
+    name: str, num_classes: int | None, timm_kwargs: Mapping[str, Any], state: dict[str, Tensor], *, where: str
+) -> Any:
     """timm's module with weights of pixels; a classifier of another number of classes is left fresh, as timm does."""
-    cfg: Any = getattr(_on_meta(config), "pretrained_cfg", {})
+    with torch.device("meta"):
+        like = _create(name, timm_kwargs)
+    cfg: Any = getattr(like, "pretrained_cfg", {})
     heads = [cfg["classifier"]] if isinstance(cfg.get("classifier"), str) else list(cfg.get("classifier") or [])
     sizes = {len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state}
-    num_classes = sizes.pop() if len(sizes) == 1 else config.num_classes
+    of_weights = sizes.pop() if len(sizes) == 1 else None
+    classes = num_classes if num_classes is not None else of_weights
+    given = {} if classes is None else {"num_classes": classes}
     # timm converts what other libraries call the parameters, and resamples position embeddings.
-    overlay = {"state_dict": state, "num_classes": num_classes}
+    overlay = (
+        {"state_dict": state}
+        | ({} if of_weights is None else {"num_classes": of_weights})
+        | (given if of_weights is None else {})
+    )
     try:
-        return _create(config, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=config.num_classes)
+        return _create(name, timm_kwargs, pretrained=True, pretrained_cfg_overlay=overlay, **given)
     except Exception as error:  # whatever timm's filters raise on foreign names
         raise ModelError(
-            f"{where}: not the weights of a {config.name} for pixels ({type(error).__name__}: {_first_line(error)})"
+            f"{where}: not the weights of a {name} for pixels: {_difference(like.state_dict(), state)} "
+            f"({type(error).__name__}: {_first_line(error)})"
         ) from error
 
 
-def _on_meta(config: "LatentModelConfig") -> nn.Module:
-    with torch.device("meta"):
-        return _create(config)
+def _difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Return in words how a state dict differs from the one that is expected."""
+    found = {
+        "missing": [name for name in own if name not in given],
+        "left over": [name for name in given if name not in own],
+        "of another shape": [name for name in own if name in given and own[name].shape != given[name].shape],
+    }
+    return ", ".join(f"{len(names)} {what} ({names[0]}, ...)" for what, names in found.items() if names) or "all fit"
 
 
 def _first_line(error: BaseException) -> str:

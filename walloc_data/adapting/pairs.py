@@ -1,0 +1,189 @@
+"""Latents beside the pictures that they were made from, and one augmentation for both."""
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from walloc_data.dataset import LatentDataset
+from walloc_data.errors import ModelError
+from walloc_data.format import padding_for
+from walloc_data.transforms import DrawnCrops, LatentOperators, RandomResizedCrop
+from walloc_data.transforms.geometric import crop_windows
+
+__all__ = ["Batch", "PairedViews", "Pairs"]
+
+_ONE = Fraction(1)
+
+
+class Batch(NamedTuple):
+    """Latents, the pictures that they were made from, and labels.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.adapting import Pairs
+        >>> from walloc_data.convert import original_pictures
+        >>> from walloc_data.sources import open_source
+        >>> data = LatentDataset("my-latents")
+        >>> pairs = Pairs(data, original_pictures(open_source("pictures"), settings=data.manifest.settings))
+        >>> pairs.read([0, 3]).pictures.shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    latents: Tensor  # (N, C, h, w) int8, or float32 where they were augmented
+    pictures: Tensor  # (N, 3, H, W) uint8
+    labels: Tensor  # (N,) int64; -1 where there are none
+
+
+class Pairs:
+    """A split's latents, each with its picture as it was when it was encoded.
+
+    Args:
+        dataset: whose pictures have one size.
+        picture: from a position in the source to its picture, (H, W, 3) uint8: `walloc_data.convert.original_pictures`.
+
+    Raises:
+        ModelError: the data set's latents are not of one shape.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.adapting import Pairs
+        >>> from walloc_data.convert import original_pictures
+        >>> from walloc_data.sources import open_source
+        >>> data = LatentDataset("my-latents")
+        >>> pairs = Pairs(data, original_pictures(open_source("pictures"), settings=data.manifest.settings))
+        >>> for latents, pictures, labels in pairs.batches(range(len(data)), size=4):
+        ...     print(latents.shape, pictures.shape, labels.tolist())
+        torch.Size([4, 12, 12, 12]) torch.Size([4, 3, 96, 96]) [0, 0, 0, 0]
+        torch.Size([4, 12, 12, 12]) torch.Size([4, 3, 96, 96]) [1, 1, 1, 1]
+    """
+
+    def __init__(self, dataset: LatentDataset, picture: Callable[[int], npt.NDArray[np.uint8]]) -> None:
+        if dataset.latent_shape is None:
+            raise ModelError(
+                f"{dataset.url}: its pictures are of several sizes, and a batch has one: encode them with size_px="
+            )
+        self.dataset, self.picture, self.shape = dataset, picture, dataset.latent_shape
+        self.cell_px = dataset.manifest.codec.cell_px
+        self._position = dataset.index["source_index"]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, rows: npt.ArrayLike) -> Batch:
+        """The samples of some rows of the split; pictures are padded to whole cells, as they were for encoding."""
+        numbers = [int(row) for row in np.asarray(rows)]
+        samples = self.dataset.__getitems__(numbers)
+        pictures = []
+        for row in numbers:
+            pixels = self.picture(int(self._position[row]))
+            left, top, right, bottom = padding_for(pixels.shape[0], pixels.shape[1], multiple=self.cell_px)
+            pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="reflect")
+            if pixels.shape[:2] != (self.shape[1] * self.cell_px, self.shape[2] * self.cell_px):
+                raise ModelError(
+                    f"{self.dataset.url}: sample {row} is {self.shape[1]} x {self.shape[2]} cells, its picture "
+                    f"{pixels.shape[0]} x {pixels.shape[1]} px: are these the pictures that were encoded?"
+                )
+            pictures.append(torch.from_numpy(pixels))
+        labels = [-1 if label is None else int(label) for _, label in samples]
+        latents = torch.stack([latent for latent, _ in samples])
+        return Batch(latents, torch.stack(pictures).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
+
+    def batches(self, rows: npt.ArrayLike, *, size: int) -> Iterator[Batch]:
+        """Batches of some rows, in their order; the last one may be smaller."""
+        numbers = np.asarray(rows)
+        for start in range(0, len(numbers), size):
+            yield self.read(numbers[start : start + size])
+
+
+class PairedViews:
+    """Random crops, flips and sizes that latents and their pictures share.
+
+    Crops lie at whole cells. Sizes and flips of latents are those of the codec's fitted operators; without operators
+    there are crops alone.
+
+    Args:
+        size_cells: (h, w) of the latents that come out.
+        picture_px: (H, W) of the pictures that come out.
+        cell_px: pixels along one side of a cell.
+        operators: the codec's.
+        scale: smallest and largest area of a crop, relative to the whole.
+        flip_p: probability of a horizontal flip.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.adapting import Batch, PairedViews
+        >>> from walloc_data.transforms import LatentOperators
+        >>> views = PairedViews((10, 10), (80, 80), cell_px=8, operators=LatentOperators.load("my-latents"))
+        >>> batch = Batch(torch.zeros(4, 12, 12, 12), torch.zeros(4, 3, 96, 96, dtype=torch.uint8), torch.zeros(4))
+        >>> latents, pictures, _ = views(batch, generator=torch.Generator().manual_seed(0))
+        >>> latents.shape, pictures.shape
+        (torch.Size([4, 12, 10, 10]), torch.Size([4, 3, 80, 80]))
+    """
+
+    def __init__(
+        self,
+        size_cells: tuple[int, int],
+        picture_px: tuple[int, int],
+        *,
+        cell_px: int,
+        operators: LatentOperators | None = None,
+        scale: tuple[float, float] = (0.35, 1.0),
+        flip_p: float = 0.5,
+    ) -> None:
+        self.size_cells, self.picture_px, self.cell_px = size_cells, picture_px, cell_px
+        self.crop: RandomResizedCrop | None = None
+        if operators is not None and operators.rescalings:
+            self.crop = RandomResizedCrop(size_cells, operators=operators, scale=scale, flip_p=flip_p)
+
+    def to(self, device: torch.device) -> None:
+        """Augment batches that lie on this device."""
+        if self.crop is not None:
+            self.crop.to(device)
+
+    def __call__(self, batch: Batch, *, generator: torch.Generator) -> Batch:
+        """Augment a batch: float32 latents, uint8 pictures."""
+        if self.crop is not None:
+            drawn = self.crop.draw(batch.latents, generator=generator)
+            latents = self.crop.cut(batch.latents, drawn)
+        else:
+            drawn = self._whole_cells(batch.latents, generator=generator)
+            latents = crop_windows(batch.latents, drawn.top, drawn.left, self.size_cells).float()
+        return Batch(latents, self.pictures(batch.pictures, drawn), batch.labels)
+
+    def middle(self, batch: Batch) -> Batch:
+        """The middle of each sample, without anything random."""
+        (h, w), (height, width) = self.size_cells, batch.latents.shape[2:]
+        n = len(batch.latents)
+        top, left = (torch.full((n,), (have - want) // 2) for have, want in ((height, h), (width, w)))
+        drawn = DrawnCrops(self.size_cells, ((_ONE, _ONE),), torch.zeros(n).long(), top, left, torch.zeros(n).bool())
+        return Batch(
+            crop_windows(batch.latents, top, left, self.size_cells), self.pictures(batch.pictures, drawn), batch.labels
+        )
+
+    def _whole_cells(self, latents: Tensor, *, generator: torch.Generator) -> DrawnCrops:
+        n, (h, w) = len(latents), self.size_cells
+        if h > latents.shape[2] or w > latents.shape[3]:
+            raise ModelError(f"views of {h} x {w} cells do not fit latents of {latents.shape[2]} x {latents.shape[3]}")
+        top = torch.randint(latents.shape[2] - h + 1, (n,), generator=generator)
+        left = torch.randint(latents.shape[3] - w + 1, (n,), generator=generator)
+        return DrawnCrops(self.size_cells, ((_ONE, _ONE),), torch.zeros(n).long(), top, left, torch.zeros(n).bool())
+
+    def pictures(self, pictures: Tensor, drawn: DrawnCrops) -> Tensor:
+        """Crop, flip and resize (N, 3, H, W) uint8 as it was drawn for the latents."""
+        result = pictures.new_empty((len(pictures), pictures.shape[1], *self.picture_px))
+        for i, picture in enumerate(pictures):
+            box = drawn.box(i)
+            top, left, height, width = (round(side * self.cell_px) for side in box)
+            seen = (picture.flip(-1) if drawn.flipped[i] else picture)[:, top : top + height, left : left + width]
+            if seen.shape[1:] != self.picture_px:
+                size = self.picture_px
+                seen = F.interpolate(seen[None].float(), size=size, mode="bicubic", antialias=True)[0]
+                seen = seen.round().clamp(0, 255)
+            result[i] = seen
+        return result

@@ -1,0 +1,298 @@
+"""A pixel-pretrained timm model becomes a latent classifier in one call."""
+
+import copy
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from walloc_data.adapters import (
+    Geometry,
+    PixelPrediction,
+    Pretrained,
+    create_latent_model,
+    find_family,
+    fold_stem,
+    input_normalisation,
+    input_size,
+    latent_config,
+    load_latent_model,
+    picture_size,
+    pixel_model,
+    save_latent_model,
+    summarize,
+)
+from walloc_data.adapting.checkpoint import Place, weights_sha256
+from walloc_data.adapting.distillation import Imitation, imitate
+from walloc_data.adapting.pairs import PairedViews, Pairs
+from walloc_data.adapting.report import compare, name_classes
+from walloc_data.adapting.settings import AdaptConfig, AdaptReport
+from walloc_data.convert import original_pictures
+from walloc_data.dataset import LatentDataset
+from walloc_data.devices import usable_device
+from walloc_data.errors import BusyError, ModelError, StorageError
+from walloc_data.serving import attach_codec
+from walloc_data.sources import Source, open_source
+from walloc_data.storage import take_lock
+from walloc_data.transforms import LatentOperators
+
+__all__ = ["adapt_model"]
+
+Say = Callable[[str], None]
+_SAY_SECONDS = 15.0
+# A model whose own input is nearly as large as what is stored takes the middle of it, as its evaluation does of pixels.
+_SMALLEST_CROP = 0.8
+
+
+def adapt_model(
+    model: str | nn.Module,
+    *,
+    dataset: LatentDataset | str | os.PathLike[str],
+    pictures: Source | str | os.PathLike[str],
+    pretrained: Pretrained = True,
+    num_classes: int | None = None,
+    output: str | os.PathLike[str] | None = None,
+    config: AdaptConfig | None = None,
+    device: str = "cpu",
+    resume: bool = True,
+    say: Say | None = None,
+) -> tuple[Any, AdaptReport]:
+    """Make a latent classifier of a classifier of pixels, without labels.
+
+    Weights are copied, what takes latents is folded in closed form where that is possible, and the model then learns
+    to give what the pixel model gives, features and logits, on the same pictures: those that were encoded are enough.
+
+    Args:
+        model: a timm model's name, "hf_hub:OWNER/REPOSITORY", or a pixel model itself.
+        dataset: a `LatentDataset`, or the folder or URL of an encoded data set.
+        pictures: what its split was encoded from: anything that `encode_dataset` takes and that can be read at a
+            position (a folder, tars, `hf:NAME`).
+        pretrained: True for timm's weights; the path of a state dict; "hf_hub:OWNER/REPOSITORY"; or a module.
+        num_classes: of the model that is returned. Another number than the pixel model's gives it a fresh classifier,
+            as timm does, with the data set's class names; the default keeps the pixel model's.
+        output: folder for the model, its codec and its report. Checkpoints lie there meanwhile: the same call goes on
+            after any interruption, with the same numbers.
+        config: geometry, stem, rates, lengths.
+        device: where it is trained, e.g. "cuda".
+        resume: False begins again.
+        say: called with lines of progress.
+
+    Returns:
+        The model, in eval mode on `device`, as `load_latent_model` returns it; and what it reached on pictures that
+        were not trained on.
+
+    Raises:
+        ModelError: the weights do not fit, the model takes no latents, or the pictures are not those of the data set.
+        SettingsMismatchError: `output` holds a run of other settings.
+        BusyError: another process works in `output`.
+
+    Example:
+        >>> import timm
+        >>> from walloc_data import adapt_model
+        >>> from walloc_data.adapting import AdaptConfig
+        >>> from walloc_data.serving import predict
+        >>> teacher = timm.create_model("test_resnet", num_classes=2)  # or a name, and pretrained=
+        >>> config = AdaptConfig(epochs=2, batch_size=4)
+        >>> model, report = adapt_model(
+        ...     teacher, dataset="my-latents", pictures="pictures", output="adapted", config=config
+        ... )
+        >>> report.num_steps, report.num_held_out
+        (3, 1)
+        >>> predict("adapted", ["pictures/cat/0.jpg"])[0].name in ("cat", "coffee")
+        True
+    """
+    say = say or (lambda line: None)
+    config = config or AdaptConfig()
+    where_to = usable_device(device)
+    data = dataset if isinstance(dataset, LatentDataset) else LatentDataset(dataset, split=config.split)
+    source = pictures if isinstance(pictures, Source) else open_source(pictures)
+    pairs = Pairs(data, original_pictures(source, settings=data.manifest.settings))
+    pixel, build = _models(model, pretrained, data=data, config=config)
+    if num_classes is not None and num_classes < 1:
+        raise ModelError(f"num_classes must be 1 or more, not {num_classes}")
+    settings = config.to_dict() | {
+        "model": build["name"], "weights": weights_sha256(pixel), "data": data.identity, "num_classes": num_classes,
+    }  # fmt: skip
+    if output is None:
+        return _adapt(pixel, build, pairs, config=config, num_classes=num_classes, device=where_to, place=None, say=say)
+    place = Place(output, settings=settings, resume=resume)
+    lock = take_lock(place.folder / ".adapting.lock", wait=False)
+    if lock is None:
+        raise BusyError(f"{place.folder}: another process adapts a model there")
+    try:
+        if (report := place.finished()) is not None:
+            say(f"{place.folder}: done before")
+            return load_latent_model(place.folder, device=device), AdaptReport(**report)
+        return _adapt(
+            pixel, build, pairs, config=config, num_classes=num_classes, device=where_to, place=place, say=say
+        )
+    finally:
+        lock.release()
+
+
+def _models(
+    model: str | nn.Module, pretrained: Pretrained, *, data: LatentDataset, config: AdaptConfig
+) -> tuple[Any, dict[str, Any]]:
+    """The pixel model, and the arguments that build the latent model of the same weights."""
+    cell, stored = data.manifest.codec.cell_px, data.latent_shape
+    if stored is None:
+        raise ModelError(f"{data.url}: its pictures are of several sizes: encode them with size_px=")
+    pixel: Any
+    if isinstance(model, nn.Module):
+        pixel, model_name = model, str(getattr(model, "pretrained_cfg", {}).get("architecture", ""))
+        if not model_name:
+            raise ModelError(f"{type(model).__name__} is not a timm model: it names no architecture in pretrained_cfg")
+    elif isinstance(pretrained, nn.Module):
+        pixel, model_name = pretrained, model
+    else:
+        pixel = None
+        model_name = model
+        if model.startswith(("hf_hub:", "hf-hub:")) or str(pretrained).startswith(("hf_hub:", "hf-hub:")):
+            pixel = pixel_model(model, pretrained)
+            model_name = pixel.pretrained_cfg["architecture"]
+    family = find_family(model_name)
+    geometry = config.geometry or ("pixel_grid" if "pixel_grid" in family.geometries else family.geometries[0])
+    cells = _input_cells(pixel or model_name, geometry, config, stored=stored[1:], cell_px=cell)
+    build: dict[str, Any] = {
+        "name": model_name,
+        "dataset": data,
+        "geometry": geometry,
+        "input_shape": (stored[0], *cells),
+        "view": "whole" if cells == stored[1:] else "crop",
+        "stem_padding": "circular",
+        "stem_bias": True,
+        "stem_kernel_cells": config.stem_kernel_cells,
+    }
+    if config.stem_blocks:
+        build |= {"stem_blocks": config.stem_blocks, "stem_hidden_channels": config.stem_channels}
+    size = family.picture(geometry, cells, cell_px=cell)
+    sized: dict[str, Any] = {"img_size": size} if family.sized else {}
+    if pixel is None:
+        # Before the weights are read: a model that takes no latents is refused first.
+        create_latent_model(**build, num_classes=1)
+        pixel = pixel_model(model_name, pretrained, **sized)
+    elif family.sized and hasattr(pixel, "set_input_size"):
+        pixel = copy.deepcopy(pixel)
+        pixel.set_input_size(img_size=size)
+    return pixel, build
+
+
+def _input_cells(
+    model: Any, geometry: Geometry, config: AdaptConfig, *, stored: tuple[int, int], cell_px: int
+) -> tuple[int, int]:
+    """(h, w) in cells of what the latent model takes, of `stored` cells."""
+    if config.input_cells is not None:
+        own = (config.input_cells, config.input_cells)
+        if max(own) > min(stored) or min(own) < 1:
+            raise ModelError(f"input_cells={own[0]} of latents of {stored[0]} x {stored[1]} cells")
+        return own
+    stage_px = {"all_stages": 4, "skip_early": 8, "pixel_grid": cell_px}[geometry]
+    height, width = (side // stage_px for side in input_size(model))
+    fits = all(_SMALLEST_CROP * have <= want <= have for want, have in zip((height, width), stored, strict=True))
+    return (height, width) if fits else stored
+
+
+def _adapt(
+    pixel: Any,
+    build: dict[str, Any],
+    pairs: Pairs,
+    *,
+    config: AdaptConfig,
+    num_classes: int | None,
+    device: torch.device,
+    place: Place | None,
+    say: Say,
+) -> tuple[Any, AdaptReport]:
+    begun = time.monotonic()
+    data, codec = pairs.dataset, pairs.dataset.manifest.codec
+    mean, std = input_normalisation(pixel)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = create_latent_model(**build, num_classes=pixel.num_classes, pretrained=pixel)
+    model = model.to(device, memory_format=torch.channels_last)
+    order = np.random.default_rng((config.seed, 2**31)).permutation(len(pairs))
+    held = order[: min(config.held_out, max(1, len(pairs) // 8))]
+    rows = order[len(held) :] if len(pairs) > 1 else order
+    whole = PairedViews(latent_config(model).input_shape[1:], picture_size(model), cell_px=codec.cell_px)
+    views = PairedViews(
+        *_training_size(model, config),
+        cell_px=codec.cell_px,
+        operators=_operators(data, say=say),
+        scale=config.scale,
+        flip_p=config.flip_p,
+    )
+    run = Imitation(model, pixel, pairs, views, rows, mean=mean, std=std, config=config)
+    say(f"{summarize(model)}; {len(rows)} pictures to learn from, {len(held)} held out; stages {', '.join(run.stages)}")
+    state = None if place is None else place.load()
+    if state is not None:
+        run.load(state)
+        say(f"going on from step {run.step} of {run.num_steps}")
+    elif model.stem_site.feeds is None:
+        _fold(run, rows[: config.fold_pictures], say=say)
+    _train(run, config=config, place=place, say=say)
+    report = compare(run, held, views=whole, seconds=time.monotonic() - begun)
+    name_classes(model, data, num_classes=num_classes)
+    say(str(report))
+    if place is not None:
+        save_latent_model(model, place.folder)
+        attach_codec(place.folder, dataset=data.url)
+        place.finish(report.to_dict())
+    return model.eval(), report
+
+
+def _training_size(model: Any, config: AdaptConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Sides of the views that are trained on: of latents in cells, of pictures in pixels."""
+    cells, pixels = latent_config(model).input_shape[1:], picture_size(model)
+    if config.train_cells is None:
+        return cells, pixels
+    if find_family(latent_config(model).name).sized:
+        raise ModelError(f"{latent_config(model).name} takes latents of one size: leave out train_cells")
+    side = config.train_cells
+    return (side, side), (pixels[0] * side // cells[0], pixels[1] * side // cells[1])
+
+
+def _operators(data: LatentDataset, *, say: Say) -> LatentOperators | None:
+    try:
+        return LatentOperators.load(data.url, spec=data.manifest.codec)
+    except StorageError:
+        say(
+            f"{data.url}: its codec has no fitted operators: crops alone, no flips or sizes (walloc-data fit-operators)"
+        )
+        return None
+
+
+def _fold(run: Imitation, rows: npt.NDArray[Any], *, say: Say) -> None:
+    """Set the stem in closed form, where the pixel model's stem and the window allow it."""
+    try:
+        sums = PixelPrediction.for_model(run.model, run.pixel_model)
+    except ModelError as error:
+        say(f"no closed form for this stem ({error}): it is trained from random weights")
+        return
+    for batch in run.pairs.batches(rows, size=run.config.batch_size):
+        sums.update(batch.latents, batch.pictures)
+    fold_stem(run.model, run.pixel_model, prediction=sums, mean=tuple(run.mean), std=tuple(run.std))
+    say(f"folded from {len(rows)} pictures: the stem sees pixels at {sums.psnr_db(sums.solve()):.1f} dB")
+
+
+def _train(run: Imitation, *, config: AdaptConfig, place: Place | None, say: Say) -> None:
+    saved = said = time.monotonic()
+    errors: list[tuple[float, float]] = []
+    first = run.step
+    for progress in imitate(run):
+        errors.append((progress.feature_error, progress.divergence or 0.0))
+        now = time.monotonic()
+        if place is not None and (now - saved >= config.checkpoint_seconds or progress.step == progress.num_steps):
+            place.save(run.state())
+            saved = now
+        if now - said >= _SAY_SECONDS or progress.step == progress.num_steps:
+            feature, divergence = np.mean(errors, 0)
+            left = (progress.num_steps - progress.step) * progress.seconds / (progress.step - first)
+            text = f"{progress.phase} {progress.step}/{progress.num_steps}: feature error {feature:.3f}"
+            text += f", divergence {divergence:.3f}" if progress.phase == "whole" else ""
+            say(f"{text}, {left / 60:.0f} min left")
+            said, errors = now, []

@@ -1,0 +1,119 @@
+"""How an adaptation runs, and what it reached."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from walloc_data.adapters import Geometry
+from walloc_data.errors import ModelError
+
+__all__ = ["AdaptConfig", "AdaptReport"]
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """Settings of `adapt_model`; the defaults suit a convolutional network and a few thousand pictures.
+
+    Attributes:
+        split: of the data set.
+        geometry: "pixel_grid", "skip_early" or "all_stages" (see `walloc_data.adapters.families`). The first keeps the
+            pixel model's whole work and needs the least training; the second saves that of the stages it skips.
+            None: pixel_grid where the family has it.
+        input_cells: side of the latents that the model takes, of which crops are cut; None: the pixel model's own
+            input where that is at least 0.8 of what is stored, else all that is stored.
+        train_cells: side of the latents that are trained on, for models that take any size: smaller ones are quicker,
+            and are made from crops of more sizes; None: that of input_cells.
+        stem_blocks: residual blocks of the stem (`ResidualStem`); 0 is one linear layer, which is folded exactly.
+        stem_channels: features of each cell in a stem with blocks.
+        stem_kernel_cells: side of the stem's window; None: the family's own.
+        stem_epochs: passes over the pictures that train what is new alone, up to the first stage that is compared.
+        epochs: passes that train the whole model afterwards.
+        batch_size: pictures a step.
+        stem_lr: peak learning rate of what is new, in the first passes and, times `new_lr_scale`, afterwards.
+        lr: peak learning rate of the rest.
+        weight_decay: AdamW's, of kernels and matrices.
+        feature_weight: of the features' relative errors, beside the logits' divergence.
+        temperature: that logits are divided by before they are compared.
+        scale: smallest and largest area of random crops, relative to the stored picture.
+        flip_p: probability of a flip.
+        seed: of order, crops and fresh weights.
+        held_out: pictures that are not trained on, for the report.
+        fold_pictures: pictures that the closed form is fitted on.
+        checkpoint_seconds: time between checkpoints.
+
+    Example:
+        >>> from walloc_data.adapting import AdaptConfig
+        >>> AdaptConfig(epochs=20, lr=1e-4).batch_size
+        32
+    """
+
+    split: str = "train"
+    geometry: Geometry | None = None
+    input_cells: int | None = None
+    train_cells: int | None = None
+    stem_blocks: int = 2
+    stem_channels: int = 96
+    stem_kernel_cells: int | None = None
+    stem_epochs: float = 1.0
+    epochs: float = 4.0
+    batch_size: int = 32
+    stem_lr: float = 2e-3
+    lr: float = 2e-4
+    new_lr_scale: float = 0.5
+    weight_decay: float = 0.02
+    feature_weight: float = 1.0
+    temperature: float = 1.0
+    scale: tuple[float, float] = (0.5, 1.0)
+    flip_p: float = 0.5
+    seed: int = 0
+    held_out: int = 500
+    fold_pictures: int = 300
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", tuple(self.scale))
+        for name in ("stem_epochs", "epochs", "weight_decay", "feature_weight", "new_lr_scale", "checkpoint_seconds"):
+            if getattr(self, name) < 0:
+                raise ModelError(f"{name} must be at least 0, not {getattr(self, name)!r}")
+        for name in ("batch_size", "stem_lr", "lr", "temperature", "held_out", "fold_pictures"):
+            if getattr(self, name) <= 0:
+                raise ModelError(f"{name} must be above 0, not {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self) | {"scale": list(self.scale)}
+
+
+@dataclass(frozen=True)
+class AdaptReport:
+    """What an adaptation reached, on pictures that it was not trained on.
+
+    Example:
+        >>> from walloc_data.adapting import AdaptReport
+        >>> print(AdaptReport("resnet18", "skip_early", 500, 0.31, 0.94, 0.71, 0.70, 1_400_000_000, 3_000, 512.0))
+        resnet18 (skip_early): 1.400 GMAC; on 500 other pictures: feature error 0.310, the pixel model's label in 94.0 \
+%, accuracy 70.0 % (pixels 71.0 %); 3000 steps in 9 minutes
+    """
+
+    name: str
+    geometry: str
+    num_held_out: int
+    feature_error: float  # of the last stage compared, relative to the variance of the pixel model's
+    agreement: float  # part of the pictures that get the pixel model's label
+    pixel_accuracy: float | None  # of the pixel model on pixels; None where labels are unknown
+    accuracy: float | None
+    num_macs: int  # for one picture
+    num_steps: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.name} ({self.geometry}): {self.num_macs / 1e9:.3f} GMAC; on {self.num_held_out} other pictures: "
+            f"feature error {self.feature_error:.3f}, the pixel model's label in {self.agreement:.1%}"
+        ).replace("%", " %")
+        if self.accuracy is not None and self.pixel_accuracy is not None:
+            text += f", accuracy {100 * self.accuracy:.1f} % (pixels {100 * self.pixel_accuracy:.1f} %)"
+        return text + f"; {self.num_steps} steps in {self.seconds / 60:.0f} minutes"
