@@ -153,7 +153,7 @@ def _models(
         pixel = None
         model_name = model
         if model.startswith(("hf_hub:", "hf-hub:")) or str(pretrained).startswith(("hf_hub:", "hf-hub:")):
-            pixel = pixel_model(model, pretrained)
+            pixel = pixel_model(model, pretrained, **config.model_kwargs)
             model_name = pixel.pretrained_cfg["architecture"]
     family = find_family(model_name)
     geometry = config.geometry or ("pixel_grid" if "pixel_grid" in family.geometries else family.geometries[0])
@@ -171,13 +171,16 @@ def _models(
     if config.stem_blocks:
         build |= {"stem_blocks": config.stem_blocks, "stem_hidden_channels": config.stem_channels}
     size = family.picture(geometry, cells, cell_px=cell)
-    sized: dict[str, Any] = {"img_size": size} if family.sized else {}
+    kwargs = dict(config.model_kwargs)
+    build |= kwargs
+    kwargs |= {"img_size": size} if family.sized else {}
     if pixel is None:
         # Before the weights are read: a model that takes no latents is refused first.
         create_latent_model(**build, num_classes=1)
-        pixel = pixel_model(model_name, pretrained, **sized)
-    elif family.sized and hasattr(pixel, "set_input_size"):
-        pixel = copy.deepcopy(pixel)
+        pixel = pixel_model(model_name, pretrained, **kwargs)
+        return pixel, build
+    pixel = copy.deepcopy(pixel)  # it is frozen, resized and moved; the caller's is not
+    if family.sized and hasattr(pixel, "set_input_size"):
         pixel.set_input_size(img_size=size)
     return pixel, build
 

@@ -1,6 +1,7 @@
 """How an adaptation runs, and what it reached."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from walloc_data.adapters import Geometry
@@ -25,6 +26,7 @@ class AdaptConfig:
         stem_blocks: residual blocks of the stem (`ResidualStem`); 0 is one linear layer, which is folded exactly.
         stem_channels: features of each cell in a stem with blocks.
         stem_kernel_cells: side of the stem's window; None: the family's own.
+        model_kwargs: for `timm.create_model`, of both models (depth, window_size, ...).
         stem_epochs: passes over the pictures that train what is new alone, up to the first stage that is compared.
         epochs: passes that train the whole model afterwards.
         batch_size: pictures a step.
@@ -53,6 +55,7 @@ class AdaptConfig:
     stem_blocks: int = 2
     stem_channels: int = 96
     stem_kernel_cells: int | None = None
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     stem_epochs: float = 1.0
     epochs: float = 4.0
     batch_size: int = 32
@@ -80,7 +83,7 @@ class AdaptConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return asdict(self) | {"scale": list(self.scale)}
+        return asdict(self) | {"scale": list(self.scale), "model_kwargs": dict(self.model_kwargs)}
 
 
 @dataclass(frozen=True)
