@@ -46,7 +46,7 @@ from walloc_data.adapters import (
     summarize,
 )
 from walloc_data.adapting import AdaptConfig, PairedViews, Pairs
-from walloc_data.convert import original_pictures
+from walloc_data.pictures import original_pictures
 from walloc_data.sources import open_source
 
 RESULTS = Path(__file__).parent / "learning" / "results"

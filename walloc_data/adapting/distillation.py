@@ -49,7 +49,7 @@ class Imitation:
         >>> from walloc_data import LatentDataset, create_latent_model
         >>> from walloc_data.adapters import picture_size
         >>> from walloc_data.adapting import AdaptConfig, Imitation, PairedViews, Pairs, imitate
-        >>> from walloc_data.convert import original_pictures
+        >>> from walloc_data.pictures import original_pictures
         >>> from walloc_data.sources import open_source
         >>> data = LatentDataset("my-latents")
         >>> pairs = Pairs(data, original_pictures(open_source("pictures"), settings=data.manifest.settings))

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     Example:
         >>> from walloc_data import LatentDataset
         >>> from walloc_data.adapting import Pairs
-        >>> from walloc_data.convert import original_pictures
+        >>> from walloc_data.pictures import original_pictures
         >>> from walloc_data.sources import open_source
         >>> data = LatentDataset("my-latents")
         >>> pairs = Pairs(data, original_pictures(open_source("pictures"), settings=data.manifest.settings))
@@ -53,7 +53,7 @@ class Pairs:
     Example:
         >>> from walloc_data import LatentDataset
         >>> from walloc_data.adapting import Pairs
-        >>> from walloc_data.convert import original_pictures
+        >>> from walloc_data.pictures import original_pictures
         >>> from walloc_data.sources import open_source
         >>> data = LatentDataset("my-latents")
         >>> pairs = Pairs(data, original_pictures(open_source("pictures"), settings=data.manifest.settings))

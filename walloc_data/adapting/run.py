@@ -32,13 +32,13 @@ from walloc_data.adapting.distillation import Imitation, imitate
 from walloc_data.adapting.pairs import PairedViews, Pairs
 from walloc_data.adapting.report import compare, name_classes
 from walloc_data.adapting.settings import AdaptConfig, AdaptReport
-from walloc_data.convert import original_pictures
 from walloc_data.dataset import LatentDataset
 from walloc_data.devices import usable_device
 from walloc_data.errors import BusyError, ModelError, StorageError
+from walloc_data.pictures import original_pictures
 from walloc_data.serving import attach_codec
 from walloc_data.sources import Source, open_source
-from walloc_data.storage import take_lock
+from walloc_data.storage import file_lock
 from walloc_data.transforms import LatentOperators
 
 __all__ = ["adapt_model"]
@@ -121,18 +121,15 @@ def adapt_model(
     if output is None:
         return _adapt(pixel, build, pairs, config=config, num_classes=num_classes, device=where_to, place=None, say=say)
     place = Place(output, settings=settings, resume=resume)
-    lock = take_lock(place.folder / ".adapting.lock", wait=False)
-    if lock is None:
-        raise BusyError(f"{place.folder}: another process adapts a model there")
-    try:
+    with file_lock(place.folder / ".adapting.lock", wait=False) as held:
+        if held is None:
+            raise BusyError(f"{place.folder}: another process adapts a model there")
         if (report := place.finished()) is not None:
             say(f"{place.folder}: done before")
             return load_latent_model(place.folder, device=device), AdaptReport(**report)
         return _adapt(
             pixel, build, pairs, config=config, num_classes=num_classes, device=where_to, place=place, say=say
         )
-    finally:
-        lock.release()
 
 
 def _models(
