@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.learning import frontier, frontier_run, frontier_views
+from benchmarks.learning import frontier, frontier_plot, frontier_run, frontier_sizes, frontier_speed, frontier_views
 from benchmarks.learning import packed as packing
 
 MODEL = ["--model", "test_resnet", "--model-kwargs", '{"stem_hidden_channels": 8}', "--cells", "4"]
@@ -28,9 +28,16 @@ def packed(imagenette_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.slow
-def test_every_arm_trains_once_on_as_many_tokens(packed, tmp_path, capsys):
+def test_every_arm_trains_once_on_as_many_tokens_and_is_drawn(packed, tmp_path, monkeypatch):
+    sizes = (3, 4, 6)
+    monkeypatch.setattr(frontier_run, "VIEWS", sizes)
+    for module in (frontier_plot, frontier_sizes):
+        monkeypatch.setattr(module, "SIZES", sizes)
+    for module in (frontier_plot, frontier_sizes, frontier_speed):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
     arms = list(frontier_views.ARMS)
     arguments = ["train", str(packed), "--results", str(tmp_path), *OPTIONS, "--epochs", "1", "--seeds", "0"]
+    arguments += ["--validate-every", "1", "--keep-weights"]
     frontier.main([*arguments, "--arms", *arms])
     log = tmp_path / "frontier.jsonl"
     before = log.read_text()
@@ -45,6 +52,18 @@ def test_every_arm_trains_once_on_as_many_tokens(packed, tmp_path, capsys):
     assert lines["latents-crops"]["top1_by_cells"]["4"] == lines["latents-crops"]["top1"]
     frontier.main([*arguments, "--arms", *arms])
     assert log.read_text() == before  # nothing is run twice
+    pictures, latents = packed.parent / "pictures", packed.parent / "latents"
+    frontier_sizes.main([str(pictures), str(packed), str(tmp_path), "--work", str(tmp_path / "work")])
+    scored = json.loads((tmp_path / "frontier-sizes.json").read_text())["rows"]
+    assert [(row["arm"], row["size_px"]) for row in scored[:3]] == [("latents-crops", 8 * size) for size in sizes]
+    stored = scored[2]  # encoded again at the stored size: the same latents, so the same score, the weights' own
+    assert stored["shrunk"] == stored["encoded"] == lines["latents-crops"]["top1_by_cells"]["6"]
+    frontier_speed.main([str(pictures), str(latents), str(packed), *MODEL, "--rounds", "1", "--batch-size", "16"])
+    rows = frontier_plot.rows()
+    assert [row[0] for row in rows] == list(frontier_plot.LABELS.values())
+    assert all(0 < float(row[-1]) <= float(row[-2]) for row in rows[-1:])  # of files: reading takes a part of the time
+    assert len(frontier_plot.by_size_rows()) == len(arms) + 2  # of latents, the encoded beside the shrunk
+    assert frontier_plot.plot(tmp_path / "plot.svg").read_text().startswith("<?xml")
 
 
 @pytest.mark.slow

@@ -56,11 +56,12 @@ def read_latents(folder: Path, **options: Any) -> Way:
 
 def training(arm: str, args: argparse.Namespace) -> dict[str, Way]:
     """Make an arm's ways: augmenting, and training on what was augmented."""
-    run = Run(arm, load(args.packed, ARMS[arm]).first(PICTURES), args, seed=0, epochs=1000, lr=1e-4)
+    data = load(args.packed, ARMS[arm]).first(PICTURES)
+    run = Run(arm, data, args, seed=0, epochs=1000, lr=1e-4)
 
     def augment() -> int:
         run.begin_epoch()
-        return PICTURES
+        return len(data.x["train"])
 
     def train() -> int:
         for i in range(run.steps):
@@ -80,7 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model-kwargs", type=json.loads, default={})
     parser.add_argument("--cells", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.set_defaults(batch_size=64, weight_decay=0.05, graphs=False)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.set_defaults(weight_decay=0.05, graphs=False)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     side_px = LatentDataset(args.latents).manifest.settings.size_px or 0
