@@ -14,8 +14,9 @@ from walloc_data import encode_dataset
 from walloc_data.convert import verify_dataset
 from walloc_data.errors import SourceError
 from walloc_data.sources import open_source
-from walloc_data.sources.tar_samples import TarScan, groups
-from walloc_data.sources.wds import TarStream, expand_urls
+from walloc_data.sources.remote_tars import RemoteTars
+from walloc_data.sources.tar_members import TarScan, groups
+from walloc_data.sources.wds import expand_urls
 
 PNG = [as_bytes(picture(seed, width=16, height=16)) for seed in range(4)]
 
@@ -256,16 +257,18 @@ def test_system_files_in_tars_are_left_out_by_name(tmp_path: Path) -> None:
     )
 
 
-def test_a_stream_of_tars_takes_class_folders_by_the_names_beside_them(tmp_path: Path) -> None:
+def test_remote_tars_take_class_folders_by_the_names_beside_them(tmp_path: Path) -> None:
     for number in range(2):
         folder_tar(tmp_path / f"{number}.tar")
     write_tar(tmp_path / "2.tar", [("set/cow/0.png", PNG[0]), ("set/ant/0.png", PNG[0]), *STRAYS])
     urls = [f"file://{tmp_path}/{number}.tar" for number in range(3)]
-    with pytest.raises(SourceError, match=r"lie in folders, e.g. 'set/cat/0', and a stream .* classnames.txt"):
-        TarStream(urls, location="wds:x")
-    assert not TarStream(urls, location="wds:x", label_column="none").labelled
+    with pytest.raises(
+        SourceError, match=r"lie in folders, e.g. 'set/cat/0', and remote tars do not .* classnames.txt"
+    ):
+        RemoteTars(urls, location="wds:x")
+    assert not RemoteTars(urls, location="wds:x", label_column="none").labelled
     (tmp_path / "classnames.txt").write_text("ant\nbee\ncat\n")
-    stream = TarStream(urls, location="wds:x")
+    stream = RemoteTars(urls, location="wds:x")
     samples = list(stream.stream())
     assert stream.class_names == ("ant", "bee", "cat")
     assert [sample.label for sample in samples] == [2, 2, 0, 0, 1, 1] * 2 + [None, 0]

@@ -157,7 +157,7 @@ def test_streams_say_that_they_are(kind: str, tmp_path: Path) -> None:
     source = MAKERS[kind](tmp_path)
     assert source.num_items is None
     assert source.kind == "hf-stream"
-    with pytest.raises(TypeError, match="a stream has no positions"):
+    with pytest.raises(TypeError, match="read in fragments, so that it has no positions"):
         source.read(0)
 
 

@@ -30,7 +30,7 @@ class Warm:
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
-    def begin(self, source: Path, out: Path, **options: Any) -> int:
+    def begin(self, source: str | Path, out: Path, **options: Any) -> int:
         """Start a conversion; its process id."""
         self._stdin.write(json.dumps([str(source), str(out), options]) + "\n")
         self._stdin.flush()

@@ -128,7 +128,7 @@ def test_an_interrupted_overwrite_goes_on_where_it_was(pictures: Path, other: Pa
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             encode_dataset(other, out, samples_per_shard=2, overwrite=True, progress=interrupt)
-    done = int(re.search(r"train: being overwritten, (\d) of 8 shards are done", str(dataset_info(out)))[1])  # type: ignore[index]
+    done = int(re.search(r"train: being overwritten, (\d) of 8 units of work are done", str(dataset_info(out)))[1])  # type: ignore[index]
     assert done >= 2
     summary = encode_dataset(other, out, samples_per_shard=2, overwrite=True, progress=False)
     assert (summary.url, summary.num_samples, summary.new_samples) == (str(out), 15, 15 - 2 * done)

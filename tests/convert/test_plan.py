@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from walloc_data.convert.plan import Plan, differences, parse_part, version_differences
+from walloc_data.convert.plan import Plan, differences, fragments_per_unit, parse_part, version_differences
 from walloc_data.errors import FormatError
 from walloc_data.format import CodecSpec, EncodeSettings
 
@@ -29,12 +29,21 @@ def make_plan(num_items: int | None = 100, **fields: object) -> Plan:
     return Plan("train", source, options, SPEC, ("cat", "dog"), {"walloc_data": "0"})
 
 
+def in_fragments(num_fragments: int, *, together: int = 1, **fields: object) -> Plan:
+    plan = make_plan(None, **fields)
+    number = {
+        "num_fragments": num_fragments,
+        "fragments_per_unit": together,
+        "shuffled": plan.settings.shuffle_seed is not None,
+    }
+    return replace(plan, source={**plan.source, **number})
+
+
 @given(num_items=st.integers(1, 500), samples_per_shard=st.integers(1, 600), seed=st.none() | st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
 def test_shards_cover_the_source_once(num_items: int, samples_per_shard: int, seed: int | None) -> None:
     plan = make_plan(num_items, samples_per_shard=samples_per_shard, shuffle_seed=seed)
-    assert plan.num_shards is not None
-    shards = [plan.source_indices(shard) for shard in range(plan.num_shards)]
+    shards = [plan.source_indices(unit) for unit in range(plan.num_units)]
     assert all(1 <= len(shard) <= samples_per_shard for shard in shards)
     assert all(len(shard) == samples_per_shard for shard in shards[:-1])
     assert sorted(np.concatenate(shards).tolist()) == list(range(num_items))
@@ -43,8 +52,41 @@ def test_shards_cover_the_source_once(num_items: int, samples_per_shard: int, se
 
 
 def test_a_shard_beyond_the_last_is_refused() -> None:
-    with pytest.raises(FormatError, match="no shard 4: there are 4"):
+    with pytest.raises(FormatError, match="no unit 4: there are 4"):
         make_plan(7, samples_per_shard=2).source_indices(4)
+
+
+@given(num_fragments=st.integers(1, 200), together=st.integers(1, 9), seed=st.none() | st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_units_cover_the_fragments_once(num_fragments: int, together: int, seed: int | None) -> None:
+    plan = in_fragments(num_fragments, together=together, shuffle_seed=seed)
+    units = [plan.fragments(unit) for unit in range(plan.num_units)]
+    assert all(len(unit) == together for unit in units[:-1])
+    assert sorted(np.concatenate(units).tolist()) == list(range(num_fragments))
+    if seed is None:
+        assert np.concatenate(units).tolist() == list(range(num_fragments))
+
+
+def test_keys_tell_samples_apart_in_the_order_of_their_shards() -> None:
+    assert (make_plan().key(3, 42), in_fragments(5).key(3, 42)) == ("000000042", "00003-0000042")
+    with pytest.raises(FormatError, match="a source that is read in fragments has no positions"):
+        in_fragments(5).source_indices(0)
+    with pytest.raises(FormatError, match="a source that is read by position has no fragments"):
+        make_plan().fragments(0)
+
+
+@pytest.mark.parametrize(
+    ("number", "sizes", "together"),
+    [
+        (147, [10**9] * 147, 1),
+        (10, [1000] * 10, 1),  # few, so that each is a task for some worker
+        (100_000, [10**6] * 100_000, 33),  # 32 MiB together
+        (100_000, [10] * 100_000, 390),  # 256 units at least
+        (100_000, None, 1),
+    ],
+)
+def test_very_many_small_fragments_are_read_together(number: int, sizes: list[int] | None, together: int) -> None:
+    assert fragments_per_unit(number, sizes) == together
 
 
 def test_a_plan_survives_json() -> None:

@@ -10,9 +10,16 @@ from typing import Any
 from walloc_data import __version__
 from walloc_data.convert.changes import check_source
 from walloc_data.convert.overwrite import Kind, discard, replacement
-from walloc_data.convert.plan import SHARDS_VERSION, Plan, differences, version_differences
+from walloc_data.convert.plan import (
+    SHARDS_VERSION,
+    Plan,
+    ShardId,
+    differences,
+    fragments_per_unit,
+    version_differences,
+)
 from walloc_data.convert.records import plan_name
-from walloc_data.convert.state import finished_shards, limit_is_fixed, read_manifest, read_plan
+from walloc_data.convert.state import limit_is_fixed, read_manifest, read_plan
 from walloc_data.errors import CodecError, FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import CodecSpec, EncodeSettings, dump_json
 from walloc_data.sources import Source
@@ -65,10 +72,12 @@ def plan_for(source: Source, split: str, settings: EncodeSettings, codec: Any) -
 
     from walloc_data.webp import WRITER_VERSION
 
-    shuffled = source.num_items is not None and settings.shuffle_seed is not None
+    order: dict[str, Any] = {"shuffled": settings.shuffle_seed is not None}
+    if source.num_fragments is not None:
+        order["fragments_per_unit"] = fragments_per_unit(source.num_fragments, source.fragment_bytes)
     return Plan(
         split=split,
-        source=source.describe() | {"shuffled": shuffled},
+        source=source.describe() | order,
         settings=settings,
         codec=codec.spec,
         class_names=source.class_names,
@@ -89,15 +98,13 @@ def discard_another(store: Store, plan: Plan, source: Source, *, kind: Kind) -> 
     begun = read_plan(inside, plan.split)
     if begun is None:
         return
-    same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
-    if differences(begun, same) or version_differences(begun, same):
+    if differences(begun, plan) or version_differences(begun, plan):
         discard(store, plan.split, kind=kind)
         return
-    if source.num_items is not None:  # the same number of pictures as then, so that every position is there
-        try:
-            check_source(inside, plan.split, source, sorted(finished_shards(inside, plan.split)))
-        except SettingsMismatchError:
-            discard(store, plan.split, kind=kind)
+    try:  # the same number of pictures as then, so that every position is there
+        check_source(inside, plan, source)
+    except SettingsMismatchError:
+        discard(store, plan.split, kind=kind)
 
 
 def begin(
@@ -107,7 +114,7 @@ def begin(
     *,
     staging: Path,
     repair: bool = False,
-    redo: Collection[int] = (),
+    redo: Collection[ShardId] = (),
 ) -> Plan:
     """The plan to follow: the one there, if this one agrees with it, else this one, now written down.
 
@@ -117,13 +124,14 @@ def begin(
     manifest = read_manifest(store)
     before = begun
     if begun is not None:
-        same = plan if plan.num_items is not None or begun.num_items is None else plan.with_num_items(begun.num_items)
-        reason = limit_is_fixed(store, plan.split, begun.settings, same.settings, redo=redo)
+        if begun.is_old_stream:
+            _ = begun.num_units  # says that it cannot go on
+        reason = limit_is_fixed(store, plan.split, begun.settings, plan.settings, redo=redo)
         if reason is None:
-            begun = replace(begun, settings=replace(begun.settings, max_pixels=same.settings.max_pixels))
-        found = differences(begun, same) + ([reason] if reason else [])
+            begun = replace(begun, settings=replace(begun.settings, max_pixels=plan.settings.max_pixels))
+        found = differences(begun, plan) + ([reason] if reason else [])
         if manifest is None or plan.split not in manifest.splits:  # what is finished stays as it was written
-            found += version_differences(begun, same)
+            found += version_differences(begun, plan)
         if found:
             names = {line.partition(":")[0] for line in found}
             if "source.identity" in names and "source.num_items" not in names:  # changed samples were named before this

@@ -2,18 +2,24 @@
 
 A source's identity is made of names and lengths, so a picture in another's place, of the same name and length, is not
 seen in it. Every shard's rows record what its source said of each picture (when the file was written, an ETag) and the
-CRC-32 of its bytes: where the one differs, the other decides, so that a copy with new dates is the same source.
+CRC-32 of its bytes: where the one differs, the other decides, so that a copy with new dates is the same source. Where
+a source is read in fragments, the end marks of units record what it said of each fragment, and only the fragments that
+differ in it are read again.
 Rows written by earlier versions record neither, and are not compared.
 """
 
+import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
+from walloc_data.convert.plan import Plan, ShardId
 from walloc_data.convert.progress import ProgressMeter
-from walloc_data.convert.records import rows_name
+from walloc_data.convert.records import UnitEnd, rows_name
 from walloc_data.convert.rows import SOURCE_CRC32, SOURCE_VERSION
-from walloc_data.convert.state import in_order, read_plan
+from walloc_data.convert.state import finished_shards, finished_units, in_order, read_plan, unit_ends
+from walloc_data.convert.units import UnitReader
 from walloc_data.errors import FormatError, SettingsMismatchError
 from walloc_data.sources import Sample, Source
 from walloc_data.storage import Store
@@ -21,18 +27,18 @@ from walloc_data.storage import Store
 __all__ = ["changed_samples", "check_source", "compare_source", "refuse_changes", "rows_of_source"]
 
 MAX_NAMED = 5
-Recorded = dict[int, tuple[str | None, int]]  # by source index: version and CRC-32
+Recorded = dict[int, tuple[str | None, int]]  # by index, as `Plan.key` counts: version and CRC-32
 
 
-def rows_of_source(store: Store, split: str, shards: Iterable[int]) -> Iterator[Recorded]:
+def rows_of_source(store: Store, split: str, shards: Sequence[ShardId]) -> Iterator[Recorded]:
     """Yield what shards recorded of their pictures, shard by shard; nothing for those that recorded nothing."""
     import pyarrow as pa
     import pyarrow.parquet
 
     columns = ["source_index", SOURCE_VERSION, SOURCE_CRC32]
 
-    def read(number: int) -> Recorded:
-        path = rows_name(split, number)
+    def read(shard: ShardId) -> Recorded:
+        path = rows_name(split, shard)
         if not store.exists(path):  # every picture of the shard was broken
             return {}
         try:
@@ -44,23 +50,52 @@ def rows_of_source(store: Store, split: str, shards: Iterable[int]) -> Iterator[
             return {}
         return dict(zip(found[columns[0]], zip(found[columns[1]], found[columns[2]], strict=True), strict=True))
 
-    yield from in_order(read, list(shards), store=store)
+    yield from in_order(read, shards, store=store)
 
 
-def check_source(store: Store, split: str, source: Source, shards: Iterable[int]) -> None:
+def check_source(store: Store, plan: Plan, source: Source, *, part: tuple[int, int] = (0, 1)) -> None:
     """Refuse to go on where pictures of finished shards have changed since.
+
+    Args:
+        plan: what the shards were made by; the source has as many pictures, or fragments, as it says.
+        part: (i, n) looks at the units whose number is i modulo n: parts that run beside this one look at their own.
 
     Raises:
         SettingsMismatchError: names some of them.
     """
+    shards = sorted(shard for shard in finished_shards(store, plan.split) if shard.unit % part[1] == part[0])
     changed: list[str] = []
-    for recorded in rows_of_source(store, split, shards):
-        for index, (version, crc32) in recorded.items():
-            if version is None or (now := source.version(index)) is None or now == version:
-                continue
-            if changes := _changes(source.read(index), version, crc32):
-                changed.append(changes)
-    refuse_changes(store, split, changed)
+    if plan.num_fragments is not None:
+        ends = unit_ends(store, plan.split)
+        for unit in sorted(finished_units(store, plan.split, shards) & ends.keys()):
+            if _may_differ(plan, source, unit, ends[unit]):
+                recorded = _rows_of_unit(store, plan, unit, shards)
+                changed.extend(changed_samples(recorded, _samples_of_unit(plan, source, unit)))
+    else:
+        for recorded in rows_of_source(store, plan.split, shards):
+            for index, (version, crc32) in recorded.items():
+                if version is None or (now := source.version(index)) is None or now == version:
+                    continue
+                if changes := _changes(source.read(index), version, crc32):
+                    changed.append(changes)
+    refuse_changes(store, plan.split, changed)
+
+
+def _may_differ(plan: Plan, source: Source, unit: int, end: UnitEnd) -> bool:
+    now = (source.fragment_version(fragment) for fragment in plan.fragments(unit))
+    return any(None not in (before, after) and before != after for before, after in zip(end.versions, now, strict=True))
+
+
+def _rows_of_unit(store: Store, plan: Plan, unit: int, shards: Iterable[ShardId]) -> Recorded:
+    together: Recorded = {}
+    for recorded in rows_of_source(store, plan.split, [shard for shard in shards if shard.unit == unit]):
+        together |= recorded
+    return together
+
+
+def _samples_of_unit(plan: Plan, source: Source, unit: int) -> Iterator[tuple[int, Sample]]:
+    with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
+        yield from UnitReader(plan, source, unit, on_error="record", scratch=Path(scratch)).read()
 
 
 def _changes(sample: Sample, version: str | None, crc32: int) -> str | None:
@@ -85,26 +120,33 @@ def compare_source(store: Store, split: str, source: Source, *, meter: ProgressM
         FormatError: nothing was recorded of the pictures.
     """
     plan = read_plan(store, split)
-    if plan is None or plan.num_shards is None:
+    if plan is None or plan.is_old_stream:
         raise FormatError(f"{store.url}: split {split!r} is not finished")
-    if source.num_items not in (None, plan.num_items):
-        yield f"{source.location}: {source.num_items} pictures, and {plan.num_items} when it was encoded"
+    old = enumerate(source.stream()) if plan.num_fragments is None and source.num_items is None else None
+    if old is None and (source.num_items, source.num_fragments) != (plan.num_items, plan.num_fragments):
+        what = "pictures" if plan.num_fragments is None else "fragments"
+        now, before = source.num_items or source.num_fragments, plan.num_items or plan.num_fragments
+        yield f"{source.location}: {now} {what}, and {before} when it was encoded"
         return
-    stream = enumerate(source.stream()) if source.num_items is None else None
+    ends, per_unit = unit_ends(store, split), dict[int, list[ShardId]]()
+    for shard in sorted(finished_shards(store, split)):
+        per_unit.setdefault(shard.unit, []).append(shard)
     num_compared = num_done = 0
-    for number, recorded in enumerate(rows_of_source(store, split, range(plan.num_shards))):
-        samples: Iterable[tuple[int, Sample]]
-        if stream is None:
-            samples = ((index, source.read(index)) for index in plan.source_indices(number).tolist())
-        else:
-            samples = islice(stream, plan.settings.samples_per_shard)
-        for index, sample in samples:
+    for unit in range(plan.num_units):
+        recorded, num_before = _rows_of_unit(store, plan, unit, per_unit.get(unit, ())), num_done
+        for index, sample in (
+            islice(old, len(plan.source_indices(unit))) if old is not None else _samples_of_unit(plan, source, unit)
+        ):
             for changes in changed_samples(recorded, [(index, sample)]):
                 yield f"{source.location}: {changes}"
             num_done += 1
             meter.tick(num_done=num_done, num_failures=0)
+        if unit in ends and num_done - num_before != sum(ends[unit].items):
+            names = ", ".join(source.fragment_name(fragment) for fragment in plan.fragments(unit))
+            before = sum(ends[unit].items)
+            yield f"{source.location}: {names}: {num_done - num_before} pictures, and {before} when it was encoded"
         num_compared += len(recorded)
-    if stream is not None and (num_done != plan.num_items or next(stream, None) is not None):
+    if old is not None and (num_done != plan.num_items or next(old, None) is not None):
         yield f"{source.location}: not the {plan.num_items} pictures that it had when it was encoded"
     if num_compared == 0:
         raise FormatError(f"{store.url}: split {split!r} was made by a version that recorded nothing of its source")

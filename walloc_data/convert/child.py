@@ -21,7 +21,7 @@ class _OrphanError(Exception):
 
 
 def main(parent: int, read: int, write: int) -> None:
-    """Make the shards that arrive through one pipe and tell through the other, until told to end or left alone."""
+    """Do the units that arrive through one pipe and tell through the other, until told to end or left alone."""
     inbox, outbox = Connection(read, writable=False), Connection(write, readable=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
 
@@ -38,8 +38,12 @@ def main(parent: int, read: int, write: int) -> None:
         worker = setup.worker(alive=alive, tag=tag)
         outbox.send(("ready", None))
         while (task := inbox.recv()) is not None:
-            done = worker.run(task.shard, setup.samples(task), report=lambda tally: outbox.send(("report", tally)))
-            outbox.send(("done", done))
+            worker.run(
+                task,
+                report=lambda tally: outbox.send(("report", tally)),
+                on_shard=lambda shard, done: outbox.send(("shard", (shard, done))),
+            )
+            outbox.send(("done", None))
     except (_OrphanError, EOFError, BrokenPipeError):
         return
     except WallocDataError as error:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Unpack
 
 from walloc_data.convert.begin import begin, check_versions, codec_for, discard_another, plan_for
 from walloc_data.convert.changes import check_source
-from walloc_data.convert.engine import OnError, WorkSetup
+from walloc_data.convert.engine import WorkSetup
 from walloc_data.convert.finish import join_split
 from walloc_data.convert.inherit import classes_of, settings_of, with_classes
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
@@ -27,12 +27,13 @@ from walloc_data.convert.overwrite import (
     take_along,
     take_over,
 )
-from walloc_data.convert.plan import parse_part
+from walloc_data.convert.plan import ShardId, parse_part
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter
 from walloc_data.convert.repair import damaged_shards, drop_broken_manifest, join_complete_splits, shards_with_failures
 from walloc_data.convert.run import Run
 from walloc_data.convert.state import check_siblings, finished_shards, read_manifest, read_plan
 from walloc_data.convert.summary import ConversionSummary
+from walloc_data.convert.units import OnError
 from walloc_data.devices import usable_device
 from walloc_data.errors import FormatError, SettingsMismatchError, SourceError, StorageError
 from walloc_data.format import MANIFEST_NAME, EncodeSettings, SettingFields, check_name
@@ -83,8 +84,7 @@ def encode_dataset(
         device: "cpu" or "cuda"; latents are the same. Workers share a GPU, or have what Ray gives them.
         on_error: "record" lists a broken picture in ``failures/``; "stop" raises at the first. A picture that the
             machine or the store does not give stops the conversion, so that an outage is not taken for damage;
-            "record-unreadable" lists it too, for files that will never be read (not in streams): give `max_failures`
-            with it.
+            "record-unreadable" lists it too, for files that will never be read: give `max_failures` with it.
         max_failures: stop when more pictures than this are broken.
         overwrite: make this split anew from its first shard, and let it take the place of the one there once it is
             whole. Until then that one stays as it is, which takes room for both.
@@ -92,7 +92,7 @@ def encode_dataset(
             lengths are looked at.
         retry_failures: do the pictures listed in ``failures/`` again, and the others of their shards with them. A
             finished split is replaced once all of it is done, as by `overwrite`.
-        part: ``"I/N"`` does the I-th of N parts of the shards, for schedulers; `finish_dataset` joins them.
+        part: ``"I/N"`` does the I-th of N parts of the work, for schedulers; `finish_dataset` joins them.
         storage_options: for remote file systems, of `out` and of remote tars.
         progress: True writes to stderr; or a callable that gets a `Progress` several times a second.
         image_column: as `open_source` takes it, for sources that it opens.
@@ -179,18 +179,19 @@ def encode_dataset(
         if printer is not None:
             for note in opened.notes:
                 printer.note(f"{opened.location}: {note}")
-            if opened.num_items is None and settings.shuffle_seed is not None:
-                printer.note(f"{opened.location}: a stream is not shuffled; the shards keep its order")
-        setup = WorkSetup(
-            plan, opened if opened.num_items is not None else None, target, staging, device=device, on_error=on_error
-        )
+            if opened.num_fragments is not None and settings.shuffle_seed is not None:
+                printer.note(
+                    f"{opened.location}: read in fragments, which are shuffled; pictures keep their order in each, and "
+                    "shuffle=True mixes them when they are read"
+                )
+        setup = WorkSetup(plan, opened, target, staging, device=device, on_error=on_error)
         redo = dict.fromkeys(failed, "") if kind is None else {}
         if kind is not None:
             _check_pictures(target, split, opened, where=where)
         if repair:
             meter = ProgressMeter(callback, split=f"check {split}", num_items=None, num_done=0)
             redo |= damaged_shards(target, split, _finished_of_part(target, split, where), meter=meter)
-        run = Run(setup, opened, where=where, max_failures=max_failures, callback=callback, redo=redo)
+        run = Run(setup, where=where, max_failures=max_failures, callback=callback, redo=redo)
         if printer is not None:
             for note in filter(None, (*redo.values(), *run.notes)):
                 printer.note(note)
@@ -200,7 +201,7 @@ def encode_dataset(
         try:
             run.go(workers=workers, engine=engine, address=address, locks=locks, codec=loaded)
         except SettingsMismatchError:
-            if kind is not None:  # a stream whose pictures have changed: the next try begins at its first shard
+            if kind is not None:  # pictures of a fragment have changed: the next try begins at the first shard
                 discard(store, split, kind=kind)
             raise
         except KeyboardInterrupt:
@@ -238,7 +239,7 @@ def _given(settings: EncodeSettings | None, fields: SettingFields) -> dict[str, 
 
 
 def _kind_of_replacement(
-    store: Store, split: str, *, overwrite: bool, failed: set[int], part: str | None
+    store: Store, split: str, *, overwrite: bool, failed: set[ShardId], part: str | None
 ) -> Kind | None:
     """Return how a split that is there must be replaced; None: its shards are made in their places."""
     if overwrite:
@@ -251,16 +252,18 @@ def _kind_of_replacement(
     return "retry"
 
 
-def _finished_of_part(store: Store, split: str, where: tuple[int, int]) -> list[int]:
-    """Numbers of finished shards: parts that run beside this one look at their own."""
-    return [number for number in sorted(finished_shards(store, split)) if number % where[1] == where[0]]
+def _finished_of_part(store: Store, split: str, where: tuple[int, int]) -> list[ShardId]:
+    """Finished shards: parts that run beside this one look at their own."""
+    return [shard for shard in sorted(finished_shards(store, split)) if shard.unit % where[1] == where[0]]
 
 
 def _check_pictures(store: Store, split: str, source: Source, *, where: tuple[int, int]) -> None:
     """Refuse pictures that have changed since they were encoded; of another number of them `begin` speaks."""
     begun = read_plan(store, split)
-    if begun is not None and source.num_items is not None and begun.num_items == source.num_items:
-        check_source(store, split, source, _finished_of_part(store, split, where))
+    if begun is None or begun.is_old_stream:
+        return
+    if (begun.num_items, begun.num_fragments) == (source.num_items, source.num_fragments):
+        check_source(store, begun, source, part=where)
 
 
 def _part_tag(split: str, where: tuple[int, int]) -> str:

@@ -5,25 +5,30 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from walloc_data.card import write_card
 from walloc_data.convert.lock import conversion_lock, disk_errors
 from walloc_data.convert.overwrite import clean_leftovers
-from walloc_data.convert.plan import Plan
-from walloc_data.convert.records import done_name, rows_name
+from walloc_data.convert.plan import Plan, ShardId
+from walloc_data.convert.records import done_name, end_name, rows_name
 from walloc_data.convert.rows import join_column_types, join_rows
 from walloc_data.convert.state import (
     check_siblings,
     done_marks,
     finished_shards,
+    finished_units,
     in_order,
     planned_splits,
     read_manifest,
     read_plan,
+    unit_ends,
 )
 from walloc_data.convert.summary import ConversionSummary, kept_of, notes_of
 from walloc_data.errors import ConversionError, FormatError
@@ -79,19 +84,19 @@ def join_split(store: Store, split: str) -> ConversionSummary:
     plan = read_plan(store, split)
     if plan is None:
         raise ConversionError(f"{store.url}: no conversion of split {split!r} was begun there")
-    if plan.num_shards is None:
-        raise ConversionError(f"{store.url}: split {split!r}: the end of the stream has not been reached yet")
-    missing = sorted(set(range(plan.num_shards)) - finished_shards(store, split))
+    shards = finished_shards(store, split)
+    missing = sorted(set(range(plan.num_units)) - finished_units(store, split, shards))
     if missing:
         some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        what = "shards" if plan.num_fragments is None else "units of work"
         raise ConversionError(
-            f"{store.url}: {len(missing)} of {plan.num_shards} shards of split {split!r} are missing: {some}. Run the "
+            f"{store.url}: {len(missing)} of {plan.num_units} {what} of split {split!r} are missing: {some}. Run the "
             "parts that make them, then finish again"
         )
     manifest = read_manifest(store)
     check_siblings(store, plan, manifest)
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
-        record, summary, wids = _join(store, plan, Path(folder))
+        record, summary, wids = _join(store, plan, Places.of(store, plan), Path(folder))
     _write(store, f"index/{split}.wids.json", dump_json(wids))
     splits = {**(manifest.splits if manifest else {}), split: record}
     known = manifest.class_names if manifest else None
@@ -112,24 +117,73 @@ def _write(store: Store, path: str, text: str) -> None:
     store.write_bytes(path, text.encode())
 
 
-def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, ConversionSummary, dict[str, Any]]:
+@dataclass(frozen=True)
+class Places:
+    """Where the pictures of every unit stand in the source, which is known when all units are done.
+
+    Attributes:
+        shards: of the split, in its order.
+        num_items: pictures in the source.
+        units: for each unit that reads fragments, where each of them begins: in the unit, and in the source.
+    """
+
+    shards: list[ShardId]
+    num_items: int
+    units: Mapping[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+
+    @classmethod
+    def of(cls, store: Store, plan: Plan) -> Self:
+        """The places of a split that is whole."""
+        if plan.num_fragments is None:
+            return cls([ShardId(unit) for unit in range(plan.num_units)], plan.num_items or 0, {})
+        ends = unit_ends(store, plan.split)
+        items = np.zeros(plan.num_fragments, dtype=np.int64)
+        for unit, end in ends.items():
+            fragments = plan.fragments(unit)
+            if len(end.items) != len(fragments):
+                raise FormatError(f"{store.where(end_name(plan.split, unit))}: not of the {len(fragments)} fragments")
+            items[fragments] = end.items
+        begins = np.concatenate([[0], np.cumsum(items)])
+        units = {}
+        for unit, end in ends.items():
+            in_unit = np.concatenate([[0], np.cumsum(end.items)])[:-1]
+            units[unit] = in_unit.astype(np.int64), begins[plan.fragments(unit)]
+        shards = [ShardId(unit, number) for unit, end in ends.items() for number in range(end.num_shards)]
+        return cls(shards, int(begins[-1]), units)
+
+    def in_source(self, unit: int, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Positions in the source of indices that are recorded with a unit's shards."""
+        found = np.asarray(indices, dtype=np.int64)
+        if unit not in self.units:
+            return found
+        in_unit, in_source = self.units[unit]
+        which = np.searchsorted(in_unit, found, side="right") - 1  # an empty fragment begins where the next one does
+        moved: npt.NDArray[np.int64] = found - in_unit[which] + in_source[which]
+        return moved
+
+
+def _join(
+    store: Store, plan: Plan, places: Places, folder: Path
+) -> tuple[SplitRecord, ConversionSummary, dict[str, Any]]:
     """One pass over the done marks, in memory that grows by a few hundred bytes a shard."""
-    split, num_shards = plan.split, plan.num_shards or 0
+    split = plan.split
     spec = plan.codec
     counts = np.zeros((spec.latent_dim, 2**spec.latent_bits), dtype=np.int64)
-    shards, shapes, numbers, types = [], set(), [], []
-    num_failures = num_pixels = source_bytes = webp_bytes = expected = 0
+    shards, shapes, written, types = [], set(), [], []
+    num_failures = num_pixels = source_bytes = webp_bytes = num_items = 0
     first_failures: list[str] = []
     left_out = Counter[str]()
     shardlist = []
     sizes = store.sizes("data")
     with (folder / "failures.jsonl").open("w", encoding="utf-8") as failures:
-        for number, done in enumerate(done_marks(store, split, list(range(num_shards)))):
+        for shard, done in zip(places.shards, done_marks(store, split, places.shards), strict=True):
+            expected = num_items if shard.number is None else shard.number * plan.settings.samples_per_shard
             if done.first != expected:
-                raise FormatError(f"{store.where(done_name(split, number))}: begins at {done.first}, not {expected}")
-            expected = done.last
+                raise FormatError(f"{store.where(done_name(split, shard))}: begins at {done.first}, not {expected}")
+            num_items += done.last - done.first
             for failure in done.failures:
-                failures.write(json.dumps(vars(failure), sort_keys=True) + "\n")
+                [index] = places.in_source(shard.unit, [failure.source_index]).tolist()
+                failures.write(json.dumps(vars(failure) | {"source_index": index}, sort_keys=True) + "\n")
             num_failures += len(done.failures)
             first_failures = [*first_failures, *map(str, done.failures)][:3]
             source_bytes += done.source_bytes
@@ -143,7 +197,7 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
                 )
             counts += np.asarray(done.statistics.counts, dtype=np.int64)
             shards.append(done.shard)
-            numbers.append(number)
+            written.append(shard)
             types.append(done.columns)
             shapes.add(done.latent_shape)
             num_pixels += done.num_pixels
@@ -156,21 +210,26 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
                     "filesize": done.shard.num_bytes,
                 }
             )
-    if expected != plan.num_items:
-        raise FormatError(f"{store.url}: the shards of {split!r} end at {expected} of {plan.num_items} pictures")
+    if num_items != places.num_items:
+        raise FormatError(f"{store.url}: the shards of {split!r} have {num_items} of {places.num_items} pictures")
+    if not num_items:
+        raise ConversionError(f"{store.url}: the source of split {split!r} has no pictures: its fragments are empty")
     if not shards:
         some = "\n  ".join(first_failures)
         raise ConversionError(f"{store.url}: none of {num_failures} pictures could be encoded, the first:\n  {some}")
     [shape] = shapes if len(shapes) == 1 else [None]
     columns = join_column_types(types)
-    names = [store.where(rows_name(split, number)) for number in numbers]
-    rows = zip(names, _rows(store, split, numbers), types, strict=True)
+    rows = (
+        (store.where(rows_name(split, shard)), data, kinds, partial(places.in_source, shard.unit))
+        for shard, data, kinds in zip(written, _rows(store, split, written), types, strict=True)
+    )
     labels = join_rows(rows, folder / "index.parquet", mirror=plan.settings.mirror, columns=columns)
     with (folder / "index.parquet").open("rb") as index:
         index_sha256 = hashlib.file_digest(index, "sha256").hexdigest()
     notes = notes_of(plan, left_out, labels=labels)
     record = SplitRecord(
-        source={name: value for name, value in plan.source.items() if name != "column_types"} | {"notes": list(notes)},
+        source={name: value for name, value in plan.source.items() if name != "column_types"}
+        | {"num_items": num_items, "notes": list(notes)},
         num_samples=sum(shard.num_samples for shard in shards),
         num_failures=num_failures,
         shards=tuple(shards),
@@ -198,9 +257,9 @@ def _join(store: Store, plan: Plan, folder: Path) -> tuple[SplitRecord, Conversi
     return record, summary, {"wids_version": 1, "name": split, "shardlist": shardlist}
 
 
-def _rows(store: Store, split: str, numbers: list[int]) -> Iterator[bytes]:
+def _rows(store: Store, split: str, shards: list[ShardId]) -> Iterator[bytes]:
     """The files of the shards' rows."""
-    return in_order(lambda number: store.read_bytes(rows_name(split, number), max_bytes=2**31), numbers, store=store)
+    return in_order(lambda shard: store.read_bytes(rows_name(split, shard), max_bytes=2**31), shards, store=store)
 
 
 def timm_info(manifest: Manifest) -> dict[str, Any]:

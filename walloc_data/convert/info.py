@@ -7,8 +7,9 @@ from typing import Any
 
 from walloc_data.convert.inspect import open_manifest
 from walloc_data.convert.overwrite import replaced_splits, replacement
+from walloc_data.convert.plan import Plan
 from walloc_data.convert.progress import counted, format_bytes
-from walloc_data.convert.state import finished_shards, planned_splits, read_manifest, read_plan
+from walloc_data.convert.state import finished_shards, finished_units, planned_splits, read_manifest, read_plan
 from walloc_data.format import Manifest
 from walloc_data.storage import Store
 
@@ -23,13 +24,13 @@ class DatasetInfo:
         >>> from walloc_data.convert import dataset_info, encode_dataset
         >>> summary = encode_dataset("pictures", "latents", size_px=64, samples_per_shard=2, part="1/4")
         >>> info = dataset_info("latents")
-        >>> info.manifest is None, info.unfinished  # shards done, shards planned
+        >>> info.manifest is None, info.unfinished  # units of work (here: shards) done and planned
         (True, {'train': (1, 4)})
     """
 
     url: str
     manifest: Manifest | None
-    unfinished: Mapping[str, tuple[int, int | None]]  # split: shards done, shards planned (None: a stream)
+    unfinished: Mapping[str, tuple[int, int | None]]  # split: units of work done, and planned (None: cannot go on)
     replacements: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)  # the same, of overwriting
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,16 +66,16 @@ class DatasetInfo:
                 notes = record.source.get("notes")
                 lines.extend(f"  {note}" for note in (notes if isinstance(notes, list) else ()))
         for name, (done, planned) in sorted(self.unfinished.items()):
-            lines.append(
-                f"{name}: unfinished, {done}{'' if planned is None else f' of {planned}'} shards are done; the encode "
-                "command that began it goes on, or finish joins its parts"
-            )
+            lines.append(f"{name}: unfinished, {_share(done, planned)}, or finish joins its parts")
         for name, (done, planned) in sorted(self.replacements.items()):
-            lines.append(
-                f"{name}: being overwritten, {done}{'' if planned is None else f' of {planned}'} shards are done; the "
-                "encode command that began it goes on, and until then the split is what it was"
-            )
+            lines.append(f"{name}: being overwritten, {_share(done, planned)}, and until then the split is what it was")
         return "\n".join(lines)
+
+
+def _share(done: int, planned: int | None) -> str:
+    if planned is None:
+        return "begun by an earlier version as a stream, which no version goes on with: overwrite it (--overwrite)"
+    return f"{done} of {planned} units of work are done; the encode command that began it goes on"
 
 
 def dataset_info(out: str | Path, *, storage_options: Mapping[str, Any] | None = None) -> DatasetInfo:
@@ -99,10 +100,15 @@ def dataset_info(out: str | Path, *, storage_options: Mapping[str, Any] | None =
         if manifest is not None and name in manifest.splits:
             continue
         if (plan := read_plan(store, name)) is not None:
-            unfinished[name] = (len(finished_shards(store, name)), plan.num_shards)
+            unfinished[name] = _how_far(store, plan)
     replacements = {}
     for name, kind in replaced_splits(store):
         inside = replacement(store, name, kind=kind)
         if (plan := read_plan(inside, name)) is not None:
-            replacements[name] = (len(finished_shards(inside, name)), plan.num_shards)
+            replacements[name] = _how_far(inside, plan)
     return DatasetInfo(store.url, manifest, unfinished, replacements)
+
+
+def _how_far(store: Store, plan: Plan) -> tuple[int, int | None]:
+    done = finished_units(store, plan.split, finished_shards(store, plan.split))
+    return len(done), None if plan.is_old_stream else plan.num_units

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from walloc_data.convert.plan import Plan
@@ -74,6 +75,7 @@ class RelabelledSource(Source):
         self.kind, self.location, self.num_items = source.kind, source.location, source.num_items
         self.labelled, self.columns, self.notes = source.labelled, source.columns, source.notes
         self.column_types = source.column_types
+        self.num_fragments, self.fragment_bytes = source.num_fragments, source.fragment_bytes
         self.identity, self.class_names = source.identity, names
 
     def describe(self) -> dict[str, Any]:
@@ -85,8 +87,14 @@ class RelabelledSource(Source):
     def version(self, index: int) -> str | None:
         return self._source.version(index)
 
-    def stream(self) -> Iterator[Sample]:
-        return map(self._with_label, self._source.stream())
+    def read_fragment(self, fragment: int, *, scratch: Path) -> Iterator[Sample]:
+        return map(self._with_label, self._source.read_fragment(fragment, scratch=scratch))
+
+    def fragment_name(self, fragment: int) -> str:
+        return self._source.fragment_name(fragment)
+
+    def fragment_version(self, fragment: int) -> str | None:
+        return self._source.fragment_version(fragment)
 
     def _with_label(self, sample: Sample) -> Sample:
         return sample if sample.label is None else replace(sample, label=self._labels[sample.label])

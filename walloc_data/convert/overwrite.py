@@ -17,14 +17,16 @@ is overwritten with another codec, the folder ``codec/`` is the old codec's from
 one, which whoever decodes is told.
 """
 
+import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from walloc_data.convert.records import done_name, plan_name, rows_name, work_folder
-from walloc_data.convert.state import finished_shards, planned_splits, read_manifest
+from walloc_data.convert.plan import ShardId
+from walloc_data.convert.records import done_name, end_name, plan_name, rows_name, work_folder
+from walloc_data.convert.state import finished_shards, finished_units, planned_splits, read_manifest
 from walloc_data.errors import ConversionError
 from walloc_data.format import MANIFEST_NAME, Manifest, shard_name
 from walloc_data.storage import Store, write_manifest
@@ -68,15 +70,18 @@ def replaced_splits(store: Store) -> list[tuple[str, Kind]]:
     return [(split, kind) for split, _, end in parts for kind in kinds if end == kind]
 
 
-def take_along(store: Store, split: str, shards: Iterable[int], *, kind: Kind) -> None:
+def take_along(store: Store, split: str, shards: Collection[ShardId], *, kind: Kind) -> None:
     """Give a replacement finished shards of the split that it is to replace, those that it does not have yet."""
     inside = replacement(store, split, kind=kind)
     there = finished_shards(inside, split)
     names = {name for folder in ("data", work_folder(split)) for name in store.list(folder)}
-    for number in shards:
-        for name in (shard_name(split, number), rows_name(split, number), done_name(split, number)):  # the mark last
-            if number not in there and name in names:
+    for shard in shards:
+        for name in (shard_name(split, *shard), rows_name(split, shard), done_name(split, shard)):  # the mark last
+            if shard not in there and name in names:
                 store.copy(name, _root(split, kind) + name)
+    for unit in finished_units(store, split, shards):
+        if (name := end_name(split, unit)) in names and not inside.exists(name):
+            store.copy(name, _root(split, kind) + name)
 
 
 def is_begun(store: Store, split: str) -> bool:
@@ -178,8 +183,7 @@ def _move_in(store: Store, split: str, kind: Kind) -> None:
 
 
 def _is_shard_of(split: str, path: str) -> bool:
-    name, _, number = path.rpartition("/")[2].removesuffix(".tar").rpartition("-")
-    return name == split and number.isdigit()
+    return re.fullmatch(rf"data/{split}-[0-9]{{5,12}}(-[0-9]{{3,12}})?\.tar", path) is not None
 
 
 def discard(store: Store, split: str, *, kind: Kind) -> None:

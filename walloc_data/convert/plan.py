@@ -1,35 +1,81 @@
 """The plan: which pictures of a source go into which shard, in which order. It computes; it reads and writes nothing.
 
-A shard is a pure function of (source, plan, shard number): the same bytes whoever makes it, and whenever.
+A plan divides a source into units of work. Where pictures are read by position, a unit is a range of the shuffled
+positions, and gives one shard. Where they are read in fragments, a unit is one fragment, or several small ones, in the
+shuffled order of fragments; it gives as many shards as it takes, of `samples_per_shard` each but for the last. A shard
+is a pure function of (source, plan, its number): the same bytes whoever makes it, and whenever.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from walloc_data.errors import FormatError
-from walloc_data.format import CodecSpec, ColumnType, EncodeSettings, check_name
+from walloc_data.errors import FormatError, SettingsMismatchError
+from walloc_data.format import CodecSpec, ColumnType, EncodeSettings, check_name, fragment_key, sample_key
 from walloc_data.permutations import permute_source
 
-__all__ = ["SHARDS_VERSION", "Plan", "differences", "parse_part", "version_differences"]
+__all__ = [
+    "SHARDS_VERSION",
+    "Plan",
+    "ShardId",
+    "differences",
+    "fragments_per_unit",
+    "parse_part",
+    "version_differences",
+]
 
 # To be raised with any change of ours by which a shard gets other bytes: how pictures are read, resized, padded,
 # encoded or packed, and how tars, keys and JSON are written. The WebP writer has a version of its own. A release that
 # changes none of these resumes what another began.
 SHARDS_VERSION = "2"
 
+MIN_UNIT_BYTES, MIN_UNITS = 2**25, 256  # of fragments: smaller ones are read together, if there are many
 _Index = npt.NDArray[np.int64]
+
+
+class ShardId(NamedTuple):
+    """Which shard of a split: its unit of work, and its number among the unit's shards.
+
+    Example:
+        >>> from walloc_data.convert.plan import ShardId
+        >>> str(ShardId(7)), str(ShardId(7, 2))
+        ('00007', '00007-002')
+    """
+
+    unit: int
+    number: int | None = None  # None: a unit has one shard, as the source is read by position
+
+    def __str__(self) -> str:
+        return f"{self.unit:05d}" if self.number is None else f"{self.unit:05d}-{self.number:03d}"
+
+
+def fragments_per_unit(num_fragments: int, sizes: Sequence[int] | None) -> int:
+    """How many fragments to read as one: several where there are very many small ones, as a shard each would be small.
+
+    Args:
+        num_fragments: of the source.
+        sizes: the bytes of each; None: not known, and then fragments are not small.
+
+    Example:
+        >>> from walloc_data.convert.plan import fragments_per_unit
+        >>> fragments_per_unit(10, [10**6] * 10), fragments_per_unit(10_000, [10**6] * 10_000)
+        (1, 33)
+    """
+    if not sizes or num_fragments < 2 * MIN_UNITS:
+        return 1
+    fitting = MIN_UNIT_BYTES * num_fragments // max(1, sum(sizes))
+    return max(1, min(fitting, num_fragments // MIN_UNITS))
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that a shard's bytes depend on, besides the pictures.
 
-    `source` is `Source.describe()` and `shuffled`: streams keep their order, as what comes last is not known when the
-    first shard is written.
+    `source` is `Source.describe()`; `shuffled`: whether positions, or fragments, are in a seeded order; and
+    `fragments_per_unit`, where it is read in fragments.
     """
 
     split: str
@@ -44,8 +90,6 @@ class Plan:
         for name, kind in (("shuffled", bool), ("labelled", bool), ("columns", list)):
             if not isinstance(self.source, Mapping) or not isinstance(self.source.get(name), kind):
                 raise FormatError(f"source.{name} must be a {kind.__name__}")
-        if self.num_items is not None and (type(self.num_items) is not int or self.num_items < 1):
-            raise FormatError("source.num_items must be a positive integer or null")
         if not isinstance(self.column_types, Mapping):
             raise FormatError("source.column_types must be an object")
         for name, kind in self.column_types.items():
@@ -53,17 +97,41 @@ class Plan:
                 ColumnType.from_json(kind)
             except FormatError as error:
                 raise FormatError(f"source.column_types: {name!r}: {error}") from error
+        for name in ("num_items", "num_fragments", "fragments_per_unit"):
+            number = self.source.get(name)
+            if number is not None and (type(number) is not int or not 1 <= number < 2**53):
+                raise FormatError(f"source.{name} must be a positive integer or null")
+        if self.num_fragments is not None and self.num_items is not None:
+            raise FormatError("a source has either source.num_items or source.num_fragments")
 
     @property
     def num_items(self) -> int | None:
-        """Pictures in the source; None for a stream until its end has been seen."""
+        """Pictures in the source; None where it is read in fragments."""
         number: int | None = self.source.get("num_items")
         return number
 
     @property
-    def num_shards(self) -> int | None:
-        """How many shards there are, those included whose pictures all turn out to be broken."""
-        return None if self.num_items is None else -(-self.num_items // self.settings.samples_per_shard)
+    def num_fragments(self) -> int | None:
+        """Fragments of the source; None where it is read by position."""
+        number: int | None = self.source.get("num_fragments")
+        return number
+
+    @property
+    def is_old_stream(self) -> bool:
+        """Whether this is the unfinished plan of an earlier version, which read streams as a whole."""
+        return self.num_items is None and self.num_fragments is None
+
+    @property
+    def num_units(self) -> int:
+        """How many units of work there are."""
+        if self.num_fragments is not None:
+            return -(-self.num_fragments // (self.source.get("fragments_per_unit") or 1))
+        if self.num_items is None:
+            raise SettingsMismatchError(
+                f"split {self.split!r} was begun by an earlier version, as a stream, and is not finished: this version "
+                "reads such sources in another order, so that it cannot go on. Overwrite the split (--overwrite)"
+            )
+        return -(-self.num_items // self.settings.samples_per_shard)
 
     @property
     def labelled(self) -> bool:
@@ -82,21 +150,36 @@ class Plan:
         return types
 
     def with_num_items(self, num_items: int) -> Self:
-        """The plan of a stream whose end has been seen."""
+        """The plan of an earlier version's stream whose end has been seen."""
         return replace(self, source={**self.source, "num_items": num_items})
 
-    def source_indices(self, shard: int) -> _Index:
-        """Positions in the source of a shard's pictures, in the shard's order."""
+    def source_indices(self, unit: int) -> _Index:
+        """Positions in the source of a unit's pictures, in the order of its shard."""
         if self.num_items is None:
-            raise FormatError("a stream's positions are known once it has ended")
-        first = shard * self.settings.samples_per_shard
-        last = min(self.num_items, first + self.settings.samples_per_shard)
+            raise FormatError("a source that is read in fragments has no positions")
+        return self._range(unit, size=self.settings.samples_per_shard, end=self.num_items)
+
+    def fragments(self, unit: int) -> list[int]:
+        """The fragments of a unit, in the order in which it reads them."""
+        if self.num_fragments is None:
+            raise FormatError("a source that is read by position has no fragments")
+        found: list[int] = self._range(
+            unit, size=self.source.get("fragments_per_unit") or 1, end=self.num_fragments
+        ).tolist()
+        return found
+
+    def _range(self, unit: int, *, size: int, end: int) -> _Index:
+        first, last = unit * size, min(end, (unit + 1) * size)
         if not 0 <= first < last:
-            raise FormatError(f"no shard {shard}: there are {self.num_shards}")
+            raise FormatError(f"no unit {unit}: there are {self.num_units}")
         positions = np.arange(first, last, dtype=np.int64)
         if not self.source["shuffled"] or self.settings.shuffle_seed is None:
             return positions
-        return permute_source(positions, num_items=self.num_items, seed=self.settings.shuffle_seed)
+        return permute_source(positions, num_items=end, seed=self.settings.shuffle_seed)
+
+    def key(self, unit: int, index: int) -> str:
+        """The key of a sample: of its position in the source, or of that in its unit where it is read in fragments."""
+        return sample_key(index) if self.num_fragments is None else fragment_key(unit, index)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `from_dict` is its inverse."""
@@ -171,7 +254,7 @@ def _short(names: tuple[str, ...] | None) -> str:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """``"I/N"``, I from 1 to N, as (I - 1, N): part I does the shards whose number is I - 1 modulo N."""
+    """``"I/N"``, I from 1 to N, as (I - 1, N): part I does the units whose number is I - 1 modulo N."""
     first, slash, second = text.partition("/")
     if not (slash and first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
         raise FormatError(f"part {text!r} must be I/N with I from 1 to N, e.g. 1/8")

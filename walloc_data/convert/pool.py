@@ -1,4 +1,4 @@
-"""The local engine: worker processes, each making one shard at a time. A worker that dies is replaced."""
+"""The local engine: worker processes, each doing one unit at a time. A worker that dies is replaced."""
 
 import os
 import pickle
@@ -8,12 +8,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from walloc_data.convert.engine import Task, WorkSetup
+from walloc_data.convert.engine import WorkSetup
+from walloc_data.convert.plan import ShardId
 from walloc_data.convert.records import ShardDone
+from walloc_data.convert.units import Task
 from walloc_data.convert.worker import Tally
 from walloc_data.errors import ConversionError, MissingExtraError, WallocDataError
 
@@ -49,8 +51,9 @@ def run_processes(
     workers: int,
     locks: tuple[int, ...],
     on_report: Callable[[Task, Tally], None],
+    on_shard: Callable[[Task, ShardId, ShardDone], None],
     on_lost: Callable[[Task], None],
-    on_done: Callable[[Task, ShardDone], None],
+    on_done: Callable[[Task], None],
     on_tick: Callable[[], None],
 ) -> None:
     """Make shards in `workers` processes.
@@ -77,7 +80,6 @@ def run_processes(
                 pool.give(child, task)
             if not pool.busy():
                 return
-            queue.prefetch()
             for child in pool.heard(timeout_s=0.2):
                 try:
                     kind, value = child.inbox.recv()
@@ -85,8 +87,8 @@ def run_processes(
                     task = pool.bury(child)
                     if task is not None:
                         on_lost(task)
-                        attempts[task.shard] += 1
-                        if attempts[task.shard] >= MAX_ATTEMPTS:
+                        attempts[task.unit] += 1
+                        if attempts[task.unit] >= MAX_ATTEMPTS:
                             raise ConversionError(_died(child, task, setup)) from None
                         queue.put_back(task)
                     elif not child.ready:
@@ -100,33 +102,38 @@ def run_processes(
                     child.ready = True
                 elif kind == "report" and child.task is not None:
                     on_report(child.task, value)
+                elif kind == "shard" and child.task is not None:
+                    attempts[child.task.unit] = 0
+                    on_shard(child.task, *value)
+                    if value[0].number is not None:  # should the worker die, the next one need not make it again
+                        child.task = replace(child.task, done=child.task.done | {value[0].number})
                 elif kind == "done" and child.task is not None:
                     task, child.task = child.task, None
-                    on_done(task, value)
+                    on_done(task)
             on_tick()
     finally:
         pool.close()
 
 
 class _Queue:
-    """Tasks to come: those of dead workers first. One is taken ahead, so that a stream is read while workers work."""
+    """Tasks to come: those of dead workers first."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._tasks: Iterator[Task] = iter(tasks)
         self._ready: list[Task] = []
 
     def take(self) -> Task | None:
-        self.prefetch()
+        self._look_ahead()
         return self._ready.pop(0) if self._ready else None
 
     def waiting(self, idle: int) -> bool:
         """Whether there is work for more than the workers that are idle already."""
         if idle:
             return False
-        self.prefetch()
+        self._look_ahead()
         return bool(self._ready)
 
-    def prefetch(self) -> None:
+    def _look_ahead(self) -> None:
         if not self._ready and (task := next(self._tasks, None)) is not None:
             self._ready.append(task)
 
@@ -227,10 +234,8 @@ def _ended(child: _Child) -> str:
 
 
 def _died(child: _Child, task: Task, setup: WorkSetup) -> str:
-    size = setup.plan.settings.samples_per_shard
-    first = task.shard * size
     return (
-        f"shard {task.shard} of split {setup.plan.split!r} (positions {first} to {first + size - 1}) ended its worker "
-        f"{MAX_ATTEMPTS} times, last {_ended(child)}. Too little memory ends a worker so: try fewer workers or a "
-        "smaller max_pixels. What is published stays; the same command goes on from there"
+        f"{setup.describe(task.unit)} ended its worker {MAX_ATTEMPTS} times, last {_ended(child)}. Too little memory "
+        "ends a worker so: try fewer workers or a smaller max_pixels. What is published stays; the same command goes "
+        "on from there"
     )

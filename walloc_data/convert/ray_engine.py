@@ -1,4 +1,4 @@
-"""Shards as tasks on a Ray cluster; Ray runs a task again when its node or worker goes away."""
+"""Units as tasks on a Ray cluster; Ray runs a task again when its node or worker goes away."""
 
 import tempfile
 from collections.abc import Callable, Iterable
@@ -6,17 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from walloc_data.convert.engine import Task, WorkSetup
+from walloc_data.convert.engine import WorkSetup
+from walloc_data.convert.plan import ShardId
 from walloc_data.convert.records import ShardDone
-from walloc_data.convert.worker import ShardWorker
+from walloc_data.convert.units import Task
+from walloc_data.convert.worker import Worker
 from walloc_data.errors import ConversionError, MissingExtraError, WallocDataError
 
 __all__ = ["run_ray"]
 
-MAX_RETRIES = 5  # of one shard, after its node or worker went away
+MAX_RETRIES = 5  # of one unit, after its node or worker went away
 
 # One worker is kept per process of the cluster and conversion, so that its codec is loaded once.
-_kept: dict[str, ShardWorker] = {}
+_kept: dict[str, Worker] = {}
 
 
 def run_ray(
@@ -25,23 +27,22 @@ def run_ray(
     *,
     tasks_at_once: int,
     address: str | None,
-    on_done: Callable[[Task, ShardDone], None],
+    on_shard: Callable[[Task, ShardId, ShardDone], None],
+    on_done: Callable[[Task], None],
     on_tick: Callable[[], None],
 ) -> None:
-    """Make shards on a Ray cluster, `tasks_at_once` at a time.
+    """Do units on a Ray cluster, `tasks_at_once` at a time.
 
     Every node needs walloc_data, and reaches source and output under the same names: an object store or a shared
-    file system. The source must be readable by position.
+    file system.
 
     Raises:
-        ConversionError: Ray gave a shard up, or a picture stopped the run.
+        ConversionError: Ray gave a unit up, or a picture stopped the run.
     """
     try:
         import ray
     except ImportError as error:
         raise MissingExtraError("ray", extra="ray", purpose="engine='ray'") from error
-    if setup.source is None:
-        raise ConversionError("engine='ray' reads sources by position; convert a stream with engine='local'")
     own = not ray.is_initialized()
     if own:
         ray.init(address=address, log_to_driver=False, **({} if address else {"include_dashboard": False}))
@@ -59,33 +60,35 @@ def run_ray(
             ready, _ = ray.wait(list(waiting), timeout=0.5)
             for reference in ready:
                 task = waiting.pop(reference)
-                on_done(task, _result(reference, task))
+                for shard, done in _result(reference, setup.describe(task.unit)):
+                    on_shard(task, shard, done)
+                on_done(task)
             on_tick()
     finally:
         if own:
             ray.shutdown()
 
 
-def _result(reference: Any, task: Task) -> ShardDone:
+def _result(reference: Any, what: str) -> list[tuple[ShardId, ShardDone]]:
     import ray
 
     try:
-        done: ShardDone = ray.get(reference)
+        shards: list[tuple[ShardId, ShardDone]] = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, WallocDataError):
             raise cause from error
-        raise ConversionError(f"shard {task.shard} failed on the Ray cluster: {error}") from error
+        raise ConversionError(f"{what} failed on the Ray cluster: {error}") from error
     except ray.exceptions.RayError as error:
         raise ConversionError(
-            f"shard {task.shard}: Ray gave it up ({type(error).__name__}: {error}). What is published stays; the same "
-            "command goes on from there"
+            f"{what}: Ray gave it up ({type(error).__name__}: {error}). What is published stays; the same command goes "
+            "on from there"
         ) from error
-    return done
+    return shards
 
 
-def _make(setup: WorkSetup, task: Task, name: str) -> ShardDone:
-    """On the cluster: make one shard."""
+def _make(setup: WorkSetup, task: Task, name: str) -> list[tuple[ShardId, ShardDone]]:
+    """On the cluster: do one unit."""
     import torch
 
     store = setup.store
@@ -97,4 +100,6 @@ def _make(setup: WorkSetup, task: Task, name: str) -> ShardDone:
             _kept[name] = replace(setup, staging=Path(staging)).worker()
         worker = _kept[name]
         worker.staging = Path(staging)
-        return worker.run(task.shard, setup.samples(task))
+        shards: list[tuple[ShardId, ShardDone]] = []
+        worker.run(task, on_shard=lambda shard, done: shards.append((shard, done)))
+        return shards

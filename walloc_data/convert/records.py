@@ -3,17 +3,34 @@
 .walloc/{split}/plan.json         the plan
 .walloc/{split}/00000.parquet     the shard's rows of the index
 .walloc/{split}/00000.json        ShardDone: written last, so it means that all the rest is there
-.walloc/{split}/end.json          how many pictures a stream turned out to have
+
+Where the source is read in fragments, a unit of work has several shards, 00000-000, 00000-001 and so on, and
+
+.walloc/{split}/00000-end.json    UnitEnd: written when all its shards are done
+
+In the records of such a shard, positions and source indices count from the unit's first picture: how many pictures
+come before it in the source is known when all units are done.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from walloc_data.convert.plan import ShardId
 from walloc_data.errors import FormatError
 from walloc_data.format import ChannelStatistics, ShardRecord, check_columns, dump_json, load_json
 
-__all__ = ["Failure", "ShardDone", "done_name", "end_name", "plan_name", "rows_name", "work_folder"]
+__all__ = [
+    "Failure",
+    "ShardDone",
+    "UnitEnd",
+    "done_name",
+    "end_name",
+    "old_end_name",
+    "plan_name",
+    "rows_name",
+    "work_folder",
+]
 
 
 def work_folder(split: str) -> str:
@@ -26,19 +43,54 @@ def plan_name(split: str) -> str:
     return f"{work_folder(split)}/plan.json"
 
 
-def end_name(split: str) -> str:
-    """The path of a stream's length inside the data set."""
+def old_end_name(split: str) -> str:
+    """Where earlier versions wrote a stream's length."""
     return f"{work_folder(split)}/end.json"
 
 
-def done_name(split: str, shard: int) -> str:
+def end_name(split: str, unit: int) -> str:
+    """The path of a unit's end mark inside the data set."""
+    return f"{work_folder(split)}/{unit:05d}-end.json"
+
+
+def done_name(split: str, shard: ShardId) -> str:
     """A done mark's path inside the data set."""
-    return f"{work_folder(split)}/{shard:05d}.json"
+    return f"{work_folder(split)}/{shard}.json"
 
 
-def rows_name(split: str, shard: int) -> str:
+def rows_name(split: str, shard: ShardId) -> str:
     """The path of a shard's index rows inside the data set."""
-    return f"{work_folder(split)}/{shard:05d}.parquet"
+    return f"{work_folder(split)}/{shard}.parquet"
+
+
+@dataclass(frozen=True)
+class UnitEnd:
+    """The end mark of a unit whose source is read in fragments."""
+
+    num_shards: int
+    items: tuple[int, ...]  # pictures of each of its fragments, in the unit's order
+    versions: tuple[str | None, ...]  # what told each fragment from another of its name
+
+    def to_json(self) -> bytes:
+        """The bytes of the end mark."""
+        return dump_json(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, *, where: str) -> Self:
+        """Parse and check; `where` is named in errors."""
+        value = load_json(data, where=where)
+        num_shards, items, versions = (value.get(name) for name in ("num_shards", "items", "versions"))
+        if not (
+            type(num_shards) is int
+            and 0 <= num_shards < 2**31
+            and isinstance(items, list)
+            and isinstance(versions, list)
+            and len(items) == len(versions) > 0
+            and all(type(number) is int and 0 <= number < 2**53 for number in items)
+            and all(version is None or isinstance(version, str) for version in versions)
+        ):
+            raise FormatError(f"{where}: not the end mark of a unit")
+        return cls(num_shards, tuple(items), tuple(versions))
 
 
 @dataclass(frozen=True)
@@ -47,7 +99,7 @@ class Failure:
 
     key: str
     name: str  # in the source
-    source_index: int
+    source_index: int  # in the records of a shard: as `Plan.key` counts
     reason: str
 
     def __str__(self) -> str:
@@ -60,7 +112,7 @@ class ShardDone:
 
     shard: ShardRecord | None  # None: every picture of its range was broken, so there is no file
     md5: str | None
-    first: int  # positions [first, last) of the plan's order
+    first: int  # positions [first, last) of the plan's order; where it is read in fragments, of the unit
     last: int
     failures: tuple[Failure, ...]
     latent_shape: tuple[int, ...] | None  # None where shapes vary

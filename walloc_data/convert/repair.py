@@ -5,9 +5,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from walloc_data.convert.inspect import local_file
+from walloc_data.convert.plan import ShardId
 from walloc_data.convert.progress import ProgressMeter
 from walloc_data.convert.records import ShardDone, rows_name
-from walloc_data.convert.state import done_marks, finished_shards, planned_splits, read_manifest, read_plan
+from walloc_data.convert.state import (
+    done_marks,
+    finished_shards,
+    finished_units,
+    planned_splits,
+    read_manifest,
+    read_plan,
+)
 from walloc_data.errors import FormatError, StorageError
 from walloc_data.format import MANIFEST_NAME
 from walloc_data.storage import Store
@@ -30,43 +38,43 @@ def join_complete_splits(store: Store) -> None:
     manifest = read_manifest(store)
     for split in planned_splits(store):
         plan = read_plan(store, split)
-        if (manifest is not None and split in manifest.splits) or plan is None or plan.num_shards is None:
+        if (manifest is not None and split in manifest.splits) or plan is None or plan.is_old_stream:
             continue
-        if finished_shards(store, split) >= set(range(plan.num_shards)):
+        if finished_units(store, split, finished_shards(store, split)) >= set(range(plan.num_units)):
             join_split(store, split)
 
 
-def shards_with_failures(store: Store, split: str) -> set[int]:
-    """Numbers of the finished shards with pictures that could not be encoded."""
-    numbers = sorted(finished_shards(store, split))
-    return {n for n, done in zip(numbers, done_marks(store, split, numbers), strict=True) if done.failures}
+def shards_with_failures(store: Store, split: str) -> set[ShardId]:
+    """The finished shards with pictures that could not be encoded."""
+    shards = sorted(finished_shards(store, split))
+    return {shard for shard, done in zip(shards, done_marks(store, split, shards), strict=True) if done.failures}
 
 
-def damaged_shards(store: Store, split: str, shards: Iterable[int], *, meter: ProgressMeter) -> dict[int, str]:
+def damaged_shards(store: Store, split: str, shards: Iterable[ShardId], *, meter: ProgressMeter) -> dict[ShardId, str]:
     """Check every byte of finished shards, and that their records and rows of the index can be read.
 
     Args:
-        shards: the numbers of shards that have a record.
+        shards: those that have a record.
         meter: told of every sample checked.
 
     Returns:
-        What is wrong with each damaged shard, by its number.
+        What is wrong with each damaged shard.
     """
-    damaged: dict[int, str] = {}
+    damaged: dict[ShardId, str] = {}
     num_done = 0
-    for number in shards:
+    for shard in shards:
         try:
-            [done] = done_marks(store, split, [number])
+            [done] = done_marks(store, split, [shard])
             num_done += done.num_samples
-            if problem := _problem(store, split, number, done):
-                damaged[number] = problem
+            if problem := _problem(store, split, shard, done):
+                damaged[shard] = problem
         except (FormatError, StorageError) as error:
-            damaged[number] = str(error)
+            damaged[shard] = str(error)
         meter.tick(num_done=num_done, num_failures=0)
     return damaged
 
 
-def _problem(store: Store, split: str, number: int, done: ShardDone) -> str | None:
+def _problem(store: Store, split: str, shard: ShardId, done: ShardDone) -> str | None:
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -77,7 +85,7 @@ def _problem(store: Store, split: str, number: int, done: ShardDone) -> str | No
             return f"{store.where(done.shard.name)}: {num_bytes} bytes, but its record says {done.shard.num_bytes}"
         if _sha256(file) != done.shard.sha256:
             return f"{store.where(done.shard.name)}: its SHA-256 is not its record's"
-    path = rows_name(split, number)
+    path = rows_name(split, shard)
     try:
         num_rows = pa.parquet.read_table(pa.BufferReader(store.read_bytes(path, max_bytes=2**31))).num_rows
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """The rows of the index: a shard's, beside its done mark, and all of a split's, joined."""
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def join_column_types(shards: Iterable[Mapping[str, Any] | None]) -> dict[str, A
 
 
 def join_rows(
-    shards: Iterable[tuple[str, bytes, Mapping[str, Any] | None]],
+    shards: Iterable[tuple[str, bytes, Mapping[str, Any] | None, Callable[[Any], Any]]],
     target: Path,
     *,
     mirror: bool,
@@ -96,7 +96,8 @@ def join_rows(
     """Write the index: the rows of shards in order, where `shard` becomes the position among them.
 
     Args:
-        shards: of each shard, what errors call its rows, their parquet file, and the types of the source's columns.
+        shards: of each shard, what errors call its rows, their parquet file, the types of the source's columns, and
+            what gives positions in the source for the numbers in `source_index`.
         target: the file to write.
         columns: the types of the source's columns; None: of version 1.
 
@@ -116,10 +117,13 @@ def join_rows(
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
                 waiting.clear()
 
-        for position, (where, data, types) in enumerate(shards):
+        for position, (where, data, types, in_source) in enumerate(shards):
             try:
                 table = _as_schema(pa.parquet.read_table(pa.BufferReader(data)), schema, types or {}, columns or {})
-            except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+                place = schema.get_field_index("source_index")
+                indices = pa.array(in_source(table["source_index"].to_numpy()))
+                table = table.set_column(place, schema.field(place), indices)
+            except (pa.ArrowException, LookupError, TypeError, ValueError) as error:
                 raise FormatError(f"{where}: not the rows of an index ({error})") from error
             labels.update(table["label"].unique().drop_null().to_pylist())
             number = pa.array(np.full(len(table), position, dtype=np.int32))

@@ -1,13 +1,21 @@
 """What is there already: manifest, plans, done marks. Everything read here is checked, nothing is written."""
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from walloc_data import storage
-from walloc_data.convert.plan import Plan, differences
-from walloc_data.convert.records import ShardDone, done_name, end_name, plan_name, work_folder
+from walloc_data.convert.plan import Plan, ShardId, differences
+from walloc_data.convert.records import (
+    ShardDone,
+    UnitEnd,
+    done_name,
+    end_name,
+    old_end_name,
+    plan_name,
+    work_folder,
+)
 from walloc_data.errors import FormatError, SettingsMismatchError
 from walloc_data.format import (
     MANIFEST_NAME,
@@ -24,16 +32,20 @@ __all__ = [
     "check_siblings",
     "done_marks",
     "finished_shards",
+    "finished_units",
     "in_order",
     "limit_is_fixed",
     "planned_splits",
     "read_manifest",
     "read_plan",
+    "unit_ends",
 ]
 
 T = TypeVar("T")
+Key = TypeVar("Key")
 _TOO_LARGE = re.compile(r"\d+ x \d+ pixels; at most \d+ are read")  # why `decode_picture` refuses a picture
-_DONE = re.compile(r"([0-9]{5,12})\.json")
+_DONE = re.compile(r"([0-9]{5,12})(?:-([0-9]{3,12}))?\.json")
+_END = re.compile(r"([0-9]{5,12})-end\.json")
 
 
 def planned_splits(store: Store) -> list[str]:
@@ -70,7 +82,7 @@ def check_siblings(store: Store, plan: Plan, manifest: Manifest | None) -> None:
 
 
 def limit_is_fixed(
-    store: Store, split: str, before: EncodeSettings, now: EncodeSettings, *, redo: Collection[int] = ()
+    store: Store, split: str, before: EncodeSettings, now: EncodeSettings, *, redo: Collection[ShardId] = ()
 ) -> str | None:
     """Return why `max_pixels` may not change any more; None if it may, as no shard that is done would be another.
 
@@ -104,7 +116,7 @@ def read_manifest(store: Store) -> Manifest | None:
 
 
 def read_plan(store: Store, split: str) -> Plan | None:
-    """A split's plan, with a stream's length where its end has been seen; None where no conversion was begun."""
+    """A split's plan; None where no conversion was begun."""
     if not store.exists(plan_name(split)):
         return None
     try:
@@ -113,10 +125,11 @@ def read_plan(store: Store, split: str) -> Plan | None:
         raise FormatError(f"{error}. Nothing goes on without it: overwrite the split (--overwrite)") from error
     if plan.split != split:
         raise FormatError(f"{store.where(plan_name(split))}: the plan of split {plan.split!r}")
-    if plan.num_items is None and store.exists(end_name(split)):
-        value = _json(store, end_name(split)).get("num_items")
+    if plan.is_old_stream and store.exists(old_end_name(split)):
+        where = store.where(old_end_name(split))
+        value = _json(store, old_end_name(split)).get("num_items")
         if type(value) is not int or value < 1:
-            raise FormatError(f"{store.where(end_name(split))}: num_items must be a positive integer, not {value!r}")
+            raise FormatError(f"{where}: num_items must be a positive integer, not {value!r}")
         plan = plan.with_num_items(value)
     return plan
 
@@ -125,30 +138,57 @@ def _json(store: Store, path: str) -> dict[str, Any]:
     return load_json(store.read_bytes(path, max_bytes=MAX_JSON_BYTES), where=store.where(path))
 
 
-def finished_shards(store: Store, split: str) -> set[int]:
-    """Numbers of the shards that need no more work: their done mark is there, and so is the file it speaks of."""
+def finished_shards(store: Store, split: str) -> set[ShardId]:
+    """The shards that need no more work: their done mark is there, and so is the file it speaks of."""
     names = {path.rpartition("/")[2] for path in store.list(work_folder(split))}
-    marked = {int(match[1]) for name in names if (match := _DONE.fullmatch(name))}
+    marked = {
+        ShardId(int(match[1]), int(match[2]) if match[2] else None)
+        for name in names
+        if (match := _DONE.fullmatch(name))
+    }
     files = set(store.list("data"))
-    for shard in sorted(marked):
-        if shard_name(split, shard) not in files:
-            [done] = done_marks(store, split, [shard])
-            if done.shard is not None:
-                marked.discard(shard)
+    without = sorted(shard for shard in marked if shard_name(split, *shard) not in files)
+    marked -= {shard for shard, done in zip(without, done_marks(store, split, without), strict=True) if done.shard}
     return marked
 
 
-def done_marks(store: Store, split: str, shards: list[int]) -> Iterator[ShardDone]:
+def finished_units(store: Store, split: str, shards: Collection[ShardId]) -> set[int]:
+    """Numbers of the units that need no more work, if `shards` need none."""
+    whole = {shard.unit for shard in shards if shard.number is None}
+    for unit, end in unit_ends(store, split).items():
+        if all(ShardId(unit, number) in shards for number in range(end.num_shards)):
+            whole.add(unit)
+    return whole
+
+
+def unit_ends(store: Store, split: str) -> dict[int, UnitEnd]:
+    """End marks of the units that have one, by their number in rising order. One that is damaged counts as none."""
+    names = {path.rpartition("/")[2] for path in store.list(work_folder(split))}
+    units = sorted(int(match[1]) for name in names if (match := _END.fullmatch(name)))
+
+    def read(unit: int) -> UnitEnd | None:
+        path = end_name(split, unit)
+        data = store.read_bytes(path, max_bytes=MAX_JSON_BYTES)
+        try:
+            return UnitEnd.from_json(data, where=store.where(path))
+        except FormatError:
+            return None
+
+    ends = zip(units, in_order(read, units, store=store), strict=True)
+    return {unit: end for unit, end in ends if end is not None}
+
+
+def done_marks(store: Store, split: str, shards: Sequence[ShardId]) -> Iterator[ShardDone]:
     """Done marks in the order asked for."""
 
-    def read(shard: int) -> ShardDone:
+    def read(shard: ShardId) -> ShardDone:
         path = done_name(split, shard)
         data = store.read_bytes(path, max_bytes=MAX_JSON_BYTES)
         try:
             done = ShardDone.from_json(data, where=store.where(path))
-            if done.shard is not None and done.shard.name != shard_name(split, shard):
+            if done.shard is not None and done.shard.name != shard_name(split, *shard):
                 raise FormatError(
-                    f"{store.where(path)}: speaks of {done.shard.name}, not of {shard_name(split, shard)}"
+                    f"{store.where(path)}: speaks of {done.shard.name}, not of {shard_name(split, *shard)}"
                 )
         except FormatError as error:
             raise FormatError(f"{error}. To make this shard anew, encode with repair=True (--repair)") from error
@@ -157,8 +197,8 @@ def done_marks(store: Store, split: str, shards: list[int]) -> Iterator[ShardDon
     yield from in_order(read, shards, store=store)
 
 
-def in_order(read: Callable[[int], T], shards: list[int], *, store: Store) -> Iterator[T]:
-    """`read` of each shard, in order; a remote store is asked for several at once."""
+def in_order(read: Callable[[Key], T], shards: Sequence[Key], *, store: Store) -> Iterator[T]:
+    """`read` of each shard or unit, in order; a remote store is asked for several at once."""
     if store.local_path is not None:
         yield from map(read, shards)
         return

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import mmap
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -20,7 +21,15 @@ from walloc_data.convert.records import plan_name
 from walloc_data.convert.tar import BLOCK_BYTES, header
 from walloc_data.convert.worker import count_levels
 from walloc_data.errors import FormatError, StorageError, WallocDataError
-from walloc_data.format import Manifest, ShardRecord, SplitRecord, load_json, padding_for, sample_key
+from walloc_data.format import (
+    Manifest,
+    ShardRecord,
+    SplitRecord,
+    fragment_key,
+    load_json,
+    padding_for,
+    sample_key,
+)
 from walloc_data.latents import decode_webp, unpack
 from walloc_data.pictures import crop_box, encoded_size
 from walloc_data.sources import Source
@@ -30,6 +39,9 @@ __all__ = ["Verification", "verify_dataset"]
 
 MAX_PROBLEMS = 100
 MAX_MEMBER_BYTES = 2**31
+MIN_FAILURE_BYTES = 16  # of a line of failures
+_PLACE = re.compile(r"-([0-9]{5,12})-([0-9]{3,12})\.tar$")
+_FRAGMENT_KEY = re.compile(r"([0-9]{5,12})-([0-9]{7,15})")
 _CHANGED = (
     "Pictures of the source are not those that were encoded: put back what was, or make the split anew with the encode "
     "command and --overwrite (overwrite=True)"
@@ -200,16 +212,24 @@ class _Split:
 
     def __init__(self, store: Store, manifest: Manifest, name: str, record: SplitRecord, meter: ProgressMeter) -> None:
         self.store, self.manifest, self.name, self.record, self.meter = store, manifest, name, record, meter
-        self.num_items = record.source.get("num_items")
-        if type(self.num_items) is not int or not 0 <= self.num_items <= 2**40:
+        num_items = record.source.get("num_items")
+        if type(num_items) is not int or num_items < 0:
             raise FormatError(f"{store.url}: split {name!r}: source.num_items must be an integer")
-        self.seen = np.zeros(self.num_items, dtype=bool)
+        self.num_items: int = num_items
+        self.in_fragments = record.source.get("num_fragments") is not None
+        self.seen = np.zeros(0, dtype=bool)
         self.counts = np.zeros(np.shape(record.statistics.counts), dtype=np.int64)
         self.shapes: set[tuple[int, ...]] = set()
         self.num_done = 0
 
     def check(self) -> Iterator[str]:
         where = self.store.where(self.record.index_name(self.name))
+        if self.num_items > (most := self._most_items()):
+            yield (
+                f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}, and its files are too "
+                f"small to account for more than {most}"
+            )
+        self.seen = np.zeros(min(self.num_items, most), dtype=bool)
         try:
             with local_file(self.store, self.record.index_name(self.name)) as file:
                 rows = index_rows(file, mirror=self.manifest.settings.mirror, columns=self.record.columns, where=where)
@@ -226,6 +246,15 @@ class _Split:
             yield str(error)
         yield from self._failures()
         yield from self._totals()
+
+    def _most_items(self) -> int:
+        """How many pictures the split's files may account for: each is two headers and data in a shard, or a line."""
+        num_bytes = sum(self.store.sizes(f"{self.record.root}data").values())
+        try:
+            num_failure_bytes = self.store.num_bytes(f"{self.record.root}failures/{self.name}.jsonl")
+        except StorageError:  # of which `_failures` will speak
+            num_failure_bytes = 0
+        return num_bytes // (2 * BLOCK_BYTES) + num_failure_bytes // MIN_FAILURE_BYTES + 1
 
     def _mark(self, source_index: int, *, what: str) -> Iterator[str]:
         if not 0 <= source_index < len(self.seen):
@@ -297,7 +326,10 @@ class _Split:
 
     def _sample(self, what: str, position: int, data: mmap.mmap, row: dict[str, Any], offset: int) -> int:
         spec, settings, record = self.manifest.codec, self.manifest.settings, self.record
-        _same(what, "key", row["key"], sample_key(row["source_index"]))
+        if self.in_fragments:
+            _check_key(what, row["key"], record.shards[position], settings.samples_per_shard)
+        else:
+            _same(what, "key", row["key"], sample_key(row["source_index"]))
         _same(what, "shard", row["shard"], position)
         height, width = row["height"], row["width"]
         if not (1 <= height <= 2**20 and 1 <= width <= 2**20):
@@ -345,7 +377,7 @@ class _Split:
         for name, value in (
             ("height", height),
             ("width", width),
-            ("source_index", row["source_index"]),
+            ("source_index", None if self.in_fragments else row["source_index"]),
             ("padding", list(padding_for(height, width, multiple=self.manifest.codec.cell_px))),
         ):
             _same(what, f"{name} in its JSON", meta.get(name) if isinstance(meta, dict) else None, value)
@@ -363,6 +395,15 @@ def _check_source_places(what: str, row: dict[str, Any]) -> None:
 def _is_next(data: mmap.mmap, name: str, offset: int) -> bool:
     """Return whether a member of this name follows."""
     return data[offset : offset + 100].rstrip(b"\0") == name.encode()
+
+
+def _check_key(what: str, key: str, shard: ShardRecord, samples_per_shard: int) -> None:
+    """A key of a source in fragments: the shard's unit, and a position in that which belongs to the shard."""
+    place, found = _PLACE.search(shard.name), _FRAGMENT_KEY.fullmatch(key)
+    if place is None or found is None or fragment_key(unit := int(found[1]), position := int(found[2])) != key:
+        raise FormatError(f"{what}: not a key, or not a shard, of a source that is read in fragments")
+    if (unit, position // samples_per_shard) != (int(place[1]), int(place[2])):
+        raise FormatError(f"{what}: its key belongs to another shard than {shard.name}")
 
 
 def _picture(what: str, member: bytes, channels: int) -> Any:

@@ -1,9 +1,10 @@
-"""One shard: read, decode, encode, pack, write. A pure function of its inputs, whoever runs it.
+"""One unit of work: read, decode, encode, pack, write. Its shards are a pure function of it, whoever runs it.
 
 Memory is bounded by a window of pictures, never by the shard's length: pictures are encoded in windows, those of one
 shape together. How pictures are grouped does not touch a latent: `codec.encode` is exact.
 """
 
+import itertools
 import json
 import math
 import time
@@ -18,28 +19,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from walloc_data.convert.plan import Plan
-from walloc_data.convert.records import Failure, ShardDone, done_name, rows_name
+from walloc_data.convert.changes import changed_samples, refuse_changes, rows_of_source
+from walloc_data.convert.plan import Plan, ShardId
+from walloc_data.convert.records import Failure, ShardDone, UnitEnd, done_name, end_name, rows_name
 from walloc_data.convert.rows import ShardRows
 from walloc_data.convert.tar import TarWriter
 from walloc_data.convert.trouble import trouble
+from walloc_data.convert.units import OnError, Task, UnitReader
 from walloc_data.errors import ConversionError, WallocDataError
 from walloc_data.format import (
     ChannelStatistics,
     CodecSpec,
     ShardRecord,
     padding_for,
-    sample_key,
     shard_name,
 )
 from walloc_data.latents import encode_webps, pack
 from walloc_data.pictures import PictureError, crop_box, decode_picture, resize_and_crop
 from walloc_data.pictures.memory import is_trouble
-from walloc_data.sources import Sample
+from walloc_data.sources import Sample, Source
 from walloc_data.storage import Store
 from walloc_data.webp import MAX_SIDE
 
-__all__ = ["ShardWorker", "Tally", "count_levels"]
+__all__ = ["Tally", "Worker", "count_levels"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -74,7 +76,7 @@ class _Item:
     """One picture of a window, and its place."""
 
     key: str
-    source_index: int
+    index: int  # as `Plan.key` counts
     sample: Sample
     pixels: Pixels  # (H, W, 3)
     source_size: tuple[int, int]  # (width, height), upright, before resizing
@@ -82,11 +84,12 @@ class _Item:
     files: list[bytes] = field(default_factory=list)  # the packed latent, and the mirrored one
 
 
-class ShardWorker:
-    """Makes shards of one plan. One per process; its codec is loaded once.
+class Worker:
+    """Does units of one plan. One per process; its codec is loaded once.
 
     Args:
         plan: what to make.
+        source: what of.
         codec: with ``encode(images) -> latents``.
         store: where shards are published.
         staging: a local folder for unfinished files, on the store's own file system where that is local.
@@ -98,26 +101,67 @@ class ShardWorker:
     def __init__(
         self,
         plan: Plan,
+        source: Source,
         codec: Any,
         *,
         store: Store,
         staging: Path,
-        on_error: str = "record",
+        on_error: OnError = "record",
         device: str = "cpu",
         alive: Callable[[], None] = lambda: None,
     ) -> None:
-        self.plan, self.codec, self.store, self.staging = plan, codec, store, staging
+        self.plan, self.source, self.codec, self.store, self.staging = plan, source, codec, store, staging
         self.on_error, self.device, self.alive = on_error, torch.device(device), alive
 
     def run(
-        self, shard: int, samples: Iterable[tuple[int, Sample]], *, report: Callable[[Tally], None] = lambda _: None
-    ) -> ShardDone:
-        """Make and publish shard number `shard` of (source index, sample) pairs, and leave its done mark."""
-        name = shard_name(self.plan.split, shard)
-        local = self.staging / name.replace("/", "-")
+        self,
+        task: Task,
+        *,
+        report: Callable[[Tally], None] = lambda _: None,
+        on_shard: Callable[[ShardId, ShardDone], None] = lambda _, __: None,
+    ) -> None:
+        """Make and publish the shards of a unit that are not done, each with its done mark."""
+        unit, size = task.unit, self.plan.settings.samples_per_shard
         self.staging.mkdir(parents=True, exist_ok=True)
+        reader = UnitReader(self.plan, self.source, unit, on_error=self.on_error, scratch=self.staging)
+        samples = reader.read()
         try:
-            done, rows = self._write(shard, local, samples, report=report)
+            if self.plan.num_fragments is None:
+                on_shard(ShardId(unit), self._shard(ShardId(unit), samples, first=unit * size, report=report))
+                return
+            number = 0
+            while (head := next(samples, None)) is not None:
+                shard, chunk = ShardId(unit, number), itertools.chain([head], itertools.islice(samples, size - 1))
+                if number in task.done:
+                    self._pass_by(shard, chunk)
+                else:
+                    on_shard(shard, self._shard(shard, chunk, first=number * size, report=report))
+                number += 1
+        finally:
+            samples.close()  # which deletes what it has fetched
+        end = UnitEnd(number, tuple(reader.items), tuple(reader.versions))
+        self.store.write_bytes(end_name(self.plan.split, unit), end.to_json())
+
+    def _pass_by(self, shard: ShardId, samples: Iterable[tuple[int, Sample]]) -> None:
+        """Read past the samples of a finished shard, which must be those that it was made of."""
+        [recorded] = rows_of_source(self.store, self.plan.split, [shard])
+
+        def watched() -> Iterator[tuple[int, Sample]]:
+            for number, sample in enumerate(samples):
+                if number % WINDOW_PICTURES == 0:
+                    self.alive()
+                yield sample
+
+        refuse_changes(self.store, self.plan.split, list(changed_samples(recorded, watched())))
+
+    def _shard(
+        self, shard: ShardId, samples: Iterable[tuple[int, Sample]], *, first: int, report: Callable[[Tally], None]
+    ) -> ShardDone:
+        """Make and publish one shard of (index, sample) pairs, the first of them at position `first`."""
+        name = shard_name(self.plan.split, *shard)
+        local = self.staging / name.replace("/", "-")
+        try:
+            done, rows = self._write(shard, local, samples, first=first, report=report)
             self.alive()
             started = time.perf_counter()
             if done.shard is not None:
@@ -143,7 +187,13 @@ class ShardWorker:
         return done
 
     def _write(
-        self, shard: int, local: Path, samples: Iterable[tuple[int, Sample]], *, report: Callable[[Tally], None]
+        self,
+        shard: ShardId,
+        local: Path,
+        samples: Iterable[tuple[int, Sample]],
+        *,
+        first: int,
+        report: Callable[[Tally], None],
     ) -> tuple[ShardDone, bytes]:
         plan, spec = self.plan, self.plan.codec
         rows = ShardRows(plan.columns, plan.column_types, mirror=plan.settings.mirror)
@@ -152,13 +202,13 @@ class ShardWorker:
         shapes: set[tuple[int, ...]] = set()
         total, left_out, largest = Tally(), Counter[str](), 0
         with TarWriter(local) as tar:
-            for items, failed, tally in self._windows(samples, left_out):
+            for items, failed, tally in self._windows(shard.unit, samples, left_out):
                 self.alive()
                 clock = _Clock(tally)
                 failures.extend(failed)
                 self._encode(items, counts, shapes, clock)
                 for item in items:
-                    self._append(tar, item, rows, shard=shard)
+                    self._append(tar, item, rows, unit=shard.unit)
                     largest = max(largest, item.source_size[0] * item.source_size[1])
                     tally.samples += 1
                     tally.pixels += item.pixels.shape[0] * item.pixels.shape[1]
@@ -167,10 +217,9 @@ class ShardWorker:
                 tally.failures = len(failed)
                 total.add(tally)
                 report(tally)
-        first = shard * plan.settings.samples_per_shard
         record = None
         if total.samples:
-            record = ShardRecord(shard_name(plan.split, shard), total.samples, tar.num_bytes, tar.sha256)
+            record = ShardRecord(shard_name(plan.split, *shard), total.samples, tar.num_bytes, tar.sha256)
         parquet, columns = rows.to_parquet()
         done = ShardDone(
             shard=record,
@@ -190,18 +239,18 @@ class ShardWorker:
         return done, parquet
 
     def _windows(
-        self, samples: Iterable[tuple[int, Sample]], left_out: Counter[str]
+        self, unit: int, samples: Iterable[tuple[int, Sample]], left_out: Counter[str]
     ) -> Iterator[tuple[list[_Item], list[Failure], Tally]]:
         """Decoded pictures, a window at a time, with the failures among them; what else is lost goes to `left_out`."""
         items: list[_Item] = []
         failed: list[Failure] = []
         pixels, tally = 0, Tally()
         clock = _Clock(tally)
-        for source_index, sample in samples:
+        for index, sample in samples:
             clock.stop("read")
             tally.source_bytes += len(sample.data)
             _count(left_out, sample.left_out)
-            key = sample_key(source_index)
+            key = self.plan.key(unit, index)
             try:
                 if sample.problem is not None:
                     raise PictureError(sample.problem)
@@ -211,14 +260,14 @@ class ShardWorker:
                 settings = self.plan.settings
                 pixels_of = resize_and_crop(image, settings=settings)
                 box = crop_box(image.size, settings=settings)
-                item = _Item(key, source_index, sample, pixels_of, image.size, box)
+                item = _Item(key, index, sample, pixels_of, image.size, box)
                 _check_packed_sides(item.pixels, spec=self.plan.codec)
                 _count(left_out, lost)
                 clock.stop("resize")
             except (MemoryError, OSError) as error:
-                raise trouble(f"{sample.name} (source index {source_index})", error) from error
+                raise trouble(f"{sample.name} (source index {index})", error) from error
             except PictureError as error:
-                failure = Failure(key, sample.name, source_index, str(error))
+                failure = Failure(key, sample.name, index, str(error))
                 if self.on_error == "stop":
                     raise ConversionError(
                         f"{failure}. Stopped, as asked by on_error='stop'; 'record' lists such pictures and goes on"
@@ -267,7 +316,7 @@ class ShardWorker:
                     count_levels(latents.numpy(), counts)
                     clock.stop("count")
 
-    def _append(self, tar: TarWriter, item: _Item, rows: ShardRows, *, shard: int) -> None:
+    def _append(self, tar: TarWriter, item: _Item, rows: ShardRows, *, unit: int) -> None:
         """One sample's members, adjacent, and its row of the index."""
         height, width = item.pixels.shape[:2]
         sample, spec = item.sample, self.plan.codec
@@ -281,7 +330,8 @@ class ShardWorker:
                 "height": height,
                 "width": width,
                 "padding": padding_for(height, width, multiple=spec.cell_px),
-                "source_index": item.source_index,
+                # Of a fragment's samples it is not known yet.
+                **({"source_index": item.index} if self.plan.num_fragments is None else {}),
                 "name": sample.name,
             }
             if self.plan.columns:
@@ -290,11 +340,11 @@ class ShardWorker:
         offsets = tar.add(members)
         place = {
             "key": item.key,
-            "shard": shard,
+            "shard": unit,
             "label": sample.label,
             "height": height,
             "width": width,
-            "source_index": item.source_index,
+            "source_index": item.index,
             "source_name": sample.name,
             "source_width": item.source_size[0],
             "source_height": item.source_size[1],

@@ -115,15 +115,31 @@ def sample_key(source_index: int) -> str:
     return f"{source_index:09d}"
 
 
-def shard_name(split: str, shard_index: int) -> str:
-    """Return a shard's path inside its data set, e.g. ``data/train-00000.tar``.
+def fragment_key(unit: int, position: int) -> str:
+    """The key of a sample of a source that is read in fragments: its unit of work, and its position in that.
+
+    Example:
+        >>> from walloc_data.format import fragment_key
+        >>> fragment_key(3, 42)
+        '00003-0000042'
+    """
+    return f"{unit:05d}-{position:07d}"
+
+
+def shard_name(split: str, unit: int, number: int | None = None) -> str:
+    """Where a shard lies inside its data set, e.g. ``data/train-00000.tar``.
+
+    Args:
+        split: the split's name.
+        unit: the unit of work that made it.
+        number: which of the unit's shards it is, where the source is read in fragments; None: its only one.
 
     Example:
         >>> from walloc_data.format import shard_name
-        >>> shard_name("train", 7)
-        'data/train-00007.tar'
+        >>> shard_name("train", 7), shard_name("train", 7, 2)
+        ('data/train-00007.tar', 'data/train-00007-002.tar')
     """
-    return f"data/{split}-{shard_index:05d}.tar"
+    return f"data/{split}-{unit:05d}.tar" if number is None else f"data/{split}-{unit:05d}-{number:03d}.tar"
 
 
 def index_name(split: str) -> str:

@@ -28,7 +28,7 @@ def original_pictures(source: Positions, *, settings: EncodeSettings) -> Callabl
     """Return a function from a position in the source to its picture, upright and resized: (H, W, 3) uint8.
 
     Raises:
-        SourceError: the source is a stream, which has no positions; from the function: no picture there.
+        SourceError: the source is read in fragments, so that it has no positions; from the function: no picture there.
 
     Example:
         >>> from walloc_data.pictures import original_pictures
@@ -39,7 +39,7 @@ def original_pictures(source: Positions, *, settings: EncodeSettings) -> Callabl
         ((96, 96, 3), dtype('uint8'))
     """
     if source.num_items is None:
-        raise SourceError(f"{source.location}: a stream cannot be read at a position; give a source that can")
+        raise SourceError(f"{source.location}: read in fragments, and not at a position; give a source that can")
     num_items = source.num_items
 
     def picture(index: int) -> npt.NDArray[np.uint8]:

@@ -49,7 +49,8 @@ def open_source(
         label_column: the column of labels; for tars ``cls``, a field of the JSON, or ``folder``: the folders in the
             tars are the classes, which is the default where samples are pictures alone, and in folders. ``none``:
             encode without labels.
-        streaming: read a Hugging Face data set as a stream: nothing is stored here, and order is the source's.
+        streaming: read a Hugging Face data set as a stream, a file of it at a time: nothing is stored here, and
+            pictures keep the order that they have in each file.
         storage_options: for the file system of remote tars (``endpoint_url``, ``anon``, ...).
 
     Raises:
@@ -66,7 +67,7 @@ def open_source(
     """
     from walloc_data.sources import huggingface
 
-    columns = {"image_column": image_column, "label_column": label_column}
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     if isinstance(spec, Source):
         return spec
     if not isinstance(spec, str | os.PathLike):
@@ -85,11 +86,12 @@ def open_source(
     if text.startswith("parquet:") or text.endswith(".parquet"):
         pattern = str(Path(text.removeprefix("parquet:")).expanduser())
         folder = Path(pattern)
-        files = folder if folder.is_dir() else sorted(glob.glob(pattern))  # noqa: PTH207
+        files: Path | list[str] = folder if folder.is_dir() else sorted(glob.glob(pattern))  # noqa: PTH207
         if not files:
             raise SourceError(f"{text}: no such file")
         dataset, identity = huggingface.load_parquet(files, split=split, streaming=streaming, location=text)
-        return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, **columns)
+        roots = [files] if isinstance(files, Path) else [Path(file).parent for file in files]
+        return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=roots, **columns)
     path = Path(text.removeprefix("folder:")).expanduser()
     if not path.is_dir():
         if (found := archive_of(path)) is not None:
@@ -104,10 +106,10 @@ def open_source(
     if not text.startswith("folder:"):
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             dataset, identity = huggingface.load_saved(path, split=split, streaming=streaming, location=text)
-            return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, **columns)
+            return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=[path], **columns)
         if is_parquet_folder(path):
             dataset, identity = huggingface.load_parquet(path, split=split, streaming=streaming, location=text)
-            return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, **columns)
+            return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=[path], **columns)
         if any(path.glob("*.tar")):
             raise SourceError(f"{text}: holds tars; for WebDataset tars write 'wds:{text}/*.tar'")
     if image_column is not None or label_column not in (None, "none", "folder"):
@@ -128,7 +130,7 @@ def _open_object(spec: Any, *, split: str, image_column: str | None, label_colum
                 f"a source is a path, a URL, a datasets.Dataset or a sequence of pictures, not {type(spec).__name__}"
             )
         return SequenceSource(spec, **columns)
-    from walloc_data.sources.huggingface import HuggingFaceSource
+    from walloc_data.sources.huggingface import HuggingFaceSource, folders_of
 
     name = str(getattr(spec.info, "dataset_name", None) or "in memory")
-    return HuggingFaceSource(spec, location=f"datasets:{name}", **columns)
+    return HuggingFaceSource(spec, location=f"datasets:{name}", folders=folders_of(spec), **columns)

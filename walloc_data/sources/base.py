@@ -1,14 +1,15 @@
-"""What every source of pictures is: a description, and encoded pictures by position or in one pass."""
+"""What every source of pictures is: a description, and encoded pictures, by position or in fragments."""
 
 import hashlib
 import json
 import math
-from abc import ABC, abstractmethod
+import tempfile
+from abc import ABC
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -42,10 +43,14 @@ class Sample:
 
 
 class Source(ABC):
-    """Pictures in a fixed order.
+    """Pictures in a fixed order, which any worker reads from the pickled source by itself.
 
-    Sources are pickled into worker processes, so they hold no open files when pickled. `read` is called from one
-    thread at a time.
+    Where `num_items` is known, pictures are read by position: `read(i)` for i in [0, num_items). Where it is None they
+    are read a fragment at a time: `read_fragment(i)` for i in [0, num_fragments). A fragment is a tar in an object
+    store, or a shard of a Hugging Face data set that is streamed; how many pictures it has shows at its end.
+
+    Sources are pickled into worker processes, so they hold no open files when pickled. They are read from one thread
+    at a time.
 
     Example:
         >>> from walloc_data.sources import open_source
@@ -58,7 +63,9 @@ class Source(ABC):
 
     kind: str
     location: str
-    num_items: int | None  # None: a stream, whose length shows at its end
+    num_items: int | None  # None: it is read in fragments
+    num_fragments: int | None = None  # None: it is read by position
+    fragment_bytes: Sequence[int] | None = None  # the length of each, where it is known in advance
     labelled: bool
     class_names: tuple[str, ...] | None = None
     columns: tuple[str, ...] = ()  # of every sample, besides picture and label
@@ -68,10 +75,12 @@ class Source(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What the manifest and the plan record; a resumed conversion compares all of it but the location."""
+        number = {} if self.num_fragments is None else {"num_fragments": self.num_fragments}
         return {
             "kind": self.kind,
             "location": published_location(self.location),
             "num_items": self.num_items,
+            **number,
             "identity": self.identity,
             "labelled": self.labelled,
             "columns": list(self.columns),
@@ -79,19 +88,47 @@ class Source(ABC):
             "notes": list(self.notes),
         }
 
-    @abstractmethod
     def read(self, index: int) -> Sample:
-        """The sample at a position in [0, num_items); streams raise TypeError."""
+        """The sample at a position in [0, num_items).
+
+        Raises:
+            TypeError: the source is read in fragments.
+        """
+        raise TypeError(f"{self.location}: read in fragments, so that it has no positions")
 
     def version(self, index: int) -> str | None:
         """`Sample.version` of the sample at a position, found without reading it; None where the source cannot tell."""
         return None
 
+    def read_fragment(self, fragment: int, *, scratch: Path) -> Iterator[Sample]:
+        """The samples of a fragment in [0, num_fragments), in order.
+
+        What is damaged in the fragment itself, such as the end of a tar, is a last sample with a `problem`.
+
+        Args:
+            scratch: a folder for temporary files, which are deleted at the end.
+
+        Raises:
+            TypeError: the source is read by position.
+        """
+        raise TypeError(f"{self.location}: read by position, so that it has no fragments")
+
+    def fragment_name(self, fragment: int) -> str:
+        """What to call a fragment, for people."""
+        return f"fragment {fragment} of {self.num_fragments}"
+
+    def fragment_version(self, fragment: int) -> str | None:
+        """What tells a fragment from another of its name, without reading it; None where the source cannot tell."""
+        return None
+
     def stream(self) -> Iterator[Sample]:
         """All samples in order."""
-        if self.num_items is None:
-            raise NotImplementedError
-        return (self.read(index) for index in range(self.num_items))
+        if self.num_items is not None:
+            yield from map(self.read, range(self.num_items))
+            return
+        with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
+            for fragment in range(self.num_fragments or 0):
+                yield from self.read_fragment(fragment, scratch=Path(scratch))
 
 
 def published_location(location: str) -> str:

@@ -14,7 +14,7 @@ from walloc_data.format import MANIFEST_NAME, load_json
 from walloc_data.pictures import PICTURE_SUFFIXES
 from walloc_data.sources.base import MAX_COLUMN_BYTES, Names, Sample, Source, fingerprint, json_columns
 from walloc_data.sources.listing import Listing, as_text, stem_of
-from walloc_data.sources.reading import file_version, read_file, unreadable
+from walloc_data.sources.reading import NotAFileError, file_version, read_file, unreadable
 from walloc_data.sources.stray import is_stray
 
 __all__ = ["FolderSource"]
@@ -137,6 +137,9 @@ class FolderSource(Source):
             if self.columns:
                 columns, left_out = self._sidecars(index)
             data, version = self._file(index)
+        except NotAFileError as error:
+            problem = str(error).removeprefix(f"{self.root / path}: ")
+            return Sample(as_text(path), b"", label, columns, problem)
         except SourceError:
             raise
         except (ValueError, RecursionError) as error:

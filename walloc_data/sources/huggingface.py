@@ -1,7 +1,8 @@
-"""Hugging Face data sets: from the Hub, saved to disk, or in parquet files; by position or as a stream."""
+"""Hugging Face data sets: from the Hub, saved to disk, or in parquet files; by position, or streamed in fragments."""
 
+import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from walloc_data.errors import SourceError
 from walloc_data.format import MAX_TYPE_DEPTH
 from walloc_data.sources.base import Sample, Source, fingerprint, json_columns
-from walloc_data.sources.reading import read_file
+from walloc_data.sources.reading import NotAFileError, read_file, unreadable
 from walloc_data.sources.stray import names_listed
 
-__all__ = ["HuggingFaceSource", "load_hub", "load_parquet", "load_saved", "split_names"]
+__all__ = ["HuggingFaceSource", "folders_of", "load_hub", "load_parquet", "load_saved", "split_names"]
 
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target")
 
@@ -23,6 +24,15 @@ class HuggingFaceSource(Source):
     Pictures stay encoded until a worker decodes them. Other columns go along as JSON; those that hold bytes,
     pictures, sound, video or arrays are left out, and noted. A data set with a transform is refused, as the transform
     would not be applied.
+
+    An `IterableDataset` is read in fragments, one for each of its `num_shards`; in a single one where taking shards
+    apart would change what is in it (``take``, ``skip``, interleaving, ``shuffle``).
+
+    A row may name a file instead of holding its bytes. Rows come from whoever made the data set, so that such a file
+    is read only where it lies in one of `folders`, or where the Hugging Face libraries keep what they fetch.
+
+    Args:
+        folders: the data set's own folders; None: rows were made here, by the user's own program, and may name any.
     """
 
     def __init__(
@@ -31,12 +41,14 @@ class HuggingFaceSource(Source):
         *,
         location: str,
         identity: str | None = None,
+        folders: Sequence[Path] | None = (),
         image_column: str | None = None,
         label_column: str | None = None,
     ) -> None:
         import datasets
 
         self.location = location
+        self._folders = None if folders is None else tuple(path.resolve() for path in (*folders, *_library_folders()))
         self.kind = "hf-stream" if isinstance(dataset, datasets.IterableDataset) else "hf"
         if _has_transform(dataset):
             raise SourceError(
@@ -69,7 +81,9 @@ class HuggingFaceSource(Source):
             dataset = dataset.cast_column(self._image, datasets.Image(decode=False))
         keep = [self._image, *self.columns, *([self._label] if self._label else [])]
         self._dataset = dataset.select_columns(keep).with_format(None)
-        if self.num_items is not None and self._label is not None:
+        if self.num_items is None:
+            self.num_fragments = _num_fragments(self._dataset)
+        elif self._label is not None:
             first = self._dataset.select_columns([self._label])[0][self._label]
             if first is None or first == -1:
                 raise SourceError(
@@ -107,28 +121,28 @@ class HuggingFaceSource(Source):
 
     def read(self, index: int) -> Sample:
         if self.num_items is None:
-            raise TypeError("a stream has no positions")
-        return self._sample(self._dataset[index], index)
+            return super().read(index)
+        return self._sample(self._dataset[index], str(index))
 
-    def stream(self) -> Iterator[Sample]:
-        rows = iter(self._dataset)
-        index = 0
-        while True:
+    def read_fragment(self, fragment: int, *, scratch: Path) -> Iterator[Sample]:
+        if self.num_fragments is None:
+            yield from super().read_fragment(fragment, scratch=scratch)
+            return
+        single = self.num_fragments == 1
+        rows = iter(self._dataset if single else self._dataset.shard(self.num_fragments, fragment))
+        for index in itertools.count():
+            name = str(index) if single else f"{fragment}/{index}"
             try:
                 row = next(rows)
             except StopIteration:
                 return
             except Exception as error:  # http, parquet, tar: whatever the stream is made of
-                raise SourceError(
-                    f"{self.location}: the stream broke at sample {index} ({type(error).__name__}: {error}); "
-                    "run the same command to resume"
-                ) from error
-            yield self._sample(row, index)
-            index += 1
+                raise unreadable(f"{self.location}: sample {name}", error) from error
+            yield self._sample(row, name)
 
-    def _sample(self, row: Mapping[str, Any], index: int) -> Sample:
+    def _sample(self, row: Mapping[str, Any], name: str) -> Sample:
         columns, left_out = json_columns(row, self.columns)
-        picture, name, problem, data = row[self._image], str(index), None, b""
+        picture, problem, data = row[self._image], None, b""
         version: str | None = None
         if isinstance(picture, bytes):
             data = picture
@@ -136,14 +150,11 @@ class HuggingFaceSource(Source):
             problem = "the row has no picture"
         else:
             path = picture.get("path")
-            name = str(path).encode("utf-8", "replace").decode() if path else name
+            name = self._name(str(path)) if path else name
             if picture.get("bytes") is not None:
                 data = picture["bytes"]
             elif path:
-                if Path(path).is_file() or not Path(path).parent.is_dir():
-                    data, version = read_file(Path(path))
-                else:  # its folder is there, so that nothing is away: the row is wrong
-                    problem = "the row names a file that is not in its folder"
+                data, version, problem = self._file(Path(path))
             else:
                 problem = "the row has no picture"
         label = row[self._label] if self._label is not None else None
@@ -157,6 +168,68 @@ class HuggingFaceSource(Source):
                 )
                 label = None
         return Sample(name, data, label, columns, problem, left_out, version)
+
+    def _file(self, path: Path) -> tuple[bytes, str | None, str | None]:
+        """The bytes of a file that a row names, its version, and what is wrong with it."""
+        # Links are resolved: one below the folder may point out of it.
+        if self._folders is not None and not any(path.resolve().is_relative_to(folder) for folder in self._folders):
+            return b"", None, "the row names a file outside of its data set, which is not read"
+        if path.parent.is_dir() and not path.exists():  # its folder is there, so that nothing is away: the row is wrong
+            return b"", None, "the row names a file that is not in its folder"
+        try:
+            return *read_file(path), None
+        except NotAFileError as error:
+            return b"", None, str(error).removeprefix(f"{path}: ")
+
+    def _name(self, path: str) -> str:
+        """A row's path for everyone to read: where a file lay on one machine is nobody's business."""
+        text = path.encode("utf-8", "replace").decode()
+        if "://" in text or not Path(text).is_absolute():
+            return text
+        inside = (f for f in self._folders or () if Path(text).is_relative_to(f))
+        return str(Path(text).relative_to(next(inside, Path(text).parent)))
+
+
+def _library_folders() -> list[Path]:
+    """Where `datasets` and `huggingface_hub` keep what they fetch."""
+    import datasets
+    from huggingface_hub import constants
+
+    config = datasets.config
+    return [
+        Path(str(path)) for path in (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
+    ]
+
+
+def folders_of(dataset: Any) -> list[Path] | None:
+    """The folders whose files the rows of a data set in memory may name; None: any, as the user's program made them."""
+    builder = getattr(dataset.info, "builder_name", None)
+    files = getattr(dataset, "cache_files", None) or []
+    if builder in ("imagefolder", "generator") or (builder is None and not files):
+        return None
+    return [Path(file["filename"]).parent for file in files]
+
+
+# Parts of an `IterableDataset` that give the same rows, whole or taken apart.
+_SHARDED = frozenset(
+    f"{name}Iterable"
+    for name in (
+        *("Examples", "ArrowExamples", "RebatchedArrowExamples", "FormattedExamples"),
+        *("SelectColumns", "MappedExamples", "FilteredExamples"),
+    )
+)
+
+
+def _num_fragments(dataset: Any) -> int:
+    part = getattr(dataset, "_ex_iterable", None)
+    if getattr(dataset, "_distributed", None) is not None:
+        return 1
+    while part is not None:
+        counts = getattr(part, "with_indices", False) or getattr(part, "batched", False)  # they count in each shard
+        if type(part).__name__ not in _SHARDED or counts:
+            return 1
+        part = getattr(part, "ex_iterable", None)
+    return max(1, int(dataset.num_shards))
 
 
 def _has_transform(dataset: Any) -> bool:
@@ -317,7 +390,9 @@ def load_saved(folder: Path, *, split: str, streaming: bool, location: str) -> t
         folder = folder / split
     sizes = [(path.name, path.stat().st_size) for path in sorted(folder.glob("*.arrow"))]
     identity = fingerprint([len(dataset), dataset._fingerprint, *sizes])
-    return (dataset.to_iterable_dataset() if streaming else dataset), identity
+    if streaming:
+        return dataset.to_iterable_dataset(num_shards=max(1, min(len(sizes), len(dataset)))), identity
+    return dataset, identity
 
 
 def _pick(splits: Mapping[str, Any], split: str, *, location: str) -> Any:

@@ -7,17 +7,24 @@ would leave a data set without pictures that are there. So they stop the convers
 
 import errno
 import os
+import stat
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from walloc_data.errors import SourceError, UnreadableError
 
-__all__ = ["file_version", "read_file", "unreadable"]
+__all__ = ["MAX_PICTURE_BYTES", "NotAFileError", "file_version", "open_file", "read_file", "unreadable"]
 
 # A network file system that comes back answers these for a moment.
 _ASK_AGAIN = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT)
 MAX_ATTEMPTS = 3
+MAX_PICTURE_BYTES = 2**31
+
+
+class NotAFileError(SourceError):
+    """A pipe, a device or a folder where a file was expected, or a file that is too long to be a picture."""
 
 
 def unreadable(where: object, error: BaseException | str) -> UnreadableError:
@@ -37,6 +44,24 @@ def unreadable(where: object, error: BaseException | str) -> UnreadableError:
     return found
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Nothing else: a pipe would be waited for, and a device may have no end.
+
+    Raises:
+        NotAFileError: it is none.
+        OSError: it cannot be opened.
+    """
+    # Without O_NONBLOCK opening a pipe waits for whoever writes to it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NotAFileError(f"{path}: a pipe, a device or a folder, and no file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def read_file(path: Path, *, num_bytes: int | None = None) -> tuple[bytes, str]:
     """A whole local file, and its version.
 
@@ -44,13 +69,16 @@ def read_file(path: Path, *, num_bytes: int | None = None) -> tuple[bytes, str]:
         num_bytes: how long it was when the source was opened; None: not known.
 
     Raises:
+        NotAFileError: it is no regular file, or longer than `MAX_PICTURE_BYTES`.
         SourceError: it cannot be read, or has another length than it had.
     """
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 status = os.fstat(file.fileno())
-                data = file.read()
+                if status.st_size > MAX_PICTURE_BYTES:
+                    raise NotAFileError(f"{path}: {status.st_size} bytes; at most {MAX_PICTURE_BYTES} are read")
+                data = file.read(MAX_PICTURE_BYTES + 1)
             break
         except OSError as error:
             if error.errno not in _ASK_AGAIN or attempt == MAX_ATTEMPTS:

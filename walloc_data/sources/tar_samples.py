@@ -1,40 +1,43 @@
-"""Samples of a WebDataset tar: members grouped as webdataset groups them, and made into pictures with labels."""
+"""Samples of a WebDataset tar made into pictures with labels and columns, by one layout for the whole source."""
 
 import json
 import os
 import re
-import tarfile
-from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from walloc_data.errors import SourceError
 from walloc_data.pictures import PICTURE_SUFFIXES
 from walloc_data.sources.base import MAX_COLUMN_BYTES, Sample, json_columns
-from walloc_data.sources.reading import file_version, unreadable
-from walloc_data.sources.stray import is_stray, listed, stray_note
+from walloc_data.sources.reading import MAX_PICTURE_BYTES, file_version, open_file, unreadable
+from walloc_data.sources.tar_members import Group
 
-__all__ = ["FOLDER", "Group", "Layout", "Reader", "TarScan", "groups", "layout_of", "left_out_members", "picture_of"]
+__all__ = [
+    "FOLDER",
+    "Layout",
+    "Reader",
+    "image_extension",
+    "json_of",
+    "layout_of",
+    "left_out_members",
+    "lines_of",
+    "misplaced_labels",
+    "no_picture",
+    "parse_meta",
+    "picture_of",
+]
 
+CLASS_NAME_FILES = ("classnames.txt", "classes.txt")
 FOLDER = "folder"  # as a label column: the folders in the tar are the classes
 TEXT = "txt"  # the member that holds a caption
-MAX_MEMBER_BYTES = 2**31
 MAX_META_BYTES = 2**20  # of a .cls or .json member
 MAX_LABEL_BYTES = 256
 MAX_OPEN_TARS = 64
 _LABEL_FIELDS = ("label", "cls")
-_META_MEMBER = re.compile(r"__[^/]*__(/|$)")  # webdataset keeps these names for itself
-
-
-@dataclass(frozen=True)
-class Group:
-    """Adjacent members of one sample: extension to (offset, bytes) inside the tar."""
-
-    key: str
-    members: Mapping[str, tuple[int, int]]
-    copies: int = 1  # samples side by side under this one key: none of them can be told from the others
+_NUMBER = re.compile(r"-?[0-9]{1,18}")  # int() also takes 1_0 and digits of other scripts
 
 
 @dataclass(frozen=True)
@@ -47,78 +50,6 @@ class Layout:
     columns: tuple[str, ...]  # fields of the JSON; TEXT where it is a member
     reads_json: bool
     reads_text: bool
-
-
-@dataclass
-class TarScan:
-    """What a walk over tars' headers met besides samples."""
-
-    strays: Counter[str] = field(default_factory=Counter)  # by name
-    special: Counter[str] = field(default_factory=Counter)  # links and the like, by kind
-    folders: set[str] = field(default_factory=set)
-
-    def notes(self) -> tuple[str, ...]:
-        """Return what was left out, with numbers."""
-        special = (f"left out: members that are no plain files: {listed(self.special)}",) if self.special else ()
-        return stray_note(self.strays) + special
-
-
-def groups(path: Path, *, where: str, scan: TarScan | None = None) -> Iterator[Group]:
-    """Samples of one local tar, by reading headers only.
-
-    A key is the path up to the first dot of its last part. Members of one key that follow each other, once what
-    `is_stray` names has been left out, are one sample, as in webdataset. Where an extension comes again, webdataset
-    gives up; here each repetition is a sample of its own, with `copies` saying how many there are.
-    """
-    scan = scan if scan is not None else TarScan()
-    try:
-        with tarfile.open(path, "r:") as tar:
-            key, members = "", dict[str, list[tuple[int, int]]]()
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-                name = _member_name(member, scan)
-                if name is None:
-                    continue
-                folder, _, last = name.rpartition("/")
-                stem, dot, extension = last.partition(".")
-                if not stem or not dot:
-                    continue
-                this = f"{folder}/{stem}" if folder else stem
-                if this != key and members:
-                    yield from _apart(key, members)
-                    members = {}
-                key = this
-                members.setdefault(extension.lower(), []).append((member.offset_data, member.size))
-            if members:
-                yield from _apart(key, members)
-    except (OSError, tarfile.TarError) as error:
-        remedy = "; compressed tars cannot be read by position: decompress them" if path.suffix != ".tar" else ""
-        raise SourceError(f"{where}: not a readable tar ({error}){remedy}") from error
-
-
-def _member_name(member: tarfile.TarInfo, scan: TarScan) -> str | None:
-    """The name of a member that may belong to a sample; all others are counted."""
-    name = member.name
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    stray = next((part for part in parts if is_stray(part)), None)
-    if stray is not None:
-        scan.strays[stray] += 1
-    elif member.isdir():
-        scan.folders.add("/".join(parts))
-    elif _META_MEMBER.match(name):
-        scan.special["webdataset metadata"] += 1
-    elif not member.isreg() or member.issparse():
-        scan.special["links" if member.islnk() or member.issym() else "pipes, devices or sparse files"] += 1
-    else:
-        return name
-    return None
-
-
-def _apart(key: str, members: Mapping[str, list[tuple[int, int]]]) -> Iterator[Group]:
-    """One group, or as many as its most frequent extension occurs."""
-    copies = max(map(len, members.values()))
-    for number in range(copies):
-        yield Group(key, {name: spans[number] for name, spans in members.items() if number < len(spans)}, copies)
 
 
 class _OpenTars:
@@ -153,7 +84,7 @@ class _OpenTars:
 
     def _open(self, path: str) -> BinaryIO:
         if path not in self._files:
-            self._files[path] = Path(path).open("rb")  # noqa: SIM115  # closed by close
+            self._files[path] = open_file(Path(path))
             if len(self._files) > MAX_OPEN_TARS:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(path)
@@ -185,12 +116,8 @@ class Reader:
         """
         layout = self.layout
         nothing: dict[str, Any] = dict.fromkeys(layout.columns)
-        if group.copies > 1:
-            reason = (
-                f"{group.copies} samples of this tar follow each other under the one name {group.key!r}: which label "
-                "belongs to which picture cannot be told; give each a name of its own"
-            )
-            return Sample(name, b"", None, nothing, reason)
+        if group.problem is not None:
+            return Sample(name, b"", None, nothing, group.problem)
         try:
             meta = _json_member(self.tars, path, group) if layout.reads_json and "json" in group.members else {}
             label = folder_label if layout.label_from == FOLDER else self._label(path, group, meta)
@@ -202,8 +129,8 @@ class Reader:
             span = picture_of(group, layout.image_column)
             if span is None:
                 return Sample(name, b"", label, columns, f"no picture among its members {sorted(group.members)}")
-            if span[1] > MAX_MEMBER_BYTES:
-                return Sample(name, b"", label, columns, f"{span[1]} bytes; at most {MAX_MEMBER_BYTES} are read")
+            if span[1] > MAX_PICTURE_BYTES:
+                return Sample(name, b"", label, columns, f"{span[1]} bytes; at most {MAX_PICTURE_BYTES} are read")
             data = self.tars.read(path, *span)
         except SourceError:
             raise
@@ -224,7 +151,7 @@ class Reader:
                 return None
             offset, num_bytes = group.members["cls"]
             text = self.tars.read(path, offset, min(num_bytes, MAX_LABEL_BYTES)).decode("utf-8", "replace").strip()
-            return int(text) if text.removeprefix("-").isdecimal() else self._number(text)
+            return int(text) if _NUMBER.fullmatch(text) else self._number(text)
         value = meta.get(self.layout.label_from)
         if isinstance(value, str):
             return self._number(value)
@@ -245,7 +172,12 @@ def _json_member(tars: _OpenTars, path: str, group: Group) -> dict[str, Any]:
     offset, num_bytes = group.members["json"]
     if num_bytes > MAX_META_BYTES:
         raise ValueError(f"its JSON has {num_bytes} bytes; at most {MAX_META_BYTES} are read")
-    value = json.loads(tars.read(path, offset, num_bytes))
+    return parse_meta(tars.read(path, offset, num_bytes))
+
+
+def parse_meta(data: bytes) -> dict[str, Any]:
+    """A sample's JSON; ValueError says what is wrong with it."""
+    value = json.loads(data)
     if not isinstance(value, dict):
         raise ValueError("its JSON is not an object")
     return value
@@ -260,26 +192,44 @@ def picture_of(group: Group, image_column: str | None) -> tuple[int, int] | None
 
 def left_out_members(group: Group, layout: Layout) -> list[str]:
     """Extensions of a group's members that no sample takes up."""
-    taken = {"cls"} | ({"json"} if layout.reads_json else set()) | ({TEXT} if layout.reads_text else set())
+    taken = (
+        ({"cls"} if layout.label_from in (None, "cls") else set())
+        | ({"json"} if layout.reads_json else set())
+        | ({TEXT} if layout.reads_text else set())
+    )
     picture = picture_of(group, layout.image_column)
     return [f".{name}" for name, span in group.members.items() if name not in taken and span != picture]
 
 
-def layout_of(
-    path: str, group: Group, *, where: str, names: tuple[str, ...] | None, image: str | None, label: str | None
-) -> Layout:
-    """The layout of a source whose first group with a picture is `group`.
+def json_of(path: str, group: Group, *, where: str) -> dict[str, Any]:
+    """The JSON of the first sample of a local tar, by which all others are read.
 
     Raises:
-        SourceError: it has no such label, or its JSON cannot be read.
+        SourceError: it cannot be read.
     """
     tars = _OpenTars()
     try:
-        meta = _json_member(tars, path, group) if "json" in group.members else {}
+        return _json_member(tars, path, group) if "json" in group.members else {}
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{where}: the first sample, {group.key!r}: {error}") from error
     finally:
         tars.close()
+
+
+def layout_of(
+    group: Group,
+    meta: Mapping[str, Any],
+    *,
+    where: str,
+    names: tuple[str, ...] | None,
+    image: str | None,
+    label: str | None,
+) -> Layout:
+    """The layout of a source whose first group with a picture is `group`, with the JSON `meta`.
+
+    Raises:
+        SourceError: it has no such label.
+    """
     label_from = None if label == "none" else label
     if label is None:
         if "cls" in group.members:
@@ -306,3 +256,29 @@ def layout_of(
     columns = sorted({name for name in meta if name != label_from} | ({TEXT} if reads_text else set()))
     reads_json = "json" in group.members and image != "json"
     return Layout(image, label_from, names or None, tuple(columns), reads_json, reads_text)
+
+
+def image_extension(image_column: str | None) -> str | None:
+    """The extension that an argument `image_column` means."""
+    return image_column.lower().removeprefix(".") if image_column else None
+
+
+def lines_of(data: bytes) -> tuple[str, ...]:
+    """The names in a file of class names."""
+    return tuple(line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip())
+
+
+def no_picture(where: str, group: Group, image: str | None) -> SourceError:
+    """The error for a source in which no sample has a picture; `group` is its first sample."""
+    return SourceError(
+        f"{where}: the first sample, {group.key!r}, has no {image or 'picture'} among its members "
+        f"{sorted(group.members)}, nor has any other: name the picture's extension with image_column (--image-column)"
+    )
+
+
+def misplaced_labels(where: str, number: int) -> SourceError:
+    """The error for labels that the first sample, after which all others are read, does not have."""
+    return SourceError(
+        f"{where}: {number} samples have a label (.cls), but the first with a picture has none. Members of one sample "
+        "must follow each other (tar --sort=name); label_column='none' (--label-column none) encodes without labels"
+    )

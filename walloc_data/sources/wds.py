@@ -1,79 +1,79 @@
-"""WebDataset tars: local ones are indexed and read by position, remote ones are fetched one by one and streamed."""
+"""WebDataset tars: local ones are indexed and read by position, remote ones are read one by one, each whole."""
 
 import fnmatch
 import glob
+import itertools
+import math
 import re
-import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from walloc_data.errors import SourceError, StorageError
+from walloc_data.errors import SourceError
 from walloc_data.sources.base import Names, Sample, Source, fingerprint
+from walloc_data.sources.remote_tars import RemoteTars
 from walloc_data.sources.stray import listed
 from walloc_data.sources.tar_folders import class_folders, folder_of
+from walloc_data.sources.tar_members import DamagedTarError, Group, TarScan, groups
 from walloc_data.sources.tar_samples import (
+    CLASS_NAME_FILES,
     FOLDER,
     MAX_META_BYTES,
     TEXT,
-    Group,
     Layout,
     Reader,
-    TarScan,
-    groups,
+    image_extension,
+    json_of,
     layout_of,
     left_out_members,
+    lines_of,
+    misplaced_labels,
+    no_picture,
     picture_of,
 )
 from walloc_data.storage import Store
 
-__all__ = ["TarSource", "TarStream", "expand_urls"]
+__all__ = ["TarSource", "expand_urls", "open_tars"]
 
-CLASS_NAME_FILES = ("classnames.txt", "classes.txt")
 _RANGE = re.compile(r"\{([^{}]*)\}")
+_DIGITS = re.compile(r"[0-9]{1,18}")
+MAX_TARS = 10**6
 _MEMBERS = ("cls", "json", TEXT)  # whose places `TarSource` keeps, after the picture's
 
 
 def expand_urls(text: str) -> list[str]:
     """``a-{000..012}.tar``, ``{a,b}.tar`` and ``x.tar::y.tar`` as plain URLs, in order."""
-    urls: list[str] = []
-    for part in text.split("::"):
-        urls.extend(_expand(part))
-        if len(urls) > 10**6:
-            raise SourceError(f"wds:{text}: more than a million tars")
-    return urls
+    parts = [_alternatives(part) for part in text.split("::")]
+    if sum(math.prod(map(len, part)) for part in parts) > MAX_TARS:
+        raise SourceError(f"wds:{text}: more than a million tars")
+    return ["".join(pieces) for part in parts for pieces in itertools.product(*part)]
 
 
-def _expand(text: str) -> list[str]:
-    match = _RANGE.search(text)
-    if match is None:
-        return [text]
-    if "{" in text[: match.start()]:
-        raise SourceError(f"wds:{text}: braces inside braces; write the ranges one after another, with '::' between")
-    first, dots, last = match[1].partition("..")
-    if dots:
-        if not (first.isdigit() and last.isdigit()) or int(last) < int(first) or int(last) - int(first) > 10**6:
+def _alternatives(text: str) -> list[list[str]]:
+    """What may stand at each place of a URL: one text outside of braces, several inside."""
+    places: list[list[str]] = []
+    end = 0
+    for match in _RANGE.finditer(text):
+        if "{" in text[end : match.start()]:
+            raise SourceError(
+                f"wds:{text}: braces inside braces; write the ranges one after another, with '::' between"
+            )
+        places.append([text[end : match.start()]])
+        end = match.end()
+        first, dots, last = match[1].partition("..")
+        if not dots:
+            places.append(match[1].split(","))
+            continue
+        if not (_DIGITS.fullmatch(first) and _DIGITS.fullmatch(last)) or not 0 <= int(last) - int(first) <= MAX_TARS:
             raise SourceError(f"wds:{text}: {match[0]} is not a range of numbers such as {{000..012}}")
-        choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-    else:
-        choices = match[1].split(",")
-    return [text[: match.start()] + choice + tail for choice in choices for tail in _expand(text[match.end() :])]
-
-
-def _image_extension(image_column: str | None) -> str | None:
-    return image_column.lower().removeprefix(".") if image_column else None
-
-
-def _no_picture(where: str, group: Group, image: str | None) -> SourceError:
-    return SourceError(
-        f"{where}: the first sample, {group.key!r}, has no {image or 'picture'} among its members "
-        f"{sorted(group.members)}, nor has any other: name the picture's extension with image_column (--image-column)"
-    )
+        places.append([f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)])
+    places.append([text[end:]])
+    return places
 
 
 class TarSource(Source):
@@ -92,37 +92,45 @@ class TarSource(Source):
         self.location = location
         self._tars = paths
         names = _class_names({Path(path).parent for path in paths})
-        image = _image_extension(image_column)
+        image = image_extension(image_column)
         layout: Layout | None = None
         scan, others = TarScan(), Counter[str]()
         keys: list[str] = []
-        spans = array("q")  # a tar's number, copies, then two numbers for each member
+        spans = array("q")  # a tar's number, then two numbers for each member
+        self._problems: dict[int, str] = {}  # by position
         first: tuple[str, Group] | None = None
         num_with_label_files = 0
         for number, path in enumerate(paths):
-            for group in groups(Path(path), where=path, scan=scan):
-                first = first or (path, group)
-                picture = picture_of(group, image)
-                if layout is None and picture is not None:
-                    layout = layout_of(path, group, where=path, names=names, image=image, label=label_column)
-                if layout is not None and picture is not None:  # a failure names its members itself
-                    others.update(left_out_members(group, layout))
-                num_with_label_files += "cls" in group.members
-                keys.append(group.key)
-                spans.extend((number, group.copies, *(picture or (-1, 0))))
-                for name in _MEMBERS:
-                    spans.extend(group.members.get(name, (-1, 0)))
+            try:
+                for group in groups(Path(path), where=path, scan=scan):
+                    first = first or (path, group)
+                    picture = picture_of(group, image)
+                    if layout is None and picture is not None and group.problem is None:
+                        meta = json_of(path, group, where=path)
+                        layout = layout_of(group, meta, where=path, names=names, image=image, label=label_column)
+                    if layout is not None and picture is not None:  # a failure names its members itself
+                        others.update(left_out_members(group, layout))
+                    num_with_label_files += "cls" in group.members
+                    if group.problem is not None:
+                        self._problems[len(keys)] = group.problem
+                    keys.append(group.key)
+                    for span in (picture, *map(group.members.get, _MEMBERS)):
+                        spans.extend(span or (-1, 0))
+                    spans.append(number)
+            except DamagedTarError as error:
+                if first is None and len(paths) == 1:
+                    raise
+                self._problems[len(keys)] = str(error).removeprefix(f"{path}: ")
+                keys.append("")
+                spans.extend((-1, 0) * (1 + len(_MEMBERS)) + (number,))
         if first is None:
-            raise SourceError(f"{location}: no samples in {len(paths)} tars")
+            damage = "".join(f"; {Path(paths[0]).name}: {problem}" for problem in [*self._problems.values()][:1])
+            raise SourceError(f"{location}: no samples in {len(paths)} tars{damage}")
         if layout is None:
-            raise _no_picture(*first, image)
-        if layout.label_from is None and label_column is None and num_with_label_files:
-            raise SourceError(
-                f"{location}: {num_with_label_files} samples have a label (.cls), but the first with a picture has "
-                "none. Members of one sample must follow each other (tar --sort=name); label_column='none' "
-                "(--label-column none) encodes without labels"
-            )
-        self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 4 + 2 * len(_MEMBERS))
+            raise no_picture(*first, image)
+        if layout.label_from != "cls" and label_column is None and num_with_label_files:
+            raise misplaced_labels(location, num_with_label_files)
+        self._spans = np.frombuffer(spans, dtype=np.int64).reshape(len(keys), -1)
         self.notes = scan.notes()
         if others:
             self.notes += (f"left out: other members of samples: {listed(others)}",)
@@ -143,7 +151,7 @@ class TarSource(Source):
     ) -> Layout:
         """Make labels of folders where they are classes, and give the layout that follows."""
         asked = layout.label_from == FOLDER
-        has_picture = self._spans[:, 2] >= 0
+        has_picture = self._spans[:, 0] >= 0
         pictures = [key for key, has in zip(keys, has_picture, strict=True) if has]
         if not asked and (layout.reads_json or layout.reads_text):
             if len({folder_of(key) for key in pictures}) > 1:
@@ -169,120 +177,19 @@ class TarSource(Source):
         return replace(layout, label_from=FOLDER, class_names=found.names)
 
     def read(self, index: int) -> Sample:
-        tar, copies, *numbers = (int(value) for value in self._spans[index])
-        layout = self._reader.layout
+        *numbers, tar = self._spans[index].tolist()
+        layout, path, key = self._reader.layout, self._tars[tar], self._keys[index]
+        name = f"{Path(path).name}/{key}".rstrip("/")
         members = {
-            name: (numbers[2 * i], numbers[2 * i + 1])
-            for i, name in enumerate((layout.image_column or "jpg", *_MEMBERS))
+            member: (numbers[2 * i], numbers[2 * i + 1])
+            for i, member in enumerate((layout.image_column or "jpg", *_MEMBERS))
             if numbers[2 * i] >= 0
         }
-        path, key = self._tars[tar], self._keys[index]
         label = int(self._labels[index]) if layout.label_from == FOLDER else None
-        group = Group(key, members, copies)
-        return self._reader.sample(path, group, name=f"{Path(path).name}/{key}", folder_label=label)
+        return self._reader.sample(path, Group(key, members, self._problems.get(index)), name=name, folder_label=label)
 
     def version(self, index: int) -> str | None:
-        return self._reader.tars.version(self._tars[int(self._spans[index][0])])
-
-
-class TarStream(Source):
-    """Remote tars in order, each fetched whole (with the store's retries) to a temporary file and read there.
-
-    Folders are classes where `TarSource` would say so, if the class names beside the tars hold their names: a stream
-    does not tell all of them in advance.
-    """
-
-    kind = "wds-stream"
-    num_items = None
-
-    def __init__(
-        self,
-        urls: list[str],
-        *,
-        location: str,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        storage_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.location = location
-        self._urls = urls
-        self._options = dict(storage_options or {})
-        image = _image_extension(image_column)
-        with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
-            names = self._class_names(urls[0])
-            path = self._fetch(urls[0], Path(folder))
-            found = list(groups(path, where=urls[0]))
-            if not found:
-                raise SourceError(f"{urls[0]}: no samples")
-            pictures = [group for group in found if picture_of(group, image) is not None]
-            if not pictures:
-                raise _no_picture(urls[0], found[0], image)
-            layout = layout_of(str(path), pictures[0], where=urls[0], names=names, image=image, label=label_column)
-        bare = label_column is None and layout.label_from is None and not (layout.reads_json or layout.reads_text)
-        if layout.label_from == FOLDER or (bare and len({folder_of(group.key) for group in pictures}) > 1):
-            layout = replace(layout, label_from=FOLDER)
-            if names is None or not any(set(folder_of(group.key)) & set(names) for group in pictures):
-                example = pictures[0].key
-                raise SourceError(
-                    f"{location}: its pictures lie in folders, e.g. {example!r}, and a stream does not tell all of "
-                    "them in advance: put a file classnames.txt with the folders' names, one a line, beside the tars; "
-                    "or encode without labels with label_column='none' (--label-column none)"
-                )
-        self._layout = layout
-        self._numbers = {name: index for index, name in enumerate(names or ())}
-        self.labelled = layout.label_from is not None
-        self.class_names = names if self.labelled else None
-        self.columns = layout.columns
-        self.identity = fingerprint([image_column, layout.label_from, *(url.rpartition("/")[2] for url in urls)])
-
-    def _fetch(self, url: str, folder: Path) -> Path:
-        parent, _, name = url.rpartition("/")
-        target = folder / "input.tar"
-        try:
-            Store(parent, storage_options=self._options).download(name, target)
-        except StorageError as error:
-            raise SourceError(f"{url}: {error}; run the same command to resume") from error
-        return target
-
-    def _version(self, url: str) -> str:
-        parent, _, name = url.rpartition("/")
-        etag = Store(parent, storage_options=self._options).etag(name)
-        return f"a tar with the ETag {etag}" if etag else "a tar without an ETag"
-
-    def _class_names(self, url: str) -> tuple[str, ...] | None:
-        store = Store(url.rpartition("/")[0], storage_options=self._options)
-        for name in CLASS_NAME_FILES:
-            if store.exists(name):
-                return _lines(store.read_bytes(name, max_bytes=MAX_META_BYTES))
-        return None
-
-    def read(self, index: int) -> Sample:
-        raise TypeError("a stream has no positions")
-
-    def stream(self) -> Iterator[Sample]:
-        with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
-            for url in self._urls:
-                path = self._fetch(url, Path(folder))
-                version = self._version(url)
-                reader, scan = Reader(self._layout), TarScan()
-                try:
-                    for group in groups(path, where=url, scan=scan):
-                        label = next(
-                            (self._numbers[part] for part in folder_of(group.key)[::-1] if part in self._numbers), None
-                        )
-                        name = f"{url.rpartition('/')[2]}/{group.key}"
-                        sample = reader.sample(str(path), group, name=name, folder_label=label, version=version)
-                        yield replace(sample, left_out=sample.left_out + self._left_out(group, scan))
-                finally:
-                    reader.tars.close()
-
-    def _left_out(self, group: Group, scan: TarScan) -> tuple[str, ...]:
-        """A group's other members, and what was met in the tar since the group before."""
-        members = left_out_members(group, self._layout) if picture_of(group, self._layout.image_column) else []
-        passed = [*scan.strays.elements(), *scan.special.elements()]
-        scan.strays.clear()
-        scan.special.clear()
-        return (*(f"member {name}" for name in members), *(f"member {name}, not a sample's" for name in passed))
+        return self._reader.tars.version(self._tars[int(self._spans[index][-1])])
 
 
 def _class_names(folders: set[Path]) -> tuple[str, ...] | None:
@@ -290,12 +197,8 @@ def _class_names(folders: set[Path]) -> tuple[str, ...] | None:
         for name in CLASS_NAME_FILES:
             path = folder / name
             if path.is_file() and path.stat().st_size <= MAX_META_BYTES:
-                return _lines(path.read_bytes())
+                return lines_of(path.read_bytes())
     return None
-
-
-def _lines(data: bytes) -> tuple[str, ...]:
-    return tuple(line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip())
 
 
 def open_tars(
@@ -305,7 +208,7 @@ def open_tars(
     label_column: str | None,
     storage_options: Mapping[str, Any] | None,
 ) -> Source:
-    """The source that fits ``wds:URLS``: by position where all tars are local, a stream otherwise."""
+    """The source that fits ``wds:URLS``: by position where all tars are local, in fragments otherwise."""
     location = f"wds:{text}"
     urls = expand_urls(text)
     remote = ["://" in url and not url.startswith("file://") for url in urls]
@@ -313,7 +216,7 @@ def open_tars(
         if not all(remote):
             raise SourceError(f"{location}: local and remote tars in one source")
         found = [match for url in urls for match in _remote_matches(url, storage_options)]
-        return TarStream(
+        return RemoteTars(
             found,
             location=location,
             image_column=image_column,
@@ -336,11 +239,8 @@ def _remote_matches(url: str, storage_options: Mapping[str, Any] | None) -> list
     folder, _, name = url.rpartition("/")
     if not glob.has_magic(name):
         return [url]
-    root, _, last = folder.rpartition("/")
-    if root.endswith("/"):
-        raise SourceError(f"wds:{url}: a pattern directly in a bucket is not listed; use a range such as {{000..012}}")
-    store = Store(root, storage_options=storage_options)
-    found = [f"{root}/{path}" for path in store.list(last) if fnmatch.fnmatchcase(path.rpartition("/")[2], name)]
+    names = Store(folder, storage_options=storage_options).entries()
+    found = [f"{folder}/{path}" for path in sorted(names) if fnmatch.fnmatchcase(path, name)]
     if not found:
         raise SourceError(f"wds:{url}: nothing matches")
     return found

@@ -201,9 +201,7 @@ class Store:
         if self.local_path is not None:
             return None
         full = self._full(path)
-        info = self._retry(lambda: self._info(full), what=f"looking at {full}")
-        etag = info.get("ETag")
-        return etag.strip('"') if isinstance(etag, str) else None
+        return _etag(self._retry(lambda: self._info(full), what=f"looking at {full}"))
 
     def _names(self, folder: str, *, kind: Literal["file", "directory"]) -> list[str]:
         if self.local_path is not None:
@@ -258,6 +256,39 @@ class Store:
             return {f"{folder}/{entry['name'].rsplit('/', 1)[1]}": int(entry["size"] or 0) for entry in files}
 
         return self._retry(listing, what=f"listing {full}")
+
+    def entries(self) -> dict[str, tuple[int | None, str | None]]:
+        """Length in bytes and ETag, where they are told, of the files directly in the root, by name."""
+        if self.local_path is not None:
+            found = os.scandir(self.local_path) if self.local_path.is_dir() else ()
+            return {entry.name: (entry.stat().st_size, None) for entry in found if entry.is_file()}
+
+        def listing() -> dict[str, tuple[int | None, str | None]]:
+            try:
+                self._fs.invalidate_cache(self.url)
+                entries = self._fs.ls(self.url, detail=True)
+            except FileNotFoundError:
+                return {}
+            return {
+                entry["name"].rstrip("/").rsplit("/", 1)[-1]: (entry.get("size"), _etag(entry))
+                for entry in entries
+                if entry["type"] == "file"
+            }
+
+        return self._retry(listing, what=f"listing {self.url}")
+
+    def read_range(self, path: str, *, start: int, num_bytes: int) -> bytes:
+        """Bytes [start, start + num_bytes) of a file, fewer at its end."""
+        if self.local_path is not None:
+            try:
+                with self._local(path).open("rb") as file:
+                    file.seek(start)
+                    return file.read(num_bytes)
+            except OSError as error:
+                raise StorageError(f"{self.where(path)}: {reason(error)}") from error
+        full, end = self._full(path), start + num_bytes
+        data = bytes(self._retry(lambda: self._fs.cat_file(full, start=start, end=end), what=f"reading {full}"))
+        return data if len(data) <= num_bytes else data[start:end]  # a server that knows no ranges sends all of it
 
     def copy(self, path: str, target: str) -> None:
         """Put a second name on a file of this store, whole or not at all: a hard link, or a copy that the server makes.
@@ -386,3 +417,8 @@ def _callback(full: str, max_bytes: int | None) -> Any:
                 )
 
     return Limit()
+
+
+def _etag(info: Mapping[str, Any]) -> str | None:
+    etag = info.get("ETag")
+    return etag.strip('"') if isinstance(etag, str) else None
