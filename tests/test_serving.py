@@ -79,7 +79,7 @@ def test_tensors_of_any_size_are_scaled_like_the_converter_within_a_grey_level(s
     picture = (smooth * 255).to(torch.uint8)
     from walloc_data.pictures import resize_and_crop
 
-    array = resize_and_crop(Image.fromarray(picture[0].permute(1, 2, 0).numpy()), size_px=size)
+    array = resize_and_crop(Image.fromarray(picture[0].permute(1, 2, 0).numpy()), settings=EncodeSettings(size_px=size))
     expected = classifier.encode(torch.from_numpy(np.array(array)).permute(2, 0, 1)[None])
     assert (classifier.encode(picture).float() - expected.float()).abs().max() <= 3
     assert classifier(picture).shape == (1, 10)

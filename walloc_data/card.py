@@ -286,7 +286,7 @@ def _contents(manifest: Manifest) -> list[str]:
 
 
 def _columns(manifest: Manifest) -> list[str]:
-    """A line for each column of the sources, with its type in each split that has it under another."""
+    """Return a line for each column of the sources, with its type in each split that has it under another."""
     lines = []
     splits = [record.columns or {} for record in manifest.splits.values()]
     for name in dict.fromkeys(name for columns in splits for name in columns):

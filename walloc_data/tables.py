@@ -35,11 +35,16 @@ MAX_TEXT_BYTES = 2**20  # of one value
 
 
 def index_schema(*, mirror: bool, columns: Mapping[str, Any] | None) -> Any:
-    """The pyarrow schema of an index.
+    """Return the pyarrow schema of an index.
 
     Args:
         mirror: whether mirrored latents are stored.
         columns: the source's, names to types as a split's record lists them; None: an index of version 1.
+
+    Example:
+        >>> from walloc_data.tables import index_schema
+        >>> index_schema(mirror=False, columns={"caption": "string"}).names[-2:]
+        ['crop_bottom', 'caption']
     """
     import pyarrow as pa
 
@@ -55,7 +60,14 @@ def index_schema(*, mirror: bool, columns: Mapping[str, Any] | None) -> Any:
 
 
 def arrow_type(kind: ColumnType) -> Any:
-    """The pyarrow type of a column."""
+    """Return the pyarrow type of a column.
+
+    Example:
+        >>> from walloc_data.format import ColumnType
+        >>> from walloc_data.tables import arrow_type
+        >>> arrow_type(ColumnType.from_json({"list": "float32", "length": 4}))
+        FixedSizeListType(fixed_size_list<item: float>[4])
+    """
     import pyarrow as pa
 
     if kind.item is not None:
@@ -78,11 +90,16 @@ def arrow_type(kind: ColumnType) -> Any:
 def typed_columns(
     values: Mapping[str, Sequence[Any]], declared: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A source's columns as arrays, and their types as a record lists them.
+    """Return a source's columns as arrays, and their types as a record lists them.
 
     Args:
         values: JSON values of each column, as `walloc_data.sources.base.json_value` makes them.
         declared: types that the source states; columns that it does not name have the type of their values.
+
+    Example:
+        >>> from walloc_data.tables import typed_columns
+        >>> typed_columns({"age": [31, None], "box": [[1, 2], [3, 4]]}, {"age": "int8"})[1]
+        {'age': 'int8', 'box': {'list': 'int64', 'length': 2}}
     """
     arrays, types = {}, {}
     for name, column in values.items():
@@ -98,14 +115,21 @@ def typed_columns(
 
 
 def column_array(values: Iterable[Any], kind: ColumnType) -> Any:
-    """JSON values as a pyarrow array; raise ValueError or TypeError if they are not of this type."""
+    """Make a pyarrow array of JSON values; raise ValueError or TypeError if they are not of this type.
+
+    Example:
+        >>> from walloc_data.format import ColumnType
+        >>> from walloc_data.tables import column_array
+        >>> column_array(["2020-02-29", None], ColumnType("date")).to_pylist()
+        [datetime.date(2020, 2, 29), None]
+    """
     import pyarrow as pa
 
     return pa.array([_typed(value, kind) for value in values], arrow_type(kind))
 
 
 def _typed(value: Any, kind: ColumnType) -> Any:
-    """A JSON value as Arrow takes it."""
+    """Return a JSON value as Arrow takes it."""
     if value is None:
         return None
     if kind.kind == "json":
@@ -130,7 +154,15 @@ def _text(value: Any) -> str:
 
 
 def cast_column(column: Any, found: ColumnType, wanted: ColumnType) -> Any:
-    """An array or chunked array of one type as one of a type that `join_types` made of it and others."""
+    """Cast an array or chunked array to a type that `join_types` made of its own and others.
+
+    Example:
+        >>> from walloc_data.format import ColumnType
+        >>> from walloc_data.tables import cast_column, column_array
+        >>> text, mixed = ColumnType("string"), ColumnType("json")
+        >>> cast_column(column_array(["one"], text), text, mixed).to_pylist()
+        ['"one"']
+    """
     import pyarrow as pa
 
     if found == wanted:
@@ -150,6 +182,12 @@ def text_of(array: Any, *, what: str) -> Any:
 
     Raises:
         FormatError: a value is longer than 1 MiB, or no text.
+
+    Example:
+        >>> import pyarrow
+        >>> from walloc_data.tables import text_of
+        >>> text_of(pyarrow.array(["a", "b", "a"]).dictionary_encode(), what="a column").to_pylist()
+        ['a', 'b', 'a']
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -167,7 +205,15 @@ def text_of(array: Any, *, what: str) -> Any:
 
 
 def shards_table(shards: Sequence[ShardRecord], *, root: str) -> bytes:
-    """Write a list of shards as a parquet file; names are relative to `root`, the split's folder in the data set."""
+    """Write a list of shards as a parquet file; names are relative to `root`, the split's folder in the data set.
+
+    Example:
+        >>> from walloc_data.format import ShardRecord
+        >>> from walloc_data.tables import read_shards, shards_table
+        >>> shards = (ShardRecord("data/train-00000.tar", 4, 10240, "0" * 64),)
+        >>> read_shards(shards_table(shards, root=""), num_shards=1, root="", where="shards") == shards
+        True
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -187,6 +233,12 @@ def read_shards(data: bytes, *, num_shards: int, root: str, where: str) -> tuple
 
     Raises:
         FormatError: it is no list of `num_shards` shards.
+
+    Example:
+        >>> from walloc_data.tables import read_shards
+        >>> read_shards(b"", num_shards=1, root="", where="train.shards.parquet")
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: train.shards.parquet: not a list of shards (...)
     """
     import pyarrow as pa
     import pyarrow.parquet

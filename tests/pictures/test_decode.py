@@ -205,7 +205,7 @@ def test_max_pixels_is_a_limit_of_ours_and_pillows_are_put_back() -> None:
 
 def test_resizing_crops_the_centre_square() -> None:
     image = picture(8, width=300, height=200)
-    square = resize_and_crop(image, size_px=64)
+    square = resize_and_crop(image, settings=EncodeSettings(size_px=64))
     assert square.shape == (64, 64, 3)
     # What scaling the shorter side and cropping gives, where the scale comes out even.
     scaled = image.resize((96, 64), Image.Resampling.BICUBIC).crop((16, 0, 80, 64))
@@ -216,12 +216,14 @@ def test_resizing_crops_the_centre_square() -> None:
 def test_a_picture_of_the_right_side_is_only_cropped(size: tuple[int, int]) -> None:
     image = picture(9, width=size[0], height=size[1])
     left, top = (size[0] - 64) // 2, (size[1] - 64) // 2
-    assert np.array_equal(resize_and_crop(image, size_px=64), np.asarray(image)[top : top + 64, left : left + 64])
+    assert np.array_equal(
+        resize_and_crop(image, settings=EncodeSettings(size_px=64)), np.asarray(image)[top : top + 64, left : left + 64]
+    )
 
 
 def test_small_pictures_are_scaled_up_and_native_ones_left_alone() -> None:
-    assert resize_and_crop(picture(10, width=20, height=10), size_px=64).shape == (64, 64, 3)
-    assert resize_and_crop(picture(10, width=21, height=11), size_px=None).shape == (11, 21, 3)
+    assert resize_and_crop(picture(10, width=20, height=10), settings=EncodeSettings(size_px=64)).shape == (64, 64, 3)
+    assert resize_and_crop(picture(10, width=21, height=11), settings=EncodeSettings(size_px=None)).shape == (11, 21, 3)
 
 
 def test_a_picture_with_an_embedded_thumbnail_and_more_frames_is_one_picture() -> None:

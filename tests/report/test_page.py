@@ -83,7 +83,7 @@ def test_a_page_says_what_the_data_set_is(written: tuple[Path, Page], imagenette
     text = " ".join(page.text.split())
     assert "43 pictures of 11 classes" in text
     assert manifest.codec.encoder_sha256 in text
-    assert "resized and cropped to 96 × 96" in text
+    assert "96 x 96 px, the centre square" in text
     assert "Every picture is 96 × 96 pixels." in text
     for shard in record.shards:
         assert shard.sha256 in text

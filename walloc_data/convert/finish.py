@@ -258,7 +258,7 @@ def _join(
 
 
 def _rows(store: Store, split: str, shards: list[ShardId]) -> Iterator[bytes]:
-    """The files of the shards' rows."""
+    """Yield the files of the shards' rows."""
     return in_order(lambda shard: store.read_bytes(rows_name(split, shard), max_bytes=2**31), shards, store=store)
 
 

@@ -89,7 +89,7 @@ def dataset_info(out: str | Path, *, storage_options: Mapping[str, Any] | None =
         >>> print(dataset_info("my-latents"))
         my-latents
         codec rgb-16x-v1: 12 channels of 8 bits at 1/8 size, 16x fewer values (encoder ...)
-        pictures at 96 px squares; 2 classes
+        pictures at 96 x 96 px, the centre square; 2 classes
         train: 8 samples, 0 failures, 2 shards, ... kB; latents 12x12x12
     """
     store = Store(out, storage_options=storage_options)

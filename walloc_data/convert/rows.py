@@ -135,7 +135,7 @@ def join_rows(
 
 
 def _as_schema(table: Any, schema: Any, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Any:
-    """A shard's rows with the columns and types of the whole index."""
+    """Return a shard's rows with the columns and types of the whole index."""
     import pyarrow as pa
 
     arrays = []

@@ -385,7 +385,7 @@ class _Split:
 
 
 def _check_source_places(what: str, row: dict[str, Any]) -> None:
-    """The part of the source's picture that was encoded lies inside it."""
+    """Check that the part of the source's picture that was encoded lies inside it."""
     for first, last, side in (("left", "right", "width"), ("top", "bottom", "height")):
         begin, end, length = row[f"crop_{first}"], row[f"crop_{last}"], row[f"source_{side}"]
         if None in (begin, end, length) or not 0 <= begin < end <= length:

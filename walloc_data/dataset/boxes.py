@@ -19,7 +19,7 @@ BoxForm = Literal["xyxy", "xywh", "cxcywh"]
 def boxes_to_pixels(
     boxes: Any, crop: Any, *, form: BoxForm = "xyxy", mirrored: bool = False, clip: bool = True
 ) -> Tensor:
-    """Boxes of a picture in its source, as boxes of the picture that was encoded.
+    """Map boxes of a picture in its source to boxes of the picture that was encoded.
 
     Args:
         boxes: (n, 4) or (4,), tensor or lists, in pixels of the source's picture, upright (its EXIF orientation
@@ -58,7 +58,7 @@ def boxes_to_cells(
     clip: bool = True,
     cell_px: int = 8,
 ) -> Tensor:
-    """Boxes of a picture in its source, in cells of its latent: `boxes_to_pixels` over the side of a cell.
+    """Map boxes of a picture in its source to cells of its latent: `boxes_to_pixels` over the side of a cell.
 
     Cell (i, j) reaches from j to j + 1 across and from i to i + 1 down. Where the picture was padded to whole cells,
     the padding before it is counted in.
@@ -86,7 +86,7 @@ def boxes_to_cells(
 
 
 def _corners(boxes: Any, form: BoxForm) -> Tensor:
-    """(..., 4) float64 left, top, right, bottom."""
+    """Return (..., 4) float64 left, top, right, bottom."""
     found = boxes if isinstance(boxes, Tensor) else torch.tensor(_rows(boxes), dtype=torch.float64)
     found = found.double()
     if found.numel() == 0:

@@ -28,7 +28,7 @@ _OPEN_PIECES = 4096
 
 
 def column_types(record: SplitRecord, *, mirror: bool) -> dict[str, ColumnType]:
-    """The types of all columns of a split's index, by name."""
+    """Return the types of all columns of a split's index, by name."""
     mirrors = MIRROR_INDEX_COLUMNS if mirror else ()
     ours = (*INDEX_COLUMNS, *mirrors, *(SOURCE_INDEX_COLUMNS if record.columns is not None else ()))
     types = {name: ColumnType(kind) for name, kind, _ in ours}
@@ -51,11 +51,11 @@ class ArrayColumn:
 
     @property
     def form(self) -> tuple[str, tuple[int, ...]]:
-        """What batches of it are: dtype and shape of a value."""
+        """Return what batches of it are: dtype and shape of a value."""
         return str(self.values.dtype), self.values.shape[1:]
 
     def take(self, rows: Ints) -> npt.NDArray[Any]:
-        """Values of rows, (n, ...)."""
+        """Return the values of rows, (n, ...)."""
         return np.take(self.values, rows, axis=0)
 
 
@@ -76,11 +76,11 @@ class ListColumn:
 
     @property
     def form(self) -> tuple[str, tuple[int, ...]]:
-        """What batches of it are: a list of Python's values."""
+        """Return what batches of it are: a list of Python's values."""
         return "list", ()
 
     def take(self, rows: Ints) -> list[Any]:
-        """Values of rows: str, datetime, date, list, dict or None."""
+        """Return the values of rows: str, datetime, date, list, dict or None."""
         found = []
         for row in rows.tolist():
             value = self._piece(row // _PIECE_ROWS)[row % _PIECE_ROWS].as_py()
@@ -88,7 +88,7 @@ class ListColumn:
         return found
 
     def pieces(self) -> Iterator[Any]:
-        """All values in order, as Arrow's arrays."""
+        """Yield all values in order, as Arrow's arrays."""
         for number in range(self._file.num_record_batches):
             yield self._file.get_batch(number).column(0)
 
@@ -162,7 +162,7 @@ def _write_array(batches: Iterator[Any], kind: ColumnType, num_rows: int, file: 
 
 
 def _numbers(array: Any, kind: ColumnType, scalar: ColumnType, *, nulls: bool) -> npt.NDArray[Any] | None:
-    """(n, ...) of an Arrow array; None where a value is missing and `nulls` does not allow it."""
+    """Return (n, ...) of an Arrow array; None where a value is missing and `nulls` does not allow it."""
     import pyarrow as pa
 
     num_rows = len(array)
@@ -184,7 +184,7 @@ def _numbers(array: Any, kind: ColumnType, scalar: ColumnType, *, nulls: bool) -
 
 
 def unknown_column(name: str, types: Mapping[str, ColumnType], record: SplitRecord, *, where: str) -> LoaderError:
-    """The error for a name that is no column of the index."""
+    """Return the error for a name that is no column of the index."""
     if record.columns is None:
         return LoaderError(
             f"{where}: no column {name!r} in its index: the split was written by version 1 of the format, which kept "
@@ -194,7 +194,7 @@ def unknown_column(name: str, types: Mapping[str, ColumnType], record: SplitReco
 
 
 def check_names(names: Sequence[str], what: str) -> tuple[str, ...]:
-    """Names of columns as a tuple; one string is not a list of its letters."""
+    """Return names of columns as a tuple; one string is not a list of its letters."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise LoaderError(f"{what} is a list of names, such as ({names!r},), not {names!r}")
     if len(set(names)) < len(names):

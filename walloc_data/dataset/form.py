@@ -32,16 +32,16 @@ class SampleForm:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Columns in the order in which they follow the latent."""
+        """Return the columns in the order in which they follow the latent."""
         return (*((self.target,) if self.target is not None else ()), *self.columns)
 
     def samples(self, latents: Sequence[Tensor] | Tensor, values: Mapping[str, Values]) -> list[Any]:
-        """Samples of some rows."""
+        """Make the samples of some rows."""
         columns = [_items(name, values[name]) for name in self.names]
         return [self._made(parts) for parts in zip(latents, *columns, strict=True)]
 
     def batch(self, latents: Tensor, values: Mapping[str, Values], valid: Tensor | None) -> Any:
-        """One batch: numbers and arrays as tensors, the rest as lists."""
+        """Make one batch: numbers and arrays as tensors, the rest as lists."""
         columns = [_tensor(values[name]) for name in self.names]
         return self._made((latents, *columns), valid)
 
@@ -59,7 +59,7 @@ def _tensor(values: Values) -> Any:
 
 
 def _items(name: str, values: Values) -> Sequence[Any]:
-    """One value a sample: labels as integers, other numbers as tensors that keep their dtype."""
+    """Return one value a sample: labels as integers, other numbers as tensors that keep their dtype."""
     if not isinstance(values, np.ndarray):
         return list(values)
     if name == LABEL:
@@ -68,7 +68,7 @@ def _items(name: str, values: Values) -> Sequence[Any]:
 
 
 def collate_samples(samples: Sequence[Any]) -> Any:
-    """The batch that `LatentDataset.loader` makes of samples, for a DataLoader's `collate_fn`.
+    """Make the batch that `LatentDataset.loader` makes of samples, as a DataLoader's `collate_fn`.
 
     torch's own collation does the same but for lists of different lengths and missing values, which it refuses.
 
@@ -99,7 +99,7 @@ def _stacked(values: list[Any]) -> Any:
 
 @dataclass(frozen=True)
 class TrainerCollator:
-    """Makes the dicts that the Hugging Face `Trainer` gives to a model: ``{"pixel_values": ..., "labels": ...}``.
+    """A maker of the dicts that the Hugging Face `Trainer` gives to a model: ``{"pixel_values": ..., "labels": ...}``.
 
     Args:
         inputs: what the model's first argument is called.

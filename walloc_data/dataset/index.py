@@ -106,7 +106,7 @@ def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec
 def load_columns(
     store: Store, *, split: str, record: SplitRecord, mirror: bool, folder: Path, names: Sequence[str]
 ) -> dict[str, Column]:
-    """Columns of a split's index, from the cache folder; converted first where needed.
+    """Load columns of a split's index from the cache folder; converted first where needed.
 
     Raises:
         LoaderError: there is no such column; lists those there are.
@@ -135,7 +135,7 @@ def load_columns(
 
 
 def read_table(store: Store, *, split: str, record: SplitRecord) -> Any:
-    """A split's whole index as an Arrow table, checked against the manifest's checksum."""
+    """Read a split's whole index as an Arrow table, checked against the manifest's checksum."""
     import pyarrow.parquet as pq
 
     with _Parquet(store, split, record) as parquet, parquet.reading() as file:

@@ -211,7 +211,7 @@ class LatentDataset(LatentSamples):
         self._columns = self._columns | found  # parts of this data set share the old ones
 
     def _values(self, name: str, rows: Ints, mirrored: npt.NDArray[np.bool_] | None) -> Any:
-        """Values of a column for rows of the split's index."""
+        """Return the values of a column for rows of the split's index."""
         if name == LABEL:
             return self._index.rows[LABEL][rows]
         if name == "mirrored":
@@ -221,28 +221,28 @@ class LatentDataset(LatentSamples):
         return self._columns[name].take(rows)
 
     def column_form(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """What batches hold of a column of the form: its dtype and the shape of a value, or "list"."""
+        """Return what batches hold of a column of the form: its dtype and the shape of a value, or "list"."""
         if name in (LABEL, "mirrored", "crop"):
             return {LABEL: ("int64", ()), "mirrored": ("bool", ()), "crop": ("int64", (len(CROP_FIELDS),))}[name]
         return self._columns[name].form
 
     @property
     def column_types(self) -> dict[str, str]:
-        """All columns of the index: names to types, such as ``list<float32>[4]``."""
+        """Return all columns of the index: names to types, such as ``list<float32>[4]``."""
         return {
             name: str(kind) for name, kind in column_types(self.record, mirror=self.manifest.settings.mirror).items()
         }
 
     @property
     def keys(self) -> list[str]:
-        """The key of each sample, in stored order: a new list, read from the index each time."""
+        """Return the key of each sample, in stored order: a new list, read from the index each time."""
         self._open_columns(["key"])
         rows = np.arange(self.record.num_samples, dtype=np.int64) if self._rows is None else self._rows
         keys: list[str] = self._columns["key"].take(rows)  # type: ignore[assignment]
         return keys
 
     def position(self, key: str) -> int:
-        """Where the sample with a key stands.
+        """Return where the sample with a key stands.
 
         Raises:
             KeyError: there is none.
@@ -256,16 +256,16 @@ class LatentDataset(LatentSamples):
         return int(found[0])
 
     def by_key(self, key: str) -> Any:
-        """The sample with a key; raise KeyError where there is none."""
+        """Return the sample with a key; raise KeyError where there is none."""
         return self[self.position(key)]
 
     def to_arrow(self) -> Any:
-        """The index as a `pyarrow.Table`: a row a sample in stored order, all columns, the source's own among them."""
+        """Return the index as a `pyarrow.Table`: a row a sample in stored order, with the source's own columns."""
         table = read_table(self._store, split=self.split_name, record=self.record)
         return table if self._rows is None else table.take(self._rows)
 
     def to_pandas(self) -> Any:
-        """The index as a `pandas.DataFrame`: what `to_arrow` gives."""
+        """Return the index as a `pandas.DataFrame`: what `to_arrow` gives."""
         return self.to_arrow().to_pandas()
 
     @property

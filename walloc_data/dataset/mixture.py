@@ -144,7 +144,7 @@ class LatentMixture(LatentSamples):
         return Drawn(latents, values)
 
     def _room(self, name: str, num_rows: int) -> Any:
-        """Where a column's values of several data sets come together."""
+        """Return where a column's values of several data sets come together."""
         dtype, shape = self._forms[name]
         return [None] * num_rows if dtype == "list" else np.empty((num_rows, *shape), dtype)
 
@@ -156,7 +156,7 @@ class LatentMixture(LatentSamples):
 
 
 def _joined_form(name: str, datasets: Sequence[LatentDataset]) -> tuple[str, tuple[int, ...]]:
-    """What batches of a column are: of the dtype that holds all data sets' numbers."""
+    """Return what batches of a column are: of the dtype that holds all data sets' numbers."""
     forms = [dataset.column_form(name) for dataset in datasets]
     if len({(dtype == "list", shape) for dtype, shape in forms}) > 1:
         held = ", ".join(f"{dtype} {shape}" for dtype, shape in dict.fromkeys(forms))

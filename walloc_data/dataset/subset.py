@@ -50,7 +50,7 @@ def class_labels(classes: Sequence[int | str], class_names: Sequence[str] | None
 
 
 def check_conditions(where: Any) -> list[Condition]:
-    """Conditions as a list.
+    """Return conditions as a list.
 
     Raises:
         LoaderError: they are no list of (column, comparison, value); says what they should be.
@@ -71,7 +71,7 @@ def check_conditions(where: Any) -> list[Condition]:
 
 
 def compare(column: str, values: npt.NDArray[Any], comparison: str, value: Any) -> npt.NDArray[np.bool_]:
-    """(n,) which numbers meet a condition; NaN meets none."""
+    """Return (n,) which numbers meet a condition; NaN meets none."""
     if values.ndim != 1:
         raise LoaderError(f"column {column!r} has {values[0].size} numbers a sample: there is no comparing them")
     given = list(value) if comparison in ("in", "not in") else [value]
@@ -82,7 +82,7 @@ def compare(column: str, values: npt.NDArray[Any], comparison: str, value: Any) 
 
 
 def meets(column: Column, comparison: str, value: Any) -> npt.NDArray[np.bool_]:
-    """(n,) which rows of a whole split meet a condition on one of its columns; those without a value do not."""
+    """Return (n,) which rows of a whole split meet a condition on one of its columns; those without a value do not."""
     if isinstance(column, ArrayColumn):
         return compare(column.name, column.values, comparison, value)
     if column.kind.kind not in ("string", "date", "timestamp", "timestamp_utc"):

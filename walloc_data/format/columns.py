@@ -52,14 +52,14 @@ class ColumnType:
 
     @property
     def is_array(self) -> bool:
-        """Whether values are numbers or booleans, or arrays of them, all of one shape."""
+        """Return whether values are numbers or booleans, or arrays of them, all of one shape."""
         if self.item is not None:
             return self.length is not None and self.item.is_array
         return self.kind in _NUMBERS
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one value of a column that is an array; () of a number."""
+        """Return the shape of one value of a column that is an array; () of a number."""
         return () if self.item is None or self.length is None else (self.length, *self.item.shape)
 
     def __str__(self) -> str:
@@ -114,7 +114,14 @@ def column_name(name: str) -> str:
 
 
 def check_columns(columns: Any) -> None:
-    """Raise FormatError unless this is a mapping of names that the index may have to descriptions of types."""
+    """Raise FormatError unless this is a mapping of names that the index may have to descriptions of types.
+
+    Example:
+        >>> from walloc_data.format import check_columns
+        >>> check_columns({"caption": "string", "label": "int64"})
+        Traceback (most recent call last):
+        walloc_data.errors.FormatError: a column cannot have the name 'label', which the index uses itself
+    """
     if not isinstance(columns, Mapping) or len(columns) > _MAX_COLUMNS:
         raise FormatError(f"columns must be an object of at most {_MAX_COLUMNS} names and types, or null")
     for name, kind in columns.items():
@@ -202,6 +209,12 @@ def tighten_lists(kind: ColumnType, values: Iterable[Any]) -> ColumnType:
     """Return a type whose lists of numbers have a length, where all values have that one, of at least two items.
 
     What is declared or inferred as lists of any length, of several labels or a box say, is then a plain array.
+
+    Example:
+        >>> from walloc_data.format import ColumnType, tighten_lists
+        >>> numbers = ColumnType.from_json({"list": "int64"})
+        >>> print(tighten_lists(numbers, [[1, 0, 1], [0, 0, 1]]), tighten_lists(numbers, [[1], [2, 3]]))
+        list<int64>[3] list<int64>
     """
     if kind.item is None:
         return kind

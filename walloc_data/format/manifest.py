@@ -45,7 +45,13 @@ class ShardRecord(Record):
 
 @dataclass(frozen=True)
 class ShardsFile(Record):
-    """The file beside a split's index that lists its shards, where there are too many for the manifest."""
+    """The file beside a split's index that lists its shards, where there are too many for the manifest.
+
+    Example:
+        >>> from walloc_data.format import ShardsFile, shards_name
+        >>> ShardsFile(shards_name("train"), "0" * 64, num_shards=488_282).to_dict()["name"]
+        'index/train.shards.parquet'
+    """
 
     name: str  # relative to the data set's root
     sha256: str

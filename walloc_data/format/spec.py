@@ -60,7 +60,7 @@ class CodecSpec(Record):
 
     @property
     def is_usual(self) -> bool:
-        """Whether latents are 12 channels of 8-px cells, which readers other than ours take for granted."""
+        """Return whether latents are 12 channels of 8-px cells, which readers other than ours take for granted."""
         return (self.channels, self.latent_dim, self.cell_px) == (3, 12, 8)
 
     @property
@@ -74,7 +74,16 @@ class CodecSpec(Record):
 
 
 class SettingFields(TypedDict, total=False):
-    """The fields of `EncodeSettings` as keyword arguments, for whoever passes them on."""
+    """The fields of `EncodeSettings` as keyword arguments, for whoever passes them on.
+
+    Example:
+        >>> from typing import Unpack
+        >>> from walloc_data.format import EncodeSettings, SettingFields
+        >>> def settings(**fields: Unpack[SettingFields]) -> EncodeSettings:
+        ...     return EncodeSettings(**fields)
+        >>> settings(size_px=96).size_px
+        96
+    """
 
     size_px: int | None
     samples_per_shard: int
@@ -159,7 +168,7 @@ class EncodeSettings(Record):
 
     @property
     def resized(self) -> str:
-        """What is done to a picture's size, in words.
+        """Return what is done to a picture's size, in words.
 
         Example:
             >>> from walloc_data.format import EncodeSettings
@@ -170,8 +179,8 @@ class EncodeSettings(Record):
         if self.size_px is None:
             return f"native size, {snapped}" if snapped else "native size"
         words = {
-            "crop": f"{self.size_px} x {self.size_px} px, the centre square of each picture",
-            "square": f"{self.size_px} x {self.size_px} px, whatever the picture's shape",
+            "crop": f"{self.size_px} x {self.size_px} px, the centre square",
+            "square": f"{self.size_px} x {self.size_px} px, whatever the shape was",
             "shorter": f"shorter side {self.size_px} px" + (f", {snapped}" if snapped else ""),
         }
         return words[self.resize] + (f", by a {self.filter} filter" if self.filter != "bicubic" else "")

@@ -40,7 +40,7 @@ def resize_and_crop(image: Image.Image, *, settings: EncodeSettings) -> npt.NDAr
 
 
 def crop_box(size: Size, *, settings: EncodeSettings) -> Box:
-    """The (left, top, right, bottom) that `resize_and_crop` keeps of a picture of (width, height) pixels.
+    """Return the (left, top, right, bottom) that `resize_and_crop` keeps of a picture of (width, height) pixels.
 
     Example:
         >>> from walloc_data.format import EncodeSettings
@@ -52,7 +52,7 @@ def crop_box(size: Size, *, settings: EncodeSettings) -> Box:
 
 
 def encoded_size(size: Size, *, settings: EncodeSettings) -> Size:
-    """The (width, height) in pixels at which a picture of (width, height) pixels is encoded.
+    """Return the (width, height) in pixels at which a picture of (width, height) pixels is encoded.
 
     Example:
         >>> from walloc_data.format import EncodeSettings
@@ -64,7 +64,7 @@ def encoded_size(size: Size, *, settings: EncodeSettings) -> Size:
 
 
 def _placed(size: Size, settings: EncodeSettings) -> tuple[Box, Size]:
-    """What is kept of a picture, in its own pixels, and the size that this is scaled to. Integers only."""
+    """Return what is kept of a picture, in its own pixels, and the size that this is scaled to. Integers only."""
     (width, height), side, snap = size, settings.size_px, settings.snap or 1
     if side is not None and settings.resize == "crop":
         short = min(size)
@@ -88,7 +88,7 @@ def _placed(size: Size, settings: EncodeSettings) -> tuple[Box, Size]:
 
 
 def _scaled(length: int, numerator: int, denominator: int) -> int:
-    """length * numerator / denominator, rounded half up."""
+    """Return length * numerator / denominator, rounded half up."""
     return (2 * length * numerator + denominator) // (2 * denominator)
 
 

@@ -81,6 +81,14 @@ def shards_reader(read: Callable[..., bytes], *, where: Callable[[str], str]) ->
     Args:
         read: called with a path inside the data set and `max_bytes`.
         where: names a path in errors.
+
+    Example:
+        >>> from walloc_data.format import MANIFEST_NAME, Manifest
+        >>> from walloc_data.storage import Store, shards_reader
+        >>> store = Store("my-latents")
+        >>> text, lists = store.read_bytes(MANIFEST_NAME), shards_reader(store.read_bytes, where=store.where)
+        >>> Manifest.from_json(text, where="walloc.json", read_shards=lists).splits["train"].num_samples
+        8
     """
 
     def read_list(file: ShardsFile) -> tuple[ShardRecord, ...]:
