@@ -13,7 +13,7 @@ From scratch and for long, store pictures larger than the network takes them, to
 
 The defaults are a recipe for training from scratch: random crops wherever latents are stored larger than the network
 takes them, else shifts by two cells; flips, by stored mirrors or else by the codec's operator; a first layer in two
-steps; label smoothing, warm-up and cosine, an average of the weights; mixup and cutmix in the second half of 40 epochs
+steps; label smoothing, warm-up and cosine, an average of the weights; mixup and cutmix in the second half of 80 epochs
 or more.
 
 Run again with the same command after any interruption: it goes on from the last checkpoint, to the same weights as an
@@ -48,7 +48,7 @@ from walloc_data.files import whole_file
 from walloc_data.serving import attach_codec
 from walloc_data.transforms import LatentOperators, RandomHorizontalFlip, RandomResizedCrop, RandomTranslate, Resize
 
-LONG_EPOCHS = 40  # from here on mixed pictures are the default
+LONG_EPOCHS = 80  # from here on mixed pictures are the default: shorter runs are not short of pictures
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -72,8 +72,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sched", default="cosine")
     parser.add_argument("--warmup-epochs", type=int, default=1)
     parser.add_argument("--smoothing", type=float, default=0.1)
-    parser.add_argument("--mixup", type=float, help="alpha; 0 is off (default: 0.2 from 40 epochs on)")
-    parser.add_argument("--cutmix", type=float, help="alpha; 0 is off (default: 1 from 40 epochs on)")
+    parser.add_argument("--mixup", type=float, help="alpha; 0 is off (default: 0.2 from 80 epochs on)")
+    parser.add_argument("--cutmix", type=float, help="alpha; 0 is off (default: 1 from 80 epochs on)")
     parser.add_argument("--ema-decay", type=float, default=0.99)
     parser.add_argument("--mix-from", type=float, default=0.5, help="share of the epochs before mixup and cutmix begin")
     parser.add_argument(

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,6 +280,28 @@ def test_the_split_to_validate_on_is_found_or_named(train, imagenette_folder, tm
     assert "fine-tuned" in load_example("finetune_folded").main(folded)
     with pytest.raises(FormatError, match=r"no split 'nowhere'; it has"):
         train(*arguments, "--val-split", "nowhere", "--output", tmp_path / "other")
+
+
+def test_the_recipe_follows_what_is_stored_and_how_long_the_training_is(latents, imagenette_folder, tmp_path):
+    example = load_example("train_timm")
+
+    def recipe(data: Path, *arguments: str) -> tuple[Any, ...]:
+        args = example.parse([str(data), *arguments])
+        example.fill_in_recipe(args, LatentDataset(data, split="train"))
+        return args.size_cells, args.crops, args.shift_cells, args.flip, args.mixup, args.cutmix
+
+    assert recipe(latents) == (12, "whole", 2, "fitted", 0, 0)
+    assert recipe(latents, "--size-cells", "8") == (8, "random", 0, "fitted", 0, 0)
+    assert recipe(latents, "--epochs", "80") == (12, "whole", 2, "fitted", 0.2, 1.0)
+    given = ["--epochs", "80", "--flip", "none", "--shift-cells", "0", "--mixup", "0", "--cutmix", "0.5"]
+    assert recipe(latents, *given) == (12, "whole", 0, "none", 0, 0.5)
+    mirrored = tmp_path / "mirrored"
+    encode_dataset(imagenette_folder, mirrored, split="train", size_px=32, mirror=True, progress=False)
+    assert recipe(mirrored)[3] == "stored"
+    bare = tmp_path / "bare"
+    shutil.copytree(latents, bare)
+    (bare / "codec" / "operators.safetensors").unlink()
+    assert recipe(bare)[3] == "none"
 
 
 def test_the_walkthrough_runs_from_a_source_to_a_saved_model(imagenette_folder, tmp_path, monkeypatch, capsys):
