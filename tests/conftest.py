@@ -1,10 +1,12 @@
 """Fixtures that several rooms share: where real pictures are, and small data sets made from them."""
 
 import errno
+import importlib.util
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -113,6 +115,19 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
         yield store
     finally:
         store.kill()
+
+
+@pytest.fixture
+def faults(swift: Swift) -> Iterator[Any]:
+    """A proxy in front of the endpoint that injects faults: `tests/fault_proxy.py`."""
+    spec = importlib.util.spec_from_file_location("fault_proxy", ROOT / "tests" / "fault_proxy.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fault_proxy"] = module  # dataclasses look themselves up
+    spec.loader.exec_module(module)
+    with module.fault_proxy(swift.port) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,10 @@ def read_regular(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
         b'{'
     """
     with open_regular(path, max_bytes=max_bytes) as file:
-        data = file.read(max_bytes + 1)  # it may be growing, or, as in /proc, say 0 and be longer
+        # Not max_bytes at once: that much memory would be asked for. It may be growing, or, as in /proc, say 0.
+        data = file.read(os.fstat(file.fileno()).st_size + 1)
+        while len(data) <= max_bytes and (more := file.read(2**20)):
+            data += more
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"more than {max_bytes} bytes; at most that many are read", os.fspath(path))
     return data

@@ -22,8 +22,16 @@ from torch.nn import functional as F
 from walloc_data.adapters import check_codec, latent_config, load_latent_model
 from walloc_data.codec import bundled_codecs, codec_folder, fetch_codec, load_codec, save_codec
 from walloc_data.errors import CodecError, ModelError, SourceError
+from walloc_data.files import read_regular
 from walloc_data.format import EncodeSettings, padding_for
-from walloc_data.pictures import PictureError, crop_box, decode_picture, encoded_size, resize_and_crop
+from walloc_data.pictures import (
+    MAX_FILE_BYTES,
+    PictureError,
+    crop_box,
+    decode_picture,
+    encoded_size,
+    resize_and_crop,
+)
 from walloc_data.sources import Sample, open_source
 from walloc_data.storage import Store
 from walloc_data.transforms import CenterCrop, LatentOperators, Resize
@@ -147,9 +155,11 @@ class PictureClassifier(nn.Module):
     @torch.inference_mode()
     def predict(self, pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], *, top: int = 5) -> list[Prediction]:
         """Classify pictures that are in memory: PIL images, or arrays (H, W, 3) uint8."""
-        names = [f"picture {i}" for i in range(len(pictures))]
-        images = [picture if isinstance(picture, Image.Image) else Image.fromarray(picture) for picture in pictures]
-        return self._predict([image.convert("RGB") for image in images], names=names, top=top)
+        results = []
+        for i, picture in enumerate(pictures):
+            image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+            results.append(self._predict_one(image.convert("RGB"), name=f"picture {i}", top=top))
+        return results
 
     @torch.inference_mode()
     def predict_files(
@@ -165,30 +175,29 @@ class PictureClassifier(nn.Module):
         Raises:
             SourceError: for a file that is not a picture, or a folder without one.
         """
+        chosen = settings or EncodeSettings()
         results: list[Prediction] = []
-        for name, read in _files(paths):
+        for name, read in _files(paths):  # one picture at a time: many would not fit into memory together
             try:
-                image = decode_picture(read(), settings=settings or EncodeSettings())
+                image = decode_picture(read(), settings=chosen)
             except (OSError, PictureError) as error:
-                raise SourceError(f"{name}: cannot be classified: {error}") from error
-            results += self._predict([image], names=[name], top=top)
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                raise SourceError(f"{name}: cannot be classified: {reason}") from error
+            results.append(self._predict_one(image, name=name, top=top))
         return results
 
-    def _predict(self, images: Sequence[Image.Image], *, names: Sequence[str], top: int) -> list[Prediction]:
+    def _predict_one(self, image: Image.Image, *, name: str, top: int) -> Prediction:
         self.eval()
         device = next(self.model.parameters()).device
-        results = []
-        for image, name in zip(images, names, strict=True):
-            array = resize_and_crop(image, settings=self._sizes)
-            picture = torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].to(device)
-            probabilities = self(picture).softmax(1)[0].cpu()
-            best = probabilities.topk(min(top, len(probabilities)))
-            ranked = tuple(
-                (self._class_name(label), value)
-                for value, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            )
-            results.append(Prediction(name, int(best.indices[0]), *ranked[0], ranked))
-        return results
+        array = resize_and_crop(image, settings=self._sizes)
+        picture = torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].to(device)
+        probabilities = self(picture).softmax(1)[0].cpu()
+        best = probabilities.topk(min(top, len(probabilities)))
+        ranked = tuple(
+            (self._class_name(label), value)
+            for value, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )
+        return Prediction(name, int(best.indices[0]), *ranked[0], ranked)
 
     def _class_name(self, label: int) -> str:
         return str(label) if self.config.class_names is None else self.config.class_names[label]
@@ -217,7 +226,7 @@ def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, Calla
     """Names, each with the reading of its bytes: files, and those of folders by the rules of encoding."""
     for path in map(Path, paths):
         if not path.is_dir():
-            yield str(path), path.read_bytes
+            yield str(path), partial(read_regular, path, max_bytes=MAX_FILE_BYTES)
             continue
         source = open_source(path, label_column="none")
         for index in range(source.num_items or 0):

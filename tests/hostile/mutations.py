@@ -161,6 +161,10 @@ def _sparse(path: Path) -> None:
         file.truncate(20 * 2**30)
 
 
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"\x89garbage\n" * 100)
+
+
 SPECIAL: dict[str, Mutation] = {
     "fifo": os.mkfifo,
     "folder": _folder,
@@ -170,7 +174,7 @@ SPECIAL: dict[str, Mutation] = {
     "empty": Path.touch,
     "dangling": lambda path: path.symlink_to("nowhere"),
     "absent": lambda path: None,
-    "garbage": lambda path: None if path.write_bytes(b"\x89garbage\n" * 100) else None,
+    "garbage": _garbage,
 }
 
 

@@ -2,9 +2,12 @@
 
 import base64
 import hashlib
+import io
 import json
 import shutil
+import tarfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -13,36 +16,65 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import numpy as np
 import pytest
+import torch
 
 from walloc_data.format import (
+    INDEX_COLUMNS,
     ChannelStatistics,
-    CodecSpec,
     EncodeSettings,
     Manifest,
     ShardRecord,
     SplitRecord,
     index_name,
+    sample_key,
     shard_name,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = CodecSpec("test-16x", 3, 3, 12, 8, "bior4.4", "0" * 64)
+CODEC_FILES = {
+    "klt-16x": ("codec.json", "model.safetensors"),
+    "rgb-16x-v1": ("codec.json", "model.safetensors", "decoder-2.safetensors"),
+}
 
 
-def _write_opaque_dataset(root: Path, *, num_shards: int = 3, seed: int = 0, spec: CodecSpec = SPEC) -> Manifest:
-    """A folder whose shards are noise: enough for what moves files without reading samples."""
-    records = []
-    for i in range(num_shards):
-        data = hashlib.shake_256(f"{seed}/{i}".encode()).digest(3000 + i)
-        path = root / shard_name("train", i)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        records.append(ShardRecord(shard_name("train", i), 10, len(data), hashlib.sha256(data).hexdigest()))
+def _write_small_dataset(root: Path, *, num_shards: int = 3, seed: int = 0, codec: str = "klt-16x") -> Manifest:
+    """A whole data set of one split: two latents of noise in each shard, which no picture gave."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from walloc_data.codec import codec_folder, load_codec
+    from walloc_data.latents import encode_webp, pack
+
+    spec = load_codec(codec, decoder=False)[1].spec
+    rng = np.random.default_rng(seed)
+    records, rows = [], []
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    for shard in range(num_shards):
+        path = root / shard_name("train", shard)
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for source_index in (2 * shard, 2 * shard + 1):
+                latent = torch.from_numpy(rng.integers(-20, 20, (1, 12, 4, 4), dtype=np.int8))
+                data, key = encode_webp(pack(latent)[0]), sample_key(source_index)
+                for name, member in ((f"{key}.webp", data), (f"{key}.json", b"{}")):
+                    header = tarfile.TarInfo(name)
+                    header.size = len(member)
+                    tar.addfile(header, io.BytesIO(member))
+                    if member is data:
+                        offset = tar.offset - -(-len(data) // 512) * 512
+                rows.append([key, shard, offset, len(data), None, 32, 32, source_index, zlib.crc32(data)])
+        data = path.read_bytes()
+        records.append(ShardRecord(shard_name("train", shard), 2, len(data), hashlib.sha256(data).hexdigest()))
+    kinds = {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64(), "uint32": pa.uint32()}
+    columns = zip(*rows, strict=True)
+    (root / "index").mkdir(exist_ok=True)
+    pq.write_table(
+        pa.table({name: pa.array(v, kinds[kind]) for (name, kind, _), v in zip(INDEX_COLUMNS, columns, strict=True)}),
+        root / index_name("train"),
+    )
     files = {
-        index_name("train"): b"PAR1 not read here",
-        "codec/codec.json": b"{}",
-        "codec/model.safetensors": bytes(100),
+        **{f"codec/{name}": (codec_folder(codec) / name).read_bytes() for name in CODEC_FILES[codec]},
         "_info.json": b"{}",
         "README.md": b"---\nlicense: other\n---\n# A data set\n",
         ".walloc/lock": b"",
@@ -52,16 +84,16 @@ def _write_opaque_dataset(root: Path, *, num_shards: int = 3, seed: int = 0, spe
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
     split = SplitRecord(
-        {"kind": "folder"}, 10 * num_shards, 0, tuple(records), None, False, ChannelStatistics.zero(spec)
+        {"kind": "folder"}, 2 * num_shards, 0, tuple(records), (12, 4, 4), False, ChannelStatistics.zero(spec)
     )
-    manifest = Manifest(spec, EncodeSettings(samples_per_shard=10), None, {"train": split}, {"walloc_data": "0"})
+    manifest = Manifest(spec, EncodeSettings(samples_per_shard=2), None, {"train": split}, {"walloc_data": "0"})
     (root / "walloc.json").write_text(manifest.to_json())
     return manifest
 
 
 @pytest.fixture(scope="session")
-def write_opaque_dataset() -> Callable[..., Manifest]:
-    return _write_opaque_dataset
+def write_small_dataset() -> Callable[..., Manifest]:
+    return _write_small_dataset
 
 
 @dataclass

@@ -137,11 +137,11 @@ def test_the_card_shows_the_preview_where_there_is_one(imagenette_latents: Any, 
     [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (10**6, "1M<n<10M"), (10**12 - 1, "100B<n<1T"), (10**12, "n>1T")],
 )
 def test_size_categories_are_those_of_the_hub(
-    samples: int, category: str, write_opaque_dataset: Callable[..., Manifest], tmp_path: Path
+    samples: int, category: str, write_small_dataset: Callable[..., Manifest], tmp_path: Path
 ) -> None:
     import dataclasses
 
-    manifest = write_opaque_dataset(tmp_path, num_shards=1)
+    manifest = write_small_dataset(tmp_path, num_shards=1)
     [record] = manifest.splits.values()
     shards = (dataclasses.replace(record.shards[0], num_samples=samples),) if samples else ()
     record = dataclasses.replace(record, num_samples=samples, shards=shards)

@@ -16,6 +16,7 @@ from walloc_data.adapters.stem import LatentConv2d, Normalization, TwoLayerStem,
 from walloc_data.adapters.wrapping import bare_module
 from walloc_data.errors import FormatError, ModelError
 from walloc_data.format import ChannelStatistics, CodecSpec, EncodeSettings, Manifest
+from walloc_data.format.checks import shown
 from walloc_data.storage import Store, read_manifest
 
 __all__ = ["LatentModelConfig", "LatentModelSummary", "create_latent_model", "latent_config", "stem_of", "summarize"]
@@ -69,6 +70,7 @@ class LatentModelConfig:
     timm_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_types(self)
         # JSON has no tuples: what was saved and loaded must equal what was made.
         object.__setattr__(self, "timm_kwargs", {key: _frozen(value) for key, value in self.timm_kwargs.items()})
         if len(self.input_shape) != 3 or min(self.input_shape) < 1:
@@ -112,12 +114,31 @@ class LatentModelConfig:
         try:
             fields = dict(value)
             fields["codec"] = CodecSpec.from_dict(fields["codec"], where=where)
-            fields["input_shape"] = tuple(int(side) for side in fields["input_shape"])
+            fields["input_shape"] = tuple(fields["input_shape"])
             if fields.get("class_names") is not None:
-                fields["class_names"] = tuple(str(name) for name in fields["class_names"])
+                fields["class_names"] = tuple(fields["class_names"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{where}: not the config of a latent model ({error})") from error
+
+
+def _check_types(config: LatentModelConfig) -> None:
+    """Raise ModelError for fields of other types than a config has; nothing is built on the word of a wrong one."""
+    kinds: dict[str, tuple[type, ...]] = {
+        "name": (str,), "geometry": (str,), "num_classes": (int,), "normalization": (str,), "stem_padding": (str,),
+        "view": (str,), "stem_bias": (bool, type(None)), "stem_kernel_cells": (int, type(None)),
+        "size_px": (int, type(None)),
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if type(value := getattr(config, name)) not in kind or (isinstance(value, int) and not 0 <= value <= 2**24):
+            raise ModelError(f"{name} must be {' or '.join(item.__name__ for item in kind)}, not {shown(value)}")
+    if not isinstance(config.timm_kwargs, Mapping) or not all(isinstance(key, str) for key in config.timm_kwargs):
+        raise ModelError(f"timm_kwargs must be an object, not {shown(config.timm_kwargs)}")
+    if not all(type(side) is int and side <= 2**20 for side in config.input_shape):
+        raise ModelError(f"input_shape must be three positive integers, not {shown(config.input_shape)}")
+    for name in config.class_names or ():
+        if not isinstance(name, str):
+            raise ModelError(f"class_names must be a list of strings or null, not {shown(config.class_names)}")
 
 
 def _frozen(value: Any) -> Any:

@@ -9,11 +9,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from walloc_data import __version__
 from walloc_data.cli import data, look, models
 from walloc_data.cli.command import Args, Command, Outcome, Parser
 from walloc_data.errors import MissingExtraError, WallocDataError
+from walloc_data.text import printable
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -73,16 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         outcome: Outcome = args.run(args)
-        print(json.dumps(outcome.data, ensure_ascii=False) if args.json else outcome.text, flush=True)
+        print(_as_json(outcome.data) if args.json else printable(outcome.text), flush=True)
     except WallocDataError as error:
         print(f"walloc-data: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         # The converter's own message says how to resume.
-        print(f"\nwalloc-data: interrupted{': ' + str(error) if str(error) else ''}", file=sys.stderr)
+        print(f"\nwalloc-data: interrupted{': ' + printable(str(error)) if str(error) else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `walloc-data ... | head`
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return outcome.exit_code
+
+
+def _as_json(data: dict[str, Any]) -> str:
+    text = json.dumps(data, ensure_ascii=False)
+    return text if printable(text) == text else json.dumps(data)  # what could steer a terminal is then \\u....

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from walloc_data.text import printable
+
 __all__ = [
     "READING",
     "Args",
@@ -106,7 +108,7 @@ def _colour(text: str) -> tuple[int, ...]:
 @contextmanager
 def say_if_slow(what: str, *, after_s: float = 2.0) -> Iterator[None]:
     """A line on stderr when something without a progress bar of its own takes longer than people wait in silence."""
-    timer = threading.Timer(after_s, lambda: print(what, file=sys.stderr, flush=True))
+    timer = threading.Timer(after_s, lambda: print(printable(what), file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()
     try:

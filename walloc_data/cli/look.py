@@ -3,6 +3,7 @@
 import sys
 
 from walloc_data.cli.command import Args, Command, Outcome, Parser, add_dataset, add_split
+from walloc_data.text import printable
 
 __all__ = ["COMMANDS"]
 
@@ -72,7 +73,7 @@ def _push(args: Args) -> Outcome:
     from walloc_data.push import push
 
     def progress(path: str, sent: int, total: int) -> None:
-        print(f"{sent / 1e6:.1f} of {total / 1e6:.1f} MB  {path}", file=sys.stderr)
+        print(f"{sent / 1e6:.1f} of {total / 1e6:.1f} MB  {printable(path)}", file=sys.stderr)
 
     result = push(
         args.out,

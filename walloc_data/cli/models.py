@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from walloc_data.cli.command import READING, Args, Command, Outcome, Parser, add_reading
 from walloc_data.errors import CodecError
+from walloc_data.text import printable
 
 if TYPE_CHECKING:
     from walloc_data.codec import PictureSet
@@ -15,7 +16,7 @@ __all__ = ["COMMANDS"]
 
 def _say(line: str) -> None:
     # Progress goes to stderr, so that --json leaves one object on stdout.
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def _demo_arguments(parser: Parser) -> None:

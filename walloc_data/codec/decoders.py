@@ -188,7 +188,7 @@ def build_decoder(description: Mapping[str, Any], *, latent_dim: int, out_channe
         CodecError: a value is missing, or beyond what this package builds.
     """
     kind = description.get("kind", "conv")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise CodecError(f"decoder: kind must be one of {sorted(_KINDS)}, not {kind!r}; made by a newer walloc_data?")
     network, limits = _KINDS[kind]
     if unknown := sorted(set(description) - set(limits) - {"kind"}):

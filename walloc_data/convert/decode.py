@@ -1,7 +1,7 @@
 """`decode_dataset`: pictures back from latents."""
 
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from walloc_data.convert.inspect import index_rows, local_file, open_manifest
-from walloc_data.errors import CodecError, CorruptShardError, FormatError
+from walloc_data.dataset.index import load_index
+from walloc_data.dataset.reader import ShardReader
+from walloc_data.errors import CodecError, FormatError, StorageError, WallocDataError
 from walloc_data.files import whole_file
 from walloc_data.format import Manifest, check_key, padding_for
-from walloc_data.latents import decode_webp, unpack
-from walloc_data.storage import Store
+from walloc_data.storage import ShardCache, Store
 
 __all__ = ["decode_dataset"]
 
@@ -55,61 +56,46 @@ def decode_dataset(
     record = manifest.split(split, where=store.url)
     wanted = None if keys is None else {check_key(key, where="keys") for key in keys}
     folder = Path(target)
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        if codec is None:
-            import tempfile
-
-            codec = fetch_codec(
-                store, scratch=Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="walloc_data-")))
-            )
-        loaded, _ = load_codec(codec, device=device)
+    with tempfile.TemporaryDirectory(prefix="walloc_data-") as name:
+        scratch = Path(name)
+        loaded, _ = load_codec(fetch_codec(store, scratch=scratch) if codec is None else codec, device=device)
         if loaded.spec.encoder_sha256 != manifest.codec.encoder_sha256:
             raise CodecError(
                 f"the codec {loaded.spec.name!r} did not make {store.url}: that was {manifest.codec.name!r}"
             )
-        written = []
-        for key, height, width, data in _packed(store, manifest, split, wanted):
-            picture = decode_webp(data, where=f"{store.url}: sample {key}")
-            latent = torch.from_numpy(
-                unpack(picture[..., : manifest.codec.channels], latent_dim=manifest.codec.latent_dim)
-            )
-            if tuple(latent.shape) != manifest.codec.latent_shape(height, width):
-                raise CorruptShardError(
-                    f"{store.url}: sample {key}: a latent {tuple(latent.shape)} for {height} x {width}"
-                )
-            path = folder / f"{key}.png"
-            _save(loaded.decode(latent[None].to(device))[0].cpu(), height, width, manifest.codec.cell_px, path)
-            written.append(path)
+        index = load_index(store, split=split, record=record, spec=manifest.codec, folder=scratch)
+        largest = max((shard.num_bytes for shard in record.shards), default=1)
+        reader = ShardReader(store, record, manifest.codec, index, ShardCache(scratch, max_bytes=largest))
+        written: list[Path] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for row, key, height, width in _rows(store, manifest, split):
+                if wanted is not None and key not in wanted:
+                    continue
+                [latent] = reader.read(np.array([row], dtype=np.int64))
+                picture = loaded.decode(torch.from_numpy(latent)[None].to(device))[0].cpu()  # (3, H, W)
+                path = folder / f"{key}.png"
+                _save(picture, height, width, manifest.codec.cell_px, path)
+                written.append(path)
+        except OSError as error:
+            if isinstance(error, WallocDataError):
+                raise
+            raise StorageError(
+                f"{folder}: the pictures cannot be written ({error.strerror or error}), after {len(written)} of them: "
+                "is there room, and may you write there?"
+            ) from error
     if wanted is not None and (absent := sorted(wanted - {path.stem for path in written})):
         raise FormatError(f"{store.url}: split {split!r} ({record.num_samples} samples) has no key {absent[0]!r}")
     return written
 
 
-def _packed(
-    store: Store, manifest: Manifest, split: str, wanted: set[str] | None
-) -> Iterator[tuple[str, int, int, bytes]]:
-    """(key, height, width, WebP) of the wanted samples, each shard opened once."""
+def _rows(store: Store, manifest: Manifest, split: str) -> Iterator[tuple[int, str, int, int]]:
+    """Yield (row, key, height, width) of a split's samples."""
     record = manifest.splits[split]
-    shards, where = record.shards, store.where(record.index_name(split))
-    with ExitStack() as outer, ExitStack() as opened:
-        index = outer.enter_context(local_file(store, record.index_name(split)))
-        position, file = -1, Path()
-        rows = index_rows(index, mirror=manifest.settings.mirror, columns=record.columns, where=where)
-        for row in rows:
-            if wanted is not None and row["key"] not in wanted:
-                continue
-            check_key(row["key"], where=where)
-            if not 0 <= row["shard"] < len(shards) or row["offset"] < 0 or not 0 < row["length"] < 2**31:
-                raise FormatError(f"{where}: sample {row['key']} lies in no shard")
-            if row["shard"] != position:
-                opened.close()
-                position = row["shard"]
-                file = opened.enter_context(local_file(store, shards[position].name))
-            with file.open("rb") as tar:
-                tar.seek(row["offset"])
-                data = tar.read(min(row["length"], shards[position].num_bytes))
-            yield row["key"], row["height"], row["width"], data
+    where, mirror = store.where(record.index_name(split)), manifest.settings.mirror
+    with local_file(store, record.index_name(split)) as file:
+        for number, row in enumerate(index_rows(file, mirror=mirror, columns=record.columns, where=where)):
+            yield number, check_key(row["key"], where=where), row["height"], row["width"]
 
 
 def _save(picture: torch.Tensor, height: int, width: int, multiple: int, path: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from walloc_data.convert.state import read_manifest
 from walloc_data.errors import FormatError
+from walloc_data.files import check_regular, open_regular
 from walloc_data.format import MANIFEST_NAME, OPTIONAL_INDEX_COLUMNS, Manifest
+from walloc_data.format.checks import check_int
 from walloc_data.storage import Store
 from walloc_data.tables import index_schema
 
@@ -17,6 +19,9 @@ __all__ = ["failure_lines", "index_rows", "local_file", "open_manifest"]
 
 MAX_INDEX_BYTES = 2**40
 MAX_FAILURE_LINE_BYTES = 2**20
+MAX_ROWS_PER_BYTE = 4  # of an index: rows of real samples do not compress like this
+_MAX_KEY_BYTES = 100
+_MAX_SIDE = 2**28  # pixels
 
 
 def open_manifest(store: Store) -> Manifest:
@@ -30,15 +35,19 @@ def open_manifest(store: Store) -> Manifest:
 
 
 @contextmanager
-def local_file(store: Store, path: str) -> Iterator[Path]:
-    """A file of the data set on this machine: itself, or a copy that is deleted afterwards."""
+def local_file(store: Store, path: str, *, max_bytes: int | None = None) -> Iterator[Path]:
+    """A file of the data set on this machine: itself, or a copy that is deleted afterwards.
+
+    Args:
+        max_bytes: a longer file is not fetched.
+    """
     if store.local_path is not None:
         store.num_bytes(path)  # its error names the file
         yield store.local_path / path
         return
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
         target = Path(folder) / "file"
-        store.download(path, target)
+        store.download(path, target, max_bytes=max_bytes)
         yield target
 
 
@@ -52,6 +61,7 @@ def index_rows(file: Path, *, mirror: bool, columns: Mapping[str, Any] | None, w
 
     schema = index_schema(mirror=mirror, columns=columns)
     try:
+        check_regular(file)
         with pa.parquet.ParquetFile(file) as parquet:
             found = parquet.schema_arrow.remove_metadata()
             for absent in OPTIONAL_INDEX_COLUMNS - set(found.names):
@@ -59,8 +69,11 @@ def index_rows(file: Path, *, mirror: bool, columns: Mapping[str, Any] | None, w
                     schema = schema.remove(schema.get_field_index(absent))
             if found != schema:
                 raise FormatError(f"{where}: {_first_difference(found, schema)}")
+            if (num_rows := parquet.metadata.num_rows) > MAX_ROWS_PER_BYTE * (num_bytes := file.stat().st_size):
+                raise FormatError(f"{where}: {num_rows} rows in {num_bytes} bytes; refused")
             ours = [name for name in schema.names if name not in (columns or {})]
             for batch in parquet.iter_batches(batch_size=4096, columns=ours):
+                _check_rows(batch, where=where)
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise FormatError(f"{where}: not a readable index ({error})") from error
@@ -76,16 +89,45 @@ def _first_difference(found: Any, expected: Any) -> str:
     )
 
 
+def _check_rows(batch: Any, *, where: str) -> None:
+    """Refuse what no index holds: empty cells, places before the beginning, sides and keys beyond all others."""
+    import pyarrow.compute as pc
+
+    limits = {
+        "shard": (0, 2**31 - 1),
+        "offset": (0, 2**50),
+        "length": (1, 2**31 - 1),
+        "height": (1, _MAX_SIDE),
+        "width": (1, _MAX_SIDE),
+        "source_index": (0, 2**62),
+        "mirror_offset": (0, 2**50),
+        "mirror_length": (1, 2**31 - 1),
+    }
+    for name in batch.schema.names:
+        column = batch.column(name)
+        if column.null_count and (name == "key" or name in limits):
+            raise FormatError(f"{where}: column {name!r} has empty rows")
+        if name == "key" and (longest := pc.max(pc.binary_length(column)).as_py() or 0) > _MAX_KEY_BYTES:
+            raise FormatError(f"{where}: a key of {longest} bytes; they end at {_MAX_KEY_BYTES}")
+        if name in limits and len(column):
+            low, high = limits[name]
+            found = pc.min_max(column).as_py()
+            if found["min"] < low or found["max"] > high:
+                value = found["min"] if found["min"] < low else found["max"]
+                raise FormatError(f"{where}: a {name} of {value} is not in [{low}, {high}]")
+
+
 def failure_lines(file: Path, *, where: str) -> Iterator[dict[str, Any]]:
     """Parsed lines of a failures file."""
-    with file.open("rb") as lines:
+    with open_regular(file) as lines:
         number = 0
         while line := lines.readline(MAX_FAILURE_LINE_BYTES):
             number += 1
             try:
                 value = json.loads(line)
-                if not (isinstance(value, dict) and isinstance(value["source_index"], int)):
-                    raise ValueError("no source_index")
+                if not isinstance(value, dict):
+                    raise ValueError("no object")
+                check_int("source_index", value["source_index"], low=0)
             except (ValueError, KeyError, RecursionError) as error:
                 raise FormatError(f"{where}: line {number} is not a failure ({error})") from error
             yield value

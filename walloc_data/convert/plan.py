@@ -14,7 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from walloc_data.errors import FormatError, SettingsMismatchError
-from walloc_data.format import CodecSpec, ColumnType, EncodeSettings, check_name, fragment_key, sample_key
+from walloc_data.format import (
+    CodecSpec,
+    ColumnType,
+    EncodeSettings,
+    check_json,
+    check_name,
+    check_text,
+    check_texts,
+    fragment_key,
+    sample_key,
+)
 from walloc_data.permutations import permute_source
 
 __all__ = [
@@ -87,9 +97,17 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_name(self.split, what="split", where="plan")
+        if not isinstance(self.settings, EncodeSettings) or not isinstance(self.codec, CodecSpec):
+            raise FormatError("settings and codec must be records of their own")
+        check_json("source", self.source)
+        check_texts("written_by", self.written_by)
+        for name in self.class_names or ():
+            check_text("class name", name)
         for name, kind in (("shuffled", bool), ("labelled", bool), ("columns", list)):
             if not isinstance(self.source, Mapping) or not isinstance(self.source.get(name), kind):
                 raise FormatError(f"source.{name} must be a {kind.__name__}")
+        if not all(isinstance(name, str) for name in self.source["columns"]):
+            raise FormatError("source.columns must be a list of names")
         if not isinstance(self.column_types, Mapping):
             raise FormatError("source.column_types must be an object")
         for name, kind in self.column_types.items():
@@ -197,6 +215,8 @@ class Plan:
         """Check and build; `where` is named in errors."""
         try:
             names = value["class_names"]
+            if not (names is None or isinstance(names, list)):
+                raise FormatError("class_names must be a list of strings or null")
             # Version 1 of the format wrote a JSON beside every latent, and did not say so.
             settings = {"sample_json": True, **value["settings"]}
             return cls(
@@ -204,7 +224,7 @@ class Plan:
                 source=value["source"],
                 settings=EncodeSettings.from_dict(settings, where="settings"),
                 codec=CodecSpec.from_dict(value["codec"], where="codec"),
-                class_names=None if names is None else tuple(str(name) for name in names),
+                class_names=None if names is None else tuple(names),
                 written_by=value["written_by"],
             )
         except FormatError as error:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from walloc_data.text import printable
+
 __all__ = ["Progress", "ProgressMeter", "ProgressPrinter", "counted", "format_bytes", "format_seconds"]
 
 
@@ -92,7 +94,7 @@ class ProgressPrinter:
         if self._bars:
             self._show(progress)
         else:
-            self._stream.write(f"{progress}\n")
+            self._stream.write(printable(f"{progress}\n"))
             self._stream.flush()
 
     def _show(self, progress: Progress) -> None:
@@ -119,7 +121,7 @@ class ProgressPrinter:
     def note(self, text: str) -> None:
         """Print a line that stays."""
         self.close()
-        self._stream.write(text + "\n")
+        self._stream.write(printable(text) + "\n")
         self._stream.flush()
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import mmap
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from walloc_data.convert.records import plan_name
 from walloc_data.convert.tar import BLOCK_BYTES, header
 from walloc_data.convert.worker import count_levels
 from walloc_data.errors import FormatError, StorageError, WallocDataError
+from walloc_data.files import check_regular, open_regular
 from walloc_data.format import (
     Manifest,
     ShardRecord,
@@ -33,12 +33,13 @@ from walloc_data.format import (
 from walloc_data.latents import decode_webp, unpack
 from walloc_data.pictures import crop_box, encoded_size
 from walloc_data.sources import Source
-from walloc_data.storage import Store
+from walloc_data.storage import ShardFile, Store
 
 __all__ = ["Verification", "verify_dataset"]
 
 MAX_PROBLEMS = 100
-MAX_MEMBER_BYTES = 2**31
+MAX_MEMBER_BYTES = 2**28  # of a packed latent
+MAX_END_BYTES = 2**20  # of zeros behind the last member
 MIN_FAILURE_BYTES = 16  # of a line of failures
 _PLACE = re.compile(r"-([0-9]{5,12})-([0-9]{3,12})\.tar$")
 _FRAGMENT_KEY = re.compile(r"([0-9]{5,12})-([0-9]{7,15})")
@@ -229,12 +230,17 @@ class _Split:
                 f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}, and its files are too "
                 f"small to account for more than {most}"
             )
+        if self.num_items != (counted := self.record.num_samples + self.record.num_failures):
+            yield (
+                f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}, but the manifest counts "
+                f"{counted} samples and failures"
+            )
         self.seen = np.zeros(min(self.num_items, most), dtype=bool)
         try:
             with local_file(self.store, self.record.index_name(self.name)) as file:
                 rows = index_rows(file, mirror=self.manifest.settings.mirror, columns=self.record.columns, where=where)
                 for position, shard in enumerate(self.record.shards):
-                    mine = list(islice(rows, shard.num_samples))
+                    mine = list(islice(rows, min(shard.num_samples, shard.num_bytes // (2 * BLOCK_BYTES))))
                     if len(mine) < shard.num_samples:
                         yield f"{where}: ends inside {shard.name}, after {self.num_done + len(mine)} rows"
                     yield from self._shard(position, shard, mine)
@@ -295,20 +301,22 @@ class _Split:
     def _shard(self, position: int, shard: ShardRecord, rows: list[dict[str, Any]]) -> Iterator[str]:
         where = self.store.where(shard.name)
         try:
-            with local_file(self.store, shard.name) as file:
-                num_bytes = file.stat().st_size
+            with local_file(self.store, shard.name, max_bytes=shard.num_bytes + MAX_END_BYTES) as path:
+                num_bytes = check_regular(path)
                 if num_bytes != shard.num_bytes:
                     yield f"{where}: {num_bytes} bytes, but the manifest says {shard.num_bytes}"
-                if num_bytes == 0:
+                if num_bytes == 0 or num_bytes > shard.num_bytes:
                     return
-                with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    if hashlib.sha256(data).hexdigest() != shard.sha256:
-                        yield f"{where}: its SHA-256 is not the manifest's"
-                    yield from self._members(where, position, data, rows)
+                data = ShardFile(path, num_bytes=num_bytes, where=where)
+                if _sha256(path) != shard.sha256:
+                    yield f"{where}: its SHA-256 is not the manifest's"
+                yield from self._members(where, position, data, rows)
         except (FormatError, StorageError) as error:
             yield str(error)
+        except OSError as error:
+            yield f"{where}: cannot be read ({error.strerror or error})"
 
-    def _members(self, where: str, position: int, data: mmap.mmap, rows: list[dict[str, Any]]) -> Iterator[str]:
+    def _members(self, where: str, position: int, data: ShardFile, rows: list[dict[str, Any]]) -> Iterator[str]:
         """Walk the tar by what the index says must come next; after the first surprise the rest has no place."""
         offset = 0
         for row in rows:
@@ -321,10 +329,11 @@ class _Split:
                 return
             yield from self._mark(row["source_index"], what=what)
             self.num_done += 1
-        if any(data[offset:]) or len(data) - offset < 2 * BLOCK_BYTES:
+        rest = len(data) - offset
+        if rest < 2 * BLOCK_BYTES or rest > MAX_END_BYTES or any(data.read(offset, rest)):
             yield f"{where}: something else follows the last sample"
 
-    def _sample(self, what: str, position: int, data: mmap.mmap, row: dict[str, Any], offset: int) -> int:
+    def _sample(self, what: str, position: int, data: ShardFile, row: dict[str, Any], offset: int) -> int:
         spec, settings, record = self.manifest.codec, self.manifest.settings, self.record
         if self.in_fragments:
             _check_key(what, row["key"], record.shards[position], settings.samples_per_shard)
@@ -366,7 +375,7 @@ class _Split:
             offset = self._json(what, data, row, offset)
         return offset
 
-    def _json(self, what: str, data: mmap.mmap, row: dict[str, Any], offset: int) -> int:
+    def _json(self, what: str, data: ShardFile, row: dict[str, Any], offset: int) -> int:
         """Check the sample's JSON, and return where the next sample begins."""
         _, member, offset = _member(what, data, f"{row['key']}.json", offset)
         try:
@@ -392,9 +401,9 @@ def _check_source_places(what: str, row: dict[str, Any]) -> None:
             raise FormatError(f"{what}: its crop from {first} {begin} to {last} {end} is not inside {side} {length}")
 
 
-def _is_next(data: mmap.mmap, name: str, offset: int) -> bool:
+def _is_next(data: ShardFile, name: str, offset: int) -> bool:
     """Return whether a member of this name follows."""
-    return data[offset : offset + 100].rstrip(b"\0") == name.encode()
+    return data.read(offset, min(100, max(0, len(data) - offset))).rstrip(b"\0") == name.encode()
 
 
 def _check_key(what: str, key: str, shard: ShardRecord, samples_per_shard: int) -> None:
@@ -412,7 +421,7 @@ def _picture(what: str, member: bytes, channels: int) -> Any:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -421,9 +430,9 @@ def _same(what: str, name: str, found: object, expected: object) -> None:
         raise FormatError(f"{what}: {name} is {found!r}, expected {expected!r}")
 
 
-def _member(what: str, data: mmap.mmap, name: str, offset: int) -> tuple[int, bytes, int]:
+def _member(what: str, data: ShardFile, name: str, offset: int) -> tuple[int, bytes, int]:
     """(start, data, where the next header begins) of the member that must be next."""
-    block = data[offset : offset + BLOCK_BYTES]
+    block = data.read(offset, min(BLOCK_BYTES, max(0, len(data) - offset)))
     try:
         num_bytes = int(block[124:135], 8)
     except ValueError:
@@ -431,4 +440,4 @@ def _member(what: str, data: mmap.mmap, name: str, offset: int) -> tuple[int, by
     start = offset + BLOCK_BYTES
     if num_bytes > MAX_MEMBER_BYTES or start + num_bytes > len(data) or block != header(name, num_bytes):
         raise FormatError(f"{what}: no header of {name} at byte {offset}")
-    return start, data[start : start + num_bytes], start + num_bytes + -num_bytes % BLOCK_BYTES
+    return start, data.read(start, num_bytes), start + num_bytes + -num_bytes % BLOCK_BYTES

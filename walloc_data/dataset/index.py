@@ -5,6 +5,7 @@ shards and the index's own bytes: another index, of other labels say, is another
 memory does not grow with the number of samples, and its start-up by no more than a checksum of this file.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -50,6 +51,7 @@ _MAX_PARQUET_BYTES_PER_ROW = 4096  # without the source's columns; the picture's
 _MAX_PARQUET_BYTES_PER_COLUMN = 2**17  # a value of the source has 64 KiB at most, as JSON
 _MAX_ROWS_PER_PARQUET_BYTE = 4  # places and sizes of real samples do not compress like this; a bomb's do
 _CHUNK_ROWS = 2**16
+_DOWNLOADS_OF_A_DAMAGED_INDEX = 3
 
 
 def split_identity(spec: CodecSpec, record: SplitRecord) -> str:
@@ -181,6 +183,8 @@ class _Parquet:
             except WallocDataError as error:
                 raise type(error)(f"{self.where}: {error}") from error
             except Exception as error:  # pyarrow raises many kinds on damaged files
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise  # of what is written meanwhile
                 raise FormatError(f"{self.where}: not a readable index ({type(error).__name__}: {error})") from error
 
     def _checked(self, file: BufferedReader) -> str:
@@ -205,7 +209,12 @@ class _Parquet:
                 else:
                     self._scratch = tempfile.TemporaryDirectory()
                     self._path = Path(self._scratch.name) / "index.parquet"
-                    self.store.download(self.name, self._path, max_bytes=limit)
+                    for _ in range(_DOWNLOADS_OF_A_DAMAGED_INDEX):
+                        self.store.download(self.name, self._path, max_bytes=limit)
+                        with open_regular(self._path) as file:
+                            found = hashlib.file_digest(file, "sha256").hexdigest()
+                        if self.record.index_sha256 in (None, found):
+                            break  # else it was damaged on the way, perhaps
             file = open_regular(self._path)
         except OSError as error:
             if isinstance(error, WallocDataError):

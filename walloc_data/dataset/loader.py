@@ -19,6 +19,7 @@ from walloc_data.dataset.place import Place
 from walloc_data.dataset.plan import BatchPlan
 from walloc_data.dataset.state import check_state, make_state
 from walloc_data.dataset.workers import batches_of, in_shared_memory
+from walloc_data.errors import LoaderError
 
 __all__ = ["LatentLoader"]
 
@@ -80,7 +81,8 @@ class LatentLoader:
     """Iterates over one epoch of batches at a time; made by `LatentDataset.loader`.
 
     Every pass is the next epoch, from `epoch` on; a pass that is left early counts as begun. `set_epoch` names the next
-    one. After `load_state_dict` the next pass yields what was left of the saved epoch.
+    one. A loader has one pass at a time: where another begins, the one before it raises LoaderError at its next batch.
+    After `load_state_dict` the next pass yields what was left of the saved epoch.
 
     It is no `torch.utils.data.DataLoader`: accelerate's `prepare`, `accumulate` and `skip_first_batches` work upon one
     with `LatentDataset.batch_sampler`; here `load_state_dict` skips what is done.
@@ -123,7 +125,7 @@ class LatentLoader:
         self._check_place()
         self.epoch = 0
         self.position = 0
-        self._running = False
+        self._running, self._pass = False, 0
         self._numbers = _Numbers()
         self._batches = DataLoader(
             _Batches(samples, plan, pad),
@@ -172,13 +174,23 @@ class LatentLoader:
         if self._running:  # the pass before was left early
             self.epoch, self.position = self.epoch + 1, 0
         self._running = True
+        self._pass = this = self._pass + 1
         epoch = self.epoch
         numbers = self._numbers
         numbers.epoch, numbers.start, numbers.stop = epoch, self.position, len(self)
         numbers.rank, numbers.world_size = rank, world_size
         batches = batches_of(self._batches)  # workers start here, before any thread does
         with fetching_ahead(self.samples, self.plan, epoch=epoch, start=self.position) as reached:
-            for number, batch in enumerate(batches, start=self.position):
+            for number in range(self.position, len(self)):
+                # Before the workers are asked: their batches would be those of the other pass.
+                if self._pass != this:
+                    raise LoaderError(
+                        "this pass over the loader ended when another began: a loader has one pass at a time, and one "
+                        "state. Make a second loader of the same data set to iterate inside or beside this one"
+                    )
+                batch = next(batches, None)
+                if batch is None:
+                    break
                 reached(number)
                 self._place.use()
                 # The batch in hand counts as done: a state saved after its step must not give it again.

@@ -6,7 +6,7 @@ caller. So readers work on records and check nothing again.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any, Self
 
 from walloc_data.errors import FormatError
@@ -29,12 +29,16 @@ class Record:
         """Build and validate from a parsed JSON object; unknown and missing fields are errors that name them."""
         if not isinstance(value, Mapping):
             raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
-        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        known = fields(cls)  # type: ignore[arg-type]
+        names = {field.name for field in known}
         if unknown := sorted(str(name) for name in set(value) - names):
             raise FormatError(f"{where}: unknown fields {unknown[:5]}; written by a newer walloc_data?")
+        needed = [field.name for field in known if field.default is MISSING and field.default_factory is MISSING]
+        if missing := [name for name in needed if name not in value]:
+            raise FormatError(f"{where}: no {missing[0]!r} in it")
         try:
             return cls(**{name: _freeze(item) for name, item in value.items()})
-        except (TypeError, FormatError) as error:  # TypeError: a field is missing
+        except FormatError as error:
             raise FormatError(f"{where}: {error}") from error
 
 

@@ -3,9 +3,12 @@
 import json
 import re
 from collections import Counter
+from typing import TypeGuard
 
 from walloc_data.format import check_name
+from walloc_data.format.checks import shown
 from walloc_data.storage import Store
+from walloc_data.text import printable
 
 __all__ = ["read_failures", "read_runs"]
 
@@ -29,11 +32,20 @@ def _lines(store: Store, path: str) -> list[dict[str, object]]:
     return found
 
 
+def _short(value: object) -> str:
+    """Return foreign text as it can be shown: names of files may hold bytes that are no text."""
+    return printable(value[:500] if isinstance(value, str) else shown(value), newlines=False)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return type(value) in (int, float) and 0 <= value < 1e12  # type: ignore[operator]
+
+
 def read_failures(store: Store, split: str) -> tuple[list[tuple[str, str, str]], list[tuple[str, int]]]:
     """Return the first failures as (source index, name, reason), and the number of each reason, most frequent first."""
     lines = _lines(store, f"failures/{check_name(split, what='split', where=store.url)}.jsonl")
     failures = [
-        (str(line.get("source_index", "")), str(line.get("name", ""))[:500], str(line.get("reason", ""))[:500])
+        (_short(line.get("source_index", "")), _short(line.get("name", "")), _short(line.get("reason", "")))
         for line in lines
     ]
     # "truncated (23 bytes not processed)" and "truncated (7 bytes ...)" are one reason.
@@ -50,10 +62,10 @@ def read_runs(store: Store, split: str) -> tuple[list[tuple[int, float]], dict[s
     stages: dict[str, float] = {}
     for line in _lines(store, f".walloc/{check_name(split, what='split', where=store.url)}/log.jsonl"):
         samples, seconds, parts = line.get("samples"), line.get("seconds"), line.get("stages_s")
-        if not isinstance(samples, int) or not isinstance(seconds, int | float) or seconds < 0 or samples < 0:
+        if not (_is_number(samples) and _is_number(seconds)):
             continue
-        runs.append((samples, float(seconds)))
+        runs.append((int(samples), float(seconds)))
         for name, value in parts.items() if isinstance(parts, dict) else ():
-            if isinstance(value, int | float) and 0 <= value < 1e12 and len(stages) < 50:
-                stages[str(name)] = stages.get(str(name), 0.0) + float(value)
+            if _is_number(value) and (_short(name) in stages or len(stages) < 50):
+                stages[_short(name)] = stages.get(_short(name), 0.0) + float(value)
     return runs[-MAX_LISTED:], stages

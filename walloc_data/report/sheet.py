@@ -4,6 +4,7 @@ import math
 import os
 import tempfile
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ _BELOW, _AT, _ABOVE = (72, 168, 255), (26, 29, 35), (255, 176, 66)
 _MARGIN = 28
 _GAP = 14
 _CAPTION = 30
+_MAX_CHARACTERS = 1000  # of a line: more are wider than any sheet
 MAX_SAMPLES = 200
 
 Decoders = list[tuple[str, Literal["own", "linear"]]]
@@ -286,12 +288,12 @@ def _legend(draw: ImageDraw.ImageDraw, at: tuple[float, float], font: Font, limi
 
 def _shorten(text: str, font: Font, width: float) -> str:
     """Return one line that can be drawn and fits; what is too long ends in an ellipsis."""
-    text = "".join(_readable(c) for c in text)
-    if font.getlength(text) <= width:
+    whole = len(text) <= _MAX_CHARACTERS
+    text = "".join(_readable(c) for c in text[:_MAX_CHARACTERS])
+    if whole and font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    fits = bisect_right(range(1, len(text) + 1), width, key=lambda n: font.getlength(text[:n] + "…"))
+    return text[:fits].rstrip() + "…"
 
 
 def _readable(character: str) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from walloc_data.errors import StorageError
+from walloc_data.text import printable
 
 __all__ = ["HeldLock", "file_lock", "lock_place", "machine_folder"]
 
@@ -92,7 +93,7 @@ def lock_place(path: Path) -> tuple[Path, bool]:
         _told.add(str(path.parent))
         logging.getLogger(__name__).warning(
             "%s: this file system has no file locks; they are kept in %s and do not hold against other machines",
-            path.parent,
+            printable(str(path.parent)),
             folder,
         )
     elsewhere = folder / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from walloc_data.errors import StorageError, WallocDataError
+from walloc_data.text import printable
 
 __all__ = ["DEFAULT_RETRY_SECONDS", "Retry", "deserves_retry", "error_chain", "reason", "remedy", "retry_after_s"]
 
@@ -106,7 +107,7 @@ class Retry:
         if time.monotonic() - self._said_at > _SAY_AGAIN_AFTER_S:
             self._said_at = time.monotonic()
             logging.getLogger(__name__).warning(
-                "%s: %s. Trying again, for up to %.0f s", what, reason(error), self.max_seconds
+                "%s: %s. Trying again, for up to %.0f s", printable(what), printable(reason(error)), self.max_seconds
             )
 
 

@@ -82,8 +82,8 @@ class ShardFile:
             raise StorageError(f"{self.where}: cannot be read ({error.strerror or error})") from error
         if len(data) != length:
             raise CorruptShardError(
-                f"{self.where}: ends at byte {offset + len(data)}; its record says {self._num_bytes}. It was cut short "
-                "after it was opened"
+                f"{self.where}: ends before byte {offset + length}; its record says {self._num_bytes} bytes. It was "
+                "cut short after it was opened"
             )
         return data
 

@@ -1,0 +1,205 @@
+"""Uploads of a finished data set: to the Hugging Face Hub, or to a bucket through `walloc_data.storage`.
+
+Everything that readers open is checked before a byte leaves: shards by their records, indices, the codec, a sample of
+every shard. The manifest goes last, so a data set that is half there is never readable as a whole.
+Running the same call again sends only what has not arrived.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from walloc_data.errors import CorruptShardError, FormatError, SettingsMismatchError, StorageError
+from walloc_data.files import check_regular, open_regular
+from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, Manifest, index_name
+from walloc_data.push.checks import check_readable
+from walloc_data.push.targets import File, Target, open_target
+from walloc_data.storage import Store, read_manifest, shards_reader
+
+__all__ = ["PushResult", "push"]
+
+# What a data set consists of besides its shards; anything else that lies in the folder stays at home.
+_FOLDERS = ("codec", "index", "failures")
+_FILES = ("_info.json", "LICENSE", "preview.png", "preview.webp", "report.html", "README.md")
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """Outcome of an upload; with `dry_run`, what it would do.
+
+    Example:
+        >>> from walloc_data.push import push
+        >>> result = push("my-latents", "memory://my-latents", dry_run=True)  # or hf://datasets/me/my-latents, s3://...
+        >>> result.uploaded[-1], result.unchanged, result.left_out
+        ('walloc.json', (), ())
+    """
+
+    destination: str
+    uploaded: tuple[str, ...]  # in the order in which they went
+    unchanged: tuple[str, ...]  # the same bytes were there already
+    left_out: tuple[str, ...]  # files in the folder that the manifest does not vouch for
+    num_bytes: int  # of `uploaded`
+    dry_run: bool
+
+
+def push(
+    out: str | os.PathLike[str],
+    destination: str,
+    *,
+    dry_run: bool = False,
+    replace: bool = False,
+    private: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> PushResult:
+    """Upload the data set in the folder `out`.
+
+    Args:
+        out: a local folder with a `walloc.json`; a data set that is in a store already is not sent on from there.
+        destination: ``hf://datasets/OWNER/NAME``, or ``s3://bucket/prefix`` and what else `Store` takes.
+        dry_run: look at both sides and say what would be sent; send nothing.
+        replace: allow the destination to hold another data set; its manifest, and the shards that the new one does
+            not have, are deleted before anything is sent.
+        private: make a new repository on the Hub private.
+        storage_options: for a bucket, those of `Store`; for the Hub, `token` and `endpoint` (default: those of
+            `hf auth login`).
+        progress: called after each file with its path, and the bytes sent so far and in all.
+
+    Raises:
+        CorruptShardError: a shard is not what its record says; nothing has been sent.
+        FormatError: an index, or the list of failures, is not what readers take; nothing has been sent.
+        CodecError: the codec in the folder cannot be loaded, or did not make these latents; nothing has been sent.
+        SettingsMismatchError: the destination holds another data set.
+        StorageError: the destination refused, or failed after the tries that it deserves (a Retry-After of its own is
+            waited for); run the same call again to go on.
+
+    Example:
+        >>> from walloc_data.push import push
+        >>> result = push("my-latents", "memory://my-latents")  # or hf://datasets/me/my-latents, s3://bucket/my-latents
+        >>> result.uploaded[0], result.uploaded[-1]
+        ('data/train-00000.tar', 'walloc.json')
+    """
+    root = Store(out).local_path
+    if root is None:
+        raise StorageError(
+            f"{os.fspath(out)}: push sends a folder of this machine, and this is a URL: copy the data set here first "
+            "(`aws s3 sync`, `hf download`, ...), or copy it from store to store with the store's own tools"
+        )
+    manifest_bytes, manifest = _read_manifest(root)
+    files, left_out = _collect(root, manifest)
+    check_readable(root, manifest)
+    target = open_target(destination, private=private, storage_options=dict(storage_options or {}))
+    stale = _reconcile(target, manifest, destination=destination, replace=replace)
+
+    uploaded: list[File] = []
+    unchanged: list[File] = []
+    for file in files:
+        (unchanged if target.holds(file) else uploaded).append(file)
+    last = File(MANIFEST_NAME, root / MANIFEST_NAME, len(manifest_bytes), hashlib.sha256(manifest_bytes).hexdigest())
+    (unchanged if not uploaded and not stale and target.holds(last) else uploaded).append(last)
+    total = sum(file.num_bytes for file in uploaded)
+
+    if not dry_run and uploaded:
+        if stale is not None:
+            target.remove([MANIFEST_NAME, *stale])
+        done = 0
+        for file in target.upload(uploaded):
+            done += file.num_bytes
+            if progress is not None:
+                progress(file.path, done, total)
+    return PushResult(
+        destination=destination,
+        uploaded=tuple(file.path for file in uploaded),
+        unchanged=tuple(file.path for file in unchanged),
+        left_out=tuple(left_out),
+        num_bytes=total,
+        dry_run=dry_run,
+    )
+
+
+def _read_manifest(root: Path) -> tuple[bytes, Manifest]:
+    path = root / MANIFEST_NAME
+    if not path.is_file():
+        raise FormatError(f"{root}: no {MANIFEST_NAME} here; push takes the local folder of a finished conversion")
+    data = Store(root).read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
+    return data, read_manifest(Store(root))
+
+
+def _collect(root: Path, manifest: Manifest) -> tuple[list[File], list[str]]:
+    """Return the files of a data set in the order of upload, each shard checked; and the names of the others."""
+    records = {shard.name: shard for split in manifest.splits.values() for shard in split.shards}
+    present = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
+    for split in manifest.splits:
+        if index_name(split) not in present:
+            raise FormatError(f"{root}: the index {index_name(split)} is missing; finish the conversion first")
+    wanted = [name for name in records if name in present]
+    wanted += [name for name in present if name.partition("/")[0] in _FOLDERS and "/" in name]
+    wanted += [name for name in _FILES if name in present]
+    # A link could name any file of this machine: what it points to is not part of the folder.
+    wanted = [name for name in wanted if not _leaves(root / name, root)]
+    files = []
+    for name, record in records.items():
+        path = root / name
+        if name not in wanted:
+            raise CorruptShardError(f"{path}: the shard is missing; convert again to make it")
+        if (num_bytes := check_regular(path)) != record.num_bytes:
+            raise CorruptShardError(f"{path}: {num_bytes} bytes, but its record says {record.num_bytes}")
+        if (digest := _sha256(path)) != record.sha256:
+            raise CorruptShardError(f"{path}: sha256 {digest}, but its record says {record.sha256}")
+        files.append(File(name, path, record.num_bytes, record.sha256))
+    for name in wanted[len(records) :]:
+        path = root / name
+        files.append(File(name, path, path.stat().st_size, _sha256(path)))
+    return files, [name for name in present if name not in wanted and name != MANIFEST_NAME]
+
+
+def _leaves(path: Path, root: Path) -> bool:
+    return not path.resolve().is_relative_to(root.resolve())
+
+
+def _sha256(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reconcile(target: Target, ours: Manifest, *, destination: str, replace: bool) -> list[str] | None:
+    """Return what an upload must remove: None if the destination is empty or holds an earlier state of this data
+    set.
+    """
+    there = target.read(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
+    if there is None:
+        return None
+    old: dict[str, str] = {}
+    try:
+
+        def read(path: str, *, max_bytes: int) -> bytes:
+            if (data := target.read(path, max_bytes=max_bytes)) is None:
+                raise FormatError(f"{destination}/{path} is missing")
+            return data
+
+        lists = shards_reader(read, where=lambda path: f"{destination}/{path}")
+        theirs = Manifest.from_json(there, where=f"{destination}/{MANIFEST_NAME}", read_shards=lists)
+    except FormatError as error:
+        reason = str(error)
+    else:
+        old = {shard.name: shard.sha256 for split in theirs.splits.values() for shard in split.shards}
+        new = {shard.name: shard.sha256 for split in ours.splits.values() for shard in split.shards}
+        if theirs.codec.encoder_sha256 != ours.codec.encoder_sha256:
+            reason = f"its codec is {theirs.codec.name} {theirs.codec.encoder_sha256[:12]}"
+        elif differing := [name for name, digest in old.items() if new.get(name) != digest]:
+            reason = f"{differing[0]} is not the same shard"
+        else:
+            return None
+        old = {name: digest for name, digest in old.items() if name not in new}
+    if not replace:
+        raise SettingsMismatchError(
+            f"{destination}: holds another data set ({reason}); choose another destination, or replace it (--replace)"
+        )
+    return sorted(old)
