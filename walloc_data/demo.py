@@ -39,7 +39,7 @@ CROPS = {"train": 160, "validation": 40}  # of each photograph
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration measured.
+    """Measurements of the demonstration.
 
     Example:
         >>> from walloc_data.demo import run_demo
@@ -63,12 +63,12 @@ class DemoResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return asdict(self)
 
 
 def _photograph(name: str) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8."""
+    """Return a photograph, (H, W, 3) uint8."""
     try:
         from skimage import data
     except ImportError as error:
@@ -78,7 +78,7 @@ def _photograph(name: str) -> npt.NDArray[np.uint8]:
 
 
 def write_crops(folder: Path, *, seed: int = 0) -> None:
-    """Class folders of square crops, 96 px after resizing: {folder}/{train,validation}/{photograph}/{i}.png."""
+    """Write class folders of square crops, 96 px: {folder}/{train,validation}/{photograph}/{i}.png."""
     rng = np.random.default_rng(seed)
     for name in PHOTOGRAPHS:
         picture = _photograph(name)
@@ -94,7 +94,7 @@ def write_crops(folder: Path, *, seed: int = 0) -> None:
 
 
 def _train(data: Path, *, epochs: int, say: Callable[[str], None]) -> tuple[float, float]:
-    """Accuracy on the validation split, and training samples per second."""
+    """Return the accuracy on the validation split, and training samples per second."""
     torch.manual_seed(0)
     train = LatentDataset(data, split="train", shuffle=True, seed=0)
     model = create_latent_model(
@@ -123,7 +123,7 @@ def _train(data: Path, *, epochs: int, say: Callable[[str], None]) -> tuple[floa
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, dataset: LatentDataset) -> float:
-    """Top-1 accuracy over a whole split."""
+    """Return the top-1 accuracy over a whole split."""
     model.eval()
     correct = sum(int((model(latents).argmax(1) == labels).sum()) for latents, labels in dataset.loader(batch_size=256))
     return correct / len(dataset)

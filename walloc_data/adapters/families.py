@@ -1,4 +1,4 @@
-"""Which timm families take latents, and the surgery each one needs.
+"""Families of timm models that take latents, and the changes that each one needs.
 
 A latent cell is 8 x 8 pixels (for codecs of three wavelet levels), so a latent picture stands where a pixel model has
 its stride-8 features: stage 1 of the usual 4/8/16/32 pyramid. Three geometries follow (for 224-pixel pictures, 28 x 28
@@ -253,7 +253,7 @@ def _build_maxvit(create: Create, grid: Grid) -> tuple[Any, StemSite]:
 
 
 def _stage_width(stage: nn.Module) -> int:
-    """Channels that a MaxViT or CoAtNet stage expects: those of its first norm."""
+    """Return the channels that a MaxViT or CoAtNet stage expects: those of its first norm."""
     for module in stage.modules():
         if isinstance(module, nn.BatchNorm2d):
             return int(module.num_features)
@@ -304,7 +304,7 @@ FAMILIES = (
 
 
 def find_family(name: str) -> Family:
-    """The family of a timm model, by the module that defines it.
+    """Return the family of a timm model, by the module that defines it.
 
     Example:
         >>> from walloc_data.adapters import find_family

@@ -1,4 +1,4 @@
-"""What stages of a model give, to compare a latent model with the pixel model that it was made from."""
+"""Outputs of a model's stages, to compare a latent model with the pixel model that it was made from."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -67,7 +67,7 @@ def stage_outputs(
 
 
 def stage_output(model: nn.Module, inputs: Tensor, *, latent_model: nn.Module) -> Tensor:
-    """What the first kept stage gives: the features to imitate where earlier stages were skipped.
+    """Return the output of the first kept stage: the features to imitate where earlier stages were skipped.
 
     The output, not the input, because a stage whose stride was taken out expects another grid than in the pixel model.
     Train the stem, `stem_site.fresh` and, where its stride was taken out, the stage itself.
@@ -99,7 +99,7 @@ def stage_output(model: nn.Module, inputs: Tensor, *, latent_model: nn.Module) -
 
 
 def picture_size(model: nn.Module) -> tuple[int, int]:
-    """(height, width) in pixels of the pictures whose features in the pixel model have a latent model's grid.
+    """Return the (height, width) in pixels of pictures whose features in the pixel model have a latent model's grid.
 
     Example:
         >>> from walloc_data.adapters import create_latent_model, picture_size
@@ -113,7 +113,7 @@ def picture_size(model: nn.Module) -> tuple[int, int]:
 
 @torch.no_grad()
 def compared_stages(model: nn.Module, pixel_model: nn.Module) -> list[str]:
-    """Names of the stages whose outputs have one shape in both models, four at most, the earliest first.
+    """Return the names of the stages whose outputs have one shape in both models, four at most, the earliest first.
 
     Example:
         >>> import timm
@@ -154,7 +154,7 @@ def compared_stages(model: nn.Module, pixel_model: nn.Module) -> list[str]:
 
 
 def relative_error(given: Tensor, target: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Squared error relative to the variance about each channel's mean: 1 for what gives the means alone.
+    """Return the squared error relative to the variance about each channel's mean: 1 for the means alone.
 
     Example:
         >>> import torch

@@ -13,7 +13,7 @@ __all__ = ["freeze_except", "parameter_groups", "unfreeze"]
 def parameter_groups(
     model: nn.Module, *, weight_decay: float = 0.05, layer_decay: float | None = None, stem_lr_scale: float = 1.0
 ) -> list[dict[str, Any]]:
-    """timm's parameter groups, with the stem in groups of its own.
+    """Return timm's parameter groups, with the stem in groups of its own.
 
     Layer decay gives the first layer the lowest rate, which suits a pretrained stem; a latent stem is new and needs
     the highest. timm's schedulers multiply by each group's `lr_scale`; without one, multiply the rate yourself.

@@ -73,7 +73,7 @@ class PixelPrediction:
 
     @classmethod
     def for_model(cls, model: nn.Module, pixel_model: nn.Module) -> "PixelPrediction":
-        """Sums of the right window, patch and margin to fold `pixel_model`'s stem into `model`'s."""
+        """Return sums of the right window, patch and margin to fold `pixel_model`'s stem into `model`'s."""
         config, stem = _linear_stem(model)
         conv = _pixel_stem(pixel_model, unwrap(model).stem_site.path)
         before, after = _reach(model, conv, cell_px=config.codec.cell_px)
@@ -100,11 +100,11 @@ class PixelPrediction:
         return F.unfold(x, self.patch_px + 2 * self.margin_px, stride=self.stride_px).reshape(n, -1, *grid)
 
     def solve(self) -> WindowMap:
-        """Pixels in [0, 1], (3 * side * side) per window, from latents."""
+        """Return the map from latents to pixels in [0, 1], (3 * side * side) per window."""
         return self.regression.solve()
 
     def psnr_db(self, fitted: WindowMap) -> float:
-        """How well the map predicts the pixels seen here: 10 log10(1 / mean squared error)."""
+        """Return the PSNR of the map on the pixels seen: 10 log10(1 / mean squared error)."""
         squared = self.regression.relative_error(fitted) * self.regression.variance()
         return float(-10 * squared.mean().log10())
 
@@ -128,7 +128,7 @@ def _pixel_stem(pixel_model: nn.Module, path: str) -> nn.Conv2d:
 
 
 def _reach(model: nn.Module, conv: nn.Conv2d, *, cell_px: int) -> tuple[int, int]:
-    """Pixels that the pixel stem's outputs of one window reach before and after its patch."""
+    """Return the pixels that the stem's outputs of one window reach before and after its patch."""
     site = unwrap(model).stem_site
     patch = site.stride_cells * cell_px
     stride, kernel = conv.stride[0], conv.kernel_size[0]

@@ -1,4 +1,4 @@
-"""What one latent costs a model."""
+"""Count of a model's multiply-accumulates per latent."""
 
 import logging
 from typing import TYPE_CHECKING

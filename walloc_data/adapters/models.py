@@ -102,7 +102,7 @@ class LatentModelConfig:
                 raise ModelError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; `from_dict` is its inverse."""
+        """Return JSON values; `from_dict` is its inverse."""
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return value | {"codec": self.codec.to_dict(), "timm_kwargs": dict(self.timm_kwargs)}
 
@@ -147,7 +147,7 @@ def _frozen(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class LatentModelSummary:
-    """What a model costs.
+    """Cost of a model.
 
     Example:
         >>> from walloc_data.adapters import load_latent_model, summarize
@@ -172,7 +172,7 @@ class LatentModelSummary:
 
 
 def _sizes(settings: EncodeSettings) -> dict[str, Any]:
-    """What the config keeps of a data set's settings."""
+    """Return what the config keeps of a data set's settings."""
     return {name: getattr(settings, name) for name in ("size_px", "resize", "filter", "snap")}
 
 
@@ -288,7 +288,7 @@ def create_latent_model(
 
 
 def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
-    """The module that a config describes, with fresh weights and these normalisation buffers."""
+    """Build the module that a config describes, with fresh weights and these normalisation buffers."""
     import timm
 
     family = find_family(config.name)
@@ -358,13 +358,15 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
 
 
 def grid_of(config: LatentModelConfig) -> Grid:
-    """What the config's family builds for."""
+    """Return the sizes that the config's family builds for."""
     size = config.input_shape[1:]
     return Grid(config.geometry, size, config.codec.cell_px, config.timm_kwargs, residual_stem=config.stem_blocks > 0)
 
 
 def unwrap(model: nn.Module) -> Any:
-    """The module that `create_latent_model` made, inside DDP, FSDP, EMA or `torch.compile`, in any order."""
+    """Return the module that `create_latent_model` made, from inside DDP, FSDP, EMA or `torch.compile`, in any
+    order.
+    """
     inner = bare_module(model)
     if not hasattr(inner, "latent_config"):
         raise ModelError(f"{type(inner).__name__} was not made by create_latent_model")
@@ -372,7 +374,7 @@ def unwrap(model: nn.Module) -> Any:
 
 
 def latent_config(model: nn.Module) -> LatentModelConfig:
-    """A latent model's config, through DDP or `torch.compile`, and true to a classifier that was reset since.
+    """Return a latent model's config, through DDP or `torch.compile`, with the present number of classes.
 
     Example:
         >>> from walloc_data.adapters import latent_config, load_latent_model
@@ -391,14 +393,14 @@ def latent_config(model: nn.Module) -> LatentModelConfig:
 
 
 def stem_module(model: nn.Module) -> nn.Module:
-    """A latent model's whole stem: its first layer, or all of a `TwoLayerStem` or `ResidualStem`."""
+    """Return a latent model's whole stem: its first layer, or both of a `TwoLayerStem`."""
     inner = unwrap(model)
     stem: nn.Module = inner.get_submodule(inner.stem_site.path)
     return stem
 
 
 def stem_of(model: nn.Module) -> LatentConv2d:
-    """A latent model's first layer.
+    """Return a latent model's first layer.
 
     Example:
         >>> from walloc_data.adapters import load_latent_model, stem_of
@@ -413,7 +415,7 @@ def stem_of(model: nn.Module) -> LatentConv2d:
 
 
 def summarize(model: nn.Module) -> LatentModelSummary:
-    """Input shape, parameters and MACs of a latent model.
+    """Return the input shape, parameters and MACs of a latent model.
 
     Example:
         >>> from walloc_data.adapters import load_latent_model, summarize

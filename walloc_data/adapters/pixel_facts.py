@@ -8,7 +8,7 @@ __all__ = ["imagenet_classes", "input_normalisation", "input_size"]
 
 
 def imagenet_classes(num_classes: int) -> list[tuple[str, str]] | None:
-    """(WordNet id, words) of ImageNet's classes, in the order of classifiers of so many; timm has them offline.
+    """Return (WordNet id, words) of ImageNet's classes, in the order of a classifier of so many; timm has them offline.
 
     Returns:
         None where classifiers of so many classes are not ImageNet's.
@@ -30,7 +30,7 @@ def imagenet_classes(num_classes: int) -> list[tuple[str, str]] | None:
 
 
 def input_normalisation(pixel_model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of a pixel model's input, for pixels in [0, 1]: those of its `pretrained_cfg`, else timm's default.
+    """Return (mean, std) of a pixel model's input in [0, 1]: those of its `pretrained_cfg`, else timm's default.
 
     Example:
         >>> import timm
@@ -45,7 +45,7 @@ def input_normalisation(pixel_model: nn.Module) -> tuple[tuple[float, ...], tupl
 
 
 def input_size(model: str | nn.Module) -> tuple[int, int]:
-    """(height, width) in pixels that a timm model, or the name of one, was made for.
+    """Return the (height, width) in pixels that a timm model, or the name of one, was made for.
 
     Example:
         >>> from walloc_data.adapters import input_size

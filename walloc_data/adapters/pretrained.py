@@ -21,7 +21,7 @@ _HUB_PREFIXES = ("hf_hub:", "hf-hub:")
 
 
 def pixel_model(name: str, pretrained: Pretrained, *, num_classes: int | None = None, **timm_kwargs: Any) -> Any:
-    """Build a timm model of pixels that has pretrained weights.
+    """Return the pixel model of a config's name that has pretrained weights.
 
     Args:
         name: timm's, or "hf_hub:OWNER/REPOSITORY".
@@ -87,7 +87,7 @@ def _hub_cached(name: str) -> bool:
 
 
 def _cached_weights(name: str) -> Path | None:
-    """The file of timm's weights in the Hub's cache."""
+    """Return the file of timm's weights in the Hub's cache."""
     import timm
     from huggingface_hub import try_to_load_from_cache
 
@@ -113,7 +113,7 @@ def _hub_problem() -> str | None:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors, or from what torch.save wrote, by its unpickler that builds tensors alone."""
+    """Read a state dict from safetensors, or with torch's unpickler that builds tensors alone."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -147,7 +147,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 def _with_weights(
     name: str, num_classes: int | None, timm_kwargs: Mapping[str, Any], state: dict[str, Tensor], *, where: str
 ) -> Any:
-    """timm's module with weights of pixels; a classifier of another number of classes is left fresh, as timm does."""
+    """Load pixel weights into timm's module; a classifier of another number of classes is left fresh, as timm does."""
     with torch.device("meta"):
         like = _create(name, timm_kwargs)
     cfg: Any = getattr(like, "pretrained_cfg", {})

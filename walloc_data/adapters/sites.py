@@ -1,4 +1,4 @@
-"""What the surgery on a timm family is made of: the grid that is asked for, where the stem goes, and small operations.
+"""Building blocks of the changes to a timm family: the grid asked for, the stem's place, and small operations.
 
 The families themselves are in `families.py`.
 """
@@ -23,7 +23,7 @@ Create = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Grid:
-    """What a family builds for.
+    """Sizes that a family builds for.
 
     Attributes:
         geometry: which stages are fed.
@@ -46,7 +46,7 @@ class Grid:
 
     @property
     def picture(self) -> tuple[int, int]:
-        """(height, width) in pixels of the picture that the stages believe they see."""
+        """Return the (height, width) in pixels of pictures for which the stages take latents of (h, w) cells."""
         return self.size[0] * self.stage_px, self.size[1] * self.stage_px
 
     def shuffle(self, *, stride_px: int) -> int:
@@ -63,7 +63,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class StemSite:
-    """Where a model's first convolution goes, and its shape."""
+    """Place and shape of a model's first convolution."""
 
     path: str  # of the module to replace, e.g. "patch_embed.proj"
     out_channels: int
@@ -149,7 +149,7 @@ def first_conv(module: nn.Module, *, what: str) -> nn.Conv2d:
 
 
 def next_width(*modules: nn.Module) -> int:
-    """Channels that the first convolution of these modules takes: those of whatever stands before them."""
+    """Return the channels that the first convolution of these modules takes."""
     for module in modules:
         for child in module.modules():
             if isinstance(child, nn.Conv2d):

@@ -48,7 +48,7 @@ def _refusal(given: Tensor, *, channels: int) -> str:
 
 
 def normalization_buffers(statistics: ChannelStatistics, *, kind: Normalization) -> dict[str, Tensor]:
-    """What `LatentConv2d` needs to standardise latents that have these statistics.
+    """Return the buffers with which `LatentConv2d` standardises latents that have these statistics.
 
     Returns:
         For "standard", `latent_mean` and `latent_std`, (C,) float32. For "expand", `latent_table`, (C, 2^bits)
@@ -66,7 +66,9 @@ def normalization_buffers(statistics: ChannelStatistics, *, kind: Normalization)
 
 
 def _window(out_channels: int, *, kernel_cells: int, stride_cells: int, shuffle: int) -> dict[str, int]:
-    """Arguments of the convolution over windows centred on their stride, each yielding shuffle^2 positions."""
+    """Return the arguments of the convolution over windows centred on their stride, each yielding shuffle^2
+    positions.
+    """
     if kernel_cells < stride_cells or (kernel_cells - stride_cells) % 2:
         raise ModelError(
             f"a stem window of {kernel_cells} cells at stride {stride_cells}: it must be the stride plus an even "
@@ -140,7 +142,7 @@ class LatentConv2d(nn.Conv2d):
         return f"{inner}, normalization={kind!r}" + f", shuffle={self.shuffle}" * (self.shuffle > 1)
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """(N, C, h, w) integers, or floats in their units, to standardised values in the weight's dtype."""
+        """Standardise (N, C, h, w) integers, or floats in their units, in the weight's dtype."""
         if "latent_table" not in self._buffers:
             mean, std = self.latent_mean[:, None, None], self.latent_std[:, None, None]
             return ((latents.to(mean.dtype) - mean) / std).to(self.weight.dtype)

@@ -1,4 +1,4 @@
-"""What training wraps around a module: DDP, FSDP, EMA, `torch.compile`, in any order."""
+"""Unwrapping of modules from DDP, FSDP, EMA and `torch.compile`, in any order."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ _Value = TypeVar("_Value")
 
 
 def bare_module(model: nn.Module) -> Any:
-    """The innermost module: what was wrapped, however often."""
+    """Return the innermost module, however often it was wrapped."""
     inner: Any = model
     while True:
         # Registered submodules alone: a compiled module hands on every other attribute that it is asked for.
@@ -25,7 +25,7 @@ def bare_module(model: nn.Module) -> Any:
 
 
 def bare_names(state: Mapping[str, _Value]) -> dict[str, _Value]:
-    """A state dict's entries by the names that they have in the innermost module.
+    """Return a state dict's entries by the names that they have in the innermost module.
 
     Compiled parts of a model leave `_orig_mod.` inside names as well, wrappers of all of it at the front of each.
     """
@@ -36,7 +36,7 @@ def bare_names(state: Mapping[str, _Value]) -> dict[str, _Value]:
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor] | None:
-    """The innermost module's state dict with whole tensors on the CPU, also where FSDP keeps a shard of each on a rank.
+    """Return the innermost module's state dict with whole tensors on the CPU, also where FSDP shards them.
 
     Of a sharded model this is a collective call: every rank must make it. Rank 0 gets the tensors, the others None.
     """

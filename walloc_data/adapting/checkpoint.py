@@ -1,4 +1,4 @@
-"""Where an adaptation has come to, on disk: one file, replaced whole, opened without running anything."""
+"""Checkpoint of an adaptation: one file, replaced atomically, and read without running anything."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ _MAX_CHECKPOINT_BYTES, _MAX_JSON_BYTES = 2**35, 2**22
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Names a model's weights."""
+    """Return a hash of a model's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -54,7 +54,7 @@ class Place:
             leftover.unlink(missing_ok=True)
 
     def finished(self) -> dict[str, Any] | None:
-        """The report of a run of these settings that is done, None where there is none."""
+        """Return the report of a finished run of these settings, None where there is none."""
         path = self.folder / _FINISHED
         if not path.exists():
             return None
@@ -64,7 +64,7 @@ class Place:
         return report
 
     def load(self) -> dict[str, Any] | None:
-        """The state that a run of these settings goes on from."""
+        """Load the state from which a run of these settings resumes."""
         path = self.run / _CHECKPOINT
         if not path.exists():
             return None

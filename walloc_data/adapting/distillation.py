@@ -97,22 +97,22 @@ class Imitation:
         return sum(self.lengths.values())
 
     def phase_of(self, step: int) -> tuple[Phase, int]:
-        """The phase of a step, and the step's number in it."""
+        """Return the phase of a step, and the step's number in it."""
         return ("stem", step) if step < self.lengths["stem"] else ("whole", step - self.lengths["stem"])
 
     def normalised(self, pictures: Tensor) -> Tensor:
-        """uint8 pictures as the pixel model takes them, on its device."""
+        """Normalise uint8 pictures for the pixel model, on its device."""
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.mean, self.std))
         pixels = (pictures.to(self.device).float() / 255 - mean) / std
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def state(self) -> dict[str, Any]:
-        """Everything that the run goes on from: tensors, numbers and strings."""
+        """Return everything that a run resumes from: tensors, numbers and strings."""
         optimizer = None if self.optimizer is None else self.optimizer.state_dict()
         return {"step": self.step, "model": self.model.state_dict(), "optimizer": optimizer}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a `state()`."""
+        """Resume from a `state()`."""
         self.model.load_state_dict(state["model"])
         self.step = int(state["step"])
         self.optimizer = None
@@ -122,14 +122,14 @@ class Imitation:
             self.optimizer.load_state_dict(state["optimizer"])
 
     def new_parts(self) -> list[str]:
-        """Names of what does not come from the pixel model, besides the stem."""
+        """Return the names of parameters that do not come from the pixel model, besides the stem."""
         site = self.model.stem_site
         # Of a stage whose stride was taken out, the weights are the pixel model's and their meaning is not.
         unstrided = [site.feeds] if site.feeds and not self.model.latent_config.stem_blocks else []
         return [*site.fresh, *unstrided]
 
     def build_optimizer(self, phase: Phase) -> torch.optim.Optimizer:
-        """AdamW over what the phase trains; nothing else has a gradient."""
+        """Build AdamW over what the phase trains; nothing else has a gradient."""
         new = set(freeze_except(self.model, "stem", *self.new_parts()))
         if phase == "whole":
             unfreeze(self.model)
@@ -151,20 +151,20 @@ class Imitation:
         )
 
     def read(self, step: int) -> Batch:
-        """The pictures of a step and their latents, as they are stored: a function of (seed, step) alone."""
+        """Read the pictures of a step and their latents, as they are stored: a function of (seed, step) alone."""
         epoch, position = divmod(step, self.steps_an_epoch)
         rows: Any = self.rows
         order = np.random.default_rng((self.config.seed, epoch)).permutation(rows)
         return self.pairs.read(order[position * self.config.batch_size : (position + 1) * self.config.batch_size])
 
     def augmented(self, batch: Batch, step: int) -> Batch:
-        """The same on the model's device, cropped, resized and flipped as (seed, step) says."""
+        """Return the same on the model's device, cropped, resized and flipped as (seed, step) determine."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         latents, pictures = (item.to(self.device, non_blocking=True) for item in batch[:2])
         return self.views(Batch(latents, pictures, batch.labels), generator=generator)
 
     def batches(self) -> Iterator[Batch]:
-        """The batches from `step` on; the next ones are read while one is used."""
+        """Yield the batches from `step` on; the next ones are read while one is used."""
         with ThreadPoolExecutor(_READERS) as pool:
             steps = iter(range(self.step, self.num_steps))
             reading = deque(pool.submit(self.read, step) for step in itertools.islice(steps, 2 * _READERS))
@@ -178,7 +178,9 @@ class Imitation:
                     future.cancel()
 
     def losses(self, batch: Batch, phase: Phase) -> tuple[Tensor, Tensor | None]:
-        """The compared stages' mean relative error, and the divergence of the logits; stages alone for the stem."""
+        """Return the compared stages' mean relative error, and the divergence of the logits; stages alone for the
+        stem.
+        """
         stop = phase == "stem"
         stages = self.stages[:1] if stop else self.stages
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -216,7 +218,7 @@ class Progress:
 
 
 def rate(position: float) -> float:
-    """The learning rate's factor at a position in [0, 1): a short rise, then half a cosine to a hundredth."""
+    """Return the learning rate's factor at a position in [0, 1): a short rise, then half a cosine to a hundredth."""
     if position < _WARMUP:
         return (position + 1e-3) / _WARMUP
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (position - _WARMUP) / (1 - _WARMUP)))

@@ -76,7 +76,7 @@ class Pairs:
         return len(self.dataset)
 
     def read(self, rows: npt.ArrayLike) -> Batch:
-        """The samples of some rows of the split; pictures are padded to whole cells, as they were for encoding."""
+        """Read the samples of some rows of the split; pictures are padded to whole cells, as they were for encoding."""
         numbers = [int(row) for row in np.asarray(rows)]
         samples = self.dataset.__getitems__(numbers)
         pictures = []
@@ -95,7 +95,7 @@ class Pairs:
         return Batch(latents, torch.stack(pictures).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
 
     def batches(self, rows: npt.ArrayLike, *, size: int) -> Iterator[Batch]:
-        """Batches of some rows, in their order; the last one may be smaller."""
+        """Yield batches of some rows, in their order; the last one may be smaller."""
         numbers = np.asarray(rows)
         for start in range(0, len(numbers), size):
             yield self.read(numbers[start : start + size])
@@ -142,7 +142,7 @@ class PairedViews:
             self.crop = RandomResizedCrop(size_cells, operators=operators, scale=scale, flip_p=flip_p)
 
     def to(self, device: torch.device) -> None:
-        """Augment batches that lie on this device."""
+        """Move the operators to the device of the batches to augment."""
         if self.crop is not None:
             self.crop.to(device)
 
@@ -157,7 +157,7 @@ class PairedViews:
         return Batch(latents, self.pictures(batch.pictures, drawn), batch.labels)
 
     def middle(self, batch: Batch) -> Batch:
-        """The middle of each sample, without anything random."""
+        """Cut the middle of each sample, without anything random."""
         (h, w), (height, width) = self.size_cells, batch.latents.shape[2:]
         n = len(batch.latents)
         top, left = (torch.full((n,), (have - want) // 2) for have, want in ((height, h), (width, w)))

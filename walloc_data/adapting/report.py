@@ -1,4 +1,4 @@
-"""What an adaptation reached, on pictures that were not trained on; and the names of the model's classes."""
+"""Evaluation of an adaptation on pictures that were not trained on, and the names of the model's classes."""
 
 from dataclasses import replace
 from typing import Any
@@ -55,7 +55,7 @@ def compare(run: Imitation, rows: npt.NDArray[Any], *, views: PairedViews, secon
 
 
 def labels_as_classes(data: LatentDataset, *, num_classes: int) -> Tensor | None:
-    """The pixel model's class of each label of the data set, None where they have nothing in common."""
+    """Return the pixel model's class of each label of the data set, None where they share no names."""
     names = data.class_names
     if names is None:
         return None

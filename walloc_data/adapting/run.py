@@ -135,7 +135,7 @@ def adapt_model(
 def _models(
     model: str | nn.Module, pretrained: Pretrained, *, data: LatentDataset, config: AdaptConfig
 ) -> tuple[Any, dict[str, Any]]:
-    """The pixel model, and the arguments that build the latent model of the same weights."""
+    """Return the pixel model, and the arguments that build the latent model of the same weights."""
     cell, stored = data.manifest.codec.cell_px, data.latent_shape
     if stored is None:
         raise ModelError(f"{data.url}: its pictures are of several sizes: encode them with size_px=")
@@ -185,7 +185,7 @@ def _models(
 def _input_cells(
     model: Any, geometry: Geometry, config: AdaptConfig, *, stored: tuple[int, int], cell_px: int
 ) -> tuple[int, int]:
-    """(h, w) in cells of what the latent model takes, of `stored` cells."""
+    """Return (h, w) in cells of what the latent model takes, of `stored` cells."""
     if config.input_cells is not None:
         own = (config.input_cells, config.input_cells)
         if max(own) > min(stored) or min(own) < 1:
@@ -246,7 +246,7 @@ def _adapt(
 
 
 def _training_size(model: Any, config: AdaptConfig) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Sides of the views that are trained on: of latents in cells, of pictures in pixels."""
+    """Return the sides of the views that are trained on: of latents in cells, of pictures in pixels."""
     cells, pixels = latent_config(model).input_shape[1:], picture_size(model)
     if config.train_cells is None:
         return cells, pixels

@@ -1,4 +1,4 @@
-"""How an adaptation runs, and what it reached."""
+"""Settings and results of an adaptation."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -82,13 +82,13 @@ class AdaptConfig:
                 raise ModelError(f"{name} must be above 0, not {getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return asdict(self) | {"scale": list(self.scale), "model_kwargs": dict(self.model_kwargs)}
 
 
 @dataclass(frozen=True)
 class AdaptReport:
-    """What an adaptation reached, on pictures that it was not trained on.
+    """Result of an adaptation, on pictures that it was not trained on.
 
     Example:
         >>> from walloc_data.adapting import AdaptReport
@@ -109,7 +109,7 @@ class AdaptReport:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:

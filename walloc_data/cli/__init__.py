@@ -48,7 +48,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Build the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="walloc-data",
         description="Encode image data sets once into WaLLoC latents, and work with the result.",

@@ -1,4 +1,4 @@
-"""What a subcommand is: arguments, a call, and what it found."""
+"""Base of the subcommands: arguments, a call, and its result."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ Args = argparse.Namespace
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found: `data` for --json, `text` for people."""
+    """Result of a command: `data` for --json, `text` for people."""
 
     data: dict[str, Any]
     text: str
@@ -50,13 +50,13 @@ class Command:
 
 
 def add_dataset(parser: Parser) -> None:
-    """The data set that a command is about."""
+    """Add the argument for the data set."""
     parser.add_argument("out", metavar="OUT", help="the data set: a folder or URL")
     add_storage(parser)
 
 
 def add_storage(parser: Parser) -> None:
-    """Options of the file system behind a URL."""
+    """Add the options of the file system behind a URL."""
     parser.add_argument(
         "--storage-options",
         type=_json_object,
@@ -76,7 +76,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def add_split(parser: Parser, *, default: str | None = None) -> None:
-    """The data set, and one of its splits."""
+    """Add the arguments for the data set and one of its splits."""
     add_dataset(parser)
     parser.add_argument("--split", default=default, help=f"one split (default: {default or 'all'})")
 
@@ -98,7 +98,7 @@ def add_reading(parser: "Parser | argparse._ArgumentGroup") -> None:
 
 
 def _colour(text: str) -> tuple[int, ...]:
-    """Three numbers; `EncodeSettings` says whether they are a colour."""
+    """Parse three numbers; `EncodeSettings` checks that they are a colour."""
     try:
         return tuple(int(value) for value in text.split(","))
     except ValueError:
@@ -107,7 +107,7 @@ def _colour(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def say_if_slow(what: str, *, after_s: float = 2.0) -> Iterator[None]:
-    """A line on stderr when something without a progress bar of its own takes longer than people wait in silence."""
+    """Context: print a line to stderr if the block takes longer than `after_s` seconds."""
     timer = threading.Timer(after_s, lambda: print(printable(what), file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()

@@ -56,7 +56,7 @@ def _encode_arguments(parser: Parser) -> None:
 
 
 def _settings_arguments(parser: Parser) -> None:
-    """Options without which a split has the settings of the data set it joins, or the defaults that are named here."""
+    """Add the options whose defaults are the settings of the data set that a split joins, or those named here."""
     group = parser.add_argument_group("settings", "left out, they are those of the data set where it has a split")
 
     def add(name: str, **options: Any) -> None:
@@ -143,7 +143,7 @@ def _encode_splits(args: Args) -> Outcome:
 
 
 def _encode_options(args: Args) -> dict[str, Any]:
-    """What `encode_dataset` takes besides the source and the split."""
+    """Return the arguments of `encode_dataset` besides the source and the split."""
     return dict(
         codec=args.codec,
         workers=args.workers,
@@ -162,7 +162,7 @@ def _encode_options(args: Args) -> dict[str, Any]:
 
 
 def _settings(args: Args) -> dict[str, Any]:
-    """The settings that were given; the others are the data set's, where it has a split."""
+    """Return the settings that were given; the others are the data set's, where it has a split."""
     names = {
         "size": "size_px",
         "resize": "resize",

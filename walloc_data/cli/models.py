@@ -149,7 +149,7 @@ def _train_decoder(args: Args, sets: "list[PictureSet]") -> Outcome:
 
 
 def _weighted(source: str) -> tuple[str, float]:
-    """FOLDER or FOLDER=WEIGHT."""
+    """Parse FOLDER or FOLDER=WEIGHT."""
     path, separator, weight = source.rpartition("=")
     try:
         return (path, float(weight)) if separator else (source, 1.0)

@@ -70,7 +70,7 @@ class Verification:
     remedy: str = ""  # what to do about the problems
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return {**vars(self), "problems": list(self.problems)}
 
     def __str__(self) -> str:
