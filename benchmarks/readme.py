@@ -69,16 +69,26 @@ def read_speed(results: dict[str, Any]) -> str:
 
 
 def stored_bytes(results: dict[str, Any]) -> str:
-    """What one 256-px picture costs on disk."""
-    found = results["bytes_per_sample"]
+    """What one picture costs on disk."""
     labels = {
-        "raw_pixels_uint8": "raw pixels",
-        "jpeg_q90": "JPEG, quality 90",
-        "decoded_array": "decoded latents (the array cache)",
-        "shard": "shard: WebP latent, label, JSON, tar headers",
-        "webp_in_shard": "of which the WebP latent",
+        "with labels": "with labels, `{key}.cls`",
+        "without labels": "without labels",
+        "with labels and sample_json": "with labels and `--sample-json`",
     }
-    return table(("256-px pictures", "bytes each"), [(label, f"{found[name]:,.0f}") for name, label in labels.items()])
+    header = (
+        f"{results['size_px']}-px pictures, bytes each",
+        "WebP latent",
+        "tar, beside the latent",
+        "shard",
+        "index",
+    )
+    rows = [
+        (label, *(f"{results[name][column]:,.0f}" for column in ("latent", "beside_the_latent", "shard", "index")))
+        for name, label in labels.items()
+    ]
+    raw, jpeg = 3 * results["size_px"] ** 2, results["with labels"]["source"]
+    text = f"The JPEG files have {jpeg:,.0f} bytes each, the pixels {raw:,}, decoded latents (the array cache) {raw // 16:,}."
+    return f"{table(header, rows)}\n\n{text}"
 
 
 def rate_distortion(results: dict[str, Any]) -> str:
@@ -286,7 +296,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "rate_distortion": ("rate_distortion", rate_distortion),
     "read_speed": ("read_speed", read_speed),
     "serving_speed": ("serving_speed", serving_speed),
-    "stored_bytes": ("read_speed", stored_bytes),
+    "stored_bytes": ("stored_bytes", stored_bytes),
     "two_workers": ("convert_workers", two_workers),
     "train_example": ("train_imagenette160", train_example),
     "transform_fidelity": ("transform_fidelity", transform_fidelity),

@@ -1,10 +1,13 @@
 """Folders and Hugging Face data sets: strays are left out by a stated rule, and what is lost is named or refused."""
 
+import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 
 from tests.convert.conftest import as_bytes, make_folder, picture
@@ -140,8 +143,16 @@ def test_values_of_columns_that_are_lost_are_counted(tmp_path: Path) -> None:
     out = tmp_path / "out"
     summary = encode_dataset(data, out, size_px=16, samples_per_shard=2, progress=False)
     assert summary.kept == ("label (2 classes)", "column text")
-    assert summary.notes == ("left out of 2 pictures: value of column 'text', over 64 KiB or not JSON",)
+    assert summary.notes == ("left out of 2 pictures: value of column 'text', over 64 KiB (--sample-json keeps it)",)
     streamed = data.cast_column("label", datasets.ClassLabel(names=["a", "b"])).to_iterable_dataset()
     other = encode_dataset(streamed, tmp_path / "stream", size_px=16, samples_per_shard=2, progress=False)
     assert other.notes == summary.notes
+    kept = encode_dataset(data, tmp_path / "kept", size_px=16, sample_json=True, shuffle_seed=None, progress=False)
+    assert kept.notes == ()
+    with tarfile.open(tmp_path / "kept" / "data" / "train-00000.tar") as tar:
+        metas = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith("json")]  # type: ignore[arg-type]
+    assert [meta["columns"]["text"] for meta in metas] == ["x" * 70_000, "y", "z" * 70_000, None, "", "x"]
+    assert pq.read_table(tmp_path / "kept" / "index" / "train.parquet")["text"].to_pylist() == [
+        None, "y", None, None, "", "x",
+    ]  # fmt: skip
     assert verify_dataset(out, progress=False).problems == ()

@@ -223,7 +223,7 @@ def test_captions_go_along_and_other_members_are_counted(tmp_path: Path) -> None
     assert summary.notes == (
         "left out: other members of samples: 3 .seg.png",
         "left out of 1 picture: JSON field 'new', which the first sample lacks",
-        "left out of 1 picture: value of column 'txt', over 64 KiB or not JSON",
+        "left out of 1 picture: value of column 'txt', over 64 KiB (--sample-json keeps it)",
     )
     again = encode_dataset(source, tmp_path / "out", size_px=16, progress=False)
     assert (again.new_samples, again.kept, again.notes) == (0, summary.kept, summary.notes)

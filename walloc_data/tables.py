@@ -107,7 +107,7 @@ def typed_columns(
         try:
             kind = tighten_lists(kind, column)
             arrays[name] = column_array(column, kind)
-        except (TypeError, ValueError, OverflowError):  # ArrowInvalid is a ValueError: not what was declared
+        except (AttributeError, TypeError, ValueError, OverflowError):  # ArrowInvalid is a ValueError: not as declared
             kind = tighten_lists(infer_type(column), column)
             arrays[name] = column_array(column, kind)
         types[name] = kind.to_json()

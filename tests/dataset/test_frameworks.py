@@ -199,6 +199,7 @@ TRAINER = """
 import sys, torch, transformers
 from torch.utils.data import DataLoader
 from walloc_data import LatentDataset
+from walloc_data.dataset import TrainerCollator
 from walloc_data.transforms import RandomCrop
 
 root, out = sys.argv[1:]
@@ -213,9 +214,7 @@ class Model(torch.nn.Module):
         logits = self.layer(latents.flatten(1).float())
         return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
 
-def collate(samples):
-    latents, labels = zip(*samples)
-    return {"latents": torch.stack(latents), "labels": torch.tensor(labels)}
+collate = TrainerCollator(inputs="latents")
 
 class Exact(transformers.Trainer):
     def get_train_dataloader(self):

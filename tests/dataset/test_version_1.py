@@ -14,6 +14,7 @@ from PIL import Image
 from walloc_data import LatentDataset, encode_dataset
 from walloc_data.codec import codec_folder
 from walloc_data.convert import verify_dataset
+from walloc_data.errors import LoaderError
 
 # Written by the last release of version 1 from `gradients()`, without codec/.
 STORED = Path(__file__).with_name("version-1.tar.xz")
@@ -62,6 +63,13 @@ def test_a_data_set_of_version_1_gives_the_latents_that_its_pictures_have_today(
     encode_dataset(gradients(), tmp_path / "today", size_px=16, samples_per_shard=3, progress=False)
     assert latents_of(stored) == latents_of(tmp_path / "today")
     assert sorted(latents_of(stored)) == [0, 1, 2, 3, 4]
+
+
+def test_a_data_set_of_version_1_has_keys_and_says_where_its_columns_are(stored: Path) -> None:
+    data = LatentDataset(stored, columns=["key", "height"])
+    assert [sample[2] for sample in data] == data.keys == [f"{i:09d}" for i in data.index["source_index"]]
+    with pytest.raises(LoaderError, match="no column 'caption' in its index: the split was written by version 1"):
+        LatentDataset(stored, columns=["caption"])
 
 
 def test_a_data_set_of_version_1_is_verified_and_finished(stored: Path) -> None:

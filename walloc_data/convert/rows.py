@@ -1,5 +1,6 @@
 """The rows of the index: a shard's, beside its done mark, and all of a split's, joined."""
 
+import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from walloc_data.errors import FormatError
-from walloc_data.format import OPTIONAL_INDEX_COLUMNS, ColumnType, column_name, join_types
+from walloc_data.format import MAX_INDEX_VALUE_BYTES, OPTIONAL_INDEX_COLUMNS, ColumnType, column_name, join_types
 from walloc_data.tables import cast_column, index_schema, typed_columns
 
-__all__ = ["SOURCE_CRC32", "SOURCE_VERSION", "ShardRows", "join_column_types", "join_rows"]
+__all__ = ["SOURCE_CRC32", "SOURCE_VERSION", "ShardRows", "columns_that_fit", "join_column_types", "join_rows"]
 
 SOURCE_VERSION, SOURCE_CRC32 = "source_version", "source_crc32"  # of the picture as its source had it
 
@@ -72,6 +73,18 @@ class ShardRows:
         sink = pa.BufferOutputStream()
         pa.parquet.write_table(pa.table(arrays | typed), sink, compression=_COMPRESSION)
         return sink.getvalue().to_pybytes(), types
+
+
+def columns_that_fit(columns: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """Return a sample's columns without the values that are too large for an index, and the names of these."""
+    large = [name for name, value in columns.items() if _is_large(value)]
+    return ({**columns, **dict.fromkeys(large)} if large else columns), large
+
+
+def _is_large(value: Any) -> bool:
+    if isinstance(value, str) and 6 * len(value) <= MAX_INDEX_VALUE_BYTES:  # a character is six bytes of JSON at most
+        return False
+    return isinstance(value, str | list | dict) and len(json.dumps(value)) > MAX_INDEX_VALUE_BYTES
 
 
 def join_column_types(shards: Iterable[Mapping[str, Any] | None]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from walloc_data.convert.changes import changed_samples, refuse_changes, rows_of_source
 from walloc_data.convert.plan import Plan, ShardId
 from walloc_data.convert.records import Failure, ShardDone, UnitEnd, done_name, end_name, rows_name
-from walloc_data.convert.rows import ShardRows
+from walloc_data.convert.rows import ShardRows, columns_that_fit
 from walloc_data.convert.tar import TarWriter
 from walloc_data.convert.trouble import trouble
 from walloc_data.convert.units import OnError, Task, UnitReader
@@ -81,6 +81,7 @@ class _Item:
     pixels: Pixels  # (H, W, 3)
     source_size: tuple[int, int]  # (width, height), upright, before resizing
     box: tuple[int, int, int, int]  # (left, top, right, bottom) of what was kept, in the source's pixels
+    columns: Mapping[str, Any]  # of the source, as the index has them
     files: list[bytes] = field(default_factory=list)  # the packed latent, and the mirrored one
 
 
@@ -260,7 +261,10 @@ class Worker:
                 settings = self.plan.settings
                 pixels_of = resize_and_crop(image, settings=settings)
                 box = crop_box(image.size, settings=settings)
-                item = _Item(key, index, sample, pixels_of, image.size, box)
+                columns, large = columns_that_fit(sample.columns)
+                if not settings.sample_json:
+                    lost += [f"value of column {name!r}, over 64 KiB (--sample-json keeps it)" for name in large]
+                item = _Item(key, index, sample, pixels_of, image.size, box, columns)
                 _check_packed_sides(item.pixels, spec=self.plan.codec)
                 _count(left_out, lost)
                 clock.stop("resize")
@@ -351,7 +355,7 @@ class Worker:
             **dict(zip(("crop_left", "crop_top", "crop_right", "crop_bottom"), item.box, strict=True)),
         }
         files = list(zip(offsets, item.files, strict=False))
-        rows.append(place, files, sample.columns, version=sample.version, data=sample.data)
+        rows.append(place, files, item.columns, version=sample.version, data=sample.data)
 
 
 def _count(left_out: Counter[str], names: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ disk is untrusted: `from_dict` checks types, ranges and names, and says which fi
 
 from walloc_data.format.checks import check_json, check_text, check_texts
 from walloc_data.format.columns import (
+    MAX_INDEX_VALUE_BYTES,
     MAX_TYPE_DEPTH,
     ColumnType,
     check_columns,
@@ -51,6 +52,7 @@ __all__ = [
     "FORMAT_VERSION",
     "INDEX_COLUMNS",
     "MANIFEST_NAME",
+    "MAX_INDEX_VALUE_BYTES",
     "MAX_JSON_BYTES",
     "MAX_TYPE_DEPTH",
     "MIRROR_INDEX_COLUMNS",

@@ -2,7 +2,7 @@
 
     "bool"  "int8" ... "int64"  "uint8" ... "uint64"  "float32"  "float64"  "string"  "date"
     "timestamp"                    microseconds, without a time zone; "timestamp_utc": of a known moment
-    "json"                         JSON as text: values of several kinds, or of a kind that is not listed here
+    "json"                         JSON as text: values of several kinds, on whatever level; never inside another type
     "null"                         no row has a value
     {"list": T}                    {"list": T, "length": n}: of n items in every row
     {"struct": {NAME: T, ...}}
@@ -18,12 +18,22 @@ from walloc_data.errors import FormatError
 from walloc_data.format.checks import check_text, shown
 from walloc_data.format.names import RESERVED_COLUMNS
 
-__all__ = ["MAX_TYPE_DEPTH", "ColumnType", "check_columns", "column_name", "infer_type", "join_types", "tighten_lists"]
+__all__ = [
+    "MAX_INDEX_VALUE_BYTES",
+    "MAX_TYPE_DEPTH",
+    "ColumnType",
+    "check_columns",
+    "column_name",
+    "infer_type",
+    "join_types",
+    "tighten_lists",
+]
 
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _NUMBERS = frozenset({"bool", *_INTEGERS, "float32", "float64"})
 _SCALARS = _NUMBERS | {"string", "date", "timestamp", "timestamp_utc", "json", "null"}
 _PREFIX = "source."
+MAX_INDEX_VALUE_BYTES = 2**16  # of one value of the source, as JSON
 MAX_TYPE_DEPTH = 6  # lists and structs inside each other
 _MAX_COLUMNS = 10_000
 _MAX_LENGTH = 2**24  # of a fixed-size list
@@ -84,7 +94,7 @@ class ColumnType:
 
     @classmethod
     def _read(cls, value: Any, *, depth: int) -> Self:
-        if isinstance(value, str) and value in _SCALARS:
+        if isinstance(value, str) and value in _SCALARS and (value != "json" or depth == 0):
             return cls(value)
         if isinstance(value, Mapping) and depth < MAX_TYPE_DEPTH:
             length = value.get("length")
@@ -165,14 +175,17 @@ def _type_of(value: Any, *, depth: int) -> ColumnType:
         return ColumnType("string")
     if depth < MAX_TYPE_DEPTH and isinstance(value, list | tuple):
         item = _NULL
-        for inner in value:
+        simple = set(map(type, value)) <= {bool, float, str}  # a long list of one kind is looked at once
+        for inner in {type(inner): inner for inner in value}.values() if simple else value:
             item = join_types(item, _type_of(inner, depth=depth + 1))
-        return ColumnType("list", item)
+        return _JSON if item == _JSON else ColumnType("list", item)
     if depth < MAX_TYPE_DEPTH and isinstance(value, Mapping) and value and len(value) <= _MAX_COLUMNS:
-        return ColumnType(
-            "struct", fields=tuple((str(name), _type_of(value[name], depth=depth + 1)) for name in sorted(value))
-        )
+        return _struct({str(name): _type_of(value[name], depth=depth + 1) for name in value})
     return _JSON
+
+
+def _struct(fields: Mapping[str, ColumnType]) -> ColumnType:
+    return _JSON if _JSON in fields.values() else ColumnType("struct", fields=tuple(sorted(fields.items())))
 
 
 def join_types(first: ColumnType, second: ColumnType) -> ColumnType:
@@ -192,12 +205,13 @@ def join_types(first: ColumnType, second: ColumnType) -> ColumnType:
     kinds = {first.kind, second.kind}
     if first.item is not None and second.item is not None:
         item = join_types(first.item, second.item)
-        return ColumnType("list", item, first.length if first.length == second.length else None)
+        length = first.length if first.length == second.length else None
+        return _JSON if item == _JSON else ColumnType("list", item, length)
     if kinds == {"struct"}:
         fields = dict(first.fields)
         for name, kind in second.fields:
             fields[name] = join_types(fields.get(name, _NULL), kind)
-        return ColumnType("struct", fields=tuple(sorted(fields.items())))
+        return _struct(fields)
     if kinds <= _NUMBERS - {"bool"}:
         if not kinds <= set(_INTEGERS):
             return ColumnType("float64")

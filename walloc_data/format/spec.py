@@ -121,7 +121,7 @@ class EncodeSettings(Record):
     # Larger pictures become failures: a bound on memory, and on decompression bombs. The default is Pillow's own.
     max_pixels: int = 89_478_485
     max_value: int | None = None  # of PNG and TIFF above 8 bits: what is full brightness, e.g. 4095; None: 65535
-    sample_json: bool = False  # a {key}.json beside every latent; False: where something does not fit the index
+    sample_json: bool = False  # a {key}.json beside every latent, with columns of up to 1 MiB; the index has 64 KiB
     # crop: shorter side to size_px, then the centre square. shorter: shorter side to size_px, all of the picture.
     # square: both sides to size_px, whatever the shape was. "shorter:288" gives size_px with it.
     resize: str = "crop"

@@ -17,7 +17,7 @@ import numpy as np
 
 __all__ = ["Names", "Sample", "Source", "fingerprint", "json_columns", "json_value"]
 
-MAX_COLUMN_BYTES = 64 * 2**10  # of one value as JSON
+MAX_COLUMN_BYTES = 2**20  # of one value as JSON
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Sample:
     label: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
-    left_out: tuple[str, ...] = ()  # what of this sample is not encoded, e.g. "column 'x' over 64 KiB"; counted
+    left_out: tuple[str, ...] = ()  # what of this sample is not encoded, e.g. "column 'x' over 1024 KiB"; counted
     version: str | None = None  # tells this picture from another of the same name, where the source can tell
 
 
@@ -205,7 +205,7 @@ def _is_empty(value: Any) -> bool:
 def json_value(value: Any) -> Any:
     """A source's value as JSON: dates become ISO text, NaN and what JSON cannot hold become null.
 
-    So does a value of more than 64 KiB: embeddings and masks belong in the source.
+    So does a value of more than 1 MiB: large arrays and masks belong in the source.
     """
     converted = _json(value)
     if isinstance(converted, str | list | dict) and len(json.dumps(converted)) > MAX_COLUMN_BYTES:
