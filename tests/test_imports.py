@@ -20,7 +20,7 @@ ROWS = [
     {"storage", "latents", "pictures", "regression"},
     {"card", "codec", "sources", "dataset", "transforms", "adapters"},
     {"convert", "report", "interop", "push"},
-    {"demo", "fitting", "serving"},
+    {"demo", "fitting", "maintain", "serving"},
     {"adapting"},
     {"cli"},
     {"__main__"},

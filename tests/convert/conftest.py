@@ -20,11 +20,11 @@ WARM = Path(__file__).with_name("warm.py")
 
 
 class Warm:
-    """The process of warm.py."""
+    """The process of warm.py, or of a script with the same protocol."""
 
-    def __init__(self) -> None:
+    def __init__(self, script: Path = WARM) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -32,7 +32,11 @@ class Warm:
 
     def begin(self, source: str | Path, out: Path, **options: Any) -> int:
         """Start a conversion; its process id."""
-        self._stdin.write(json.dumps([str(source), str(out), options]) + "\n")
+        return self.start([str(source), str(out), options])
+
+    def start(self, line: list[Any]) -> int:
+        """Start what a line says; its process id."""
+        self._stdin.write(json.dumps(line) + "\n")
         self._stdin.flush()
         return int(self._stdout.readline())
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from walloc_data import __version__
-from walloc_data.cli import data, look, models
+from walloc_data.cli import data, look, maintain, models
 from walloc_data.cli.command import Args, Command, Outcome, Parser
 from walloc_data.errors import MissingExtraError, WallocDataError
 from walloc_data.text import printable
@@ -36,6 +36,7 @@ def _completion(args: Args) -> Outcome:
 COMMANDS: dict[str, Command] = {
     "demo": models.COMMANDS["demo"],  # first in the help
     **data.COMMANDS,
+    **maintain.COMMANDS,
     **look.COMMANDS,
     **models.COMMANDS,
     "completion": Command(

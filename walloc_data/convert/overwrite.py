@@ -139,6 +139,9 @@ def settle(store: Store) -> None:
     for split, kind in replaced_splits(store):
         if _is_done_with(store, split, kind):
             discard(store, split, kind=kind)
+    from walloc_data.convert.edit import settle_edits
+
+    settle_edits(store)
 
 
 def _is_done_with(store: Store, split: str, kind: Kind) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from walloc_data.convert.changes import compare_source
 from walloc_data.convert.inspect import failure_lines, index_rows, local_file, open_manifest
+from walloc_data.convert.positions import Positions
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, counted, format_bytes
 from walloc_data.convert.records import plan_name
 from walloc_data.convert.tar import BLOCK_BYTES, header
@@ -218,24 +219,33 @@ class _Split:
             raise FormatError(f"{store.url}: split {name!r}: source.num_items must be an integer")
         self.num_items: int = num_items
         self.in_fragments = record.source.get("num_fragments") is not None
-        self.seen = np.zeros(0, dtype=bool)
+        removed = record.source.get("num_removed", 0)
+        if type(removed) is not int or not 0 <= removed <= self.num_items:
+            raise FormatError(f"{store.url}: split {name!r}: source.num_removed must be at most num_items")
+        self.num_removed: int = removed
+        self.is_merged = record.source.get("kind") == "merged"
+        self.positions = Positions(0, num_removed=0)
         self.counts = np.zeros(np.shape(record.statistics.counts), dtype=np.int64)
         self.shapes: set[tuple[int, ...]] = set()
         self.num_done = 0
 
     def check(self) -> Iterator[str]:
         where = self.store.where(self.record.index_name(self.name))
-        if self.num_items > (most := self._most_items()):
+        most = self._most_items()
+        if self.num_items > most and not self.num_removed:
             yield (
                 f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}, and its files are too "
                 f"small to account for more than {most}"
             )
-        if self.num_items != (counted := self.record.num_samples + self.record.num_failures):
+        counted = self.record.num_samples + self.record.num_failures
+        if self.num_items - self.num_removed != counted:
+            removed = f", of which {self.num_removed} were removed" if self.num_removed else ""
             yield (
-                f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}, but the manifest counts "
-                f"{counted} samples and failures"
+                f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}{removed}, but the "
+                f"manifest counts {counted} samples and failures"
             )
-        self.seen = np.zeros(min(self.num_items, most), dtype=bool)
+        num_items = self.num_items if self.num_removed else min(self.num_items, most)
+        self.positions = Positions(num_items, num_removed=self.num_removed)
         try:
             with local_file(self.store, self.record.index_name(self.name)) as file:
                 rows = index_rows(file, mirror=self.manifest.settings.mirror, columns=self.record.columns, where=where)
@@ -255,7 +265,8 @@ class _Split:
 
     def _most_items(self) -> int:
         """How many pictures the split's files may account for: each is two headers and data in a shard, or a line."""
-        num_bytes = sum(self.store.sizes(f"{self.record.root}data").values())
+        folders = {"data", f"{self.record.root}data"}
+        num_bytes = sum(sum(self.store.sizes(folder).values()) for folder in folders)
         try:
             num_failure_bytes = self.store.num_bytes(f"{self.record.root}failures/{self.name}.jsonl")
         except StorageError:  # of which `_failures` will speak
@@ -263,12 +274,8 @@ class _Split:
         return num_bytes // (2 * BLOCK_BYTES) + num_failure_bytes // MIN_FAILURE_BYTES + 1
 
     def _mark(self, source_index: int, *, what: str) -> Iterator[str]:
-        if not 0 <= source_index < len(self.seen):
-            yield f"{what}: source index {source_index} is not in [0, {len(self.seen)})"
-        elif self.seen[source_index]:
-            yield f"{what}: source index {source_index} is there twice"
-        else:
-            self.seen[source_index] = True
+        if problem := self.positions.mark(source_index):
+            yield f"{what}: {problem}"
 
     def _failures(self) -> Iterator[str]:
         path = f"{self.record.root}failures/{self.name}.jsonl"
@@ -285,10 +292,7 @@ class _Split:
 
     def _totals(self) -> Iterator[str]:
         where = f"{self.store.url}: split {self.name!r}"
-        if not self.seen.all():
-            missing = int((~self.seen).sum())
-            first = int(np.argmin(self.seen))
-            yield f"{where}: {missing} pictures of the source are neither samples nor failures, the first at {first}"
+        yield from (f"{where}: {problem}" for problem in self.positions.problems())
         expected = self.shapes.pop() if len(self.shapes) == 1 else None
         if self.num_done == self.record.num_samples and expected != self.record.latent_shape:
             yield f"{where}: latent_shape is {self.record.latent_shape}, but the latents' is {expected}"
@@ -335,7 +339,7 @@ class _Split:
 
     def _sample(self, what: str, position: int, data: ShardFile, row: dict[str, Any], offset: int) -> int:
         spec, settings, record = self.manifest.codec, self.manifest.settings, self.record
-        if self.in_fragments:
+        if self._by_fragment(row["key"]):
             _check_key(what, row["key"], record.shards[position], settings.samples_per_shard)
         else:
             _same(what, "key", row["key"], sample_key(row["source_index"]))
@@ -375,6 +379,10 @@ class _Split:
             offset = self._json(what, data, row, offset)
         return offset
 
+    def _by_fragment(self, key: str) -> bool:
+        """Whether a key is one of a source that is read in fragments; a merged split may have both kinds."""
+        return self.in_fragments or (self.is_merged and "-" in key)
+
     def _json(self, what: str, data: ShardFile, row: dict[str, Any], offset: int) -> int:
         """Check the sample's JSON, and return where the next sample begins."""
         _, member, offset = _member(what, data, f"{row['key']}.json", offset)
@@ -386,7 +394,7 @@ class _Split:
         for name, value in (
             ("height", height),
             ("width", width),
-            ("source_index", None if self.in_fragments else row["source_index"]),
+            ("source_index", None if self._by_fragment(row["key"]) else row["source_index"]),
             ("padding", list(padding_for(height, width, multiple=self.manifest.codec.cell_px))),
         ):
             _same(what, f"{name} in its JSON", meta.get(name) if isinstance(meta, dict) else None, value)

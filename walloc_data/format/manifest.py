@@ -121,11 +121,11 @@ class SplitRecord(Record):
     def root(self) -> str:
         """Return where the split's folders ``data/`` and ``index/`` lie inside the data set: "" but for a few moments.
 
-        While a split is overwritten, the new one grows in a folder of its own. The manifest names it there from the
-        moment it is whole until its files are in their usual places, so that readers see the old or the new split,
-        never some of each.
+        While a split is overwritten or changed, the new one grows in a folder of its own. The manifest names it there
+        from the moment it is whole until its files are in their usual places, so that readers see the old or the new
+        split, never some of each. Shards that a change does not touch stay in their usual places meanwhile.
         """
-        return self.shards[0].name.rpartition("data/")[0] if self.shards else ""
+        return next((found for shard in self.shards if (found := shard.name.rpartition("data/")[0])), "")
 
     def index_name(self, split: str) -> str:
         """Return where the index of this split lies inside the data set.

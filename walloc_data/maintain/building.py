@@ -1,0 +1,199 @@
+"""A split made of shards of others: kept where they are, copied, or written anew under other keys and labels."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from walloc_data.convert.edit import delete_tree
+from walloc_data.convert.inspect import local_file, open_manifest
+from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder
+from walloc_data.convert.overwrite import settle
+from walloc_data.convert.records import plan_name
+from walloc_data.convert.state import read_plan
+from walloc_data.errors import StorageError
+from walloc_data.format import Manifest, ShardRecord, SplitRecord, dump_json, index_name, shard_name
+from walloc_data.maintain.index import SplitFiles, joined_columns, md5_of_shards, tables_of, write_failures
+from walloc_data.maintain.shards import Change, check_shard, rewrite_shard
+from walloc_data.storage import Store
+
+__all__ = ["Built", "Part", "append_root", "build_split", "discard_append", "held_dataset", "scratch_folder"]
+
+Keep = Callable[[Mapping[str, Any]], bool]
+_UNIT = re.compile(r"-([0-9]{5,12})(?:-[0-9]{3,12})?\.tar$")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split that goes into another, or all of it."""
+
+    store: Store
+    manifest: Manifest
+    split: str
+    change: Change
+
+    @property
+    def record(self) -> SplitRecord:
+        """Of the split, as it is."""
+        return self.manifest.splits[self.split]
+
+
+@dataclass
+class Built:
+    """A split's new files, published below `root`, and its record but for `source` and `statistics`."""
+
+    shards: tuple[ShardRecord, ...]
+    made: set[str]  # names of shards below `root`
+    latent_shape: tuple[int, int, int] | None
+    index_sha256: str
+    columns: Mapping[str, Any] | None
+    num_failures: int
+
+
+@contextmanager
+def held_dataset(out: str | Path, storage_options: Mapping[str, Any] | None) -> Iterator[tuple[Store, Manifest]]:
+    """A finished data set, held for writing; interrupted changes are completed first.
+
+    Raises:
+        BusyError: a conversion is writing there.
+        FormatError: there is no finished data set.
+    """
+    store = Store(out, storage_options=storage_options)
+    open_manifest(store)  # before anything is written, such as a lock
+    with disk_errors(store), conversion_lock(store):
+        settle(store)
+        manifest = open_manifest(store)
+        _clean_appends(store, manifest)
+        yield store, manifest
+
+
+def append_root(split: str) -> str:
+    """Where pictures that are being appended to a split are encoded, inside its data set; ends in '/'."""
+    return f".walloc/{split}.append/"
+
+
+def discard_append(store: Store, split: str) -> None:
+    """Delete what was encoded beside a split, its plan first: without one nothing goes on with it."""
+    store.delete(append_root(split) + plan_name(split))
+    delete_tree(store, append_root(split))
+
+
+def _clean_appends(store: Store, manifest: Manifest) -> None:
+    """Delete what an interrupted append left of pictures that the split has by now."""
+    for name in store.list_folders(".walloc"):
+        split, _, kind = name.partition(".")
+        if kind != "append":
+            continue
+        inner = Store(f"{store.url}/{append_root(split)}".rstrip("/"), storage_options=store.storage_options)
+        plan = read_plan(inner, split)
+        record = manifest.splits.get(split)
+        sources = [] if record is None else record.source.get("parts", [record.source])
+        if plan is None or record is None or plan.source.get("identity") in [s.get("identity") for s in sources]:
+            discard_append(store, split)
+
+
+@contextmanager
+def scratch_folder(store: Store) -> Iterator[Path]:
+    """A folder for unfinished files, on the data set's own file system where that is local."""
+    folder = lock_folder(store) / "staging" / "edit"
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left there
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made ({error.strerror})") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def build_split(
+    target: Store,
+    split: str,
+    parts: Sequence[Part],
+    *,
+    root: str,
+    folder: Path,
+    touched: Callable[[ShardRecord, Any], Keep | None] = lambda shard, table: None,
+    dropped: Callable[[bytes], None] = lambda webp: None,
+) -> Built:
+    """Publish the shards, the index and the failures of a split below `root` of its data set.
+
+    Shards of the data set itself that nothing changes stay where they are, and are not read.
+
+    Args:
+        target: the data set.
+        split: the name that the split gets.
+        parts: what it is made of, in this order; their samples' positions in the source follow from `Part.change`.
+        root: "" or a folder that ends in '/'.
+        folder: for unfinished files.
+        touched: tells, of a shard and its rows, which samples of it to keep; None: all.
+        dropped: gets the packed latent of each other sample.
+
+    Raises:
+        CorruptShardError: a shard that must be read is damaged.
+    """
+    where = f"{target.url}: split {split!r}"
+    columns = parts[0].record.columns
+    for part in parts[1:]:
+        columns = joined_columns(columns, part.record.columns, where=where)
+    manifest = parts[0].manifest
+    files = SplitFiles(folder, manifest.settings.mirror, columns, manifest.codec)
+    units = [int(match[1]) for shard in parts[0].record.shards if (match := _UNIT.search(shard.name))]
+    unit = max(units, default=-1) + 1
+    made: set[str] = set()
+    num_failures = 0
+    failures = folder / "failures.jsonl"
+    failures.touch()
+    for part in parts:
+        known = md5_of_shards(part.store, part.split, part.record.root)
+        trivial = part.change == Change()
+        for shard, table in tables_of(part.store, part.manifest, part.split):
+            keep = touched(shard, table)
+            name = shard.name.removeprefix(part.record.root)
+            if part.change.new_keys:
+                name, unit = shard_name(split, unit), unit + 1
+            if trivial and keep is None and part.store.url == target.url and shard.name in known:
+                files.add(shard, known[shard.name], table, part.record.columns, {})
+                continue
+            with local_file(part.store, shard.name) as file:
+                place = part.store.where(shard.name)
+                md5 = check_shard(file, shard, where=place)
+                unfinished = folder / "shard.tar"
+                if trivial and keep is None:
+                    if part.store.url == target.url:
+                        files.add(shard, md5, table, part.record.columns, {})
+                        continue
+                    shutil.copyfile(file, unfinished)
+                    new = ShardRecord(name, shard.num_samples, shard.num_bytes, shard.sha256)
+                    changes: dict[str, list[Any]] = {}
+                else:
+                    rows = table.to_pylist()
+                    kept = keep if keep is not None else (lambda row: True)
+                    found = rewrite_shard(
+                        file,
+                        rows,
+                        unfinished,
+                        name=name,
+                        where=place,
+                        change=part.change,
+                        keep=kept,
+                        dropped=dropped,
+                    )
+                    if found is None:
+                        continue
+                    new, md5, changes = found.record, found.md5, found.changes
+                    table = table.filter([bool(kept(row)) for row in rows])
+            target.publish(unfinished, root + new.name)
+            made.add(new.name)
+            files.add(new, md5, table, part.record.columns, changes)
+        num_failures += write_failures(part.store, part.manifest, part.split, failures, change=part.change)
+    index_sha256 = files.close()
+    target.publish(files.index, root + index_name(split))
+    target.publish(failures, f"{root}failures/{split}.jsonl")
+    wids = {"wids_version": 1, "name": split, "shardlist": files.wids}
+    target.write_bytes(f"{root}index/{split}.wids.json", dump_json(wids).encode())
+    return Built(tuple(files.shards), made, files.latent_shape, index_sha256, columns, num_failures)

@@ -1,0 +1,189 @@
+"""The index of a finished split: read shard by shard, and written anew for the shards that a change leaves."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from walloc_data.convert.inspect import failure_lines, local_file
+from walloc_data.errors import FormatError
+from walloc_data.format import CodecSpec, ColumnType, Manifest, ShardRecord, join_types, sample_key
+from walloc_data.maintain.shards import Change
+from walloc_data.storage import Store
+from walloc_data.tables import cast_column, index_schema
+
+__all__ = ["SplitFiles", "joined_columns", "md5_of_shards", "tables_of", "write_failures"]
+
+_BATCH_ROWS = 2**16
+
+
+def tables_of(store: Store, manifest: Manifest, split: str) -> Iterator[tuple[ShardRecord, Any]]:
+    """Each shard of a split with its rows of the index, a `pyarrow.Table`, in memory that does not grow with the split.
+
+    Raises:
+        FormatError: the index is not the one that the manifest speaks of.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    record = manifest.splits[split]
+    where = store.where(record.index_name(split))
+    schema = index_schema(mirror=manifest.settings.mirror, columns=record.columns)
+    with local_file(store, record.index_name(split)) as file:
+        if record.index_sha256 is not None:
+            with file.open("rb") as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != record.index_sha256:
+                    raise FormatError(f"{where}: its SHA-256 is not the manifest's. Nothing was changed")
+        try:
+            with pa.parquet.ParquetFile(file) as parquet:
+                waiting = schema.empty_table()
+                batches = parquet.iter_batches(batch_size=_BATCH_ROWS)
+                for shard in record.shards:
+                    while len(waiting) < shard.num_samples and (batch := next(batches, None)) is not None:
+                        table = pa.table(_filled(batch, schema), schema=schema)
+                        waiting = pa.concat_tables([waiting, table])
+                    if len(waiting) < shard.num_samples:
+                        raise FormatError(f"{where}: ends inside {shard.name}")
+                    yield shard, waiting.slice(0, shard.num_samples).combine_chunks()
+                    waiting = waiting.slice(shard.num_samples)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise FormatError(f"{where}: not a readable index ({error})") from error
+
+
+def _filled(batch: Any, schema: Any) -> list[Any]:
+    """The columns of a batch; checksums, which data sets of old do not have, as nulls."""
+    import pyarrow as pa
+
+    names = batch.schema.names
+    return [
+        batch.column(field.name).cast(field.type) if field.name in names else pa.nulls(len(batch), field.type)
+        for field in schema
+    ]
+
+
+def joined_columns(
+    first: Mapping[str, Any] | None, second: Mapping[str, Any] | None, *, where: str
+) -> dict[str, Any] | None:
+    """The types of the columns of two parts of one split.
+
+    Raises:
+        FormatError: one part is of version 1 of the format, whose index has no columns of the source.
+    """
+    if (first is None) != (second is None):
+        raise FormatError(
+            f"{where}: one part was written by version 1 of the format, whose index does not hold what the other's "
+            "does: encode it again"
+        )
+    if first is None or second is None:
+        return None
+    null = ColumnType("null")
+    found = {name: ColumnType.from_json(kind) for name, kind in first.items()}
+    for name, kind in second.items():
+        found[name] = join_types(found.get(name, null), ColumnType.from_json(kind))
+    return {name: kind.to_json() for name, kind in sorted(found.items())}  # as the manifest's JSON has them
+
+
+@dataclass
+class SplitFiles:
+    """What describes a changed split, gathered shard by shard in its order: index, wids, shards.
+
+    Args:
+        folder: where the index is written.
+        mirror: whether mirrored latents are stored.
+        columns: types of the source's columns, as the changed split has them.
+        spec: of the codec.
+    """
+
+    folder: Path
+    mirror: bool
+    columns: Mapping[str, Any] | None
+    spec: CodecSpec
+    shards: list[ShardRecord] = field(default_factory=list)
+    wids: list[dict[str, Any]] = field(default_factory=list)
+    shapes: set[tuple[int, int, int]] = field(default_factory=set)
+    _writer: Any = None
+
+    @property
+    def index(self) -> Path:
+        """The index's file; complete after `close`."""
+        return self.folder / "index.parquet"
+
+    def add(
+        self,
+        shard: ShardRecord,
+        md5: str,
+        table: Any,
+        columns: Mapping[str, Any] | None,
+        changes: Mapping[str, Sequence[Any]],
+    ) -> None:
+        """Add a shard.
+
+        Args:
+            table: the rows of its samples.
+            columns: the types of the source's columns in `table`.
+            changes: columns of the index that are others now.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        schema = index_schema(mirror=self.mirror, columns=self.columns)
+        if self._writer is None:
+            self._writer = pa.parquet.ParquetWriter(self.index, schema, compression="zstd")
+        replaced = {**changes, "shard": np.full(len(table), len(self.shards), dtype=np.int32)}
+        arrays = []
+        for item in schema:
+            if item.name in replaced:
+                arrays.append(pa.array(replaced[item.name], item.type))
+            elif item.name not in table.column_names:
+                arrays.append(pa.nulls(len(table), item.type))
+            elif self.columns is not None and item.name in self.columns and columns is not None:
+                kinds = (ColumnType.from_json(types[item.name]) for types in (columns, self.columns))
+                arrays.append(cast_column(table[item.name], *kinds))
+            else:
+                arrays.append(table[item.name])
+        self._writer.write_table(pa.table(arrays, schema=schema))
+        sides = np.stack([table["height"].to_numpy(), table["width"].to_numpy()])
+        self.shapes |= {self.spec.latent_shape(int(h), int(w)) for h, w in np.unique(sides, axis=1).T}
+        self.shards.append(shard)
+        self.wids.append(
+            {"url": f"../{shard.name}", "md5sum": md5, "nsamples": shard.num_samples, "filesize": shard.num_bytes}
+        )
+
+    def close(self) -> str:
+        """End the index; return its SHA-256."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        with self.index.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int] | None:
+        """Of all latents; None where shapes vary."""
+        return next(iter(self.shapes)) if len(self.shapes) == 1 else None
+
+
+def md5_of_shards(store: Store, split: str, root: str) -> dict[str, str]:
+    """MD5 of a split's shards by name, as far as its file for wids tells them."""
+    try:
+        value = json.loads(store.read_bytes(f"{root}index/{split}.wids.json", max_bytes=2**28))
+        return {f"{root}{str(entry['url']).removeprefix('../')}": str(entry["md5sum"]) for entry in value["shardlist"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def write_failures(store: Store, manifest: Manifest, split: str, target: Path, *, change: Change) -> int:
+    """Append a split's failures to a file, at the positions that they get; return how many there are."""
+    path = f"{manifest.splits[split].root}failures/{split}.jsonl"
+    number = 0
+    with local_file(store, path) as file, target.open("a", encoding="utf-8") as lines:
+        for line in failure_lines(file, where=store.where(path)):
+            index = line["source_index"] + change.offset
+            moved = line | {"source_index": index} | ({"key": sample_key(index)} if change.new_keys else {})
+            lines.write(json.dumps(moved, sort_keys=True) + "\n")
+            number += 1
+    return number

@@ -1,0 +1,183 @@
+"""Joining what was encoded apart: two data sets, or new pictures to a split that is finished."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from walloc_data.convert.edit import publish_manifest
+from walloc_data.convert.inspect import open_manifest
+from walloc_data.convert.lock import conversion_lock, disk_errors
+from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
+from walloc_data.format import MANIFEST_NAME, Manifest, SplitRecord, dump_json
+from walloc_data.maintain.building import Built, Part, build_split, scratch_folder
+from walloc_data.maintain.shards import Change
+from walloc_data.maintain.summary import EditSummary
+from walloc_data.sources.base import fingerprint
+from walloc_data.storage import Store
+
+__all__ = ["joined_classes", "joined_record", "merge_datasets", "refuse_differences"]
+
+# Settings by which no latent differs, so that parts of one data set may differ in them.
+_FREE = ("samples_per_shard", "shuffle_seed", "webp_effort", "max_pixels", "sample_json")
+_MARKER = ".walloc/merge.json"
+
+
+def merge_datasets(
+    first: str | Path, second: str | Path, out: str | Path, *, storage_options: Mapping[str, Any] | None = None
+) -> list[EditSummary]:
+    """Make one data set of two that were encoded by the same codec and settings. Neither is changed.
+
+    Splits that only one has are taken as they are. A split that both have begins with the samples of the first, whose
+    keys stay; those of the second follow, under new keys. Class names are united: classes of the first keep their
+    numbers, those that only the second has come after them. Nothing is decoded.
+
+    The new data set is there once its manifest is: killed before that, the same call begins again.
+
+    Args:
+        first, second: finished data sets.
+        out: a new folder or URL.
+        storage_options: for the file systems of all three.
+
+    Returns:
+        A summary for each split.
+
+    Raises:
+        SettingsMismatchError: the codecs or settings differ; names every one that does.
+        FormatError: splits of one name, only one of which has labels, or of different versions of the format.
+        StorageError: `out` is not empty.
+
+    Example:
+        >>> from walloc_data import encode_dataset
+        >>> from walloc_data.maintain import merge_datasets
+        >>> _ = encode_dataset([("pictures/cat/0.jpg", "cat")], "first", size_px=64)
+        >>> _ = encode_dataset([("pictures/coffee/0.jpg", "coffee")], "second", size_px=64)
+        >>> [summary.num_samples for summary in merge_datasets("first", "second", "both")]
+        [2]
+    """
+    stores = [Store(place, storage_options=storage_options) for place in (first, second)]
+    manifests = [open_manifest(store) for store in stores]
+    target = Store(out, storage_options=storage_options)
+    where = f"{stores[0].url} and {stores[1].url}"
+    refuse_differences(*manifests, where=where)
+    names, labels = joined_classes(manifests[0].class_names, manifests[1].class_names, where=where)
+    _check_target(target)
+    with disk_errors(target), conversion_lock(target), scratch_folder(target) as folder:
+        target.write_bytes(_MARKER, dump_json({"first": stores[0].url, "second": stores[1].url}).encode())
+        for place in ("data", "index", "failures", "codec"):
+            for path in target.list(place):
+                target.delete(path)
+        for path in stores[0].list("codec"):
+            stores[0].download(path, folder / "codec-file")
+            target.publish(folder / "codec-file", path)
+        records: dict[str, SplitRecord] = {}
+        summaries = []
+        for split in sorted({*manifests[0].splits, *manifests[1].splits}):
+            parts: list[Part] = []
+            for store, manifest, mapping in zip(stores, manifests, (None, labels), strict=True):
+                if split in manifest.splits:
+                    offset = parts[0].record.source["num_items"] if parts else 0
+                    new_keys = bool(parts) or _has_other_keys(manifest, split, manifests[0])
+                    change = Change(offset=offset, labels=mapping, new_keys=new_keys)
+                    parts.append(Part(store, manifest, split, change))
+            built = build_split(target, split, parts, root="", folder=folder)
+            records[split] = joined_record(parts, built, where=f"{where}: split {split!r}")
+            summaries.append(EditSummary(target.url, split, records[split].num_samples, shards_made=len(built.made)))
+        publish_manifest(target, replace(manifests[0], class_names=names, splits=records))
+        target.delete(_MARKER)
+    return summaries
+
+
+def _has_other_keys(manifest: Manifest, split: str, first: Manifest) -> bool:
+    """Whether keys of a split follow from shards of another length than the merged data set states."""
+    sources = manifest.splits[split].source.get("parts", [manifest.splits[split].source])
+    by_fragment = any(source.get("num_fragments") is not None for source in sources)
+    return by_fragment and manifest.settings.samples_per_shard != first.settings.samples_per_shard
+
+
+def _check_target(target: Store) -> None:
+    """Refuse a folder with anything in it but what an interrupted merge left."""
+    if target.exists(MANIFEST_NAME):
+        target.delete(_MARKER)  # of a merge that ended, but for this
+        raise StorageError(f"{target.url}: there is a data set already: choose a new folder")
+    folder = target.local_path
+    if folder is None or not folder.exists() or target.exists(_MARKER):
+        return
+    if not folder.is_dir() or any(entry.name != ".walloc" for entry in folder.iterdir()):
+        raise StorageError(f"{target.url}: not an empty folder: choose a new one")
+
+
+def refuse_differences(first: Manifest, second: Manifest, *, where: str) -> None:
+    """Raise SettingsMismatchError unless latents of both mean the same."""
+    found = []
+    for group in ("codec", "settings"):
+        old, new = (getattr(manifest, group).to_dict() for manifest in (first, second))
+        for name in sorted(old.keys() | new.keys()):
+            if name not in _FREE and old.get(name) != new.get(name):
+                found.append(f"{group}.{name}: {old.get(name)!r} and {new.get(name)!r}")
+    if found:
+        raise SettingsMismatchError(f"{where} differ:\n  " + "\n  ".join(found) + "\nEncode one as the other was")
+
+
+def joined_classes(
+    first: tuple[str, ...] | None, second: tuple[str, ...] | None, *, where: str
+) -> tuple[tuple[str, ...] | None, dict[int, int] | None]:
+    """All class names, and the numbers that the second's get; None where they keep theirs.
+
+    Raises:
+        FormatError: a name occurs twice, so that it does not tell its class.
+    """
+    if second is None or first == second:
+        return first, None
+    if first is None:
+        return second, None
+    for names in (first, second):
+        if len(set(names)) < len(names):
+            raise FormatError(f"{where}: a class name occurs twice, so that classes cannot be told by their names")
+    every = [*first, *(name for name in second if name not in set(first))]
+    position = {name: number for number, name in enumerate(every)}
+    labels = {number: position[name] for number, name in enumerate(second)}
+    return tuple(every), None if all(old == new for old, new in labels.items()) else labels
+
+
+def joined_record(parts: list[Part], built: Built, *, where: str) -> SplitRecord:
+    """The record of a split that was made of parts."""
+    records = [part.record for part in parts]
+    first = records[0]
+    if len({record.labelled for record in records}) > 1:
+        raise FormatError(f"{where}: one part has labels and the other has none")
+    if len(records) == 1 and not parts[0].change.new_keys:
+        return replace(
+            first,
+            shards=built.shards,
+            index_sha256=built.index_sha256,
+            latent_shape=built.latent_shape,
+        )
+    sources = [source for record in records for source in record.source.get("parts", [record.source])]
+    statistics = first.statistics
+    for record in records[1:]:
+        statistics = statistics + record.statistics
+    source: dict[str, Any] = {
+        "kind": "merged",
+        "location": " + ".join(str(part.get("location")) for part in sources),
+        "num_items": sum(record.source["num_items"] for record in records),
+        "identity": fingerprint([part.get("identity") for part in sources]),
+        "labelled": first.labelled,
+        "columns": sorted({str(name) for part in sources for name in part.get("columns", ())}),
+        "notes": list(dict.fromkeys(str(note) for part in sources for note in part.get("notes", ()))),
+        "parts": sources,
+        "shuffled": any(part.get("shuffled") for part in sources),
+    }
+    if removed := sum(record.source.get("num_removed", 0) for record in records):
+        source["num_removed"] = removed
+    return SplitRecord(
+        source=source,
+        num_samples=sum(shard.num_samples for shard in built.shards),
+        num_failures=built.num_failures,
+        shards=built.shards,
+        latent_shape=built.latent_shape,
+        labelled=first.labelled,
+        statistics=statistics,
+        index_sha256=built.index_sha256,
+        columns=built.columns,
+    )

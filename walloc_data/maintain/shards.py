@@ -1,0 +1,165 @@
+"""Shards of a finished data set: taken apart into samples, and written anew under other keys and labels."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from walloc_data.convert.tar import BLOCK_BYTES, TarWriter, header
+from walloc_data.errors import CorruptShardError
+from walloc_data.format import ShardRecord, sample_key
+
+__all__ = ["Change", "MadeShard", "check_shard", "rewrite_shard", "samples_of"]
+
+_MAX_MEMBER_BYTES = 2**31
+_CHUNK_BYTES = 2**20
+
+Members = list[tuple[str, bytes]]  # of one sample: what follows its key in the name, and the bytes
+
+
+@dataclass(frozen=True)
+class Change:
+    """How samples go from one data set into another."""
+
+    offset: int = 0  # added to positions in the source
+    labels: Mapping[int, int] | None = None  # old label to new; None: labels stay
+    new_keys: bool = False  # keys follow from the new positions; else they stay
+
+    def label(self, label: int | None) -> int | None:
+        """The label that a sample gets."""
+        return label if label is None or self.labels is None else self.labels[label]
+
+
+@dataclass(frozen=True)
+class MadeShard:
+    """A shard that was written, and what its rows of the index say differently."""
+
+    record: ShardRecord
+    md5: str
+    changes: dict[str, list[Any]]  # columns of the index, by row
+
+
+def check_shard(file: Path, shard: ShardRecord, *, where: str) -> str:
+    """Check a shard's length and SHA-256; return its MD5, which files for wids hold.
+
+    Raises:
+        CorruptShardError: it is not what its record says.
+    """
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    num_bytes = 0
+    with file.open("rb") as opened:
+        while chunk := opened.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+            md5.update(chunk)
+            num_bytes += len(chunk)
+    if (num_bytes, sha256.hexdigest()) != (shard.num_bytes, shard.sha256):
+        raise CorruptShardError(
+            f"{where}: not the bytes that the manifest speaks of ({num_bytes} of {shard.num_bytes}): repair the data "
+            "set first; `walloc-data verify` finds all damage. Nothing was changed"
+        )
+    return md5.hexdigest()
+
+
+def samples_of(
+    file: Path, rows: Sequence[Mapping[str, Any]], *, where: str
+) -> Iterator[tuple[Mapping[str, Any], Members]]:
+    """Each row of the index with its sample's members, in the shard's order.
+
+    Raises:
+        CorruptShardError: the shard does not hold these samples.
+    """
+    with file.open("rb") as opened:
+        name, waiting = _next_header(opened, where)
+        for row in rows:
+            key, members = row["key"], Members()
+            while name is not None and name.partition(".")[0] == key:
+                if waiting > _MAX_MEMBER_BYTES or len(data := opened.read(waiting)) != waiting:
+                    raise CorruptShardError(f"{where}: {name} ends early")
+                opened.seek(-waiting % BLOCK_BYTES, 1)
+                members.append((name[len(key) :], data))
+                name, waiting = _next_header(opened, where)
+            if not members or members[0][0] != ".webp" or not _is_whole(members[0][1], row.get("crc32")):
+                raise CorruptShardError(f"{where}: sample {key} is not what the index says")
+            yield row, members
+        if name is not None:
+            raise CorruptShardError(f"{where}: {name} is in no row of the index")
+
+
+def _is_whole(webp: bytes, crc32: int | None) -> bool:
+    return crc32 is None or zlib.crc32(webp) == crc32
+
+
+def _next_header(file: BinaryIO, where: str) -> tuple[str | None, int]:
+    """The name and length of the member that follows; no name at the end."""
+    block = file.read(BLOCK_BYTES)
+    if not any(block):
+        return None, 0
+    try:
+        name, num_bytes = block[:100].rstrip(b"\0").decode("ascii"), int(block[124:135], 8)
+        if header(name, num_bytes) == block:
+            return name, num_bytes
+    except ValueError:
+        pass
+    raise CorruptShardError(f"{where}: no header of ours at byte {file.tell() - BLOCK_BYTES}")
+
+
+def rewrite_shard(
+    file: Path,
+    rows: Sequence[Mapping[str, Any]],
+    target: Path,
+    *,
+    name: str,
+    where: str,
+    change: Change,
+    keep: Callable[[Mapping[str, Any]], bool] = lambda row: True,
+    dropped: Callable[[bytes], None] = lambda webp: None,
+) -> MadeShard | None:
+    """Write some of a shard's samples as a shard of their own, without decoding anything.
+
+    Args:
+        file: the shard.
+        rows: its rows of the index.
+        target: the file to write.
+        name: the new shard's place in its data set.
+        keep: whether a row's sample is written.
+        dropped: gets the packed latent of each sample that is not.
+
+    Returns:
+        None where no sample is kept; there is no file then.
+    """
+    columns = ("key", "label", "source_index", "offset", *(("mirror_offset",) if "mirror_offset" in rows[0] else ()))
+    changes: dict[str, list[Any]] = {column: [] for column in columns}
+    with TarWriter(target) as tar:
+        for row, members in samples_of(file, rows, where=where):
+            if not keep(row):
+                dropped(members[0][1])
+                continue
+            index = row["source_index"] + change.offset
+            key, label = sample_key(index) if change.new_keys else row["key"], change.label(row["label"])
+            found = [
+                (suffix, _changed(suffix, data, label=label, index=index if change.new_keys else None))
+                for suffix, data in members
+            ]
+            offsets = dict(zip((suffix for suffix, _ in found), tar.add([(key + s, d) for s, d in found]), strict=True))
+            values = (key, label, index, offsets[".webp"], offsets.get(".mirror.webp"))
+            for column, value in zip(columns, values, strict=False):
+                changes[column].append(value)
+    if not changes["key"]:
+        target.unlink()
+        return None
+    record = ShardRecord(name, len(changes["key"]), tar.num_bytes, tar.sha256)
+    return MadeShard(record, tar.md5, changes)
+
+
+def _changed(suffix: str, data: bytes, *, label: int | None, index: int | None) -> bytes:
+    """A member under the sample's new label and, if there is one, its new position in the source."""
+    if suffix == ".cls":
+        return str(label).encode()
+    if suffix == ".json" and index is not None:
+        value = json.loads(data)
+        if isinstance(value, dict):
+            return json.dumps(value | {"source_index": index}, separators=(",", ":")).encode()
+    return data
