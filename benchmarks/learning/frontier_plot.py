@@ -55,11 +55,14 @@ def groups(lines: list[dict[str, Any]]) -> dict[tuple[str, int, int], Runs]:
     }
 
 
-def seconds_an_epoch(arm: str, *, num_samples: int) -> tuple[float, float]:
-    """Return CPU seconds of an epoch of the measured network: (reading and augmenting, training)."""
-    found = json.loads((RESULTS / "frontier-speed.json").read_text())["cpu_seconds_a_picture"]
-    before = sum(found[way.format(arm=arm)]["median"] for way in BEFORE[arm.partition("-")[0]])
-    return num_samples * before, num_samples * float(found[f"train, {arm}"]["median"])
+def seconds_an_epoch(runs: list[dict[str, Any]]) -> tuple[float, float] | None:
+    """Return CPU seconds of (reading and augmenting, training) of runs of one arm; None for a network not measured."""
+    found = json.loads((RESULTS / "frontier-speed.json").read_text())
+    run, seconds = runs[0], found["cpu_seconds_a_picture"]
+    if any(run[name] != found[name] for name in ("model", "model_kwargs", "size_px", "cells")):
+        return None
+    before = sum(seconds[way.format(arm=run["arm"])]["median"] for way in BEFORE[run["arm"].partition("-")[0]])
+    return run["num_samples"] * before, run["num_samples"] * float(seconds[f"train, {run['arm']}"]["median"])
 
 
 def spread(values: list[float]) -> str:
@@ -73,9 +76,9 @@ def rows() -> list[tuple[str, ...]]:
     found = []
     for (model, _, epochs), runs_by_arm in groups(load()).items():
         for arm, runs in runs_by_arm.items():
-            read, train = seconds_an_epoch(arm, num_samples=runs[0]["num_samples"])
+            seconds = seconds_an_epoch(runs)
             accuracy, macs = spread([run["top1"] for run in runs]), f"{runs[0]['num_macs'] / 1e6:.0f}"
-            times = (f"{train + read:.1f}", f"{read:.1f}")
+            times = (f"{sum(seconds):.1f}", f"{seconds[0]:.1f}") if seconds else ("", "")
             found.append((LABELS[arm], model, str(epochs), accuracy, str(len(runs)), macs, *times))
     return found
 
@@ -107,19 +110,19 @@ def plot(path: Path | None = None) -> Path:
     styles = ("-", "--", ":", "-.")
     for style, ((model, cells, epochs), runs_by_arm) in zip(styles, groups(load()).items(), strict=False):
         for arm, runs in runs_by_arm.items():
-            each = sum(seconds_an_epoch(arm, num_samples=runs[0]["num_samples"]))
-            stops = sorted(int(epoch) for epoch in runs[0]["top1_by_epoch"])
-            means = [statistics.mean(run["top1_by_epoch"][str(stop)] for run in runs) for stop in stops]
             line = {"marker": "o", "ms": 3, "color": COLOURS[arm], "label": f"{LABELS[arm]}: {model}, {epochs} epochs"}
-            course.plot([stop * each for stop in stops], means, style, **line)
+            if seconds := seconds_an_epoch(runs):
+                stops = sorted(int(epoch) for epoch in runs[0]["top1_by_epoch"])
+                means = [statistics.mean(run["top1_by_epoch"][str(stop)] for run in runs) for stop in stops]
+                course.plot([stop * sum(seconds) for stop in stops], means, style, **line)
             means = [statistics.mean(run["top1_by_cells"][str(size)] for run in runs) for size in SIZES]
             macs = [runs[0]["num_macs"] / 1e6 * (size / cells) ** 2 for size in SIZES]
-            cost.plot(macs, means, style, linewidth=0.5, marker="s", ms=5, color=COLOURS[arm])
+            cost.plot(macs, means, style, linewidth=0.5, **(line | {"marker": "s", "ms": 5}))
     course.set(xlabel="CPU seconds, reading, augmenting and training", ylabel="validation accuracy, %")
     cost.set(xlabel=f"million multiply-accumulates a picture, scored at {', '.join(str(8 * s) for s in SIZES)} px")
     for axis in (course, cost):
         axis.grid(visible=True, alpha=0.25)
-    figure.legend(loc="lower center", ncol=2, fontsize=8, frameon=False)
+    figure.legend(handles=cost.get_legend_handles_labels()[0], loc="lower center", ncol=2, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.14, 1, 1))
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         "model": args.model,
         "model_kwargs": args.model_kwargs,
         "size_px": side_px,
+        "cells": args.cells,
         "cpu_seconds_a_picture": {name: spread(values) for name, values in seconds.items()},
         "machine": machine_facts(),
     }
