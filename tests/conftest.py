@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: where real pictures are, and small data sets made from them."""
+"""Fixtures that several packages share: where real pictures are, and small data sets made from them."""
 
 import errno
 import importlib.util

@@ -228,11 +228,11 @@ def test_transparent_pictures_lie_on_the_background_asked_for(
 
 
 def test_something_slow_says_what_it_is_doing(capsys: pytest.CaptureFixture[str]) -> None:
-    from walloc_data.cli.command import say_if_slow
+    from walloc_data.cli.command import log_if_slow
 
     said = ""
     deadline = time.monotonic() + 60
-    with say_if_slow("quick", after_s=600), say_if_slow("photos: looking", after_s=0):
+    with log_if_slow("quick", after_s=600), log_if_slow("photos: looking", after_s=0):
         while not said and time.monotonic() < deadline:
             time.sleep(0.01)
             said = capsys.readouterr().err

@@ -21,15 +21,15 @@ from walloc_data.dataset import LatentDataset
 from walloc_data.serving import attach_codec
 
 # The command line has its examples in `--help` (tests/test_cli.py).
-NOT_ROOMS = {"__main__", "cli"}
+NOT_PACKAGES = {"__main__", "cli"}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def public_objects() -> Iterator[tuple[str, Any]]:
-    """Classes and functions in the `__all__` of the package and its rooms, each once; errors need no example."""
-    rooms = (found.name for found in pkgutil.iter_modules(walloc_data.__path__) if found.name not in NOT_ROOMS)
+    """Classes and functions in the `__all__` of the package and its subpackages, each once; errors need no example."""
+    packages = (found.name for found in pkgutil.iter_modules(walloc_data.__path__) if found.name not in NOT_PACKAGES)
     found: dict[tuple[str, str], tuple[str, Any]] = {}
-    for module in (walloc_data, *(importlib.import_module(f"walloc_data.{room}") for room in sorted(rooms))):
+    for module in (walloc_data, *(importlib.import_module(f"walloc_data.{package}") for package in sorted(packages))):
         for name in sorted(module.__all__):
             value = getattr(module, name)
             is_error = inspect.isclass(value) and issubclass(value, Exception)

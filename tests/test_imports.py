@@ -1,4 +1,4 @@
-"""The house's one rule: a room imports only from rooms to its left, and heavy packages stay in their room."""
+"""Layers: a package imports only from packages of lower layers, and heavy dependencies stay in one package."""
 
 import ast
 import subprocess
@@ -11,8 +11,8 @@ import walloc_data
 
 PACKAGE = Path(walloc_data.__file__).parent
 
-# Rooms of one row are siblings and do not know each other.
-ROWS = [
+# Packages of one layer do not import each other.
+LAYERS = [
     {"text"},
     {"errors"},
     {"devices", "files", "format", "permutations", "webp"},
@@ -25,7 +25,7 @@ ROWS = [
     {"cli"},
     {"__main__"},
 ]
-# Packages that only one room may import.
+# Dependencies that only one package may import.
 OWNERS = {
     "datasets": {"sources"},
     "diffusers": {"codec"},
@@ -35,7 +35,7 @@ OWNERS = {
 }
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -56,17 +56,17 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__in
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_room_imports_only_from_rooms_to_its_left(path: Path) -> None:
-    row = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
-    here = room_of(path)
-    assert here in row, f"{path.name} is in no room: give it one in ROWS, and in the README's map"
+def test_a_package_imports_only_from_lower_layers(path: Path) -> None:
+    layer = {package: number for number, packages in enumerate(LAYERS) for package in packages}
+    here = package_of(path)
+    assert here in layer, f"{path.name} is in no layer: give it one in LAYERS, and in the README's map"
     for name in imports_of(path):
         head, _, rest = name.partition(".")
         if head == "walloc_data" and rest:
             there = rest.partition(".")[0]
             if there == "__version__":
                 continue
-            assert there == here or row[there] < row[here], f"{here} imports {there}"
+            assert there == here or layer[there] < layer[here], f"{here} imports {there}"
         elif head in OWNERS:
             assert here in OWNERS[head], f"{here} imports {head}, which belongs to {OWNERS[head]}"
 
@@ -97,7 +97,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
         ("from walloc_data import load_codec; load_codec()", {"timm", "datasets", "diffusers", "pytorch_wavelets"}),
     ],
 )
-def test_importing_one_room_does_not_load_another(statement: str, absent: set[str]) -> None:
+def test_importing_one_package_does_not_load_another(statement: str, absent: set[str]) -> None:
     code = f"{statement}\nimport sys\nprint(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not absent & set(loaded)

@@ -1,4 +1,4 @@
-"""`walloc-data`: one subcommand, one call. Parsing and printing only; rooms load when their command runs.
+"""`walloc-data`: one subcommand, one call. Parsing and printing only; packages load when their command runs.
 
 Exit codes: 0 done; 1 it failed, or `verify` found damage; 2 the command line is wrong; 130 interrupted.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from walloc_data import __version__
-from walloc_data.cli import data, look, maintain, models
+from walloc_data.cli import data, inspect, maintain, models
 from walloc_data.cli.command import Args, Command, Outcome, Parser
 from walloc_data.errors import MissingExtraError, WallocDataError
 from walloc_data.text import printable
@@ -37,7 +37,7 @@ COMMANDS: dict[str, Command] = {
     "demo": models.COMMANDS["demo"],  # first in the help
     **data.COMMANDS,
     **maintain.COMMANDS,
-    **look.COMMANDS,
+    **inspect.COMMANDS,
     **models.COMMANDS,
     "completion": Command(
         "print a shell's completion script",

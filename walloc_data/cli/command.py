@@ -21,7 +21,7 @@ __all__ = [
     "add_reading",
     "add_split",
     "add_storage",
-    "say_if_slow",
+    "log_if_slow",
 ]
 
 READING = ("max_pixels", "max_value", "background")  # of `EncodeSettings`: how picture files are read
@@ -106,7 +106,7 @@ def _colour(text: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def say_if_slow(what: str, *, after_s: float = 2.0) -> Iterator[None]:
+def log_if_slow(what: str, *, after_s: float = 2.0) -> Iterator[None]:
     """Context: print a line to stderr if the block takes longer than `after_s` seconds."""
     timer = threading.Timer(after_s, lambda: print(printable(what), file=sys.stderr, flush=True))
     timer.daemon = True

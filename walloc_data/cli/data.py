@@ -13,7 +13,7 @@ from walloc_data.cli.command import (
     add_reading,
     add_split,
     add_storage,
-    say_if_slow,
+    log_if_slow,
 )
 from walloc_data.errors import SourceError
 
@@ -114,7 +114,7 @@ def _encode(args: Args) -> Outcome:
 
     if args.split == "all" or "," in args.split:
         return _encode_splits(args)
-    with say_if_slow(f"{args.source}: looking at what is there ..."):
+    with log_if_slow(f"{args.source}: looking at what is there ..."):
         source = _open_source(args)
     summary = encode_dataset(source, args.out, split=args.split, **_encode_options(args))
     notes = _preview_notes(args) if args.part is None and summary.num_samples else []

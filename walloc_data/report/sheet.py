@@ -119,13 +119,23 @@ def add_preview(
     show_preview(store)
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """One titled picture of a strip."""
+
+    title: str
+    picture: Image.Image
+    kind: Literal["photograph", "values", "channels"]  # "channels": a grid of values with another aspect
+    note: str = ""  # under the picture
+    psnr_db: float | None = None  # against the source picture; noted under the picture
+
+
 @dataclass
 class _Strip:
-    """One row of the sheet: a caption, and titled pictures of one aspect, but for the channels' grid."""
+    """One row of the sheet: a caption, and cells of one height."""
 
     shown: Shown
-    cells: list[tuple[str, Image.Image, float]] = field(default_factory=list)  # title, picture, width over height
-    notes: list[str] = field(default_factory=list)  # under each cell
+    cells: list[_Cell] = field(default_factory=list)
 
 
 def _strip(
@@ -136,24 +146,20 @@ def _strip(
     original: Callable[[int], npt.NDArray[np.uint8]] | None,
 ) -> _Strip:
     strip = _Strip(shown)
-    aspect = shown.width / shown.height
     source = Image.fromarray(original(shown.source_index)) if original is not None else None
     if source is not None:
-        strip.cells.append(("Source picture", source, aspect))
-        strip.notes.append("")
-    strip.cells.append(("Packed latent, as stored", packed_picture(shown.latent, colours=codec.channels), aspect))
+        strip.cells.append(_Cell("Source picture", source, "photograph"))
     _, h, w = shown.latent.shape
     n = math.isqrt(len(shown.latent) // codec.channels)
-    strip.notes.append(f"{n * w} x {n * h} pixels, WebP")
-    columns, rows = _grid(len(shown.latent))
-    strip.cells.append(
-        (f"Its {len(shown.latent)} channels", _channels(shown, record.statistics), aspect * columns / rows)
-    )
-    strip.notes.append("")
+    packed = packed_picture(shown.latent, colours=codec.channels)
+    strip.cells.append(_Cell("Packed latent, as stored", packed, "values", note=f"{n * w} x {n * h} pixels, WebP"))
+    channels = _channels(shown, record.statistics)
+    strip.cells.append(_Cell(f"Its {len(shown.latent)} channels", channels, "channels"))
     for title, how in decoders:
         picture = decode(codec, shown, how=how)
-        strip.cells.append((title, picture, aspect))
-        strip.notes.append("" if source is None else f"PSNR {psnr(picture, source):.2f} dB")
+        quality = None if source is None else psnr(picture, source)
+        note = "" if quality is None else f"PSNR {quality:.2f} dB"
+        strip.cells.append(_Cell(title, picture, "photograph", note=note, psnr_db=quality))
     return strip
 
 
@@ -210,9 +216,8 @@ def _sheet(opened: OpenSplit, strips: Sequence[_Strip], *, height_px: int) -> Im
     sizes = [_fit(strip.shown, height_px) for strip in strips]
     cell_w = max(width for width, _ in sizes)
     columns, rows = _grid(len(strips[0].shown.latent))
-    widths = [cell_w * columns // rows if title.startswith("Its ") else cell_w for title, _, _ in strips[0].cells]
-    notes = any(note.startswith("PSNR") for strip in strips for note in strip.notes)
-    footer = 24 if notes else 0
+    widths = [cell_w * columns // rows if cell.kind == "channels" else cell_w for cell in strips[0].cells]
+    footer = 24 if any(cell.psnr_db is not None for strip in strips for cell in strip.cells) else 0
     # Captions need room, however small the pictures.
     total_w = max(2 * _MARGIN + sum(widths) + _GAP * (len(widths) - 1), 860)
     big, text, small = (ImageFont.load_default(size) for size in (26, 16, 14))
@@ -231,10 +236,10 @@ def _sheet(opened: OpenSplit, strips: Sequence[_Strip], *, height_px: int) -> Im
     )
     draw.text((_MARGIN, 60), _shorten(line, text, room), _MUTED, font=text)
     left = _MARGIN
-    for (title, _, _), width in zip(strips[0].cells, widths, strict=True):
-        draw.text((left, head - 26), _shorten(title, text, width), _INK, font=text)
-        if title.startswith("Its "):
-            _legend(draw, (left + draw.textlength(title, font=text) + 14, head - 23), small, left + width)
+    for cell, width in zip(strips[0].cells, widths, strict=True):
+        draw.text((left, head - 26), _shorten(cell.title, text, width), _INK, font=text)
+        if cell.kind == "channels":
+            _legend(draw, (left + draw.textlength(cell.title, font=text) + 14, head - 23), small, left + width)
         left += width + _GAP
     top = head
     for strip, (width, height) in zip(strips, sizes, strict=True):
@@ -242,15 +247,15 @@ def _sheet(opened: OpenSplit, strips: Sequence[_Strip], *, height_px: int) -> Im
         _caption(draw, strip.shown, (_MARGIN, top + 7), text, room)
         top += _CAPTION
         left = _MARGIN
-        for (title, picture, _), note, column_w in zip(strip.cells, strip.notes, widths, strict=True):
+        for cell, column_w in zip(strip.cells, widths, strict=True):
             # Where one stored value is several pixels wide, its edges are shown; photographs are smoothed.
-            wide = width * columns // rows if title.startswith("Its ") else width
-            values = title.startswith(("Its ", "Packed"))
-            size = (wide, height)
-            method = Image.Resampling.NEAREST if values and picture.width <= wide else Image.Resampling.LANCZOS
-            sheet.paste(picture.resize(size, method), (left, top))
-            if footer and note:
-                draw.text((left, top + height + 4), note, _INK if note.startswith("PSNR") else _MUTED, font=small)
+            wide = width * columns // rows if cell.kind == "channels" else width
+            enlarged = cell.kind != "photograph" and cell.picture.width <= wide
+            method = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
+            sheet.paste(cell.picture.resize((wide, height), method), (left, top))
+            if footer and cell.note:
+                colour = _MUTED if cell.psnr_db is None else _INK
+                draw.text((left, top + height + 4), cell.note, colour, font=small)
             left += column_w + _GAP
         top += height + footer + 22
     return sheet

@@ -1,6 +1,6 @@
 """Where pictures come from: folders, archives, Hugging Face data sets, WebDataset tars, Python sequences.
 
-The only room that imports `datasets`.
+The only package that imports `datasets`.
 """
 
 import glob
