@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import statistics
+from typing import get_type_hints
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from walloc_data.format import (
     CodecSpec,
     EncodeSettings,
     Manifest,
+    SettingFields,
     ShardRecord,
     SplitRecord,
     check_key,
@@ -55,6 +57,11 @@ JSON_VALUES = st.recursive(
     st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("[]1, .\n", max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
 )
+
+
+def test_the_keywords_of_settings_are_their_fields() -> None:
+    expected = {name: kind for name, kind in get_type_hints(EncodeSettings).items()}
+    assert get_type_hints(SettingFields) == expected
 
 
 @given(st.dictionaries(st.text(max_size=3), JSON_VALUES, max_size=4))

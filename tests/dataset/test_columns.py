@@ -194,6 +194,15 @@ def test_a_number_that_is_missing_is_nan_and_a_text_that_is_missing_is_none(
     assert objects == [row["objects"] for row in rows]
 
 
+def test_torchs_own_collation_takes_numbers_arrays_and_text(encoded: Path, expected: list[dict[str, Any]]) -> None:
+    data = LatentDataset(encoded, target="brightness", columns=["attributes", "caption", "key"])
+    for ours, theirs in zip(data.loader(batch_size=5), DataLoader(data, batch_size=5), strict=True):
+        for mine, other in zip(ours, theirs, strict=True):
+            assert torch.equal(mine, other) if isinstance(mine, torch.Tensor) else mine == other
+            assert not isinstance(mine, torch.Tensor) or mine.dtype == other.dtype
+        assert ours[3] == [expected[int(key)]["caption"] for key in ours[4]]
+
+
 def test_the_index_is_an_arrow_table_and_a_data_frame(encoded: Path, expected: list[dict[str, Any]]) -> None:
     part = LatentDataset(encoded).subset(where=[("brightness", ">", 100)])
     table = part.to_arrow()

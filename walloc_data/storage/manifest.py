@@ -86,7 +86,8 @@ def shards_reader(read: Callable[..., bytes], *, where: Callable[[str], str]) ->
         >>> from walloc_data.format import MANIFEST_NAME, Manifest
         >>> from walloc_data.storage import Store, shards_reader
         >>> store = Store("my-latents")
-        >>> text, lists = store.read_bytes(MANIFEST_NAME), shards_reader(store.read_bytes, where=store.where)
+        >>> text = store.read_bytes(MANIFEST_NAME, max_bytes=2**20)
+        >>> lists = shards_reader(store.read_bytes, where=store.where)
         >>> Manifest.from_json(text, where="walloc.json", read_shards=lists).splits["train"].num_samples
         8
     """
