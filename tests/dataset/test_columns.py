@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from walloc_data import LatentDataset, encode_dataset
-from walloc_data.convert import verify_dataset
+from walloc_data.convert import dataset_info, verify_dataset
 from walloc_data.dataset import LatentMixture, TrainerCollator, boxes_to_cells, boxes_to_pixels, collate_samples
 from walloc_data.errors import LoaderError
 
@@ -121,6 +121,8 @@ def test_types_are_those_of_the_features_and_of_lists_that_have_one_length(encod
     }
     assert data.column_types["boxes"] == "list<list<float32>[4]>"
     assert verify_dataset(encoded, progress=False).problems == ()
+    info = str(dataset_info(encoded))
+    assert "columns: attributes list<bool>[3], boxes list<list<float32>[4]>, brightness float32, caption string" in info
 
 
 def loader(data: LatentDataset) -> Iterator[Any]:
@@ -198,7 +200,7 @@ def test_torchs_own_collation_takes_numbers_arrays_and_text(encoded: Path, expec
     data = LatentDataset(encoded, target="brightness", columns=["attributes", "caption", "key"])
     for ours, theirs in zip(data.loader(batch_size=5), DataLoader(data, batch_size=5), strict=True):
         for mine, other in zip(ours, theirs, strict=True):
-            assert torch.equal(mine, other) if isinstance(mine, torch.Tensor) else mine == other
+            assert torch.equal(mine, other) if isinstance(mine, torch.Tensor) else mine == list(other)
             assert not isinstance(mine, torch.Tensor) or mine.dtype == other.dtype
         assert ours[3] == [expected[int(key)]["caption"] for key in ours[4]]
 

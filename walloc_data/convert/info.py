@@ -10,7 +10,7 @@ from walloc_data.convert.overwrite import replaced_splits, replacement
 from walloc_data.convert.plan import Plan
 from walloc_data.convert.progress import counted, format_bytes
 from walloc_data.convert.state import finished_shards, finished_units, planned_splits, read_manifest, read_plan
-from walloc_data.format import Manifest
+from walloc_data.format import ColumnType, Manifest
 from walloc_data.storage import Store
 
 __all__ = ["DatasetInfo", "dataset_info"]
@@ -63,6 +63,9 @@ class DatasetInfo:
                     f"{name}: {counted(record.num_samples, 'sample')}, {counted(record.num_failures, 'failure')}, "
                     f"{counted(len(record.shards), 'shard')}, {format_bytes(record.num_bytes)}; latents {shape}{labels}"
                 )
+                if record.columns:
+                    columns = (f"{key} {ColumnType.from_json(kind)}" for key, kind in record.columns.items())
+                    lines.append(f"  columns: {', '.join(columns)}")
                 notes = record.source.get("notes")
                 lines.extend(f"  {note}" for note in (notes if isinstance(notes, list) else ()))
         for name, (done, planned) in sorted(self.unfinished.items()):
