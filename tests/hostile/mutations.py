@@ -120,7 +120,7 @@ def manifest_number_of_100_000_digits(root: Path) -> None:
 
 @mutation
 def manifest_of_many_lists(root: Path) -> None:
-    (root / "walloc.json").write_bytes(b'{"format":[' + b"[]," * 2**23 + b"[]]}")
+    (root / "walloc.json").write_bytes(b'{"format":[' + b"[]," * 2**22 + b"[]]}")
 
 
 @mutation
@@ -255,8 +255,8 @@ def index_backwards(root: Path) -> None:
 
 @mutation
 def index_of_many_equal_rows(root: Path) -> None:
-    """1e7 rows in a few kilobytes, and a manifest that says so."""
-    many = 10_000_000
+    """A million rows in a few kilobytes, and a manifest that says so."""
+    many = 1_000_000
     table = pq.read_table(root / "index" / "train.parquet")
 
     def repeat(_: pa.Table) -> pa.Table:

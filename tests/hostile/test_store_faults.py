@@ -19,7 +19,7 @@ def store(make_bucket: Callable[[str], dict[str, Any]], faults: Any) -> Store:
     return Store("s3://faults-of-writing/set", storage_options=options, retry_seconds=20)
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "429", "reset", "cut"])
+@pytest.mark.parametrize("fault", ["500", "503", "429", "reset"])
 def test_faults_while_writing_cost_time_only(store: Store, faults: Any, tmp_path: Path, fault: str) -> None:
     path, data = f"data/{fault}.tar", bytes(range(256)) * 400
     (tmp_path / "shard").write_bytes(data)

@@ -128,6 +128,9 @@ def failure_lines(file: Path, *, where: str) -> Iterator[dict[str, Any]]:
                 if not isinstance(value, dict):
                     raise ValueError("no object")
                 check_int("source_index", value["source_index"], low=0)
+                for name in ("key", "name", "reason"):
+                    if not isinstance(value[name], str):
+                        raise ValueError(f"its {name} is no text")
             except (ValueError, KeyError, RecursionError) as error:
                 raise FormatError(f"{where}: line {number} is not a failure ({error})") from error
             yield value

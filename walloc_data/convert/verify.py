@@ -171,7 +171,7 @@ def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator
             from walloc_data.codec import fetch_codec, load_codec
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="walloc_data-")))
-            codec, _ = load_codec(fetch_codec(store, scratch=folder, decoders=False), decoder=False)
+            codec, _ = load_codec(fetch_codec(store, scratch=folder))
             if codec.spec != manifest.codec:
                 yield f"{store.where('codec')}: {codec.spec} is not the manifest's {manifest.codec}"
         except WallocDataError as error:

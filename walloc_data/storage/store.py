@@ -8,6 +8,7 @@ gets here, and `Store` refuses it again. Credentials and endpoints come from whe
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -242,8 +243,16 @@ class Store:
         """
         if self.local_path is not None:
             path = self._local(folder)
-            entries = os.scandir(path) if path.is_dir() else ()
-            return {f"{folder}/{entry.name}": entry.stat().st_size for entry in entries if entry.is_file()}
+            found = {}
+            try:
+                with os.scandir(path) if path.is_dir() else nullcontext(()) as entries:
+                    for entry in entries:
+                        with suppress(OSError):  # a link that leads nowhere is no file
+                            if entry.is_file():
+                                found[f"{folder}/{entry.name}"] = entry.stat().st_size
+            except OSError as error:
+                raise StorageError(f"{self.where(folder)}: {reason(error)}") from error
+            return found
         full = self._full(folder)
 
         def listing() -> dict[str, int]:
