@@ -1,22 +1,23 @@
 """`decode_dataset`: pictures back from latents."""
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from walloc_data.convert.inspect import index_rows, local_file, open_manifest
-from walloc_data.dataset.index import load_index
-from walloc_data.dataset.reader import ShardReader
-from walloc_data.errors import CodecError, FormatError, StorageError, WallocDataError
+from walloc_data.dataset.opened import OpenedSplit
+from walloc_data.errors import CodecError, StorageError, WallocDataError
 from walloc_data.files import whole_file
-from walloc_data.format import Manifest, check_key, padding_for
+from walloc_data.pictures import decoded_pixels
 from walloc_data.storage import ShardCache, Store
 
 __all__ = ["decode_dataset"]
+
+KEYS_AT_ONCE = 4096
 
 
 def decode_dataset(
@@ -52,31 +53,28 @@ def decode_dataset(
     from walloc_data.codec import fetch_codec, load_codec
 
     store = Store(out, storage_options=storage_options)
-    manifest = open_manifest(store)
-    record = manifest.split(split, where=store.url)
-    wanted = None if keys is None else {check_key(key, where="keys") for key in keys}
-    folder = Path(target)
-    with tempfile.TemporaryDirectory(prefix="walloc_data-") as name:
-        scratch = Path(name)
-        loaded, _ = load_codec(fetch_codec(store, scratch=scratch) if codec is None else codec, device=device)
-        if loaded.spec.encoder_sha256 != manifest.codec.encoder_sha256:
-            raise CodecError(
-                f"the codec {loaded.spec.name!r} did not make {store.url}: that was {manifest.codec.name!r}"
-            )
-        index = load_index(store, split=split, record=record, spec=manifest.codec, folder=scratch)
-        largest = max((shard.num_bytes for shard in record.shards), default=1)
-        reader = ShardReader(store, record, manifest.codec, index, ShardCache(scratch, max_bytes=largest))
-        written: list[Path] = []
+    with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
+        opened = OpenedSplit(store, split, cache=ShardCache(Path(scratch)))
+        opened.cache.max_bytes = max((shard.num_bytes for shard in opened.record.shards), default=1)  # one at a time
+        spec = opened.manifest.codec
+        rows = range(opened.record.num_samples) if keys is None else sorted(set(opened.rows_of(keys)))
+        if codec is None:
+            codec = fetch_codec(store, scratch=Path(scratch))
+        loaded, _ = load_codec(codec, device=device)
+        if loaded.spec.encoder_sha256 != spec.encoder_sha256:
+            raise CodecError(f"the codec {loaded.spec.name!r} did not make {store.url}: that was {spec.name!r}")
+        folder, written = Path(target), list[Path]()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for row, key, height, width in _rows(store, manifest, split):
-                if wanted is not None and key not in wanted:
-                    continue
-                [latent] = reader.read(np.array([row], dtype=np.int64))
-                picture = loaded.decode(torch.from_numpy(latent)[None].to(device))[0].cpu()  # (3, H, W)
-                path = folder / f"{key}.png"
-                _save(picture, height, width, manifest.codec.cell_px, path)
-                written.append(path)
+            for start in range(0, len(rows), KEYS_AT_ONCE):
+                some = rows[start : start + KEYS_AT_ONCE]
+                for row, key in zip(some, opened.keys(some), strict=True):
+                    [latent] = opened.latents([row])
+                    decoded = loaded.decode(torch.from_numpy(latent)[None].to(device))[0]
+                    height, width = (int(opened.index[row][side]) for side in ("height", "width"))
+                    pixels = decoded_pixels(decoded, height=height, width=width, cell_px=spec.cell_px)
+                    _save(pixels, folder / f"{key}.png")
+                    written.append(folder / f"{key}.png")
         except OSError as error:
             if isinstance(error, WallocDataError):
                 raise
@@ -84,26 +82,12 @@ def decode_dataset(
                 f"{folder}: the pictures cannot be written ({error.strerror or error}), after {len(written)} of them: "
                 "is there room, and may you write there?"
             ) from error
-    if wanted is not None and (absent := sorted(wanted - {path.stem for path in written})):
-        raise FormatError(f"{store.url}: split {split!r} ({record.num_samples} samples) has no key {absent[0]!r}")
     return written
 
 
-def _rows(store: Store, manifest: Manifest, split: str) -> Iterator[tuple[int, str, int, int]]:
-    """Yield (row, key, height, width) of a split's samples."""
-    record = manifest.splits[split]
-    where, mirror = store.where(record.index_name(split)), manifest.settings.mirror
-    with local_file(store, record.index_name(split)) as file:
-        for number, row in enumerate(index_rows(file, mirror=mirror, columns=record.columns, where=where)):
-            yield number, check_key(row["key"], where=where), row["height"], row["width"]
-
-
-def _save(picture: torch.Tensor, height: int, width: int, multiple: int, path: Path) -> None:
+def _save(pixels: npt.NDArray[np.uint8], path: Path) -> None:
     from PIL import Image
 
-    left, top, _, _ = padding_for(height, width, multiple=multiple)
-    pixels = ((picture + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)  # (3, H, W)
-    cropped = pixels[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
-    image = Image.fromarray(cropped if cropped.shape[2] == 3 else np.ascontiguousarray(cropped[..., 0]))
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else np.ascontiguousarray(pixels[..., 0]))
     with whole_file(path) as unfinished:
         image.save(unfinished, "PNG")

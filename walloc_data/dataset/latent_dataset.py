@@ -17,15 +17,16 @@ from walloc_data.dataset.boxes import CROP_FIELDS
 from walloc_data.dataset.columns import Column, check_names, column_types
 from walloc_data.dataset.epoch import SharedEpoch
 from walloc_data.dataset.form import LABEL, SampleForm
-from walloc_data.dataset.index import INDEX_ROW, load_columns, load_index, read_table, split_identity
+from walloc_data.dataset.index import INDEX_ROW, load_columns, read_table, split_identity
+from walloc_data.dataset.opened import OpenedSplit
 from walloc_data.dataset.order import EpochOrder, FullShuffle, Ints, StoredOrder, WindowShuffle, coin_flips
-from walloc_data.dataset.reader import Reader, ShardReader
+from walloc_data.dataset.reader import Reader
 from walloc_data.dataset.samples import Drawn, LatentSamples, Transform
 from walloc_data.dataset.subset import Condition, check_conditions, class_labels, compare, meets, take_fraction
 from walloc_data.errors import LoaderError
-from walloc_data.format import MANIFEST_NAME, ChannelStatistics, Manifest, SplitRecord
+from walloc_data.format import ChannelStatistics, Manifest, SplitRecord
 from walloc_data.permutations import derive_key
-from walloc_data.storage import DEFAULT_MAX_CACHE_BYTES, ShardCache, Store, read_manifest
+from walloc_data.storage import DEFAULT_MAX_CACHE_BYTES, ShardCache, Store
 
 __all__ = ["LatentDataset"]
 
@@ -124,27 +125,26 @@ class LatentDataset(LatentSamples):
         store = url if isinstance(url, Store) else Store(url, storage_options=storage_options)
         self.url, self.split_name, self.shuffle, self.seed = store.url, split, shuffle, seed
         self.transform, self.mirror = transform, mirror
-        self.manifest: Manifest = read_manifest(store)
-        self.record: SplitRecord = self.manifest.split(split, where=store.where(MANIFEST_NAME))
+        shard_cache = ShardCache(cache_folder, max_bytes=max_cache_bytes)
+        opened = OpenedSplit(store, split, cache=shard_cache, num_threads=num_threads)
+        self.manifest: Manifest = opened.manifest
+        self.record: SplitRecord = opened.record
         if mirror and not self.manifest.settings.mirror:
             raise LoaderError(
                 f"{self.url}: no mirrored latents are stored: encode with mirror=True, or leave mirror off"
             )
-        shard_cache = ShardCache(cache_folder, max_bytes=max_cache_bytes)
-        spec = self.manifest.codec
-        self._index = load_index(store, split=split, record=self.record, spec=spec, folder=shard_cache.folder)
+        self._index = opened.table
         self._store, self._folder = store, shard_cache.folder
         self._columns: dict[str, Column] = {}
         self.form = SampleForm(target, check_names(columns, "columns"), as_dict)
         check_names(self.form.names, "columns and target")
         self._open_columns(name for name in self.form.names if name not in (LABEL, "mirrored"))
-        shards = ShardReader(store, self.record, spec, self._index, shard_cache, num_threads=num_threads)
-        self._reader: Reader = shards
-        self.identity = split_identity(spec, self.record)
+        self._reader: Reader = opened.reader
+        self.identity = split_identity(self.manifest.codec, self.record)
         if cache == "array":
             # By the index too: its offsets decide what is decoded.
             folder = shard_cache.folder / "arrays" / (self._index.path.stem + ("-mirror" if mirror else ""))
-            self._reader = ArrayReader(shards, folder, mirror=mirror)
+            self._reader = ArrayReader(opened.reader, folder, mirror=mirror)
         self._rows: Ints | None = None  # of a subset, in the split's index
         remote = store.local_path is None
         if window_shards is None and remote and cache == "shards":

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from walloc_data.storage import OpenShards, ShardCache, ShardFile, Store, read_m
 
 __all__ = ["Latents", "Reader", "ShardReader"]
 
+T = TypeVar("T")
 # Of one shape: (n, C, h, w) int8. Of several: a list of (C, h, w) int8.
 Latents = npt.NDArray[np.int8] | list[npt.NDArray[np.int8]]
 
@@ -87,6 +88,23 @@ class ShardReader:
         Raises:
             CorruptShardError: a sample is not what was encoded. One from the cache was fetched again before.
         """
+        return self._twice(rows, mirrored, self._latents)
+
+    def packed(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None = None) -> Sequence[memoryview]:
+        """Packed latents of rows, WebP pictures as they are stored; checked as `read` checks them.
+
+        Raises:
+            CorruptShardError: a sample is not what was encoded. One from the cache was fetched again before.
+        """
+        return self._twice(rows, mirrored, lambda entries, shards, payloads: payloads)
+
+    def _twice(
+        self,
+        rows: Ints,
+        mirrored: npt.NDArray[np.bool_] | None,
+        use: Callable[[npt.NDArray[np.void], Ints, Sequence[memoryview]], T],
+    ) -> T:
+        """Use checked payloads of rows; where that shows damage of the cache, once more after fetching it again."""
         entries = self.index.rows[rows]
         offsets, lengths, checksums = entries["offset"], entries["length"], entries["crc32"]
         if mirrored is not None:
@@ -94,30 +112,39 @@ class ShardReader:
             lengths = np.where(mirrored, entries["mirror_length"], lengths)
             checksums = np.where(mirrored, entries["mirror_crc32"], checksums)
         shards = self.shards(rows)
-        payloads = self._payloads(shards, offsets, lengths)
+
+        def attempt() -> T:
+            payloads = self._payloads(shards, offsets, lengths)
+            self._check(entries, shards, payloads, checksums)
+            return use(entries, shards, payloads)
+
         try:
-            return self._latents(entries, shards, payloads, checksums)
+            return attempt()
         except CorruptShardError:
             if self.store.local_path is not None:
                 raise
         for number in np.unique(shards).tolist():
             self._open.drop(number)
             self.cache.remove_damaged(self.record.shards[number])
-        return self._latents(entries, shards, self._payloads(shards, offsets, lengths), checksums)
+        return attempt()
 
-    def _latents(
+    def _where(self, entries: npt.NDArray[np.void], shards: Ints, i: int) -> str:
+        name = self.record.shards[shards[i]].name
+        return f"{self.store.where(name)}: sample {sample_key(int(entries['source_index'][i]))}"
+
+    def _check(
         self, entries: npt.NDArray[np.void], shards: Ints, payloads: Sequence[memoryview], checksums: npt.NDArray[Any]
-    ) -> Latents:
-        def where(i: int) -> str:
-            name = self.record.shards[shards[i]].name
-            return f"{self.store.where(name)}: sample {sample_key(int(entries['source_index'][i]))}"
-
+    ) -> None:
         for i, (payload, checksum) in enumerate(zip(payloads, checksums.tolist(), strict=True)):
             if checksum and zlib.crc32(payload) != checksum:
+                found = f"CRC-32 {zlib.crc32(payload):08x}, the index says {checksum:08x}"
                 raise CorruptShardError(
-                    f"{where(i)}: its bytes are not those that were encoded (CRC-32 {zlib.crc32(payload):08x}, the "
-                    f"index says {checksum:08x}). {self._remedy(self.record.shards[shards[i]])}"
+                    f"{self._where(entries, shards, i)}: its bytes are not those that were encoded ({found}). "
+                    f"{self._remedy(self.record.shards[shards[i]])}"
                 )
+
+    def _latents(self, entries: npt.NDArray[np.void], shards: Ints, payloads: Sequence[memoryview]) -> Latents:
+        where = partial(self._where, entries, shards)
         cell = self.spec.cell_px
         sides = np.stack([-(-entries["height"] // cell), -(-entries["width"] // cell)], axis=1)
         if len(payloads) and (sides == sides[0]).all():

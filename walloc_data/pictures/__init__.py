@@ -1,6 +1,7 @@
 """Pictures from files: the one place that decodes them, by one list of formats, one rule and one set of limits."""
 
 from walloc_data.pictures.decode import PictureError, decode_picture
+from walloc_data.pictures.decoded import decoded_pixels
 from walloc_data.pictures.formats import FORMATS, MAX_FILE_BYTES, PICTURE_SUFFIXES
 from walloc_data.pictures.originals import original_pictures
 from walloc_data.pictures.resizing import crop_box, encoded_size, resize_and_crop
@@ -12,6 +13,7 @@ __all__ = [
     "PictureError",
     "crop_box",
     "decode_picture",
+    "decoded_pixels",
     "encoded_size",
     "original_pictures",
     "resize_and_crop",

@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 
 from walloc_data.codec import CodecInfo, WallocCodec, fetch_codec, load_codec
-from walloc_data.dataset.index import load_index
-from walloc_data.dataset.reader import ShardReader
+from walloc_data.dataset.opened import OpenedSplit
 from walloc_data.errors import CodecError, FormatError
-from walloc_data.format import MANIFEST_NAME, Manifest, SplitRecord, padding_for, sample_key
-from walloc_data.storage import ShardCache, Store, read_manifest
+from walloc_data.pictures import decoded_pixels
+from walloc_data.storage import ShardCache, Store
 
 __all__ = ["OpenSplit", "Shown", "decode", "open_split", "psnr", "spread_rows"]
 
@@ -43,15 +42,8 @@ class Shown:
         return 8 * self.num_bytes / (self.height * self.width)
 
 
-class OpenSplit:
-    """A split opened for looking: its manifest, its index as columns, its samples by row, its own codec."""
-
-    def __init__(self, store: Store, manifest: Manifest, split: str, scratch: Path) -> None:
-        self.store, self.manifest, self.split, self._scratch = store, manifest, split, scratch
-        self.record: SplitRecord = manifest.split(split, where=store.where(MANIFEST_NAME))
-        index = load_index(store, split=split, record=self.record, spec=manifest.codec, folder=scratch)
-        self.index = index.rows  # (num_samples,) with the fields of `dataset.index.INDEX_ROW`
-        self._reader = ShardReader(store, self.record, manifest.codec, index, ShardCache(scratch))
+class OpenSplit(OpenedSplit):
+    """A split opened for looking: samples with their captions, and the data set's own codec."""
 
     def choose(self, num_samples: int, *, seed: int = 0) -> list[int]:
         """Choose `spread_rows` among the samples that are not too large to be drawn."""
@@ -63,25 +55,15 @@ class OpenSplit:
         pixels = self.index["height"].astype(np.int64) * self.index["width"]
         return np.flatnonzero(pixels <= MAX_DRAWN_PIXELS)
 
-    def rows_of(self, keys: Sequence[str]) -> list[int]:
-        """Return the rows of the samples with these keys, in the order given."""
-        rows = {sample_key(index): row for row, index in enumerate(self.index["source_index"].tolist())}
-        if missing := [key for key in keys if key not in rows]:
-            raise FormatError(
-                f"{self.store.url} split {self.split!r}: no sample {missing[0]!r}; a key is the picture's position in "
-                f"its source, such as {sample_key(int(self.index['source_index'][0]))!r}"
-            )
-        return [rows[key] for key in keys]
-
     def read(self, rows: Sequence[int]) -> Iterator[Shown]:
         """Yield the samples of rows, one at a time."""
         names = self.manifest.class_names
-        for row in rows:
-            [latent] = self._reader.read(np.array([row], dtype=np.int64), None)
+        for row, key in zip(rows, self.keys(rows), strict=True):
+            [latent] = self.latents([row])
             entry = self.index[row]
             label = int(entry["label"]) if entry["label"] >= 0 else None
             yield Shown(
-                key=sample_key(int(entry["source_index"])),
+                key=key,
                 source_index=int(entry["source_index"]),
                 label=label,
                 class_name=names[label] if names is not None and label is not None and label < len(names) else None,
@@ -93,7 +75,7 @@ class OpenSplit:
 
     def load_codec(self) -> tuple[WallocCodec, CodecInfo]:
         """Load the codec in the data set's own folder, which must be the one that the manifest names."""
-        codec, info = load_codec(fetch_codec(self.store, scratch=self._scratch))
+        codec, info = load_codec(fetch_codec(self.store, scratch=self.cache.folder))
         if info.encoder_sha256 != self.manifest.codec.encoder_sha256:
             raise CodecError(
                 f"{self.store.where('codec')}: this codec ({info.name}, encoder {info.encoder_sha256[:12]}) is not the "
@@ -108,12 +90,8 @@ def open_split(
 ) -> Iterator[OpenSplit]:
     """Open one split; None is the first by name, training before others."""
     store = Store(out, storage_options=storage_options)
-    manifest = read_manifest(store)
-    if not manifest.splits:
-        raise FormatError(f"{store.where(MANIFEST_NAME)}: no split in it")
-    name = split if split is not None else ("train" if "train" in manifest.splits else min(manifest.splits))
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
-        yield OpenSplit(store, manifest, name, Path(scratch))
+        yield OpenSplit(store, split, cache=ShardCache(Path(scratch)))
 
 
 def spread_rows(labels: npt.NDArray[np.int64], num_samples: int, *, seed: int = 0) -> list[int]:
@@ -141,10 +119,7 @@ def decode(codec: WallocCodec, shown: Shown, *, how: Literal["own", "linear"] = 
         )
     latent = torch.from_numpy(shown.latent)[None]
     picture = codec.decode(latent, linear=how == "linear")[0]  # (3, H, W)
-    left, top, right, bottom = padding_for(shown.height, shown.width, multiple=2**codec.J)
-    picture = picture[:, top : picture.shape[1] - bottom, left : picture.shape[2] - right]
-    pixels = ((picture + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
-    array = pixels.permute(1, 2, 0).numpy()  # (height, width, 3)
+    array = decoded_pixels(picture, height=shown.height, width=shown.width, cell_px=2**codec.J)
     return Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0]).convert("RGB")
 
 
