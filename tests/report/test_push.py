@@ -273,6 +273,12 @@ def _sample(root: Path) -> None:
     (root / "walloc.json").write_text(json.dumps(manifest))
 
 
+def _link(root: Path) -> None:
+    path = root / "codec" / "model.safetensors"
+    path.rename(root.parent / "elsewhere.safetensors")
+    path.symlink_to(root.parent / "elsewhere.safetensors")
+
+
 def _failures(root: Path) -> None:
     manifest = json.loads((root / "walloc.json").read_text())
     manifest["splits"]["train"]["num_failures"] = 3
@@ -286,6 +292,7 @@ def _failures(root: Path) -> None:
         (_weights, CodecError, r"codec/model.safetensors: cannot be read \(No such file"),
         (_codec, CodecError, r"codec: this codec \(rgb-16x-v1, .* is not the one that made the latents \(klt-16x"),
         (_sample, CorruptShardError, r"train-00001.tar: sample 000000002: its bytes are not those that were encoded"),
+        (_link, FormatError, r"codec/model.safetensors: a link to what is no part of the folder"),
         (_failures, FormatError, r"failures/train.jsonl: does not list the 3 failures of the manifest"),
     ],
 )
@@ -299,10 +306,10 @@ def test_what_readers_could_not_read_is_not_sent(
     message: str,
     dry_run: bool,
 ) -> None:
-    write_small_dataset(tmp_path)
-    damage(tmp_path)
+    write_small_dataset(tmp_path / "set")
+    damage(tmp_path / "set")
     with pytest.raises(error, match=message):
-        push_to(hub, tmp_path, dry_run=dry_run)
+        push_to(hub, tmp_path / "set", dry_run=dry_run)
     assert not hub.repos
     assert hub.puts == 0
 

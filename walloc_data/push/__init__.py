@@ -14,7 +14,7 @@ from typing import Any
 
 from walloc_data.errors import CorruptShardError, FormatError, SettingsMismatchError, StorageError
 from walloc_data.files import check_regular, open_regular
-from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, Manifest, index_name
+from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, Manifest
 from walloc_data.push.checks import check_readable
 from walloc_data.push.targets import File, Target, open_target
 from walloc_data.storage import Store, read_manifest, shards_reader
@@ -23,6 +23,7 @@ __all__ = ["PushResult", "push"]
 
 # What a data set consists of besides its shards; anything else that lies in the folder stays at home.
 _FOLDERS = ("codec", "index", "failures")
+MAX_OTHER_BYTES = 2**32
 _FILES = ("_info.json", "LICENSE", "preview.png", "preview.webp", "report.html", "README.md")
 
 
@@ -89,8 +90,8 @@ def push(
             "(`aws s3 sync`, `hf download`, ...), or copy it from store to store with the store's own tools"
         )
     manifest_bytes, manifest = _read_manifest(root)
-    files, left_out = _collect(root, manifest)
-    check_readable(root, manifest)
+    with check_readable(root, manifest):
+        files, left_out = _collect(root, manifest)
     target = open_target(destination, private=private, storage_options=dict(storage_options or {}))
     stale = _reconcile(target, manifest, destination=destination, replace=replace)
 
@@ -136,14 +137,15 @@ def _collect(root: Path, manifest: Manifest) -> tuple[list[File], list[str]]:
         for path in root.rglob("*")
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
-    for split in manifest.splits:
-        if index_name(split) not in present:
-            raise FormatError(f"{root}: the index {index_name(split)} is missing; finish the conversion first")
     wanted = [name for name in records if name in present]
     wanted += [name for name in present if name.partition("/")[0] in _FOLDERS and "/" in name]
     wanted += [name for name in _FILES if name in present]
     # A link could name any file of this machine: what it points to is not part of the folder.
     wanted = [name for name in wanted if not _leaves(root / name, root)]
+    needed = ["codec/codec.json", "codec/model.safetensors", *(r.index_name(s) for s, r in manifest.splits.items())]
+    for name in needed:
+        if name not in wanted:
+            raise FormatError(f"{root / name}: a link to what is no part of the folder: put the file itself there")
     files = []
     for name, record in records.items():
         path = root / name
@@ -156,7 +158,12 @@ def _collect(root: Path, manifest: Manifest) -> tuple[list[File], list[str]]:
         files.append(File(name, path, record.num_bytes, record.sha256))
     for name in wanted[len(records) :]:
         path = root / name
-        files.append(File(name, path, path.stat().st_size, _sha256(path)))
+        num_bytes = check_regular(path)
+        if num_bytes > MAX_OTHER_BYTES and not name.startswith("index/"):  # indices have been read
+            raise FormatError(
+                f"{path}: {num_bytes} bytes; files beside shards and index have {MAX_OTHER_BYTES} at most"
+            )
+        files.append(File(name, path, num_bytes, _sha256(path)))
     return files, [name for name in present if name not in wanted and name != MANIFEST_NAME]
 
 

@@ -1,6 +1,8 @@
 """What must be true of a data set before others get it."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,16 @@ from walloc_data.storage import ShardCache, Store
 __all__ = ["check_readable"]
 
 
-def check_readable(root: Path, manifest: Manifest) -> None:
-    """Read the data set as others will: its codec and every index whole, and a sample of every shard."""
+@contextmanager
+def check_readable(root: Path, manifest: Manifest) -> Iterator[None]:
+    """Read the data set as others will.
+
+    Before the body: its codec and every index whole, which takes seconds. After it, when shards have been compared with
+    their records: a sample of every shard.
+
+    Raises:
+        CodecError, FormatError: what readers would meet.
+    """
     _, info = load_codec(root / "codec")
     if info.spec != manifest.codec:
         raise CodecError(
@@ -26,15 +36,22 @@ def check_readable(root: Path, manifest: Manifest) -> None:
     store = Store(root)
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as name:
         scratch = Path(name)
+        indices = {}
         for split, record in manifest.splits.items():
-            index = load_index(store, split=split, record=record, spec=manifest.codec, folder=scratch)
-            reader = ShardReader(store, record, manifest.codec, index, ShardCache(scratch))
-            first = 0
-            for shard in record.shards:
-                reader.read(np.array([first], dtype=np.int64))
-                first += shard.num_samples
+            if not store.exists(record.index_name(split)):
+                raise FormatError(
+                    f"{root}: the index {record.index_name(split)} is missing; finish the conversion first"
+                )
+            indices[split] = load_index(store, split=split, record=record, spec=manifest.codec, folder=scratch)
             failures = f"{record.root}failures/{split}.jsonl"
             if (record.num_failures > 0) != (store.exists(failures) and store.num_bytes(failures) > 0):
                 raise FormatError(
                     f"{store.where(failures)}: does not list the {record.num_failures} failures of the manifest"
                 )
+        yield
+        for split, record in manifest.splits.items():
+            reader = ShardReader(store, record, manifest.codec, indices[split], ShardCache(scratch))
+            first = 0
+            for shard in record.shards:
+                reader.read(np.array([first], dtype=np.int64))
+                first += shard.num_samples
