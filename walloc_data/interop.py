@@ -77,7 +77,7 @@ def unpack_sample(sample: Mapping[str, Any], *, latent_dim: int | None = None) -
     Keys may carry a leading dot, as in wids.
 
     Args:
-        sample: with its `.webp`, `.cls` and `.json`.
+        sample: with its `.webp`, and its `.cls` and `.json` where there are any.
         latent_dim: channels of the codec; None: 12, refused where the sample's JSON says that they are not.
 
     Example:
@@ -125,7 +125,7 @@ def unpack_rows(rows: Mapping[str, Sequence[Any]], *, latent_dim: int | None = N
     """Unpack a batch of rows of `datasets` to the columns `latent` and, where there are labels, `label`.
 
     Args:
-        rows: with the columns `webp`, `cls` and `json`.
+        rows: with the column `webp`, and `cls` and `json` where there are any.
         latent_dim: channels of the codec; None: 12, refused where a row's JSON says that they are not.
 
     Example:

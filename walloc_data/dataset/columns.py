@@ -81,10 +81,19 @@ class ListColumn:
 
     def take(self, rows: Ints) -> list[Any]:
         """Return the values of rows: str, datetime, date, list, dict or None."""
-        found = []
-        for row in rows.tolist():
-            value = self._piece(row // _PIECE_ROWS)[row % _PIECE_ROWS].as_py()
-            found.append(json.loads(value) if self.kind.kind == "json" and value is not None else value)
+        if len(rows) > _PIECE_ROWS:  # more than a batch: whole pieces at once
+            found = [None] * len(rows)
+            number = rows // _PIECE_ROWS
+            for piece in np.unique(number).tolist():
+                at = np.flatnonzero(number == piece)
+                for place, value in zip(
+                    at.tolist(), self._piece(piece).take(rows[at] % _PIECE_ROWS).to_pylist(), strict=True
+                ):
+                    found[place] = value
+        else:
+            found = [self._piece(row // _PIECE_ROWS)[row % _PIECE_ROWS].as_py() for row in rows.tolist()]
+        if self.kind.kind == "json":
+            return [None if value is None else json.loads(value) for value in found]
         return found
 
     def pieces(self) -> Iterator[Any]:
