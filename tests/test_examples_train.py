@@ -174,7 +174,7 @@ def test_a_pixel_model_is_folded_and_fine_tuned(model, geometry, latents, imagen
     result = load_example("finetune_folded").main(
         [str(latents), "--train-pictures", str(imagenette_folder), "--val-pictures", str(imagenette_folder),
          "--model", model, "--geometry", geometry, "--pixel-epochs", "8", "--lr", "4e-3", "--epochs", "1",
-         "--batch-size", "20", "--imitate-steps", "20", "--distill", "1.0", "--output", str(tmp_path)]
+         "--batch-size", "20", "--stem-epochs", "8", "--output", str(tmp_path)]
     )  # fmt: skip
     assert set(result) == {"pixels", "copied, stem random", "before fine-tuning", "fine-tuned", "from scratch"}
     assert (tmp_path / "model" / "codec" / "codec.json").exists()

@@ -141,7 +141,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(latents, imagenette_folder, we
         )
 
     whole = start(tmp_path / "whole")
-    assert whole.wait(timeout=300) == 0
+    whole.communicate(timeout=300)
+    assert whole.returncode == 0
     killed = start(tmp_path / "killed")
     checkpoint = tmp_path / "killed" / ".adapting" / "checkpoint.pt"
     deadline = time.monotonic() + 300
@@ -150,7 +151,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(latents, imagenette_folder, we
         assert killed.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.communicate()
     assert not (tmp_path / "killed" / "config.json").exists()
     again = start(tmp_path / "killed")
     said = again.communicate(timeout=300)[0]

@@ -11,6 +11,7 @@ from walloc_data.adapters.features import (
 )
 from walloc_data.adapters.finetune import freeze_except, parameter_groups, unfreeze
 from walloc_data.adapters.folding import PixelPrediction, copy_pixel_weights, fit_stem, fold_stem
+from walloc_data.adapters.matching import match_moments
 from walloc_data.adapters.models import (
     LatentModelConfig,
     LatentModelSummary,
@@ -48,6 +49,7 @@ __all__ = [
     "input_size",
     "latent_config",
     "load_latent_model",
+    "match_moments",
     "model_from_config",
     "parameter_groups",
     "picture_size",

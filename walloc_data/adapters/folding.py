@@ -111,7 +111,7 @@ class PixelPrediction:
 
 def _linear_stem(model: nn.Module) -> tuple[LatentModelConfig, LatentConv2d]:
     config = latent_config(model)
-    if config.stem_hidden_channels is not None and not config.stem_blocks:
+    if config.stem_hidden_channels is not None and config.stem_blocks is None:
         raise ModelError(
             f"{config.name}: a stem of two layers has no closed form: create the model without stem_hidden_channels"
         )
@@ -246,7 +246,7 @@ def fit_stem(model: nn.Module, *, batches: Iterable[tuple[Tensor, Tensor]]) -> f
         0.0
     """
     config, stem = _linear_stem(model)
-    if config.stem_blocks:
+    if config.stem_blocks is not None:
         raise ModelError(f"{config.name}: a stem with residual blocks is trained, by adapt_model, not fitted")
     kernel = (int(stem.kernel_size[0]), int(stem.kernel_size[1]))
     sums = WindowRegression(

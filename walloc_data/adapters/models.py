@@ -60,7 +60,7 @@ class LatentModelConfig:
     stem_bias: bool | None = None
     stem_padding: Literal["zeros", "circular"] = "zeros"
     stem_hidden_channels: int | None = None  # None: a stem of one layer
-    stem_blocks: int = 0  # residual blocks between the stem's layers
+    stem_blocks: int | None = None  # residual blocks between the stem's layers; None: no residual stem
     # How pictures came to their size before they were encoded: fields of `EncodeSettings`.
     size_px: int | None = None
     resize: str = "crop"
@@ -89,7 +89,7 @@ class LatentModelConfig:
         if hidden is not None and (type(hidden) is not int or not 1 <= hidden <= 4096):
             raise ModelError(f"stem_hidden_channels must be 1 to 4096, or None for one layer, not {hidden!r}")
         blocks = self.stem_blocks
-        if type(blocks) is not int or not 0 <= blocks <= 64 or (blocks and hidden is None):
+        if blocks is not None and (type(blocks) is not int or not 0 <= blocks <= 64 or hidden is None):
             raise ModelError(f"stem_blocks must be 0 to 64, with stem_hidden_channels=, not {blocks!r}")
         choices = {
             "geometry": ("skip_early", "all_stages", "pixel_grid"),
@@ -191,7 +191,7 @@ def create_latent_model(
     stem_bias: bool | None = None,
     stem_padding: Literal["zeros", "circular"] = "zeros",
     stem_hidden_channels: int | None = None,
-    stem_blocks: int = 0,
+    stem_blocks: int | None = None,
     codec: CodecSpec | None = None,
     statistics: ChannelStatistics | None = None,
     **timm_kwargs: Any,
@@ -220,7 +220,8 @@ def create_latent_model(
         stem_kernel_cells, stem_bias, stem_padding: the stem's window and bias, where the family's own do not suit.
         stem_hidden_channels: a `TwoLayerStem` with so many channels between its layers, for training from scratch.
             With 48, a ViT of 32-px patches gained eight points for 7 % more work (benchmarks/learning).
-        stem_blocks: so many residual blocks between those layers (`ResidualStem`), for models that begin with pixel
+        stem_blocks: so many residual blocks between those layers (`ResidualStem`; 0: a linear map of the rank
+            stem_hidden_channels, the cheapest stem that can be folded), for models that begin with pixel
             weights; `walloc_data.adapting.adapt_model` trains them.
         codec, statistics: in place of `dataset`.
         timm_kwargs: passed to `timm.create_model` (drop_path_rate, window_size, depth, ...).
@@ -322,7 +323,7 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
     stem: nn.Module
     if config.stem_hidden_channels is None:
         stem = LatentConv2d(config.input_shape[0], **options)
-    elif config.stem_blocks:
+    elif config.stem_blocks is not None:
         options.pop("bias")  # its last layer always has one
         stem = ResidualStem(
             config.input_shape[0], hidden_channels=config.stem_hidden_channels, blocks=config.stem_blocks, **options
@@ -360,7 +361,9 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
 def grid_of(config: LatentModelConfig) -> Grid:
     """Return the sizes that the config's family builds for."""
     size = config.input_shape[1:]
-    return Grid(config.geometry, size, config.codec.cell_px, config.timm_kwargs, residual_stem=config.stem_blocks > 0)
+    return Grid(
+        config.geometry, size, config.codec.cell_px, config.timm_kwargs, residual_stem=config.stem_blocks is not None
+    )
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -125,7 +125,7 @@ class Imitation:
         """Return the names of parameters that do not come from the pixel model, besides the stem."""
         site = self.model.stem_site
         # Of a stage whose stride was taken out, the weights are the pixel model's and their meaning is not.
-        unstrided = [site.feeds] if site.feeds and not self.model.latent_config.stem_blocks else []
+        unstrided = [site.feeds] if site.feeds and self.model.latent_config.stem_blocks is None else []
         return [*site.fresh, *unstrided]
 
     def build_optimizer(self, phase: Phase) -> torch.optim.Optimizer:
@@ -265,8 +265,13 @@ def imitate(run: Imitation) -> Iterator[Progress]:
 
 
 def _set_mode(run: Imitation, phase: Phase) -> None:
-    """Train mode for what is trained; what is frozen keeps its running statistics."""
+    """Train mode for what is trained, but batch norms of the pixel model keep their statistics.
+
+    Those of latents would be the pictures' own: what tells these pictures from others would be normalised away.
+    """
     run.model.train(phase == "whole")
-    if phase == "stem":
-        for part in (run.model.stem_site.path, *run.new_parts()):
-            run.model.get_submodule(part).train()
+    for module in run.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    for part in (run.model.stem_site.path, *run.new_parts()):
+        run.model.get_submodule(part).train()

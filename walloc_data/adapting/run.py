@@ -22,6 +22,7 @@ from walloc_data.adapters import (
     input_size,
     latent_config,
     load_latent_model,
+    match_moments,
     picture_size,
     pixel_model,
     save_latent_model,
@@ -165,7 +166,7 @@ def _models(
         "stem_bias": True,
         "stem_kernel_cells": config.stem_kernel_cells,
     }
-    if config.stem_blocks:
+    if config.stem_blocks is not None:
         build |= {"stem_blocks": config.stem_blocks, "stem_hidden_channels": config.stem_channels}
     size = family.picture(geometry, cells, cell_px=cell)
     kwargs = dict(config.model_kwargs)
@@ -234,7 +235,7 @@ def _adapt(
         say(f"going on from step {run.step} of {run.num_steps}")
     elif model.stem_site.feeds is None:
         _fold(run, rows[: config.fold_pictures], say=say)
-    _train(run, config=config, place=place, say=say)
+    _train(run, whole, rows[: config.match_pictures], config=config, place=place, say=say)
     report = compare(run, held, views=whole, seconds=time.monotonic() - begun)
     name_classes(model, data, num_classes=num_classes)
     say(str(report))
@@ -279,11 +280,33 @@ def _fold(run: Imitation, rows: npt.NDArray[Any], *, say: Say) -> None:
     say(f"folded from {len(rows)} pictures: the stem sees pixels at {sums.psnr_db(sums.solve()):.1f} dB")
 
 
-def _train(run: Imitation, *, config: AdaptConfig, place: Place | None, say: Say) -> None:
+def _match(run: Imitation, views: PairedViews, rows: npt.NDArray[Any], *, say: Say) -> None:
+    """Match normalisation layers, on the middle of some pictures."""
+    if not len(rows):
+        return
+    latents, pictures, _ = views.middle(run.pairs.read(np.sort(rows)))
+    count = match_moments(run.model, run.pixel_model, inputs=latents.to(run.device), pictures=run.normalised(pictures))
+    say(f"matched {count} normalisation layers to the pixel model's, on {len(rows)} pictures")
+
+
+def _train(
+    run: Imitation,
+    views: PairedViews,
+    rows: npt.NDArray[Any],
+    *,
+    config: AdaptConfig,
+    place: Place | None,
+    say: Say,
+) -> None:
+    """Imitate; layers are matched once the stem has been trained."""
     saved = said = time.monotonic()
     errors: list[tuple[float, float]] = []
     first = run.step
+    if run.step == run.lengths["stem"] == 0:
+        _match(run, views, rows, say=say)
     for progress in imitate(run):
+        if progress.step == run.lengths["stem"]:
+            _match(run, views, rows, say=say)
         errors.append((progress.feature_error, progress.divergence or 0.0))
         now = time.monotonic()
         if place is not None and (now - saved >= config.checkpoint_seconds or progress.step == progress.num_steps):

@@ -23,8 +23,9 @@ class AdaptConfig:
             input where that is at least 0.8 of what is stored, else all that is stored.
         train_cells: side of the latents that are trained on, for models that take any size: smaller ones are quicker,
             and are made from crops of more sizes; None: that of input_cells.
-        stem_blocks: residual blocks of the stem (`ResidualStem`); 0 is one linear layer, which is folded exactly.
-        stem_channels: features of each cell in a stem with blocks.
+        stem_blocks: residual blocks of the stem (`ResidualStem`); 0 is a linear map of rank stem_channels, None one
+            linear layer of full rank.
+        stem_channels: features of each cell in a stem of blocks.
         stem_kernel_cells: side of the stem's window; None: the family's own.
         model_kwargs: for `timm.create_model`, of both models (depth, window_size, ...).
         stem_epochs: passes over the pictures that train what is new alone, up to the first stage that is compared.
@@ -40,6 +41,8 @@ class AdaptConfig:
         seed: of order, crops and fresh weights.
         held_out: pictures that are not trained on, for the report.
         fold_pictures: pictures that the closed form is fitted on.
+        match_pictures: pictures on which normalisation layers are matched to the pixel model's (`match_moments`),
+            before the whole model is trained; 0 leaves them as they are.
         checkpoint_seconds: time between checkpoints.
 
     Example:
@@ -52,7 +55,7 @@ class AdaptConfig:
     geometry: Geometry | None = None
     input_cells: int | None = None
     train_cells: int | None = None
-    stem_blocks: int = 2
+    stem_blocks: int | None = 2
     stem_channels: int = 96
     stem_kernel_cells: int | None = None
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -70,11 +73,20 @@ class AdaptConfig:
     seed: int = 0
     held_out: int = 500
     fold_pictures: int = 300
+    match_pictures: int = 128
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(self.scale))
-        for name in ("stem_epochs", "epochs", "weight_decay", "feature_weight", "new_lr_scale", "checkpoint_seconds"):
+        for name in (
+            "stem_epochs",
+            "epochs",
+            "weight_decay",
+            "feature_weight",
+            "new_lr_scale",
+            "checkpoint_seconds",
+            "match_pictures",
+        ):
             if getattr(self, name) < 0:
                 raise ModelError(f"{name} must be at least 0, not {getattr(self, name)!r}")
         for name in ("batch_size", "stem_lr", "lr", "temperature", "held_out", "fold_pictures"):
