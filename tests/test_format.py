@@ -75,6 +75,7 @@ def test_json_is_written_without_loss(value: dict[str, object]) -> None:
         (("splits", "train", "columns"), {"key": "string"}, "a column cannot have the name 'key'"),
         (("splits", "train", "columns"), {"box": {"list": "pixels"}}, "column 'box': 'pixels' is not the type"),
         (("splits", "train", "columns"), ["box"], "columns must be an object"),
+        (("splits", "train", "column_classes"), {"box": ["a"]}, "column_classes must be an object of columns"),
         (("format",), "other", "not a walloc_data manifest"),
         (("codec", "latent_dim"), 13, "does not pack"),
         (("codec", "encoder_sha256"), "A" * 64, "64 lower-case hexadecimal"),

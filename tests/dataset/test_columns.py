@@ -47,6 +47,7 @@ def photographs(imagenette_folder: Path) -> datasets.Dataset:
             "tags": None if i == 5 else [path.parent.name, "wide"][: i % 3],
             "weight": None if i % 7 == 0 else i,
             "when": datetime.datetime(2020, 1, 1 + i, 12, 30, 0, 250),
+            "labels": sorted({i % 2, i % 3}),
             "height": height,  # a name that the index uses itself
             "objects": {"area": [box[2] * box[3] for box in boxes], "names": [str(i)] * len(boxes)},
         }
@@ -62,6 +63,7 @@ def photographs(imagenette_folder: Path) -> datasets.Dataset:
         tags=datasets.Sequence(datasets.Value("string")),
         weight=datasets.Value("int32"),
         when=datasets.Value("timestamp[us]"),
+        labels=datasets.Sequence(datasets.ClassLabel(names=["none", "one", "two"])),
         height=datasets.Value("int16"),
         objects={
             "area": datasets.Sequence(datasets.Value("float64")),
@@ -118,7 +120,9 @@ def test_types_are_those_of_the_features_and_of_lists_that_have_one_length(encod
         "tags": {"list": "string"},
         "weight": "int32",
         "when": "timestamp",
+        "labels": {"list": "int64"},
     }
+    assert data.column_classes == {"labels": ("none", "one", "two")}
     assert data.column_types["boxes"] == "list<list<float32>[4]>"
     assert verify_dataset(encoded, progress=False).problems == ()
     info = str(dataset_info(encoded))
@@ -187,12 +191,13 @@ def test_a_target_takes_the_labels_place_and_none_leaves_it_out(encoded: Path, e
 def test_a_number_that_is_missing_is_nan_and_a_text_that_is_missing_is_none(
     encoded: Path, expected: list[dict[str, Any]]
 ) -> None:
-    data = LatentDataset(encoded, target="weight", columns=["tags", "objects", "key"])
-    _, weights, tags, objects, keys = next(iter(data.loader(batch_size=NUM)))
+    data = LatentDataset(encoded, target="weight", columns=["tags", "objects", "labels", "key"])
+    _, weights, tags, objects, labels, keys = next(iter(data.loader(batch_size=NUM)))
     rows = [expected[int(key)] for key in keys]
     assert weights.dtype == torch.float64
     assert [None if np.isnan(weight) else int(weight) for weight in weights.tolist()] == [r["weight"] for r in rows]
     assert tags == [row["tags"] for row in rows]
+    assert labels == [row["labels"] for row in rows]
     assert objects == [row["objects"] for row in rows]
 
 
@@ -245,7 +250,7 @@ def test_conditions_choose_by_any_column(
         ({"label": 3}, r"where is a list of conditions, such as \[\(\"age\", \">\", 30\).*not \{'label': 3\}"),
         ([("label", 3)], r"a condition is \(column, comparison, value\)"),
         (("label", "==", 3), r"a condition is \(column, comparison, value\).*not 'label'"),
-        ([("labels", "==", 3)], r"no column 'labels' in its index; it has \['attributes', 'boxes'"),
+        ([("colour", "==", 3)], r"no column 'colour' in its index; it has \['attributes', 'boxes'"),
         ([("label", "=", 3)], "no comparison '='; there are"),
         ([("label", "in", 3)], "'in' takes several values"),
         ([("caption", ">", 3)], "column 'caption' holds string, which cannot be compared with 3"),

@@ -36,6 +36,7 @@ from walloc_data.format import (
     ChannelStatistics,
     Manifest,
     SplitRecord,
+    column_name,
     dump_json,
     index_name,
 )
@@ -228,7 +229,7 @@ def _join(
         index_sha256 = hashlib.file_digest(index, "sha256").hexdigest()
     notes = notes_of(plan, left_out, labels=labels)
     record = SplitRecord(
-        source={name: value for name, value in plan.source.items() if name != "column_types"}
+        source={name: value for name, value in plan.source.items() if name not in ("column_types", "column_classes")}
         | {"num_items": num_items, "notes": list(notes)},
         num_samples=sum(shard.num_samples for shard in shards),
         num_failures=num_failures,
@@ -238,6 +239,11 @@ def _join(
         statistics=ChannelStatistics(tuple(map(tuple, counts.tolist()))),
         index_sha256=index_sha256,
         columns=columns,
+        column_classes={
+            column_name(name): tuple(names)
+            for name, names in plan.column_classes.items()
+            if columns is not None and column_name(name) in columns
+        },
     )
     store.publish(folder / "index.parquet", index_name(split))
     store.publish(folder / "failures.jsonl", f"failures/{split}.jsonl")

@@ -74,7 +74,7 @@ class RelabelledSource(Source):
         self._labels = [position[name] for name in source.class_names or ()]
         self.kind, self.location, self.num_items = source.kind, source.location, source.num_items
         self.labelled, self.columns, self.notes = source.labelled, source.columns, source.notes
-        self.column_types = source.column_types
+        self.column_types, self.column_classes = source.column_types, source.column_classes
         self.num_fragments, self.fragment_bytes = source.num_fragments, source.fragment_bytes
         self.identity, self.class_names = source.identity, names
 

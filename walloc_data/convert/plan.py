@@ -110,6 +110,8 @@ class Plan:
             raise FormatError("source.columns must be a list of names")
         if not isinstance(self.column_types, Mapping):
             raise FormatError("source.column_types must be an object")
+        if not isinstance(self.column_classes, Mapping):
+            raise FormatError("source.column_classes must be an object")
         for name, kind in self.column_types.items():
             try:
                 ColumnType.from_json(kind)
@@ -166,6 +168,12 @@ class Plan:
         """The types that the source states of its columns; those of the others follow from their values."""
         types: Mapping[str, Any] = self.source.get("column_types") or {}
         return types
+
+    @property
+    def column_classes(self) -> Mapping[str, Any]:
+        """Class names of columns of class numbers."""
+        names: Mapping[str, Any] = self.source.get("column_classes") or {}
+        return names
 
     def with_num_items(self, num_items: int) -> Self:
         """The plan of an earlier version's stream whose end has been seen."""
@@ -240,8 +248,8 @@ def differences(before: Plan, now: Plan) -> list[str]:
         old, new = before.to_dict()[group], now.to_dict()[group]
         if group == "source":  # a source may be mounted elsewhere, its content decides; notes are for people
             ignored = {"location", "notes"}
-            if "column_types" not in old or "column_types" not in new:  # not recorded by earlier versions
-                ignored.add("column_types")
+            # Not recorded by earlier versions.
+            ignored |= {name for name in ("column_types", "column_classes") if name not in old or name not in new}
             old, new = ({k: v for k, v in side.items() if k not in ignored} for side in (old, new))
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):

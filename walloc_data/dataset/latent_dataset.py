@@ -234,6 +234,11 @@ class LatentDataset(LatentSamples):
         }
 
     @property
+    def column_classes(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the class names of columns of class numbers, several labels a sample say, by column."""
+        return self.record.column_classes
+
+    @property
     def keys(self) -> list[str]:
         """Return the key of each sample, in stored order: a new list, read from the index each time."""
         self._open_columns(["key"])

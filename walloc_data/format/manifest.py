@@ -1,7 +1,7 @@
 """`walloc.json`: the manifest, its splits and their shards."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from walloc_data.errors import FormatError
@@ -87,6 +87,7 @@ class SplitRecord(Record):
     statistics: ChannelStatistics
     index_sha256: str | None = None  # of the index's file; None: written before there were checksums
     columns: Mapping[str, Any] | None = None  # of the source, in the index: name to type; None: version 1, without
+    column_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names by number, of class columns
 
     def __post_init__(self) -> None:
         check_json("source", self.source)
@@ -101,6 +102,7 @@ class SplitRecord(Record):
             check_sha256("index_sha256", self.index_sha256)
         if self.columns is not None:
             check_columns(self.columns)
+        self._check_classes()
         if self.latent_shape is not None:
             if not isinstance(self.latent_shape, tuple) or len(self.latent_shape) != 3:
                 raise FormatError(f"latent_shape must be three integers or null, not {shown(self.latent_shape)}")
@@ -111,6 +113,17 @@ class SplitRecord(Record):
         names = [shard.name for shard in self.shards]
         if len(set(names)) != len(names):
             raise FormatError("a shard is listed twice")
+
+    def _check_classes(self) -> None:
+        if not isinstance(self.column_classes, Mapping) or not self.column_classes.keys() <= set(self.columns or ()):
+            raise FormatError("column_classes must be an object of columns and their class names")
+        for name, classes in self.column_classes.items():
+            if not isinstance(classes, list | tuple):
+                raise FormatError(f"column_classes of {name!r} must be a list of names, not {shown(classes)}")
+            for item in classes:
+                check_text(f"a class of column {name!r}", item)
+        frozen = {name: tuple(classes) for name, classes in self.column_classes.items()}
+        object.__setattr__(self, "column_classes", frozen)
 
     @property
     def num_bytes(self) -> int:

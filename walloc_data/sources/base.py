@@ -70,6 +70,7 @@ class Source(ABC):
     class_names: tuple[str, ...] | None = None
     columns: tuple[str, ...] = ()  # of every sample, besides picture and label
     column_types: Mapping[str, Any] = MappingProxyType({})  # as `format.ColumnType` describes them, where it is known
+    column_classes: Mapping[str, Sequence[str]] = MappingProxyType({})  # names by number, of columns of class numbers
     notes: tuple[str, ...] = ()  # what a user should know: columns left out, files ignored
     identity: str = ""  # a cheap hash of the content: equal contents, equal identities
 
@@ -85,6 +86,7 @@ class Source(ABC):
             "labelled": self.labelled,
             "columns": list(self.columns),
             "column_types": dict(self.column_types),
+            "column_classes": {name: list(names) for name, names in self.column_classes.items()},
             "notes": list(self.notes),
         }
 

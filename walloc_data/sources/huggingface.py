@@ -74,6 +74,8 @@ class HuggingFaceSource(Source):
         self.columns = tuple(sorted(name for name in others if _is_plain(features[name])))
         types = {name: _column_type(features[name], depth=0) for name in self.columns}
         self.column_types = {name: kind for name, kind in types.items() if kind is not None}
+        classes = {name: _classes_in(features[name]) for name in self.columns}
+        self.column_classes = {name: names for name, names in classes.items() if names is not None}
         if left_out := sorted(set(others) - set(self.columns)):
             self.notes += (f"left out: columns that hold bytes, media or arrays: {names_listed(left_out)}",)
         self.identity = identity or fingerprint([getattr(dataset, "_fingerprint", location), self.num_items])
@@ -336,6 +338,17 @@ def _column_type(feature: Any, *, depth: int) -> Any:
     if item is None:
         return None
     return {"list": item, "length": length} if isinstance(length, int) and length > 0 else {"list": item}
+
+
+def _classes_in(feature: Any) -> tuple[str, ...] | None:
+    """Class names of a column of class numbers, or of lists of them, as several labels are."""
+    import datasets
+
+    if isinstance(feature, list):
+        feature = feature[0] if len(feature) == 1 else None
+    while not isinstance(feature, datasets.ClassLabel) and hasattr(feature, "feature"):
+        feature = feature.feature
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
 def load_hub(name: str, *, split: str, streaming: bool, location: str) -> Any:
