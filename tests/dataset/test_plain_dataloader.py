@@ -183,9 +183,19 @@ def test_a_shuffle_that_a_dataloader_does_not_do_is_said(wide: Path, ids_of: Ids
         assert ids_of(next(iter(DataLoader(dataset, batch_size=16)))[0]) == list(range(16))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        shuffled = DataLoader(LatentDataset(wide, shuffle=True), batch_size=16, shuffle=True)
-        assert sorted(i for latents, _ in shuffled for i in ids_of(latents)) == list(range(64))
-        next(iter(DataLoader(LatentDataset(wide), batch_size=16)))
+        for batch_size in (1, 2, 16):
+            shuffled = DataLoader(LatentDataset(wide, shuffle=True), batch_size=batch_size, shuffle=True)
+            assert sorted(i for latents, _ in shuffled for i in ids_of(latents)) == list(range(64))
+            list(DataLoader(LatentDataset(wide), batch_size=batch_size))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_it_is_said_of_small_batches_and_of_one_rank_s_share_too(wide: Path, batch_size: int) -> None:
+    dataset = LatentDataset(wide, shuffle=True)
+    batches = DataLoader(dataset, batch_size=batch_size, sampler=range(1, 64, 2))
+    with pytest.warns(UserWarning, match=r"in stored order what is to be shuffled") as said:
+        list(batches)
+    assert len(said) == 1
 
 
 # Positions.

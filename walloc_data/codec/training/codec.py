@@ -86,7 +86,7 @@ def train_codec(
     else:
         trainer = _Trainer(corpus, config, checkpoint, out=out, say=say)
         steps, codec = trainer.run(), trainer.codec()
-    result = _finish(codec, corpus, config, out=out, steps=steps)
+    result = _finish(codec, corpus, config, out=out, steps=steps, say=say)
     shutil.rmtree(out / ".training")
     return result
 
@@ -141,12 +141,14 @@ def _evaluate(codec: WallocCodec, corpus: Corpus, *, linear: bool = False) -> tu
     return sum(rates) / len(rates), sum(decibels) / len(decibels)
 
 
-def _finish(codec: WallocCodec, corpus: Corpus, config: TrainConfig, *, out: Path, steps: int) -> TrainResult:
+def _finish(
+    codec: WallocCodec, corpus: Corpus, config: TrainConfig, *, out: Path, steps: int, say: Callable[[str], None]
+) -> TrainResult:
     """Write the folder, read it back, and measure what was read."""
     codec = codec.cpu().eval()
     if config.arrange:
         sample = corpus.training_pictures(limit=_MAX_ARRANGE_PICTURES, seed=config.seed)
-        arrange_channels(codec, (corpus[i][:512, :768] for i in sample))
+        arrange_channels(codec, (corpus[i][:512, :768] for i in sample), say=say)
     if codec.linear_decoder is None:
         codec._linear_decoder = fit_linear_decoder(codec, _fit_pictures(corpus, config))
     codec.statistics = latent_statistics(codec, _fit_pictures(corpus, config))
