@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WallocDataError as error:
         print(f"walloc-data: {error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"walloc-data: not enough memory ({printable(str(error)) or 'none is left'})", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as error:
         # The converter's own message says how to resume.
         print(f"\nwalloc-data: interrupted{': ' + printable(str(error)) if str(error) else ''}", file=sys.stderr)

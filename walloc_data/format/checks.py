@@ -7,6 +7,7 @@ caller. So readers work on records and check nothing again.
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
+from functools import cache
 from typing import Any, Self
 
 from walloc_data.errors import FormatError
@@ -29,17 +30,23 @@ class Record:
         """Build and validate from a parsed JSON object; unknown and missing fields are errors that name them."""
         if not isinstance(value, Mapping):
             raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
-        known = fields(cls)  # type: ignore[arg-type]
-        names = {field.name for field in known}
+        names, needed = _names(cls)  # type: ignore[arg-type]
         if unknown := sorted(str(name) for name in set(value) - names):
             raise FormatError(f"{where}: unknown fields {unknown[:5]}; written by a newer walloc_data?")
-        needed = [field.name for field in known if field.default is MISSING and field.default_factory is MISSING]
         if missing := [name for name in needed if name not in value]:
             raise FormatError(f"{where}: no {missing[0]!r} in it")
         try:
             return cls(**{name: _freeze(item) for name, item in value.items()})
         except FormatError as error:
             raise FormatError(f"{where}: {error}") from error
+
+
+@cache
+def _names(cls: type) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return the names of a record's fields, and of those that have no default."""
+    known = fields(cls)
+    needed = [field.name for field in known if field.default is MISSING and field.default_factory is MISSING]
+    return frozenset(field.name for field in known), tuple(needed)
 
 
 def _freeze(value: Any) -> Any:

@@ -5,7 +5,6 @@ import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from walloc_data.errors import FormatError
@@ -98,7 +97,7 @@ def check_relative_path(path: str, *, where: str) -> str:
         Traceback (most recent call last):
         walloc_data.errors.FormatError: walloc.json: '../secrets' is not a relative path inside the data set
     """
-    parts = PurePosixPath(path).parts if isinstance(path, str) else ()
+    parts = [part for part in path.split("/") if part not in ("", ".")] if isinstance(path, str) else []
     if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or ":" in parts[0]:
         raise FormatError(f"{where}: {path!r} is not a relative path inside the data set")
     return path
