@@ -25,8 +25,8 @@ from walloc_data.convert.finish import timm_info
 from walloc_data.convert.records import plan_name, work_folder
 from walloc_data.convert.state import read_manifest
 from walloc_data.errors import FormatError
-from walloc_data.format import MANIFEST_NAME, Manifest, SplitRecord, dump_json, index_name
-from walloc_data.storage import Store
+from walloc_data.format import Manifest, SplitRecord, dump_json, index_name
+from walloc_data.storage import Store, write_manifest
 
 __all__ = ["change_split", "delete_tree", "drop_split", "edit_root", "publish_manifest", "settle_edits"]
 
@@ -55,7 +55,7 @@ def change_split(
     shards = tuple(replace(s, name=root + s.name) if s.name in made else s for s in record.shards)
     splits = {**manifest.splits, split: replace(record, shards=shards)}
     changed = replace(manifest, splits=dict(sorted(splits.items())), class_names=class_names)
-    store.write_bytes(MANIFEST_NAME, changed.to_json().encode())
+    write_manifest(store, changed)
     settle_edits(store)
 
 
@@ -67,7 +67,7 @@ def drop_split(store: Store, split: str) -> None:
     manifest.split(split, where=store.url)
     store.write_bytes(f".walloc/{split}{_GONE}", b"1")
     others = {name: record for name, record in manifest.splits.items() if name != split}
-    store.write_bytes(MANIFEST_NAME, replace(manifest, splits=others).to_json().encode())
+    write_manifest(store, replace(manifest, splits=others))
     settle_edits(store)
 
 
@@ -112,7 +112,7 @@ def publish_manifest(store: Store, manifest: Manifest) -> None:
     store.write_bytes("_info.json", dump_json(timm_info(manifest)).encode())
     store.delete(PREVIEW_NAME)  # it may show pictures that are gone
     write_card(store, manifest)
-    store.write_bytes(MANIFEST_NAME, manifest.to_json().encode())
+    write_manifest(store, manifest)
 
 
 def _is_shard_of(split: str, path: str) -> bool:

@@ -1,6 +1,6 @@
 """Joining what was encoded apart: two data sets, or new pictures to a split that is finished."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,4 +180,15 @@ def joined_record(parts: list[Part], built: Built, *, where: str) -> SplitRecord
         statistics=statistics,
         index_sha256=built.index_sha256,
         columns=built.columns,
+        column_classes=joined_column_classes(records),
     )
+
+
+def joined_column_classes(records: Sequence[SplitRecord]) -> dict[str, tuple[str, ...]]:
+    """Return the class names of columns, where all parts that have the column agree on them."""
+    found = {}
+    for name, names in records[0].column_classes.items():
+        others = [record for record in records if name in (record.columns or {})]
+        if all(record.column_classes.get(name) == names for record in others):
+            found[name] = names
+    return found

@@ -67,7 +67,8 @@ def write_manifest(store: Store, manifest: Manifest, *, max_listed_shards: int |
     most = MAX_LISTED_SHARDS if max_listed_shards is None else max_listed_shards
     files = {}
     for split, record in manifest.splits.items():
-        if len(record.shards) > most:
+        # While a part of a split is changed, its shards lie in two places; their list is relative to one.
+        if len(record.shards) > most and all(shard.name.startswith(f"{record.root}data/") for shard in record.shards):
             data = shards_table(record.shards, root=record.root)
             name = record.root + shards_name(split)
             store.write_bytes(name, data)
