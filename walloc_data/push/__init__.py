@@ -159,7 +159,7 @@ def _collect(root: Path, manifest: Manifest) -> tuple[list[File], list[str]]:
     for name in wanted[len(records) :]:
         path = root / name
         num_bytes = check_regular(path)
-        if num_bytes > MAX_OTHER_BYTES and not name.startswith("index/"):  # indices have been read
+        if num_bytes > MAX_OTHER_BYTES and not name.endswith(".parquet"):  # indices have been read
             raise FormatError(
                 f"{path}: {num_bytes} bytes; files beside shards and index have {MAX_OTHER_BYTES} at most"
             )
