@@ -16,6 +16,7 @@ from walloc_data.format import (
     SOURCE_INDEX_COLUMNS,
     ColumnType,
     ShardRecord,
+    finite_json,
     infer_type,
     tighten_lists,
 )
@@ -133,7 +134,7 @@ def _typed(value: Any, kind: ColumnType) -> Any:
     if value is None:
         return None
     if kind.kind == "json":
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_text)
+        return json.dumps(finite_json(value), ensure_ascii=False, sort_keys=True, default=_text)
     if kind.kind == "date":
         return date.fromisoformat(value) if isinstance(value, str) else value
     if kind.kind in ("timestamp", "timestamp_utc"):

@@ -201,6 +201,36 @@ def test_a_number_that_is_missing_is_nan_and_a_text_that_is_missing_is_none(
     assert objects == [row["objects"] for row in rows]
 
 
+def test_nan_and_infinity_are_numbers_and_no_missing_values(tmp_path: Path) -> None:
+    png = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(png, "PNG")
+    numbers = [float("nan"), float("inf"), float("-inf"), 0.5]
+    features = datasets.Features(
+        image=datasets.Image(),
+        score=datasets.Value("float32"),
+        pair=datasets.Sequence(datasets.Value("float64")),
+    )
+    rows = {
+        "image": [{"bytes": png.getvalue(), "path": None}] * 4,
+        "score": numbers,
+        "pair": [[number, 1.0] for number in numbers],
+    }
+    encode_dataset(
+        datasets.Dataset.from_dict(rows, features=features),
+        tmp_path / "out",
+        shuffle_seed=None,
+        sample_json=True,
+        progress=False,
+    )
+    data = LatentDataset(tmp_path / "out", target="score", columns=["pair"])
+    _, scores, pairs = next(iter(data.loader(batch_size=4)))
+    assert (scores.dtype, pairs.dtype) == (torch.float32, torch.float64)
+    assert torch.equal(scores.nan_to_num(7, 8, 9), torch.tensor([7.0, 8.0, 9.0, 0.5]))
+    assert torch.equal(pairs[:, 0].nan_to_num(7, 8, 9), torch.tensor([7.0, 8.0, 9.0, 0.5], dtype=torch.float64))
+    assert len(data.subset(where=[("score", ">", 0)])) == 2
+    assert verify_dataset(tmp_path / "out", progress=False).problems == ()
+
+
 def test_torchs_own_collation_takes_numbers_arrays_and_text(encoded: Path, expected: list[dict[str, Any]]) -> None:
     data = LatentDataset(encoded, target="brightness", columns=["attributes", "caption", "key"])
     for ours, theirs in zip(data.loader(batch_size=5), DataLoader(data, batch_size=5), strict=True):

@@ -31,6 +31,7 @@ from walloc_data.format import (
     ChannelStatistics,
     CodecSpec,
     ShardRecord,
+    finite_json,
     padding_for,
     shard_name,
 )
@@ -339,7 +340,7 @@ class Worker:
                 "name": sample.name,
             }
             if self.plan.columns:
-                meta["columns"] = {name: sample.columns.get(name) for name in self.plan.columns}
+                meta["columns"] = finite_json({name: sample.columns.get(name) for name in self.plan.columns})
             members.append((f"{item.key}.json", _to_json(meta).encode()))
         offsets = tar.add(members)
         place = {

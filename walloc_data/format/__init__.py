@@ -24,7 +24,7 @@ from walloc_data.format.columns import (
     join_types,
     tighten_lists,
 )
-from walloc_data.format.json_text import MAX_JSON_BYTES, dump_json, load_json
+from walloc_data.format.json_text import MAX_JSON_BYTES, dump_json, finite_json, load_json
 from walloc_data.format.manifest import Manifest, ReadShards, ShardRecord, ShardsFile, SplitRecord
 from walloc_data.format.names import (
     FORMAT_VERSION,
@@ -79,6 +79,7 @@ __all__ = [
     "column_name",
     "dump_json",
     "encoder_sha256",
+    "finite_json",
     "fragment_key",
     "index_name",
     "infer_type",

@@ -5,12 +5,13 @@ times its length in memory. What `load_json` returns holds none of it.
 """
 
 import json
+import math
 import re
 from typing import Any
 
 from walloc_data.errors import FormatError
 
-__all__ = ["MAX_JSON_BYTES", "MAX_JSON_VALUES", "dump_json", "load_json"]
+__all__ = ["MAX_JSON_BYTES", "MAX_JSON_VALUES", "dump_json", "finite_json", "load_json"]
 
 MAX_JSON_BYTES = 2**27  # the manifest of 1.2e9 pictures in shards of 2048
 MAX_JSON_VALUES = 2**22  # a value takes 120 bytes or less in memory
@@ -35,6 +36,21 @@ def dump_json(value: Any) -> str:
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     # Lists of numbers on one line: a histogram is 3072 of them. A string holds no bare newline, so none is touched.
     return _NUMBERS.sub(lambda match: "[" + ", ".join(match[0][1:-1].replace(",", " ").split()) + "]", text) + "\n"
+
+
+def finite_json(value: Any) -> Any:
+    """Return a value with null in place of NaN and infinities, which JSON has no words for.
+
+    Example:
+        >>> from walloc_data.format import finite_json
+        >>> finite_json({"mean": [0.5, float("nan")], "max": float("inf")})
+        {'mean': [0.5, None], 'max': None}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: finite_json(item) for name, item in value.items()}
+    return [finite_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_json(data: bytes | str, *, where: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:

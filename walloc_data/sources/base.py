@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import tempfile
 from abc import ABC
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -196,16 +195,12 @@ def fingerprint(parts: Iterable[object]) -> str:
 def json_columns(values: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The named values as JSON, and what of them could not be kept."""
     columns = {name: json_value(values.get(name)) for name in names}
-    lost = (name for name, value in columns.items() if value is None and not _is_empty(values.get(name)))
+    lost = (name for name, value in columns.items() if value is None and values.get(name) is not None)
     return columns, tuple(f"value of column {name!r}, over {MAX_COLUMN_BYTES // 1024} KiB or not JSON" for name in lost)
 
 
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, float | np.floating) and not math.isfinite(value))
-
-
 def json_value(value: Any) -> Any:
-    """A source's value as JSON: dates become ISO text, NaN and what JSON cannot hold become null.
+    """A source's value as JSON has it, and NaN and infinity: dates become ISO text, what JSON cannot hold becomes null.
 
     So does a value of more than 1 MiB: large arrays and masks belong in the source.
     """
@@ -216,12 +211,10 @@ def json_value(value: Any) -> Any:
 
 
 def _json(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()  # a lone surrogate is not JSON for everyone
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, timedelta):
