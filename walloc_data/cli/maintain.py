@@ -1,5 +1,6 @@
 """Commands of a data set's later life: pictures added or removed, data sets joined, failures done again."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,44 @@ def _work(args: Args) -> dict[str, Any]:
         "max_failures": args.max_failures,
         "storage_options": args.storage_options,
     }
+
+
+def _adopt_arguments(parser: Parser) -> None:
+    _work_arguments(parser)
+    add = parser.add_argument
+    add(
+        "--codec",
+        required=True,
+        metavar="CODEC",
+        help="that made the latents: a bundled name, a folder, a .pth, hf://...",
+    )
+    add("--source-split", metavar="NAME", help="the split of an HF data set to read (default: that of --split)")
+    add("--streaming", action="store_true", help="read an HF data set as a stream")
+    add(
+        "--resize",
+        default=argparse.SUPPRESS,
+        metavar="HOW:N",
+        help="what their pictures were, e.g. shorter:288",
+    )
+    add("--samples-per-shard", type=int, default=argparse.SUPPRESS, metavar="N", help="(default: 2048)")
+    add("--trusted", action="store_true", help="do not try whether these are latents")
+
+
+def _adopt(args: Args) -> Outcome:
+    from walloc_data.maintain import adopt_dataset
+    from walloc_data.sources import open_source
+
+    source = open_source(
+        args.source,
+        split=args.source_split or args.split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        streaming=args.streaming,
+        storage_options=args.storage_options,
+    )
+    given = {name: getattr(args, name) for name in ("resize", "samples_per_shard") if hasattr(args, name)}
+    summary = adopt_dataset(source, args.out, codec=args.codec, trusted=args.trusted, **_work(args), **given)
+    return Outcome(summary.to_dict(), str(summary))
 
 
 def _append_arguments(parser: Parser) -> None:
@@ -124,6 +163,12 @@ def _merge(args: Args) -> Outcome:
 
 
 COMMANDS = {
+    "adopt": Command(
+        "make a data set of packed latents that exist already",
+        _adopt_arguments,
+        _adopt,
+        ("walloc-data adopt hf:OWNER/NAME my-latents --codec rgb-16x-v1 --image-column image --split train",),
+    ),
     "append": Command(
         "encode new pictures and add them to a finished split",
         _append_arguments,

@@ -159,6 +159,11 @@ class Plan:
         return bool(self.source["labelled"])
 
     @property
+    def adopts(self) -> bool:
+        """Whether samples are packed latents already, and not pictures to be encoded."""
+        return self.source.get("latents") is True
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The source's other columns, which go into the index."""
         return tuple(self.source["columns"])

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from walloc_data.convert.adopted import as_stored, read_packed
 from walloc_data.convert.changes import changed_samples, refuse_changes, rows_of_source
 from walloc_data.convert.plan import Plan, ShardId
 from walloc_data.convert.records import Failure, ShardDone, UnitEnd, done_name, end_name, rows_name
@@ -35,7 +36,7 @@ from walloc_data.format import (
     padding_for,
     shard_name,
 )
-from walloc_data.latents import encode_webps, pack
+from walloc_data.latents import encode_webps, pack, unpack
 from walloc_data.pictures import PictureError, crop_box, decode_picture, resize_and_crop
 from walloc_data.pictures.memory import is_trouble
 from walloc_data.sources import Sample, Source
@@ -79,7 +80,8 @@ class _Item:
     key: str
     index: int  # as `Plan.key` counts
     sample: Sample
-    pixels: Pixels  # (H, W, 3)
+    pixels: Pixels  # (H, W, 3); of a packed latent that is adopted, its values
+    size: tuple[int, int]  # (width, height) of the pixels that are encoded
     source_size: tuple[int, int]  # (width, height), upright, before resizing
     box: tuple[int, int, int, int]  # (left, top, right, bottom) of what was kept, in the source's pixels
     columns: Mapping[str, Any]  # of the source, as the index has them
@@ -213,7 +215,7 @@ class Worker:
                     self._append(tar, item, rows, unit=shard.unit)
                     largest = max(largest, item.source_size[0] * item.source_size[1])
                     tally.samples += 1
-                    tally.pixels += item.pixels.shape[0] * item.pixels.shape[1]
+                    tally.pixels += item.size[0] * item.size[1]
                     tally.webp_bytes += len(item.files[0])
                 clock.stop("tar")
                 tally.failures = len(failed)
@@ -257,16 +259,10 @@ class Worker:
                 if sample.problem is not None:
                     raise PictureError(sample.problem)
                 lost: list[str] = []
-                image = decode_picture(sample.data, settings=self.plan.settings, left_out=lost)
-                clock.stop("decode")
-                settings = self.plan.settings
-                pixels_of = resize_and_crop(image, settings=settings)
-                box = crop_box(image.size, settings=settings)
                 columns, large = columns_that_fit(sample.columns)
-                if not settings.sample_json:
+                if not self.plan.settings.sample_json:
                     lost += [f"value of column {name!r}, over 64 KiB (--sample-json keeps it)" for name in large]
-                item = _Item(key, index, sample, pixels_of, image.size, box, columns)
-                _check_packed_sides(item.pixels, spec=self.plan.codec)
+                item = _Item(key, index, sample, *self._look(sample, lost, clock), columns)
                 _count(left_out, lost)
                 clock.stop("resize")
             except (MemoryError, OSError) as error:
@@ -280,7 +276,7 @@ class Worker:
                 failed.append(failure)
                 clock.stop("decode")
                 continue
-            area = item.pixels.shape[0] * item.pixels.shape[1]
+            area = item.size[0] * item.size[1]
             if items and pixels + area > WINDOW_PIXELS:
                 yield items, failed, tally
                 items, failed, pixels, tally = [], [], 0, Tally()
@@ -294,10 +290,34 @@ class Worker:
         if items or failed:
             yield items, failed, tally
 
+    def _look(
+        self, sample: Sample, lost: list[str], clock: "_Clock"
+    ) -> tuple[Pixels, tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
+        """What is encoded of a sample, its size, the picture's own size, and the part of it that is encoded.
+
+        Raises:
+            PictureError: nothing can be.
+        """
+        if self.plan.adopts:
+            packed, size = read_packed(sample.data, spec=self.plan.codec)
+            clock.stop("decode")
+            return packed, size, size, (0, 0, *size)
+        settings = self.plan.settings
+        image = decode_picture(sample.data, settings=settings, left_out=lost)
+        clock.stop("decode")
+        pixels = resize_and_crop(image, settings=settings)
+        _check_packed_sides(pixels, spec=self.plan.codec)
+        size = pixels.shape[1], pixels.shape[0]
+        return pixels, size, image.size, crop_box(image.size, settings=settings)
+
     def _encode(
         self, items: list[_Item], counts: npt.NDArray[np.int64], shapes: set[tuple[int, ...]], clock: "_Clock"
     ) -> None:
         """Fill every item's files, those of one shape in one batch."""
+        if self.plan.adopts:
+            self._adopt(items, counts, shapes)
+            clock.stop("count")
+            return
         groups: dict[tuple[int, ...], list[_Item]] = {}
         for item in items:
             groups.setdefault(item.pixels.shape, []).append(item)
@@ -321,9 +341,18 @@ class Worker:
                     count_levels(latents.numpy(), counts)
                     clock.stop("count")
 
+    def _adopt(self, items: list[_Item], counts: npt.NDArray[np.int64], shapes: set[tuple[int, ...]]) -> None:
+        """Fill every item's file with the latent that it is already."""
+        spec = self.plan.codec
+        for item in items:
+            item.files.append(as_stored(item.sample.data, item.pixels, effort=self.plan.settings.webp_effort))
+            latent = unpack(item.pixels, latent_dim=spec.latent_dim)
+            shapes.add(latent.shape)
+            count_levels(latent[None], counts)
+
     def _append(self, tar: TarWriter, item: _Item, rows: ShardRows, *, unit: int) -> None:
         """One sample's members, adjacent, and its row of the index."""
-        height, width = item.pixels.shape[:2]
+        width, height = item.size
         sample, spec = item.sample, self.plan.codec
         members = [(f"{item.key}.webp", item.files[0])]
         if self.plan.settings.mirror:

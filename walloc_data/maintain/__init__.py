@@ -1,8 +1,21 @@
-"""The later life of a data set: pictures added or removed, data sets joined, failures done again."""
+"""The later life of a data set: pictures added or removed, data sets joined, failures done again.
 
+And an earlier one: latents that others have encoded are adopted.
+"""
+
+from walloc_data.maintain.adopt import AdoptedSource, adopt_dataset
 from walloc_data.maintain.append import append_dataset, retry_failures
 from walloc_data.maintain.merge import merge_datasets
 from walloc_data.maintain.remove import remove_samples, remove_split
 from walloc_data.maintain.summary import EditSummary
 
-__all__ = ["EditSummary", "append_dataset", "merge_datasets", "remove_samples", "remove_split", "retry_failures"]
+__all__ = [
+    "AdoptedSource",
+    "EditSummary",
+    "adopt_dataset",
+    "append_dataset",
+    "merge_datasets",
+    "remove_samples",
+    "remove_split",
+    "retry_failures",
+]

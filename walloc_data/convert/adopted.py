@@ -1,0 +1,95 @@
+"""Latents that exist already, as lossless pictures: read, checked, and kept as they are.
+
+A plan whose source says `latents` adopts: its samples are packed latents, not pictures to be encoded.
+"""
+
+import io
+import math
+import struct
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from walloc_data.dataset.decode import webp_size
+from walloc_data.errors import CodecError, CorruptShardError, WallocDataError
+from walloc_data.format import CodecSpec
+from walloc_data.latents import check_packed_pixels, decode_webp, encode_webp
+from walloc_data.pictures import PictureError
+from walloc_data.webp import check_sides
+
+__all__ = ["as_stored", "read_packed"]
+
+_LOSSLESS = ("WEBP", "PNG", "TIFF", "BMP", "PPM")
+Packed = npt.NDArray[np.uint8]
+
+
+def read_packed(data: bytes, *, spec: CodecSpec) -> tuple[Packed, tuple[int, int]]:
+    """A packed latent from a picture file, and the (width, height) in pixels of the picture that it is of.
+
+    Where sides were padded before encoding, the padding counts: nothing tells how much there was.
+
+    Returns:
+        (n h, n w, colours) uint8.
+
+    Raises:
+        PictureError: it is no lossless picture, or cannot be a latent of this codec.
+    """
+    if not data:
+        raise PictureError("0 bytes")
+    if data[:4] == b"RIFF" and b"VP8 " in _chunks(data):
+        raise PictureError("a lossy WebP: its values are not those of a latent any more")
+    try:
+        with Image.open(io.BytesIO(data), formats=_LOSSLESS) as image:
+            check_packed_pixels(image.height, image.width, where="a packed latent")
+            mode = image.mode
+            values = np.asarray(image)
+    except UnidentifiedImageError as error:
+        raise PictureError(f"not a lossless picture ({', '.join(_LOSSLESS)})") from error
+    except WallocDataError as error:
+        raise PictureError(str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise many kinds on damaged files
+        raise PictureError(f"{type(error).__name__}: {error}") from error
+    if spec.channels == 1 and mode == "RGB" and (values == values[..., :1]).all():
+        values = values[..., :1]
+    elif mode != {1: "L", 3: "RGB"}.get(spec.channels):
+        raise PictureError(f"a picture of mode {mode}, and the codec packs {spec.channels} colours without alpha")
+    values = values[..., None] if values.ndim == 2 else values
+    n = math.isqrt(spec.tiles)
+    height, width = values.shape[:2]
+    if height % n or width % n:
+        raise PictureError(f"{width} x {height} values do not split into {n} x {n} tiles, as the codec packs them")
+    try:
+        check_sides(height, width)
+    except CodecError as error:
+        raise PictureError(str(error)) from error
+    half = 2 ** (spec.latent_bits - 1)
+    if spec.latent_bits < 8 and not (values.min() >= 128 - half and values.max() < 128 + half):
+        raise PictureError(
+            f"values from {values.min()} to {values.max()}; of {spec.latent_bits} bits they lie within 128 +- {half}"
+        )
+    return values, (width // n * spec.cell_px, height // n * spec.cell_px)
+
+
+def as_stored(data: bytes, packed: Packed, *, effort: Literal["default", "fast"]) -> bytes:
+    """The WebP to store: the file itself where it is plain lossless WebP, else one of ours with the same values."""
+    if webp_size(memoryview(data)) == packed.shape[:2] and len(data) == 8 + struct.unpack("<I", data[4:8])[0]:
+        return data
+    stored = encode_webp(packed, effort=effort)
+    if not np.array_equal(decode_webp(stored)[..., : packed.shape[2]], packed):
+        raise CorruptShardError("a packed latent does not survive being written as WebP")
+    return stored
+
+
+def _chunks(data: bytes) -> set[bytes]:
+    """Names of a WebP file's chunks."""
+    names: set[bytes] = set()
+    offset = 12
+    while offset + 8 <= len(data) and len(names) < 100:
+        names.add(data[offset : offset + 4])
+        (length,) = struct.unpack_from("<I", data, offset + 4)
+        offset += 8 + length + length % 2
+    return names
