@@ -97,6 +97,21 @@ def test_a_shard_that_is_cut_under_a_reader_is_named(root: Path, cache: str) -> 
         reader[4]
 
 
+def test_what_is_cut_in_the_cache_under_a_reader_kills_nobody(root: Path, tmp_path: Path) -> None:
+    """The table of the index is named, the array of decoded latents is made anew."""
+    reader = LatentDataset(root, cache="array")
+    first = [latent for latent, _ in reader[:]]
+    [array] = (tmp_path / "cache").rglob("latents.int8")
+    os.truncate(array, 10)
+    assert all(torch.equal(a, b) for a, (b, _) in zip(first, reader[:], strict=True))
+    assert array.stat().st_size == 3024
+    [table] = (tmp_path / "cache").rglob("*.npy")
+    os.truncate(table, 10)
+    with pytest.raises(FormatError, match=r"\.npy: was cut short while it was read: open the data set again"):
+        reader[0]
+    assert len(LatentDataset(root)[:]) == 7
+
+
 def test_what_others_put_into_the_cache_is_left_alone(root: Path, tmp_path: Path) -> None:
     store, shards = Store(root), read_manifest(Store(root)).splits["train"].shards
     cache = ShardCache(tmp_path / "cache", max_bytes=shards[0].num_bytes)

@@ -11,6 +11,7 @@ The space is allocated before anything is read: a map of a hole for which the di
 lock free. Each latent is checked when a process first reads it; what is damaged is decoded again.
 """
 
+import mmap
 import zlib
 from collections.abc import Mapping
 from io import FileIO
@@ -142,6 +143,8 @@ class ArrayReader:
             file.write(b"\x01")
 
     def _open(self) -> "_Maps":
+        if self._maps is not None and any(mapped.size() < num_bytes for mapped, num_bytes in self._maps.files):
+            self._maps, self._complete = None, False  # cut short by somebody: a read beyond its end would kill us
         if self._maps is None:
             num_shards = len(self.source.record.shards)
             sizes = {"latents.int8": int(np.prod(self.shape)), "crc32": 4 * self.shape[0], "done": num_shards}
@@ -154,7 +157,9 @@ class ArrayReader:
             crc32 = np.memmap(self.folder / "crc32", "<u4", "r", shape=self.shape[:1])
             done = np.memmap(self.folder / "done", np.uint8, "r", shape=(num_shards,))
             # Plain views: np.memmap's own bookkeeping costs more than a small gather.
-            self._maps = _Maps(latents.view(np.ndarray), crc32.view(np.ndarray), done.view(np.ndarray))
+            mapped = [getattr(found, "_mmap") for found in (latents, crc32, done)]  # noqa: B009  # typed nowhere
+            files = tuple(zip(mapped, sizes.values(), strict=True))
+            self._maps = _Maps(latents.view(np.ndarray), crc32.view(np.ndarray), done.view(np.ndarray), files)
             self._checked = _Bits(self.shape[0])
         return self._maps
 
@@ -180,6 +185,7 @@ class _Maps(NamedTuple):
     latents: npt.NDArray[np.int8]
     crc32: npt.NDArray[np.uint32]
     done: npt.NDArray[np.uint8]
+    files: tuple[tuple[mmap.mmap, int], ...]  # behind them, and the bytes that each must have
 
 
 class _Bits:

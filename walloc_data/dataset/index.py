@@ -70,11 +70,18 @@ class SplitIndex:
     def __init__(self, path: Path, num_samples: int) -> None:
         self.path, self.num_samples = path, num_samples
         try:
-            self.rows: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._rows: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise FormatError(f"{path}: not an index ({error}): remove this file from the cache") from error
-        if self.rows.dtype != INDEX_ROW or self.rows.shape != (num_samples,):
+        if self._rows.dtype != INDEX_ROW or self._rows.shape != (num_samples,):
             raise FormatError(f"{path}: not an index of {num_samples} samples: remove this file from the cache")
+        self._file = getattr(self._rows, "_mmap", None)  # None where there are no samples
+
+    @property
+    def rows(self) -> Rows:
+        if self._file is not None and self._file.size() < self._rows.nbytes:  # a read beyond its end would kill us
+            raise FormatError(f"{self.path}: was cut short while it was read: open the data set again")
+        return self._rows
 
     def __reduce__(self) -> tuple[type["SplitIndex"], tuple[Path, int]]:
         return SplitIndex, (self.path, self.num_samples)
