@@ -261,6 +261,10 @@ def test_the_index_is_an_arrow_table_and_a_data_frame(encoded: Path, expected: l
         (("when", "<", datetime.datetime(2020, 1, 9)), lambda row: row["when"] < datetime.datetime(2020, 1, 9)),
         (("source.height", "in", {160, 213}), lambda row: row["height"] in (160, 213)),
         (("label", "in", {0, 2}), lambda row: row["label"] in (0, 2)),
+        (("tags", "has", "wide"), lambda row: "wide" in (row["tags"] or [])),
+        (("labels", "has", 2), lambda row: 2 in row["labels"]),
+        (("labels", "has", "two"), lambda row: 2 in row["labels"]),
+        (("attributes", "has", False), lambda row: False in row["attributes"]),
         (("source_width", ">", 0), lambda row: True),
     ],
 )
@@ -274,6 +278,17 @@ def test_conditions_choose_by_any_column(
     assert {int(key) for key in half.subset(where=[where]).keys} == {i for i in chosen if i < 12}
 
 
+def test_conditions_name_classes(encoded: Path) -> None:
+    data = LatentDataset(encoded)
+    assert data.class_names is not None
+    first, third = data.class_names[0], data.class_names[2]
+    assert data.subset(where=[("label", "==", first)]).keys == data.subset(classes=[0]).keys
+    assert data.subset(where=[("label", "in", [first, 2])]).keys == data.subset(classes=[first, third]).keys
+    assert data.subset(where=[("label", "!=", third)]).keys == data.subset(where=[("label", "!=", 2)]).keys
+    with pytest.raises(LoaderError, match="no class 'dog': the data set has"):
+        data.subset(where=[("label", "==", "dog")])
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [
@@ -285,8 +300,11 @@ def test_conditions_choose_by_any_column(
         ([("label", "in", 3)], "'in' takes several values"),
         ([("caption", ">", 3)], "column 'caption' holds string, which cannot be compared with 3"),
         ([("brightness", ">", "3")], "column 'brightness' holds numbers, which cannot be compared with '3'"),
-        ([("boxes", "==", 1)], "only numbers, text and dates are compared"),
+        ([("boxes", "==", 1)], "numbers, text and dates are compared, and lists of them with 'has'"),
+        ([("boxes", "has", 1)], "numbers, text and dates are compared, and lists of them with 'has'"),
         ([("attributes", "==", 1)], "'attributes' has 3 numbers a sample"),
+        ([("brightness", "has", 1)], "'brightness' has 1 numbers a sample"),
+        ([("tags", "has", 1)], "column 'tags' holds list<string>, which cannot be compared with 1"),
     ],
 )
 def test_a_wrong_condition_is_one_clear_error(encoded: Path, where: Any, message: str) -> None:

@@ -22,7 +22,15 @@ from walloc_data.dataset.opened import OpenedSplit
 from walloc_data.dataset.order import EpochOrder, FullShuffle, Ints, StoredOrder, WindowShuffle, coin_flips
 from walloc_data.dataset.reader import Reader
 from walloc_data.dataset.samples import Drawn, LatentSamples, Transform
-from walloc_data.dataset.subset import Condition, check_conditions, class_labels, compare, meets, take_fraction
+from walloc_data.dataset.subset import (
+    Condition,
+    check_conditions,
+    class_labels,
+    compare,
+    meets,
+    numbers_of,
+    take_fraction,
+)
 from walloc_data.errors import LoaderError
 from walloc_data.format import ChannelStatistics, Manifest, SplitRecord
 from walloc_data.permutations import derive_key
@@ -293,7 +301,8 @@ class LatentDataset(LatentSamples):
         Args:
             classes: labels or class names; labels keep their numbers.
             where: conditions on columns of the index that must all hold: ``[("age", ">", 30), ("label", "in", {1})]``.
-                Comparisons are ==, !=, <, <=, >, >=, in, not in; rows without a value meet none.
+                Comparisons are ==, !=, <, <=, >, >=, in, not in, and has, of lists. Rows without a value meet none.
+                Classes may be named.
             fraction: in (0, 1]; with one seed, a smaller fraction is part of a larger.
             seed: of the fraction.
         """
@@ -301,7 +310,9 @@ class LatentDataset(LatentSamples):
         if classes is not None:
             conditions.append(("label", "in", class_labels(classes, self.class_names)))
         chosen = np.ones(len(self), np.bool_)
-        for column, comparison, value in conditions:
+        for column, comparison, given in conditions:
+            names = self.class_names if column == LABEL else self.column_classes.get(column)
+            value = numbers_of(given, comparison, names)
             if column in (INDEX_ROW.names or ()):
                 chosen &= compare(column, self.index[column], comparison, value)
             else:

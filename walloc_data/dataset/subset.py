@@ -13,9 +13,9 @@ from walloc_data.errors import LoaderError
 from walloc_data.permutations import derive_key, permute
 from walloc_data.tables import arrow_type
 
-__all__ = ["Condition", "check_conditions", "class_labels", "compare", "meets", "take_fraction"]
+__all__ = ["Condition", "check_conditions", "class_labels", "compare", "meets", "numbers_of", "take_fraction"]
 
-Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in"]
+Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in", "has"]
 Condition = tuple[str, Operator, Any]
 
 _COMPARISONS: dict[str, Callable[[Any, Any], npt.NDArray[np.bool_]]] = {
@@ -27,6 +27,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], npt.NDArray[np.bool_]]] = {
     ">=": operator.ge,
     "in": lambda values, chosen: np.isin(values, list(chosen)),
     "not in": lambda values, chosen: ~np.isin(values, list(chosen)),
+    "has": lambda values, wanted: (values == wanted).any(axis=1),
 }
 _ARROW = {"==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal"}
 _EXAMPLE = '[("age", ">", 30), ("label", "in", {1, 5})]'
@@ -70,27 +71,45 @@ def check_conditions(where: Any) -> list[Condition]:
     return [tuple(condition) for condition in conditions]
 
 
+def numbers_of(value: Any, comparison: str, names: Sequence[str] | None) -> Any:
+    """Return what a condition compares with: numbers in place of class names, in columns that have such."""
+    if names is None or comparison not in ("==", "!=", "in", "not in", "has"):
+        return value
+    if comparison in ("==", "!=", "has"):
+        return class_labels([value], names)[0] if isinstance(value, str) else value
+    return [class_labels([item], names)[0] if isinstance(item, str) else item for item in value]
+
+
 def compare(column: str, values: npt.NDArray[Any], comparison: str, value: Any) -> npt.NDArray[np.bool_]:
     """Return (n,) which numbers meet a condition; NaN meets none."""
-    if values.ndim != 1:
-        raise LoaderError(f"column {column!r} has {values[0].size} numbers a sample: there is no comparing them")
+    if values.ndim != (2 if comparison == "has" else 1):
+        size = values[0].size if len(values) else 0
+        raise LoaderError(
+            f"column {column!r} has {size} numbers a sample, which {comparison!r} does not compare ('has' is of lists)"
+        )
     given = list(value) if comparison in ("in", "not in") else [value]
     if not all(isinstance(item, int | float | np.number | np.bool_) for item in given):
         raise LoaderError(f"column {column!r} holds numbers, which cannot be compared with {value!r}")
     met = _COMPARISONS[comparison](values, np.asarray(given) if comparison in ("in", "not in") else value)
-    return met & ~np.isnan(values) if values.dtype.kind == "f" else met
+    return met & ~np.isnan(values) if values.dtype.kind == "f" and comparison != "has" else met
 
 
 def meets(column: Column, comparison: str, value: Any) -> npt.NDArray[np.bool_]:
     """Return (n,) which rows of a whole split meet a condition on one of its columns; those without a value do not."""
     if isinstance(column, ArrayColumn):
         return compare(column.name, column.values, comparison, value)
-    if column.kind.kind not in ("string", "date", "timestamp", "timestamp_utc"):
-        raise LoaderError(f"column {column.name!r} holds {column.kind}: only numbers, text and dates are compared")
+    compared = column.kind.item if comparison == "has" else column.kind
+    if compared is None or not (
+        compared.is_number or compared.kind in ("string", "date", "timestamp", "timestamp_utc")
+    ):
+        raise LoaderError(
+            f"column {column.name!r} holds {column.kind}: numbers, text and dates are compared, and lists of them with "
+            "'has'"
+        )
     import pyarrow as pa
 
     several = comparison in ("in", "not in")
-    kind = arrow_type(column.kind)
+    kind = arrow_type(compared)
     try:
         given = pa.array(list(value), kind) if several else pa.scalar(value, kind)
     except (pa.ArrowException, TypeError, ValueError) as error:
@@ -104,6 +123,11 @@ def meets(column: Column, comparison: str, value: Any) -> npt.NDArray[np.bool_]:
 def _met(piece: Any, comparison: str, given: Any) -> npt.NDArray[np.bool_]:
     import pyarrow.compute as pc
 
+    if comparison == "has":
+        has = np.zeros(len(piece), np.bool_)
+        found = pc.fill_null(pc.equal(pc.list_flatten(piece), given), False).to_numpy(zero_copy_only=False)
+        has[pc.list_parent_indices(piece).to_numpy()[found]] = True
+        return has
     if comparison in ("in", "not in"):
         found = pc.is_in(piece, value_set=given)
         found = pc.invert(found) if comparison == "not in" else found

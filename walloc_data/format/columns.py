@@ -61,6 +61,11 @@ class ColumnType:
     fields: tuple[tuple[str, "ColumnType"], ...] = ()  # of a struct
 
     @property
+    def is_number(self) -> bool:
+        """Return whether values are numbers or booleans."""
+        return self.kind in _NUMBERS
+
+    @property
     def is_array(self) -> bool:
         """Return whether values are numbers or booleans, or arrays of them, all of one shape."""
         if self.item is not None:
