@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.convert.conftest import Warm, as_bytes, hashes, picture
-from tests.convert.test_killed import children_of, wait_for
+from tests.convert.test_killed import children_of, wait_for, workers_of
 from tests.test_sources import write_tar
 from walloc_data import LatentDataset, encode_dataset
 from walloc_data.convert import dataset_info, finish_dataset, verify_dataset
@@ -319,7 +319,7 @@ def test_killed_and_resumed_only_unfinished_tars_are_fetched_again(
         server.whole.clear()
         process = warm.begin(spec_of(server), out, samples_per_shard=2, workers=1 + number % 2)
         wait_for(lambda number=number: len(list(work.glob("*-end.json"))) >= number, what="an end mark")
-        for member in [*children_of(process), process]:
+        for member in [*workers_of(process), *children_of(process), process]:
             try:
                 os.kill(member, signal.SIGKILL)
             except ProcessLookupError:
@@ -341,7 +341,7 @@ def test_the_tar_of_a_killed_worker_is_read_by_another(warm: Warm, server: Count
     encode_dataset(spec_of(server), reference, samples_per_shard=2, progress=False)
     process = warm.begin(spec_of(server), out, samples_per_shard=2, workers=2)
     wait_for(lambda: list((out / "data").glob("*.tar")), what="a first shard")
-    for child in children_of(process)[:1]:
+    for child in workers_of(process)[:1]:
         os.kill(child, signal.SIGKILL)
     assert warm.end()[0] == 0
     assert hashes(out) == hashes(reference)

@@ -34,6 +34,11 @@ def children_of(process: int) -> list[int]:
     return listed
 
 
+def workers_of(process: int) -> list[int]:
+    """Process ids of a conversion's workers, which the one process that it has started starts."""
+    return [worker for server in children_of(process) for worker in children_of(server)]
+
+
 @pytest.mark.slow
 def test_killed_at_thirty_moments_and_resumed_the_bytes_are_the_same(
     warm: Warm, pictures: Path, tmp_path: Path, same_as_reference: Check
@@ -73,8 +78,8 @@ def test_a_killed_tree_and_killed_workers_leave_the_same_bytes(
     # The whole tree, while workers work.
     process = warm.begin(pictures, out, samples_per_shard=5, workers=2)
     wait_for(lambda: list((out / ".walloc" / "train").glob("0*.json")), what="a first shard")
-    tree = [process, *children_of(process)]
-    assert len(tree) == 3
+    tree = [process, *children_of(process), *workers_of(process)]
+    assert len(tree) == 4
     for member in tree:
         with suppress(ProcessLookupError):  # a worker that has noticed already
             os.kill(member, signal.SIGKILL)
@@ -86,10 +91,24 @@ def test_a_killed_tree_and_killed_workers_leave_the_same_bytes(
     warm.end()
     # One worker, whose work another takes over.
     process = warm.begin(pictures, out, samples_per_shard=5, workers=2)
-    wait_for(lambda: len(children_of(process)) == 2 or (out / "walloc.json").exists(), what="two workers")
-    for child in children_of(process)[:1]:
+    wait_for(lambda: len(workers_of(process)) == 2 or (out / "walloc.json").exists(), what="two workers")
+    for child in workers_of(process)[:1]:
         with suppress(ProcessLookupError):  # it had nothing left to do
             os.kill(child, signal.SIGKILL)
+    assert warm.end()[0] == 0
+    same_as_reference(out)
+
+
+@pytest.mark.slow
+def test_the_process_that_starts_workers_may_be_killed_too(
+    warm: Warm, pictures: Path, tmp_path: Path, same_as_reference: Check
+) -> None:
+    out = tmp_path / "out"
+    process = warm.begin(pictures, out, samples_per_shard=5, workers=2)
+    wait_for(lambda: len(workers_of(process)) == 2, what="two workers")
+    workers = workers_of(process)
+    os.kill(children_of(process)[0], signal.SIGKILL)
+    wait_for(lambda: not set(workers) & set(workers_of(process)), what="the end of its workers")
     assert warm.end()[0] == 0
     same_as_reference(out)
 
@@ -106,7 +125,7 @@ def test_a_picture_that_kills_its_worker_every_time_is_named_by_its_shard(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Workers end as the kernel's out-of-memory killer would end them, at one picture.
-    monkeypatch.setattr("walloc_data.convert.pool.MAX_ATTEMPTS", 2)
+    monkeypatch.setattr("walloc_data.convert.executors.local.MAX_ATTEMPTS", 2)
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
@@ -243,7 +262,7 @@ def test_a_hundred_megapixels_are_encoded_in_bounded_memory(tmp_path: Path) -> N
         "from walloc_data.codec import load_codec\n"
         "codec = load_codec()[0]\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"encode_dataset({str(folder)!r}, {str(tmp_path / 'out')!r}, codec=codec, progress=False)\n"
+        f"encode_dataset({str(folder)!r}, {str(tmp_path / 'out')!r}, codec=codec, max_pixels=2**28, progress=False)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

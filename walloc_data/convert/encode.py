@@ -11,7 +11,7 @@ from typing import Any, Literal, Unpack
 
 from walloc_data.convert.begin import begin, check_versions, codec_for, discard_another, plan_for
 from walloc_data.convert.changes import check_source
-from walloc_data.convert.engine import WorkSetup
+from walloc_data.convert.executors.serial import WorkSetup
 from walloc_data.convert.finish import join_split
 from walloc_data.convert.inherit import classes_of, settings_of, with_classes
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock

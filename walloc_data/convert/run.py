@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any
 
-from walloc_data.convert.engine import WorkSetup, run_here
+from walloc_data.convert.executors.serial import WorkSetup, run_here
 from walloc_data.convert.plan import ShardId
 from walloc_data.convert.progress import Progress, ProgressMeter
 from walloc_data.convert.records import Failure, ShardDone, work_folder
@@ -89,7 +89,7 @@ class Run:
         self._check_failures()
         self.tick()
         if engine == "ray":
-            from walloc_data.convert.ray_engine import run_ray
+            from walloc_data.convert.executors.ray import run_ray
 
             run_ray(
                 self.setup,
@@ -110,7 +110,7 @@ class Run:
                 on_done=self.on_done,
             )
         else:
-            from walloc_data.convert.pool import run_processes
+            from walloc_data.convert.executors.local import run_processes
 
             run_processes(
                 self.setup,

@@ -7,13 +7,13 @@ would leave a data set without pictures that are there. So they stop the convers
 
 import errno
 import os
-import stat
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from walloc_data.errors import SourceError, UnreadableError
+from walloc_data.files import open_regular
 
 __all__ = ["MAX_PICTURE_BYTES", "NotAFileError", "file_version", "open_file", "read_file", "unreadable"]
 
@@ -44,21 +44,18 @@ def unreadable(where: object, error: BaseException | str) -> UnreadableError:
     return found
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path, *, max_bytes: int | None = None) -> BinaryIO:
     """Open a regular file for reading. Nothing else: a pipe would be waited for, and a device may have no end.
 
     Raises:
-        NotAFileError: it is none.
+        NotAFileError: it is none, or longer than `max_bytes`.
         OSError: it cannot be opened.
     """
-    # Without O_NONBLOCK opening a pipe waits for whoever writes to it.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise NotAFileError(f"{path}: a pipe, a device or a folder, and no file")
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
+        return open_regular(path, max_bytes=max_bytes)
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.EINVAL, errno.EFBIG):
+            raise NotAFileError(f"{path}: {error.strerror}") from error
         raise
 
 
@@ -74,11 +71,9 @@ def read_file(path: Path, *, num_bytes: int | None = None) -> tuple[bytes, str]:
     """
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
-            with open_file(path) as file:
+            with open_file(path, max_bytes=MAX_PICTURE_BYTES) as file:
                 status = os.fstat(file.fileno())
-                if status.st_size > MAX_PICTURE_BYTES:
-                    raise NotAFileError(f"{path}: {status.st_size} bytes; at most {MAX_PICTURE_BYTES} are read")
-                data = file.read(MAX_PICTURE_BYTES + 1)
+                data = file.read(MAX_PICTURE_BYTES)
             break
         except OSError as error:
             if error.errno not in _ASK_AGAIN or attempt == MAX_ATTEMPTS:

@@ -53,8 +53,6 @@ class TarScan:
 class DamagedTarError(SourceError):
     """A tar that cannot be read to its end; what came before is whole."""
 
-    is_boundary = False  # it ends where a member ends, so that the last sample has perhaps lost nothing
-
 
 class _TarBytes:
     """What `tarfile` reads headers from: a part of a file at a time, however much a damaged header asks for."""
@@ -114,7 +112,7 @@ def groups_in(
     extensions: set[str] | None = None  # of the sample before
     for member in _members(data, where=where):
         if isinstance(member, DamagedTarError):
-            if members and member.is_boundary and extensions == set(members):  # none is missing, by what others have
+            if members and extensions == set(members):  # none is missing, by what the sample before has
                 yield from _apart(key, members, problem)
             elif members:
                 member.args = (f"{member}. Its last sample, {key!r}, may have lost members, and is left out",)
@@ -141,10 +139,8 @@ def groups_in(
 def _members(data: _TarBytes, *, where: str) -> Iterator[tarfile.TarInfo | DamagedTarError]:
     """Members of a tar, and last what is wrong with it: `tarfile` takes a damaged header for the end, silently."""
 
-    def damaged(reason: object, *, is_boundary: bool = False) -> DamagedTarError:
-        error = DamagedTarError(f"{where}: not a readable tar, or damaged: {reason}")
-        error.is_boundary = is_boundary
-        return error
+    def damaged(reason: object) -> DamagedTarError:
+        return DamagedTarError(f"{where}: not a readable tar, or damaged: {reason}")
 
     head = data.read(8)
     data.seek(0)
@@ -173,9 +169,9 @@ def _members(data: _TarBytes, *, where: str) -> Iterator[tarfile.TarInfo | Damag
     data.seek(min(end, data.num_bytes))
     block = data.read(tarfile.BLOCKSIZE)
     if not block:
-        yield damaged(f"it ends at byte {data.num_bytes} without the blocks that end a tar", is_boundary=True)
+        yield damaged(f"it ends at byte {data.num_bytes} without the blocks that end a tar")
     elif any(block):
-        yield damaged(f"no header at byte {end}", is_boundary=True)
+        yield damaged(f"no header at byte {end}")
     else:
         while rest := data.read(2**20):
             if any(rest):

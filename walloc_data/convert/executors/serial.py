@@ -1,4 +1,4 @@
-"""What an engine is given and what it gives back; and the simplest engine: this process."""
+"""What every executor is given; and the simplest one: this process."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class WorkSetup:
         return Worker(
             self.plan,
             self.source,
-            codec if codec is not None else self._load_codec(staging),
+            codec if codec is not None else self.fetch_codec(staging),
             store=self.store,
             staging=staging,
             on_error=self.on_error,
@@ -42,10 +42,16 @@ class WorkSetup:
             alive=alive,
         )
 
-    def _load_codec(self, staging: Path) -> Any:
-        from walloc_data.codec import fetch_codec, load_codec
+    def fetch_codec(self, scratch: Path) -> Any:
+        """The data set's codec, fetched and loaded."""
+        from walloc_data.codec import fetch_codec
 
-        folder = fetch_codec(self.store, scratch=staging, decoders=False)
+        return self.load_codec(fetch_codec(self.store, scratch=scratch, decoders=False))
+
+    def load_codec(self, folder: Path) -> Any:
+        """The data set's codec, from a local copy of its folder."""
+        from walloc_data.codec import load_codec
+
         codec, _ = load_codec(folder, decoder=False, device=self.device)
         if codec.spec.encoder_sha256 != self.plan.codec.encoder_sha256:
             raise CodecError(f"{self.store.where('codec')}: not the codec that the plan names; was the folder changed?")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from walloc_data.convert.engine import WorkSetup
+from walloc_data.convert.executors.serial import WorkSetup
 from walloc_data.convert.plan import ShardId
 from walloc_data.convert.records import ShardDone
 from walloc_data.convert.units import Task

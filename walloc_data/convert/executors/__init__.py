@@ -1,0 +1,1 @@
+"""Who does the units of a run: this process, processes of this machine, or a Ray cluster."""

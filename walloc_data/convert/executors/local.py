@@ -1,0 +1,275 @@
+"""Worker processes on this machine, each doing one unit at a time. A worker that dies is replaced."""
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from walloc_data.convert.executors.serial import WorkSetup
+from walloc_data.convert.plan import ShardId
+from walloc_data.convert.records import ShardDone
+from walloc_data.convert.units import Task
+from walloc_data.convert.worker import Tally
+from walloc_data.errors import ConversionError, MissingExtraError, WallocDataError
+
+__all__ = ["MAX_ATTEMPTS", "run_processes"]
+
+# The server ends with this process from its first moment on, also while it is still importing torch, and its workers
+# end with it.
+_START = """
+import os, sys
+from walloc_data.convert.executors.server import die_with_parent, serve
+die_with_parent()
+if os.getppid() == int(sys.argv[1]):
+    serve(*map(int, sys.argv[1:]))
+"""
+
+MAX_ATTEMPTS = 3  # per shard: a picture that kills its worker would kill every one after it
+
+
+class _ServerGoneError(Exception):
+    """The process that starts workers has ended, and with it its workers."""
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: int
+    talk: Connection
+    server: "_Server"
+    task: Task | None = None
+
+
+def run_processes(
+    setup: WorkSetup,
+    tasks: Iterable[Task],
+    *,
+    workers: int,
+    locks: tuple[int, ...],
+    on_report: Callable[[Task, Tally], None],
+    on_shard: Callable[[Task, ShardId, ShardDone], None],
+    on_lost: Callable[[Task], None],
+    on_done: Callable[[Task], None],
+    on_tick: Callable[[], None],
+) -> None:
+    """Make shards in `workers` processes.
+
+    Args:
+        locks: descriptors that the processes inherit, so that what they lock stays locked while one of them lives.
+        on_tick: called several times a second, also while nothing happens.
+
+    Raises:
+        ConversionError: the system is Windows, a shard killed its worker three times, or a picture stopped the run.
+    """
+    if os.name == "nt":
+        raise ConversionError("several workers need a Unix system, whose processes inherit locks: use workers=1")
+    queue = _Queue(tasks)
+    if not queue:
+        return
+    pool = _Pool(setup, locks=locks)
+    attempts: Counter[int] = Counter()
+    try:
+        while True:
+            while len(pool.busy()) < workers and queue:
+                task = queue.take()
+                try:
+                    pool.give(task)
+                except _ServerGoneError:
+                    queue.put_back(task)
+                    attempts[-1] += 1
+                    if attempts[-1] >= MAX_ATTEMPTS:
+                        raise ConversionError("the process that starts workers has ended, again and again") from None
+            if not pool.busy():
+                return
+            for worker in pool.heard(timeout_s=0.2):
+                try:
+                    kind, value = worker.talk.recv()
+                except (EOFError, OSError):
+                    lost, ended = worker.task, pool.bury(worker)
+                    if lost is not None:
+                        on_lost(lost)
+                        attempts[lost.unit] += 1
+                        if attempts[lost.unit] >= MAX_ATTEMPTS:
+                            raise ConversionError(_died(ended, lost, setup)) from None
+                        queue.put_back(lost)
+                    continue
+                if kind == "error":
+                    raise _error(*value)
+                if worker.task is None:
+                    continue
+                if kind == "report":
+                    on_report(worker.task, value)
+                elif kind == "shard":
+                    attempts[worker.task.unit] = 0
+                    on_shard(worker.task, *value)
+                    if value[0].number is not None:  # should the worker die, the next one need not make it again
+                        worker.task = replace(worker.task, done=worker.task.done | {value[0].number})
+                elif kind == "done":
+                    task, worker.task = worker.task, None
+                    on_done(task)
+            on_tick()
+    finally:
+        pool.close()
+
+
+class _Queue:
+    """Tasks to come: those of dead workers first."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._tasks: Iterator[Task] = iter(tasks)
+        self._ready: list[Task] = []
+
+    def __bool__(self) -> bool:
+        if not self._ready and (task := next(self._tasks, None)) is not None:
+            self._ready.append(task)
+        return bool(self._ready)
+
+    def take(self) -> Task:
+        return self._ready.pop(0) if self else next(self._tasks)
+
+    def put_back(self, task: Task) -> None:
+        self._ready.insert(0, task)
+
+
+class _Server:
+    """The process of `walloc_data.convert.executors.server`."""
+
+    def __init__(self, setup_file: str, codec_folder: str, *, locks: tuple[int, ...]) -> None:
+        self._socket, theirs = socket.socketpair()
+        try:
+            self.process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-c", _START, str(os.getpid()), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                # Whatever a library prints belongs beside the progress, not into --json's output.
+                stdout=2,
+                pass_fds=(theirs.fileno(), *locks),
+                process_group=0,  # Ctrl-C reaches the parent alone
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            )
+        finally:
+            theirs.close()
+        self._talk = Connection(os.dup(self._socket.fileno()))
+        self._talk.send((setup_file, codec_folder))
+        self._is_ready = False
+
+    def start_worker(self, tag: str) -> tuple[int, Connection]:
+        """Start one worker; gives its process id, and the connection to it.
+
+        Raises:
+            _ServerGoneError: the server has ended.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            if not self._is_ready:
+                kind, value = self._talk.recv()
+                if kind == "error":
+                    raise _error(*value)
+                self._is_ready = True
+            self._talk.send(("start", tag))
+            socket.send_fds(self._socket, [b"\0"], [theirs.fileno()])
+            return self._talk.recv(), Connection(ours.detach())
+        except (EOFError, ConnectionError) as error:
+            raise _ServerGoneError from error
+        finally:
+            ours.close()
+            theirs.close()
+
+    def exit_code(self, process: int) -> int:
+        """How a worker has ended; -SIGKILL where the server is gone too."""
+        try:
+            self._talk.send(("wait", process))
+            code: int = self._talk.recv()
+            return code
+        except (EOFError, OSError):
+            return -signal.SIGKILL
+
+    def close(self) -> None:
+        """End the server, and the workers with it."""
+        self._talk.close()
+        self._socket.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class _Pool:
+    def __init__(self, setup: WorkSetup, *, locks: tuple[int, ...]) -> None:
+        from walloc_data.codec import fetch_codec
+
+        self._locks, self._started = locks, 0
+        self._workers: list[_Worker] = []
+        self._servers: list[_Server] = []
+        setup.staging.mkdir(parents=True, exist_ok=True)
+        self._codec_folder = str(fetch_codec(setup.store, scratch=setup.staging / "codec-of-workers", decoders=False))
+        self._setup = setup.staging / "setup.pickle"
+        descriptor = os.open(self._setup, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:  # noqa: PTH123
+            pickle.dump(setup, file)
+
+    def give(self, task: Task) -> None:
+        """Give a task to a worker that is idle, or to a new one."""
+        worker = next((worker for worker in self._workers if worker.task is None), None)
+        if worker is None:
+            if not self._servers:
+                self._servers.append(_Server(str(self._setup), self._codec_folder, locks=self._locks))
+            server = self._servers[-1]
+            try:
+                worker = _Worker(*server.start_worker(str(self._started)), server)
+            except _ServerGoneError:
+                self._servers.remove(server)
+                server.close()
+                raise
+            self._started += 1
+            self._workers.append(worker)
+        worker.task = task
+        with suppress(OSError):  # it died; its end of file is on the way
+            worker.talk.send(task)
+
+    def busy(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.task is not None]
+
+    def heard(self, *, timeout_s: float) -> list[_Worker]:
+        """Workers with something to say, or whose connection has closed."""
+        by_pipe: dict[Any, _Worker] = {worker.talk: worker for worker in self._workers}
+        return [by_pipe[pipe] for pipe in wait(list(by_pipe), timeout_s)]
+
+    def bury(self, worker: _Worker) -> str:
+        """Remove a dead worker; returns how it ended."""
+        self._workers.remove(worker)
+        worker.talk.close()
+        code = worker.server.exit_code(worker.process)
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def close(self) -> None:
+        """End every process, now; nothing half-done is ever in its place."""
+        for worker in self._workers:
+            worker.talk.close()  # an idle one leaves
+            if worker.task is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(worker.process, signal.SIGKILL)  # not another's: the server keeps its process id
+        for worker in self._workers:
+            worker.server.exit_code(worker.process)
+        for server in self._servers:
+            server.close()
+        self._workers.clear()
+        with suppress(OSError):
+            self._setup.unlink(missing_ok=True)
+
+
+def _error(kind: type[WallocDataError], message: str) -> WallocDataError:
+    # An error whose constructor takes more than a message travels as its message.
+    return ConversionError(message) if issubclass(kind, MissingExtraError) else kind(message)
+
+
+def _died(ended: str, task: Task, setup: WorkSetup) -> str:
+    return (
+        f"{setup.describe(task.unit)} ended its worker {MAX_ATTEMPTS} times, last {ended}. Too little memory ends a "
+        "worker so: try fewer workers or a smaller max_pixels. What is published stays; the same command goes on from "
+        "there"
+    )

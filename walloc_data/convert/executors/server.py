@@ -1,0 +1,124 @@
+"""The process that starts the worker processes of `walloc_data.convert.executors.local`: it has everything imported.
+
+Importing torch takes seconds, forking a process that has it takes milliseconds; and what all workers read (the source's
+million file names, the codec) is in memory once. Not multiprocessing's fork server, which runs the caller's `__main__`
+again and fails where that has no guard (a script of five lines, a notebook). Messages are pickles between processes
+that started each other.
+
+The caller's process asks through a socket, which also carries the descriptor by which it talks to the new worker:
+
+    ("start", tag) and a descriptor    -> the worker's process id
+    ("wait", process id)               -> the exit code of a worker that has ended
+"""
+
+import ctypes
+import gc
+import os
+import pickle
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from walloc_data.errors import ConversionError, WallocDataError
+
+__all__ = ["die_with_parent", "serve"]
+
+
+class _OrphanError(Exception):
+    """The process that started this one is gone; what it started must not be published."""
+
+
+def die_with_parent() -> None:
+    """End this process as soon as the one that started it ends (Linux's PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def serve(parent: int, descriptor: int) -> None:
+    """Start workers for the process `parent` until it closes its end of the socket `descriptor`."""
+    control = socket.socket(fileno=descriptor)
+    talk, server = Connection(os.dup(descriptor)), os.getpid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    try:
+        setup_file, codec_folder = talk.recv()
+        start = _prepare(Path(setup_file), Path(codec_folder))
+        talk.send(("ready", None))
+        gc.freeze()  # so that no collection in a worker copies what all share
+        while True:
+            kind, value = talk.recv()
+            if kind == "wait":
+                talk.send(os.waitstatus_to_exitcode(os.waitpid(value, 0)[1]))
+                continue
+            _, [pipe], _, _ = socket.recv_fds(control, 1, 1)
+            if (child := os.fork()) == 0:
+                talk.close()
+                control.close()
+                _run_worker(start, pipe, tag=value, server=server)
+            os.close(pipe)
+            talk.send(child)
+    except (EOFError, ConnectionError):
+        os._exit(0)  # the parent is gone or has finished; workers end with this process
+    except Exception as error:
+        talk.send(("error", _described(error)))
+
+
+def _prepare(setup_file: Path, codec_folder: Path) -> Callable[..., Any]:
+    """Import everything, read the setup, and load the codec where all workers can share it."""
+    import pyarrow.parquet  # noqa: F401
+    import torch
+    from PIL import Image
+
+    import walloc_data.convert.worker  # noqa: F401
+
+    torch.set_num_threads(1)  # one worker, one core; and threads do not survive a fork
+    Image.init()
+    setup = pickle.loads(setup_file.read_bytes())  # noqa: S301 (written by the parent, readable by its user alone)
+    # A GPU cannot be shared through a fork: there each worker loads its own.
+    codec = setup.load_codec(codec_folder) if setup.device == "cpu" else None
+
+    def start(tag: str, alive: Callable[[], None]) -> Any:
+        mine = codec if codec is not None else setup.load_codec(codec_folder)
+        return setup.worker(codec=mine, alive=alive, tag=tag)
+
+    return start
+
+
+def _run_worker(start: Callable[..., Any], pipe: int, *, tag: str, server: int) -> None:
+    """Do the units that arrive through a pipe and tell through it, until told to end or left alone; never returns."""
+    code = 1
+    try:
+        die_with_parent()
+        talk = Connection(pipe)
+
+        def alive() -> None:
+            if os.getppid() != server:
+                raise _OrphanError
+
+        try:
+            alive()
+            worker = start(tag, alive)
+            while (task := talk.recv()) is not None:
+                worker.run(
+                    task,
+                    report=lambda tally: talk.send(("report", tally)),
+                    on_shard=lambda shard, done: talk.send(("shard", (shard, done))),
+                )
+                talk.send(("done", None))
+        except (_OrphanError, EOFError, ConnectionError):
+            pass
+        except Exception as error:
+            talk.send(("error", _described(error)))
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _described(error: Exception) -> tuple[type[WallocDataError], str]:
+    if isinstance(error, WallocDataError):
+        return type(error), str(error)
+    return ConversionError, f"a worker failed: {''.join(traceback.format_exception(error))}"
