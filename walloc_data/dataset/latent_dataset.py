@@ -1,8 +1,5 @@
 """`LatentDataset`: an encoded data set, local or remote, as samples for training."""
 
-import copy
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
@@ -15,13 +12,13 @@ from torch import Tensor
 from walloc_data.dataset.array import ArrayReader
 from walloc_data.dataset.boxes import CROP_FIELDS
 from walloc_data.dataset.columns import Column, check_names, column_types
-from walloc_data.dataset.epoch import SharedEpoch
 from walloc_data.dataset.form import LABEL, SampleForm
 from walloc_data.dataset.index import INDEX_ROW, load_columns, read_table, split_identity
 from walloc_data.dataset.opened import OpenedSplit
 from walloc_data.dataset.order import EpochOrder, FullShuffle, Ints, StoredOrder, WindowShuffle, coin_flips
+from walloc_data.dataset.parts import PartOfSplit, rows_chosen
 from walloc_data.dataset.reader import Reader
-from walloc_data.dataset.samples import Drawn, LatentSamples, Transform
+from walloc_data.dataset.samples import Drawn, Transform
 from walloc_data.dataset.subset import (
     Condition,
     check_conditions,
@@ -42,7 +39,7 @@ DEFAULT_REMOTE_WINDOW_SHARDS = 16
 _MIRROR, _TRANSFORM = 1, 2  # what a derived key is for
 
 
-class LatentDataset(LatentSamples):
+class LatentDataset(PartOfSplit):
     """One split of an encoded data set: `(latent, label)` with an int8 tensor (C, h, w) and an int.
 
     `columns`, `target` and `as_dict` ask for other samples: any column of the index, the source's own among them. Of
@@ -153,7 +150,6 @@ class LatentDataset(LatentSamples):
             # By the index too: its offsets decide what is decoded.
             folder = shard_cache.folder / "arrays" / (self._index.path.stem + ("-mirror" if mirror else ""))
             self._reader = ArrayReader(opened.reader, folder, mirror=mirror)
-        self._rows: Ints | None = None  # of a subset, in the split's index
         remote = store.local_path is None
         if window_shards is None and remote and cache == "shards":
             window_shards = DEFAULT_REMOTE_WINDOW_SHARDS
@@ -184,7 +180,10 @@ class LatentDataset(LatentSamples):
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names by label."""
-        return self.manifest.class_names
+        names = self.manifest.class_names
+        if names is None or self._classes is None:
+            return names
+        return tuple(names[label] for label in self._classes.tolist())
 
     @property
     def num_classes(self) -> int | None:
@@ -201,8 +200,11 @@ class LatentDataset(LatentSamples):
     @property
     def index(self) -> npt.NDArray[np.void]:
         """(n,) of `walloc_data.dataset.index.INDEX_ROW`: label, height, width, source_index, places in shards."""
-        rows = self._index.rows
-        return rows if self._rows is None else rows[self._rows]
+        if self._rows is None:
+            return self._index.rows
+        rows: npt.NDArray[np.void] = self._index.rows[self._rows]
+        rows[LABEL] = self._labelled(rows[LABEL])
+        return rows
 
     def _open_columns(self, names: Iterable[str]) -> None:
         """Make columns of the index ready for `_values`; "crop" stands for several."""
@@ -221,7 +223,7 @@ class LatentDataset(LatentSamples):
     def _values(self, name: str, rows: Ints, mirrored: npt.NDArray[np.bool_] | None) -> Any:
         """Return the values of a column for rows of the split's index."""
         if name == LABEL:
-            return self._index.rows[LABEL][rows]
+            return self._labelled(self._index.rows[LABEL][rows])
         if name == "mirrored":
             return np.zeros(len(rows), np.bool_) if mirrored is None else mirrored
         if name == "crop":
@@ -249,9 +251,7 @@ class LatentDataset(LatentSamples):
     @property
     def keys(self) -> list[str]:
         """Return the key of each sample, in stored order: a new list, read from the index each time."""
-        self._open_columns(["key"])
-        rows = np.arange(self.record.num_samples, dtype=np.int64) if self._rows is None else self._rows
-        keys: list[str] = self._columns["key"].take(rows)  # type: ignore[assignment]
+        keys: list[str] = self._column("key")
         return keys
 
     def position(self, key: str) -> int:
@@ -275,7 +275,14 @@ class LatentDataset(LatentSamples):
     def to_arrow(self) -> Any:
         """Return the index as a `pyarrow.Table`: a row a sample in stored order, with the source's own columns."""
         table = read_table(self._store, split=self.split_name, record=self.record)
-        return table if self._rows is None else table.take(self._rows)
+        table = table if self._rows is None else table.take(self._rows)
+        if self._classes is None:
+            return table
+        import pyarrow as pa
+
+        field, labels = table.schema.field(LABEL), self.labels
+        renumbered = pa.array(labels, field.type, mask=labels < 0)
+        return table.set_column(table.column_names.index(LABEL), field, renumbered)
 
     def to_pandas(self) -> Any:
         """Return the index as a `pandas.DataFrame`: what `to_arrow` gives."""
@@ -293,41 +300,78 @@ class LatentDataset(LatentSamples):
         *,
         classes: Sequence[int | str] | None = None,
         where: Sequence[Condition] = (),
+        rows: Sequence[int] | npt.NDArray[Any] | None = None,
+        keys: Sequence[str] | None = None,
         fraction: float | None = None,
         seed: int = 0,
+        relabel: bool = False,
     ) -> Self:
-        """The samples of some classes, and that meet some conditions, and of those a random fraction.
+        """The samples that are named, of some classes, and that meet some conditions, and of those a random fraction.
+
+        They stay in stored order, whatever the order in which they are named.
 
         Args:
-            classes: labels or class names; labels keep their numbers.
+            classes: labels or class names; labels keep their numbers unless `relabel`.
             where: conditions on columns of the index that must all hold: ``[("age", ">", 30), ("label", "in", {1})]``.
                 Comparisons are ==, !=, <, <=, >, >=, in, not in, and has, of lists. Rows without a value meet none.
                 Classes may be named.
+            rows: positions here, or a mask of booleans.
+            keys: of samples.
             fraction: in (0, 1]; with one seed, a smaller fraction is part of a larger.
             seed: of the fraction.
+            relabel: number the classes anew from 0, in the order that they had: `classes` if given, else those that
+                are left. `class_names` and `num_classes` follow.
+
+        Raises:
+            LoaderError: what is named is not there, or a condition does not fit its column.
+
+        Example:
+            >>> from walloc_data import LatentDataset
+            >>> part = LatentDataset("my-latents").subset(classes=["coffee"], relabel=True)
+            >>> part.class_names, part.labels.tolist(), len(part.complement())
+            (('coffee',), [0, 0, 0, 0], 4)
         """
         conditions = check_conditions(where)
-        if classes is not None:
-            conditions.append(("label", "in", class_labels(classes, self.class_names)))
-        chosen = np.ones(len(self), np.bool_)
+        labels = None if classes is None else class_labels(classes, self.class_names)
+        if labels is not None:
+            conditions.append((LABEL, "in", labels))
+        chosen = np.ones(len(self), np.bool_) if rows is None else rows_chosen(rows, len(self))
+        if keys is not None:
+            chosen = chosen & self._has_keys(keys)
         for column, comparison, given in conditions:
             names = self.class_names if column == LABEL else self.column_classes.get(column)
             value = numbers_of(given, comparison, names)
             if column in (INDEX_ROW.names or ()):
-                chosen &= compare(column, self.index[column], comparison, value)
+                chosen = chosen & compare(column, self.index[column], comparison, value)
             else:
                 self._open_columns([column])
                 met = meets(self._columns[column], comparison, value)
-                chosen &= met if self._rows is None else met[self._rows]
-        rows = np.flatnonzero(chosen)
+                chosen = chosen & (met if self._rows is None else met[self._rows])
+        positions = np.flatnonzero(chosen)
         if fraction is not None:
-            rows = rows[take_fraction(len(rows), fraction, seed=seed)]
-        result = copy.copy(self)
-        result._item_epoch = SharedEpoch(self._item_epoch.value)
-        result._rows = rows if self._rows is None else self._rows[rows]
-        digest = hashlib.sha256(np.ascontiguousarray(result._rows, dtype="<i8").tobytes())
-        result.identity = hashlib.sha256(json.dumps([self.identity, digest.hexdigest()]).encode()).hexdigest()[:32]
-        return result
+            positions = positions[take_fraction(len(positions), fraction, seed=seed)]
+        return self._part(positions, relabel=relabel, classes=labels)
+
+    def _has_keys(self, keys: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return (n,) which samples here have one of these keys."""
+        wanted = check_names(keys, "keys")
+        self._open_columns(["key"])
+        met = meets(self._columns["key"], "in", wanted)
+        met = met if self._rows is None else met[self._rows]
+        if met.sum() < len(wanted):
+            missing = set(wanted) - set(self.keys)
+            first = next(key for key in wanted if key in missing)
+            raise LoaderError(f"{self.url}, split {self.split_name!r}: no sample {first!r} among these {len(self)}")
+        return met
+
+    def _column(self, name: str) -> Any:
+        rows = np.arange(self.record.num_samples, dtype=np.int64) if self._rows is None else self._rows
+        if name != LABEL:
+            self._open_columns([name])
+        return self._values(name, rows, None)
+
+    def _num_rows_of_split(self) -> int:
+        return self.record.num_samples
 
     def epoch_order(self) -> EpochOrder:
         if not self.shuffle:

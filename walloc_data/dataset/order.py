@@ -5,6 +5,7 @@ worker can compute its own batches, and a hundred million samples cost no memory
 (`walloc_data.permutations`). They are part of what makes runs reproducible: `tests/dataset/test_order.py` pins them.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ __all__ = [
     "EpochOrder",
     "FullShuffle",
     "RemappedOrder",
+    "SampleWeights",
     "StoredOrder",
     "WeightedShuffle",
     "WindowShuffle",
@@ -162,6 +164,34 @@ class WeightedShuffle:
             mix((drawn // size).astype(np.uint64) + np.uint64(derive_key(self.seed, 1))) ^ group.astype(np.uint64)
         )
         return (np.cumsum(sizes) - sizes)[group] + permute(drawn % size, size=size, key=key)
+
+
+class SampleWeights:
+    """As many draws as there are rows, in proportion to a weight of each row, shuffled.
+
+    An epoch draws every row its exact share of times, rounded down or up: at equal distances along the sum of all
+    weights, from a place that is new in every epoch. So a row with half a draw an epoch comes in half of all epochs.
+
+    Args:
+        weights: (n,) of at least 0, not all 0.
+    """
+
+    def __init__(self, weights: npt.NDArray[np.float64], *, seed: int) -> None:
+        digest = hashlib.sha256(np.ascontiguousarray(weights, dtype="<f8").tobytes()).hexdigest()
+        self.seed, self.name = seed, f"weights-{digest[:16]}"
+        self._ends = np.cumsum(weights / weights.max())
+        self._last = int(np.flatnonzero(weights)[-1])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def rows(self, epoch: int, start: int, stop: int) -> Ints:
+        slots = permute(np.arange(start, stop, dtype=np.int64), size=len(self), key=derive_key(self.seed, epoch))
+        begin = derive_key(self.seed, epoch, 1) / 2**64
+        places = (slots + begin) * (self._ends[-1] / len(self))
+        # Never a row of weight 0: the first end above a place; rounding may lead to the sum itself.
+        rows: Ints = np.searchsorted(self._ends, places, side="right")
+        return np.minimum(rows, self._last)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from walloc_data.dataset.epoch import SharedEpoch, as_epoch
 from walloc_data.dataset.form import SampleForm
 from walloc_data.dataset.loader import LatentLoader
-from walloc_data.dataset.order import EpochOrder, Ints, RemappedOrder, WeightedShuffle, shares
+from walloc_data.dataset.order import EpochOrder, Ints, RemappedOrder, SampleWeights, WeightedShuffle, shares
 from walloc_data.dataset.place import Place
 from walloc_data.dataset.plan import BatchPlan, BucketPlan, SequencePlan
 from walloc_data.dataset.sampler import LatentBatchSampler
@@ -25,6 +25,7 @@ from walloc_data.errors import LoaderError
 __all__ = ["Drawn", "LatentSamples", "Transform"]
 
 Transform = Callable[[Tensor], Tensor]
+Weights = Sequence[float] | npt.NDArray[Any] | Tensor
 Sample = Any  # as the data set's form says: (latent, label) where nothing else was asked for
 
 _ITERATION_SAMPLES = 64
@@ -200,6 +201,7 @@ class LatentSamples(Dataset[Sample]):
         drop_last: bool = False,
         pad: bool = False,
         class_balanced: bool = False,
+        weights: Weights | None = None,
         bucket_by_shape: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -219,6 +221,8 @@ class LatentSamples(Dataset[Sample]):
             pad: fill the last batch with repeated samples, and yield `(latents, labels, valid)` with (B,) bool that is
                 False on them: sums over `valid` are exact for any number of ranks.
             class_balanced: draw every class equally often; an epoch has as many draws as there are samples.
+            weights: one for each sample, in stored order: draw samples in proportion to them. An epoch has as many
+                draws as there are samples, and draws each its share of times, rounded down or up.
             bucket_by_shape: make every batch of samples of one latent shape, for pictures of native resolution.
             rank: of this process; None asks when a pass begins: torch.distributed where it is initialised, else the
                 environment variables RANK and WORLD_SIZE, else it is 0 of 1.
@@ -233,7 +237,13 @@ class LatentSamples(Dataset[Sample]):
             raise LoaderError("drop_last and pad exclude each other: training drops, evaluation pads")
         return LatentLoader(
             self,
-            self._plan(batch_size, "drop" if drop_last else "pad" if pad else "short", class_balanced, bucket_by_shape),
+            self._plan(
+                batch_size,
+                "drop" if drop_last else "pad" if pad else "short",
+                class_balanced=class_balanced,
+                weights=weights,
+                bucket_by_shape=bucket_by_shape,
+            ),
             batch_size=batch_size,
             drop_last=drop_last,
             pad=pad,
@@ -249,6 +259,7 @@ class LatentSamples(Dataset[Sample]):
         batch_size: int,
         drop_last: bool = False,
         class_balanced: bool = False,
+        weights: Weights | None = None,
         bucket_by_shape: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -259,6 +270,7 @@ class LatentSamples(Dataset[Sample]):
             batch_size: samples of a global batch, over all ranks.
             drop_last: leave out the samples that do not fill a last batch.
             class_balanced: draw every class equally often.
+            weights: one for each sample: draw samples in proportion to them, as `loader` does.
             bucket_by_shape: make every batch of samples of one latent shape.
             rank: of this process, as in `loader`. Where a library splits batches itself (accelerate's `prepare`, the
                 Hugging Face Trainer), pass 0, with a world_size of 1.
@@ -267,19 +279,32 @@ class LatentSamples(Dataset[Sample]):
         Raises:
             LoaderError: the batches cannot be made like this; says what to change.
         """
-        plan = self._plan(batch_size, "drop" if drop_last else "short", class_balanced, bucket_by_shape)
+        plan = self._plan(
+            batch_size,
+            "drop" if drop_last else "short",
+            class_balanced=class_balanced,
+            weights=weights,
+            bucket_by_shape=bucket_by_shape,
+        )
         place = Place(rank, world_size)
         return LatentBatchSampler(self, plan, batch_size=batch_size, drop_last=drop_last, place=place)
 
     def _plan(
-        self, batch_size: int, last: Literal["short", "drop", "pad"], class_balanced: bool, bucket_by_shape: bool
+        self,
+        batch_size: int,
+        last: Literal["short", "drop", "pad"],
+        *,
+        class_balanced: bool,
+        weights: Weights | None,
+        bucket_by_shape: bool,
     ) -> BatchPlan:
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise LoaderError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
         sides = self.latent_sides()
+        asked = {"class_balanced": class_balanced, "weights": weights is not None, "bucket_by_shape": bucket_by_shape}
+        if len(both := [name for name, given in asked.items() if given]) > 1:
+            raise LoaderError(f"{both[0]} and {both[1]} exclude each other")
         if bucket_by_shape:
-            if class_balanced:
-                raise LoaderError("class_balanced and bucket_by_shape exclude each other")
             if sides is None:
                 return BucketPlan((np.arange(len(self)),), batch_size, last, self.seed if self.shuffle else None)
             _, group = np.unique(sides, axis=0, return_inverse=True)
@@ -295,12 +320,27 @@ class LatentSamples(Dataset[Sample]):
             sizes = tuple(len(rows) for rows in groups)
             order = WeightedShuffle(sizes, shares(len(self), [1] * len(sizes)), self.seed, name="class-balanced")
             return SequencePlan(RemappedOrder(order, np.concatenate(groups)), batch_size, last)
+        if weights is not None:
+            return SequencePlan(SampleWeights(_checked(weights, len(self)), seed=self.seed), batch_size, last)
         return SequencePlan(self.epoch_order(), batch_size, last)
 
 
 _SHAPES_REMEDY = (
     "pass bucket_by_shape=True, or a transform to one size (walloc_data.transforms.RandomCrop), or encode with a size"
 )
+
+
+def _checked(weights: Weights, num_rows: int) -> npt.NDArray[np.float64]:
+    try:
+        found = np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise LoaderError(f"weights are {num_rows} numbers, one a sample, not {weights!r}") from None
+    if found.shape != (num_rows,) or not np.isfinite(found).all() or (found < 0).any() or not found.any():
+        raise LoaderError(
+            f"weights are {num_rows} finite numbers of at least 0, one a sample and not all 0: got {found.shape} "
+            f"from {found.min(initial=np.inf)} to {found.max(initial=-np.inf)}"
+        )
+    return found
 
 
 def _grouped(group: npt.NDArray[np.int64]) -> list[Ints]:
