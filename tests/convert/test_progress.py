@@ -6,8 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, format_bytes, format_seconds
-from walloc_data.convert.summary import ConversionSummary
+from walloc_data.convert.progress import (
+    ConversionSummary,
+    Progress,
+    ProgressMeter,
+    ProgressPrinter,
+    format_bytes,
+    format_seconds,
+)
 
 
 class Terminal(io.StringIO):

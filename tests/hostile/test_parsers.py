@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from walloc_data.adapters.models import LatentModelConfig
 from walloc_data.codec import load_codec
 from walloc_data.codec.decoders import build_decoder
+from walloc_data.convert.journal import ShardDone
 from walloc_data.convert.plan import Plan
-from walloc_data.convert.records import ShardDone
 from walloc_data.dataset.decode import webp_size
 from walloc_data.errors import CorruptShardError, WallocDataError
 from walloc_data.format import ChannelStatistics, EncodeSettings, Manifest, ShardRecord, SplitRecord, load_json

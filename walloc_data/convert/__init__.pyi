@@ -1,10 +1,9 @@
 from .decode import decode_dataset
 from .encode import encode_dataset
 from .finish import finish_dataset
-from .info import DatasetInfo, dataset_info
-from .progress import Progress
+from .inspect import DatasetInfo, dataset_info
+from .progress import ConversionSummary, Progress
 from .splits import encode_splits
-from .summary import ConversionSummary
 from .verify import Verification, verify_dataset
 
 __all__ = [

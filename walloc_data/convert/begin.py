@@ -9,6 +9,7 @@ from typing import Any
 
 from walloc_data import __version__
 from walloc_data.convert.changes import check_source
+from walloc_data.convert.journal import limit_is_fixed, plan_name, read_manifest, read_plan
 from walloc_data.convert.overwrite import Kind, discard, replacement
 from walloc_data.convert.plan import (
     SHARDS_VERSION,
@@ -18,8 +19,6 @@ from walloc_data.convert.plan import (
     fragments_per_unit,
     version_differences,
 )
-from walloc_data.convert.records import plan_name
-from walloc_data.convert.state import limit_is_fixed, read_manifest, read_plan
 from walloc_data.errors import CodecError, FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import CodecSpec, EncodeSettings, dump_json
 from walloc_data.sources import Source

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from walloc_data.convert.begin import begin, check_versions, codec_for, discard_another, plan_for
-from walloc_data.convert.changes import check_source
+from walloc_data.convert.changes import (
+    check_source,
+    damaged_shards,
+    drop_broken_manifest,
+    join_complete_splits,
+    shards_with_failures,
+)
 from walloc_data.convert.executors.serial import WorkSetup
 from walloc_data.convert.finish import join_split
 from walloc_data.convert.inherit import classes_of, settings_of, with_classes
+from walloc_data.convert.journal import check_siblings, finished_shards, read_manifest, read_plan
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
 from walloc_data.convert.overwrite import (
     Kind,
@@ -28,11 +35,8 @@ from walloc_data.convert.overwrite import (
     take_over,
 )
 from walloc_data.convert.plan import ShardId, parse_part
-from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter
-from walloc_data.convert.repair import damaged_shards, drop_broken_manifest, join_complete_splits, shards_with_failures
+from walloc_data.convert.progress import ConversionSummary, Progress, ProgressMeter, ProgressPrinter
 from walloc_data.convert.run import Run
-from walloc_data.convert.state import check_siblings, finished_shards, read_manifest, read_plan
-from walloc_data.convert.summary import ConversionSummary
 from walloc_data.convert.units import OnError
 from walloc_data.devices import usable_device
 from walloc_data.errors import FormatError, SettingsMismatchError, SourceError, StorageError

@@ -14,23 +14,25 @@ import numpy as np
 import numpy.typing as npt
 
 from walloc_data.card import write_card
-from walloc_data.convert.lock import conversion_lock, disk_errors
-from walloc_data.convert.overwrite import clean_leftovers
-from walloc_data.convert.plan import Plan, ShardId
-from walloc_data.convert.records import done_name, end_name, rows_name
-from walloc_data.convert.rows import join_column_types, join_rows
-from walloc_data.convert.state import (
+from walloc_data.convert.journal import (
     check_siblings,
     done_marks,
+    done_name,
+    end_name,
     finished_shards,
     finished_units,
     in_order,
     planned_splits,
     read_manifest,
     read_plan,
+    rows_name,
     unit_ends,
 )
-from walloc_data.convert.summary import ConversionSummary, kept_of, notes_of
+from walloc_data.convert.lock import conversion_lock, disk_errors
+from walloc_data.convert.overwrite import clean_leftovers
+from walloc_data.convert.plan import Plan, ShardId
+from walloc_data.convert.progress import ConversionSummary, kept_of, notes_of
+from walloc_data.convert.rows import join_column_types, join_rows
 from walloc_data.errors import ConversionError, FormatError
 from walloc_data.format import (
     ChannelStatistics,

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from walloc_data.convert.journal import planned_splits, read_plan
 from walloc_data.convert.plan import Plan
-from walloc_data.convert.state import planned_splits, read_plan
 from walloc_data.errors import SettingsMismatchError
 from walloc_data.format import EncodeSettings, Manifest
 from walloc_data.sources import Sample, Source

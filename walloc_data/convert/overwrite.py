@@ -24,9 +24,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from walloc_data.convert.journal import (
+    done_name,
+    end_name,
+    finished_shards,
+    finished_units,
+    plan_name,
+    planned_splits,
+    read_manifest,
+    rows_name,
+    work_folder,
+)
 from walloc_data.convert.plan import ShardId
-from walloc_data.convert.records import done_name, end_name, plan_name, rows_name, work_folder
-from walloc_data.convert.state import finished_shards, finished_units, planned_splits, read_manifest
 from walloc_data.errors import ConversionError
 from walloc_data.format import MANIFEST_NAME, Manifest, shard_name
 from walloc_data.storage import Store, write_manifest

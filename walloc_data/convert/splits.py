@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from walloc_data.convert.encode import encode_dataset
-from walloc_data.convert.summary import ConversionSummary
+from walloc_data.convert.progress import ConversionSummary
 from walloc_data.errors import SourceError
 from walloc_data.sources import find_splits, open_source
 

@@ -1,4 +1,4 @@
-"""The samples of one unit of work, read by whoever makes its shards."""
+"""One unit of work as whoever makes its shards meets it: its samples, and what stops it."""
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from walloc_data.convert.plan import Plan
-from walloc_data.errors import UnreadableError, WallocDataError
+from walloc_data.errors import ConversionError, UnreadableError, WallocDataError
 from walloc_data.sources import Sample, Source
 from walloc_data.sources.reading import unreadable
 
-__all__ = ["OnError", "Task", "UnitReader"]
+__all__ = ["OnError", "Task", "UnitReader", "trouble"]
 
 OnError = Literal["record", "record-unreadable", "stop"]
 
@@ -71,3 +71,17 @@ class UnitReader:
             raise
         except Exception as error:  # arrow, datasets, the system: whatever a source is made of
             raise unreadable(f"{self._source.location}: {what}", error) from error
+
+
+_GO_ON = "What is published stays, and the same command goes on from there"
+
+
+def trouble(what: str, error: BaseException) -> ConversionError:
+    """The error that stops a conversion, for a picture or a shard."""
+    if isinstance(error, MemoryError | RuntimeError) or "out of memory" in str(error):
+        return ConversionError(
+            f"{what}: memory ran out. {_GO_ON}: with fewer workers, more memory, or a smaller max_pixels "
+            "(--max-pixels), which makes larger pictures failures"
+        )
+    reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return ConversionError(f"{what}: {reason}. This is trouble of the machine, not of the picture. {_GO_ON}")

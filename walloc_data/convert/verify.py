@@ -15,9 +15,9 @@ import numpy as np
 
 from walloc_data.convert.changes import compare_source
 from walloc_data.convert.inspect import failure_lines, index_rows, local_file, open_manifest
+from walloc_data.convert.journal import plan_name
 from walloc_data.convert.positions import Positions
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, counted, format_bytes
-from walloc_data.convert.records import plan_name
 from walloc_data.convert.tar import BLOCK_BYTES, header
 from walloc_data.convert.worker import count_levels
 from walloc_data.errors import FormatError, StorageError, WallocDataError

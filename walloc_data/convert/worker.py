@@ -21,12 +21,11 @@ import torch
 
 from walloc_data.convert.adopted import as_stored, read_packed
 from walloc_data.convert.changes import changed_samples, refuse_changes, rows_of_source
+from walloc_data.convert.journal import Failure, ShardDone, UnitEnd, done_name, end_name, rows_name
 from walloc_data.convert.plan import Plan, ShardId
-from walloc_data.convert.records import Failure, ShardDone, UnitEnd, done_name, end_name, rows_name
 from walloc_data.convert.rows import ShardRows, columns_that_fit
 from walloc_data.convert.tar import TarWriter
-from walloc_data.convert.trouble import trouble
-from walloc_data.convert.units import OnError, Task, UnitReader
+from walloc_data.convert.units import OnError, Task, UnitReader, trouble
 from walloc_data.errors import ConversionError, WallocDataError
 from walloc_data.format import (
     ChannelStatistics,

@@ -10,7 +10,7 @@ import numpy as np
 
 from walloc_data.convert.adopted import read_packed
 from walloc_data.convert.encode import encode_dataset
-from walloc_data.convert.summary import ConversionSummary
+from walloc_data.convert.progress import ConversionSummary
 from walloc_data.errors import CodecError, FormatError, SourceError
 from walloc_data.latents import unpack
 from walloc_data.pictures import PictureError

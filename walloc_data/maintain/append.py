@@ -7,8 +7,8 @@ from typing import Any
 from walloc_data.convert.edit import change_split, edit_root
 from walloc_data.convert.encode import encode_dataset
 from walloc_data.convert.inspect import open_manifest
-from walloc_data.convert.records import plan_name
-from walloc_data.convert.summary import ConversionSummary
+from walloc_data.convert.journal import plan_name
+from walloc_data.convert.progress import ConversionSummary
 from walloc_data.errors import FormatError, SettingsMismatchError, SourceError
 from walloc_data.format import SplitRecord
 from walloc_data.maintain.building import (

@@ -10,10 +10,9 @@ from typing import Any
 
 from walloc_data.convert.edit import delete_tree
 from walloc_data.convert.inspect import local_file, open_manifest
+from walloc_data.convert.journal import plan_name, read_plan
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder
 from walloc_data.convert.overwrite import settle
-from walloc_data.convert.records import plan_name
-from walloc_data.convert.state import read_plan
 from walloc_data.errors import StorageError
 from walloc_data.format import Manifest, ShardRecord, SplitRecord, dump_json, index_name, shard_name
 from walloc_data.maintain.index import SplitFiles, joined_columns, md5_of_shards, tables_of, write_failures

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from walloc_data.convert.journal import ShardDone
 from walloc_data.convert.plan import Plan, ShardId
-from walloc_data.convert.records import ShardDone
 from walloc_data.convert.units import OnError, Task
 from walloc_data.convert.worker import Tally, Worker
 from walloc_data.errors import CodecError
