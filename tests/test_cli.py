@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import warm
 from walloc_data.cli import COMMANDS, main
 
 
@@ -186,8 +186,7 @@ def test_shells_complete_commands_and_options(capsys: pytest.CaptureFixture[str]
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(imagenette_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "x"
     arguments = ["encode", str(imagenette_folder), str(out), "--samples-per-shard", "1"]
-    command = [sys.executable, "-m", "walloc_data", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = warm.Popen(["-m", "walloc_data", *arguments], stderr=subprocess.PIPE)
     while not list(out.glob("data/*.tar")):
         assert process.poll() is None
         time.sleep(0.01)

@@ -262,6 +262,7 @@ def test_every_example_explains_itself(path, monkeypatch, capsys):
     assert path.read_text().split('"""')[1].splitlines()[0] in shown.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_the_split_to_validate_on_is_found_or_named(train, imagenette_folder, tmp_path, name):
     data = tmp_path / "latents"

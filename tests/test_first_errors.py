@@ -1,12 +1,11 @@
 """What goes wrong first, for somebody new: one line that says what, where and what to do; and nothing half-written."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from walloc_data import encode_dataset
 from walloc_data.cli import main
 
@@ -25,9 +24,8 @@ def without(*modules: str) -> str:
 
 def run(code: str, *arguments: str | Path, **environment: str) -> tuple[int, list[str]]:
     """(exit code, lines on stderr) of a new process."""
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HF_"))}
-    done = subprocess.run(command, capture_output=True, text=True, env=kept | environment, check=False)
+    done = warm.run(["-W", "ignore", "-c", code, *arguments], env=kept | environment)
     lines = done.stderr.strip().splitlines()
     return done.returncode, [line for line in lines if not line.endswith("looking at what is there ...")]  # if slow
 
@@ -105,7 +103,10 @@ def test_a_missing_extra_is_named_with_its_command(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("encode", "{tmp}/nowhere", "{tmp}/out"), "nowhere: no such folder. Sources are a folder, hf:NAME"),
+        (
+            ("encode", "{tmp}/nowhere", "{tmp}/out"),
+            "nowhere: no such folder. Sources are a folder, an archive, hf:NAME",
+        ),
         (("encode", "{tmp}/empty", "{tmp}/out"), "empty: no pictures below it (names ending in .avif"),
         (
             ("encode", "parquet:{tmp}/*.parquet", "{tmp}/out", "--label-column", "kind"),

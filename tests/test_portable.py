@@ -1,13 +1,12 @@
 """Systems and file systems that lack what Linux has on a local disk."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import warm
 from walloc_data import LatentDataset, encode_dataset
 from walloc_data.convert.lock import conversion_lock
 from walloc_data.devices import usable_device
@@ -51,9 +50,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_encoding_and_reading_need_no_unix_module(pictures: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", BARE, str(pictures), str(tmp_path)], check=False, capture_output=True, text=True
-    )
+    done = warm.run(["-c", BARE, pictures, tmp_path])
     assert done.returncode == 0, done.stderr[-3000:]
     encode_dataset(pictures, tmp_path / "here", size_px=32, samples_per_shard=4, progress=False)
     here = LatentDataset(tmp_path / "here", cache_folder=tmp_path / "c")

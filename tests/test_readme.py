@@ -3,13 +3,13 @@
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests import warm
 from walloc_data.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +20,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_every_python_block_runs_in_order(
     imagenette_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,7 +50,7 @@ def test_the_two_set_up_commands_are_one_line_each() -> None:
 
 
 def test_tables_are_generated_from_committed_results() -> None:
-    subprocess.run([sys.executable, "-m", "benchmarks.readme", "--check"], cwd=ROOT, check=True)
+    warm.run(["-m", "benchmarks.readme", "--check"], cwd=ROOT, check=True)
 
 
 def test_no_machine_is_named_in_what_is_committed() -> None:

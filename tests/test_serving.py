@@ -207,6 +207,7 @@ def test_onnx_takes_any_number_of_pictures(classifier, pictures, tmp_path):
         np.testing.assert_allclose(logits, expected[:number].numpy(), atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["resize", "crop"])
 def test_a_model_of_another_size_than_stored_serves_what_validation_sees(view, imagenette_folder, tmp_path):
     encode_dataset(imagenette_folder, tmp_path, split="train", size_px=96, shuffle_seed=None, progress=False)

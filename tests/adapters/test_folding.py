@@ -199,6 +199,7 @@ def crops(paths, *, count, side_px, seed):
     return torch.stack(pictures), torch.tensor(labels)
 
 
+@pytest.mark.slow
 def test_a_folded_vit_classifies_latents_of_photographs_before_any_training(kodak):
     from walloc_data.codec import load_codec
     from walloc_data.format import ChannelStatistics

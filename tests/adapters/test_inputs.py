@@ -58,6 +58,7 @@ def test_a_stem_of_two_layers_refuses_too(spec, statistics):
         model(torch.zeros(2, 12, 20, 20, dtype=torch.uint8))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_check_is_no_obstacle_to_compiling_and_exporting(model, latents):
     torch.compiler.reset()  # what was refused before is not compiled again

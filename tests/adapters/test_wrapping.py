@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from tests import warm
 from walloc_data.adapters import (
     create_latent_model,
     freeze_except,
@@ -108,13 +108,12 @@ def test_a_model_sharded_over_two_ranks_is_saved_whole(model, tmp_path):
     save_latent_model(model, tmp_path / "bare")
     (tmp_path / "script.py").write_text(SHARDED)
     processes = [
-        subprocess.Popen(
-            [sys.executable, "script.py", str(tmp_path), str(rank)],
+        warm.Popen(
+            ["script.py", str(tmp_path), str(rank)],
             cwd=tmp_path,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         for rank in range(2)
     ]

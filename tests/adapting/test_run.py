@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests import warm
 from walloc_data import LatentDataset, adapt_model, encode_dataset
 from walloc_data.adapters import latent_config, load_latent_model
 from walloc_data.adapting import AdaptConfig, Batch, PairedViews, Pairs
@@ -134,11 +134,9 @@ adapt_model("test_resnet", dataset=latents, pictures=pictures, pretrained=weight
 def test_a_killed_run_goes_on_to_the_same_weights(latents, imagenette_folder, weights, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
-    def start(out: Path) -> subprocess.Popen[str]:
+    def start(out: Path) -> warm.Popen:
         arguments = [str(latents), str(imagenette_folder), str(weights), str(out)]
-        return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, text=True, env=environment
-        )
+        return warm.Popen(["-c", SCRIPT, *arguments], stdout=subprocess.PIPE, env=environment)
 
     whole = start(tmp_path / "whole")
     whole.communicate(timeout=300)

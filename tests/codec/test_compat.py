@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import walloc_data.codec
+from tests import warm
 from walloc_data.codec import (
     SNAP_MULTIPLE,
     CodecInfo,
@@ -35,9 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def walkthrough(*arguments: str, folder: Path) -> str:
     environment = os.environ | {"MPLCONFIGDIR": str(folder)}
     script = ROOT / "examples" / "kodak_walkthrough.py"
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, check=True, env=environment
-    )
+    done = warm.run([script, *arguments], check=True, env=environment)
     assert "Warning" not in done.stderr
     return done.stdout
 

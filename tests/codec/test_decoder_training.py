@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests import warm
 from walloc_data.codec import DecoderTrainConfig, PictureSet, load_codec, save_decoder, train_decoder
 from walloc_data.codec.training.crops import DeviceCrops, change_colours, draw_colours
 from walloc_data.codec.training.muon import Muon, orthogonalise
@@ -92,8 +91,8 @@ config = DecoderTrainConfig(**{TINY!r}, steps=14, checkpoint_seconds=0.0)
 train_decoder([PictureSet("smooth", pictures)], sys.argv[1], codec=load_codec("klt-16x")[0], config=config)
 """
 
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", program, str(out)])
+    def start(out: Path) -> warm.Popen:
+        return warm.Popen(["-c", program, out])
 
     def step() -> int:
         state = Checkpoint.load(tmp_path / "killed" / ".training", state_types={"step": int})

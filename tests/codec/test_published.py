@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests import warm
 from walloc_data.codec import load_codec, published, save_codec
 from walloc_data.errors import CodecError
 
@@ -109,7 +110,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    done = warm.run(["-W", "error", "-c", code], check=True)
     lines = done.stdout.splitlines()
     assert lines[0].startswith("(1, 12, 64, 96) none") or lines[0].startswith("(1, 12, 96, 64) none")
     assert "needs the package 'diffusers': pip install 'walloc_data[published]'" in lines[1]
@@ -126,7 +127,7 @@ codec, _ = load_codec({str(checkpoint)!r})
 print(tuple(codec.decode(torch.zeros(1, 12, 2, 3, dtype=torch.int8)).shape))
 print(tuple(reference_analysis(torch.zeros(1, 3, 80, 80)).shape))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = warm.run(["-c", code], check=True)
     assert done.stdout.split("\n")[:2] == ["(1, 3, 16, 24)", "(1, 192, 10, 10)"]
     assert "warn" not in done.stderr.lower()
 
@@ -313,7 +314,7 @@ except CodecError as error:
     print("refused:", error)
 """
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    done = warm.run(["-c", code], check=True, env=environment)
     _, info = load_codec(checkpoint, decoder=False)
     assert done.stdout.startswith(
         f"rgb_16x {info.encoder_sha256}\nrefused: hf://danjacobellis/walloc/RGB_32x.pth: could not"

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests import warm
 from walloc_data.codec import PictureSet, TrainConfig, load_codec, read_pictures, train_codec
 from walloc_data.codec.training.channel_order import arrange_channels
 from walloc_data.codec.training.closed_form import latent_statistics
@@ -62,8 +61,8 @@ config = TrainConfig(steps={steps}, checkpoint_seconds=0.0, **{TINY!r})
 train_codec([PictureSet("photographs", np.load(sys.argv[2]))], sys.argv[1], config=config)
 """
 
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", program, str(out), str(tmp_path / "pictures.npy")])
+    def start(out: Path) -> warm.Popen:
+        return warm.Popen(["-c", program, out, tmp_path / "pictures.npy"])
 
     assert start(tmp_path / "whole").wait(120) == 0
     killed = tmp_path / "killed"

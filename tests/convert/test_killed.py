@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.convert.conftest import Warm, as_bytes, hashes, make_folder, picture
 from walloc_data import encode_dataset
 from walloc_data.convert import verify_dataset
@@ -176,6 +177,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(pictures: Path, tmp_path: Pat
     same_as_reference(out)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_cleanly_and_resumes(tmp_path: Path, small_codec: Path) -> None:
     source = make_folder(tmp_path / "in", classes=1, per_class=4, width=400, height=400)
     encode_dataset(source, tmp_path / "reference", codec=small_codec, samples_per_shard=4, progress=False)
@@ -190,8 +192,7 @@ def test_a_full_disk_stops_cleanly_and_resumes(tmp_path: Path, small_codec: Path
         "except Exception as error:\n"
         "    print(type(error).__name__, error)\n"
     )
-    command = [sys.executable, "-c", code, source, out, small_codec]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = warm.run(["-c", code, source, out, small_codec], check=True)
     assert result.stdout.startswith(f"ConversionError {out}/data/train-00000.tar: cannot be written (File too large)")
     assert "the same command goes on from there" in result.stdout
     assert not list(out.glob("data/*"))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import warm
 from walloc_data import LatentDataset
 from walloc_data.dataset.reader import ShardReader
 from walloc_data.errors import LoaderError
@@ -74,7 +75,7 @@ list(dataset.loader(batch_size=100))
 
 @pytest.mark.slow
 def test_a_killed_fill_goes_on_with_what_is_left(hundred: Path, tmp_path: Path, ids_of: Ids) -> None:
-    code = subprocess.run([sys.executable, "-c", KILLED, str(hundred)], check=False).returncode
+    code = warm.run(["-c", KILLED, hundred]).returncode
     assert code == -signal.SIGKILL
     dataset = LatentDataset(hundred, cache="array")
     folder = dataset._reader.folder  # type: ignore[attr-defined]

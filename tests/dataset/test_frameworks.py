@@ -7,7 +7,6 @@ in the stored latents.
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import warm
 from walloc_data import LatentDataset
 
 pytestmark = pytest.mark.slow
@@ -46,13 +46,12 @@ def run(script: str, folder: Path, *arguments: object, places: Sequence[dict[str
         "PYTHONWARNINGS": "ignore",  # theirs
     }
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(path), *map(str, arguments)],
+        warm.Popen(
+            [path, *map(str, arguments)],
             cwd=folder,
             env=environment | place,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         for place in places
     ]

@@ -79,6 +79,7 @@ def test_eight_workers_give_the_same_sequence(hundred: Path, ids_of: Ids) -> Non
     )
 
 
+@pytest.mark.slow
 def test_workers_that_are_spawned_read_the_same(hundred: Path, ids_of: Ids, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = LatentDataset(hundred, shuffle=True, cache="array")
     expected = epochs(dataset.loader(batch_size=8), ids_of, 1)

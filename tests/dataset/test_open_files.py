@@ -1,13 +1,12 @@
 """Open shards under a limit of open files."""
 
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from walloc_data.errors import StorageError
 from walloc_data.format import Manifest
 from walloc_data.storage import OpenShards, ShardFile, max_open_shards
@@ -33,8 +32,7 @@ for batch_size, num_workers in ((300, 0), (20, 0), (300, 1), (20, 1)):
 def test_more_shards_than_open_files_are_read(make_dataset: Callable[..., Manifest], tmp_path: Path) -> None:
     """300 shards, 128 descriptors: in batches of a few shards, and of all of them at once."""
     make_dataset(tmp_path / "data set", num_samples=300, samples_per_shard=1)
-    command = [sys.executable, "-c", READ, str(tmp_path / "data set"), str(tmp_path / "cache")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    done = warm.run(["-c", READ, tmp_path / "data set", tmp_path / "cache"], timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import warm
 from walloc_data import LatentDataset
 from walloc_data.format import Manifest
 
@@ -55,12 +54,7 @@ def test_ranks_share_every_batch_and_evaluate_exactly(hundred: Path, tmp_path: P
         "WORLD_SIZE": str(world_size),
         "OMP_NUM_THREADS": "1",
     }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(hundred), str(result)], env=environment | {"RANK": str(rank)}
-        )
-        for rank in range(world_size)
-    ]
+    ranks = [warm.Popen([script, hundred, result], env=environment | {"RANK": str(rank)}) for rank in range(world_size)]
     assert [rank.wait(timeout=100) for rank in ranks] == [0] * world_size
     got = torch.load(result)
     loader = LatentDataset(hundred, shuffle=True, seed=3).loader(batch_size=8, drop_last=True)
@@ -104,8 +98,8 @@ def test_a_killed_trainer_resumes_where_it_was(hundred: Path, tmp_path: Path) ->
     kills = 0
     for num_workers, cache, steps in ((1, "shards", 5), (0, "array", 9), (1, "array", None)):
         pause = "0" if steps is None else "0.05"
-        command = [sys.executable, str(script), str(hundred), str(log), str(state), str(num_workers), cache, pause]
-        trainer = subprocess.Popen(command, start_new_session=True)
+        command = [str(script), str(hundred), str(log), str(state), str(num_workers), cache, pause]
+        trainer = warm.Popen(command, start_new_session=True)
         done = len(log.read_text().splitlines()) if log.exists() else 0
         while steps is not None and trainer.poll() is None:
             if log.exists() and len(log.read_text().splitlines()) >= done + steps:

@@ -2,14 +2,13 @@
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import warm
 from walloc_data import LatentDataset
 from walloc_data.errors import LoaderError
 
@@ -50,10 +49,7 @@ def test_loaders_made_before_the_process_group_share_every_batch(hundred: Path, 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([sys.executable, str(script), str(hundred), str(result), str(rank)], env=environment)
-        for rank in range(2)
-    ]
+    ranks = [warm.Popen([script, hundred, result, str(rank)], env=environment) for rank in range(2)]
     assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
     own = LatentDataset(hundred, shuffle=True, seed=3).loader(batch_size=8, drop_last=True)
     expected = [latents for latents, _ in own] * 2

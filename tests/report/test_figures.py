@@ -1,13 +1,12 @@
 """The pictures of the README can be drawn again by anybody."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import warm
 from walloc_data.codec import load_codec
 from walloc_data.report import latent_strip
 
@@ -27,8 +26,7 @@ def test_a_strip_shows_the_picture_and_what_becomes_of_it() -> None:
 @pytest.mark.slow
 def test_the_figures_of_the_readme_are_made_by_one_command(tmp_path: Path) -> None:
     pytest.importorskip("skimage")
-    command = [sys.executable, ROOT / "examples" / "figures.py", "--out", tmp_path]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    warm.run([ROOT / "examples" / "figures.py", "--out", tmp_path], check=True, cwd=ROOT)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["astronaut.webp", "chelsea.webp"]
     assert all((tmp_path / name).stat().st_size < 200_000 for name in names)

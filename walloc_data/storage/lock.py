@@ -156,7 +156,7 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[HeldLock | None]:
     from filelock import FileLock, Timeout
 
     place, beside = lock_place(path)
-    lock = FileLock(place, mode=0o666)
+    lock = FileLock(place)
     try:
         lock.acquire(blocking=wait)
     except Timeout:

@@ -7,7 +7,6 @@ shards than that cannot have all of them open at once.
 
 import errno
 import os
-import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -103,10 +102,10 @@ def max_open_shards() -> int:
         >>> 4 <= max_open_shards() <= 4096
         True
     """
-    if sys.platform == "win32":
-        return 256  # of the 512 that its C library allows
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows, whose C library allows 512
+        return 256
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST if soft == resource.RLIM_INFINITY else max(_FEWEST, min(_MOST, soft // 2))
 

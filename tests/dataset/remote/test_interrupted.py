@@ -3,13 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import warm
 from walloc_data import LatentDataset
 from walloc_data.errors import LoaderError, StorageError
 from walloc_data.storage import Store
@@ -34,10 +34,8 @@ def test_ctrl_c_ends_a_trainer_whose_store_is_down(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
     faults.rules = [("data/train", "503", 10**6)]
-    command = [sys.executable, "-c", TRAINER, url, str(tmp_path), str(num_workers)]
-    trainer = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    command = ["-c", TRAINER, url, str(tmp_path), str(num_workers)]
+    trainer = warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     try:
         assert trainer.stdout is not None
         assert trainer.stdout.readline() == "begun\n"

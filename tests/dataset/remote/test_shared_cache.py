@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import warm
 from walloc_data import LatentDataset
 from walloc_data.dataset import LatentLoader
 from walloc_data.errors import LoaderError, StorageError
@@ -109,8 +109,7 @@ def test_two_trainers_share_one_cache(
 
     def train(name: str) -> list[int]:
         log = tmp_path / name
-        command = [sys.executable, str(script), url, str(tmp_path), str(7 * largest), str(log)]
-        subprocess.run(command, check=True, timeout=300)
+        warm.run([script, url, tmp_path, str(7 * largest), log], check=True, timeout=300)
         return json.loads(log.read_text())
 
     with ThreadPoolExecutor(2) as executor:
@@ -129,7 +128,7 @@ def test_a_fetcher_that_is_killed_blocks_nobody(
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
     faults.rules = [("train-00000", "hang", 1)]
     code = f"from walloc_data import LatentDataset; LatentDataset({url!r}, cache_folder={str(tmp_path)!r})[0]"
-    fetcher = subprocess.Popen([sys.executable, "-c", code])
+    fetcher = warm.Popen(["-c", code])
     deadline = time.monotonic() + 30
     while not list((tmp_path / "shards").glob("*.partial")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,0 +1,187 @@
+"""New Python processes in a few hundredths of a second, for tests of whole programs: `subprocess`, but warm.
+
+`run` and `Popen` take what `subprocess.run([sys.executable, ...])` takes of these. See `tests/warm_server.py` for what
+such a process is. Tests of what is imported, and when, need a cold one.
+"""
+
+import atexit
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Popen", "run"]
+
+_SERVER = Path(__file__).with_name("warm_server.py")
+_connections: dict[int, socket.socket] = {}  # by process: one server for each worker of the test run
+
+
+def _server() -> socket.socket:
+    if os.getpid() not in _connections:
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        process = subprocess.Popen(
+            [sys.executable, _SERVER, str(there.fileno())],
+            pass_fds=[there.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C to the tests is not for it
+        )
+        there.close()
+        _connections[os.getpid()] = here
+        atexit.register(_end, here, process)
+    return _connections[os.getpid()]
+
+
+def _end(connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    connection.close()
+    process.wait()
+
+
+class Popen:
+    """A process, as `subprocess.Popen` has it: text pipes, signals, exit code."""
+
+    def __init__(
+        self,
+        arguments: Sequence[Any],
+        *,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        start_new_session: bool = False,
+    ) -> None:
+        self.args, self.returncode = list(arguments), None
+        self.stdin = self.stdout = self.stderr = None
+        given: list[int] = []
+        opened: list[int] = []
+        for number, stream in enumerate((stdin, stdout, stderr)):
+            if stream is subprocess.PIPE:
+                read, write = os.pipe()
+                mine, theirs = (write, read) if number == 0 else (read, write)
+                setattr(self, ("stdin", "stdout", "stderr")[number], os.fdopen(mine, "w" if number == 0 else "r"))
+                opened.append(theirs)
+            elif stream is subprocess.DEVNULL:
+                theirs = os.open(os.devnull, os.O_RDWR)
+                opened.append(theirs)
+            elif stream is subprocess.STDOUT:
+                theirs = given[1]
+            else:
+                theirs = number if stream is None else stream.fileno()
+            given.append(theirs)
+        self._ended, answer = os.pipe()
+        request = {
+            "arguments": [os.fspath(argument) for argument in arguments],
+            "env": dict(os.environ if env is None else env),
+            "cwd": os.fspath(cwd or Path.cwd()),
+            "new_session": start_new_session,
+        }
+        connection = _server()
+        socket.send_fds(connection, [json.dumps(request).encode()], [*given, answer])
+        for descriptor in (*opened, answer):
+            os.close(descriptor)
+        self.pid = int(connection.recv(100))
+
+    def poll(self) -> int | None:
+        """Return the exit code, -N for signal N; None while it runs."""
+        if self.returncode is None and select.select([self._ended], [], [], 0)[0]:
+            self.returncode = int(os.read(self._ended, 100))
+            os.close(self._ended)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not within `timeout` seconds.
+        """
+        if self.returncode is None and not select.select([self._ended], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+        """Write `input`, read both pipes to their end, and wait."""
+        if self.stdin is not None:
+            self.stdin.write(input or "")
+            self.stdin.close()
+        pipes = {pipe.fileno(): bytearray() for pipe in (self.stdout, self.stderr) if pipe is not None}
+        found, deadline = dict(pipes), None if timeout is None else time.monotonic() + timeout
+        while pipes:
+            left = None if deadline is None else max(0, deadline - time.monotonic())
+            ready = select.select(list(pipes), [], [], left)[0]
+            if not ready:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            for descriptor in ready:
+                data = os.read(descriptor, 2**16)
+                pipes[descriptor] += data
+                if not data:
+                    del pipes[descriptor]
+        texts = []
+        for pipe in (self.stdout, self.stderr):
+            texts.append("" if pipe is None else found[pipe.fileno()].decode())
+            if pipe is not None:
+                pipe.close()
+        self.wait(timeout)
+        return texts[0], texts[1]
+
+    def __enter__(self) -> "Popen":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            if pipe is not None:
+                pipe.close()
+        self.wait()
+
+
+def run(
+    arguments: Sequence[Any],
+    *,
+    check: bool = False,
+    input: str | None = None,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end, capturing what it prints.
+
+    Raises:
+        subprocess.CalledProcessError: with `check`, its exit code is not 0; what it printed is in the message.
+        subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was killed.
+    """
+    process = Popen(
+        arguments,
+        stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        cwd=cwd,
+    )
+    try:
+        out, err = process.communicate(input, timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    code = process.wait()
+    if check and code:
+        raise AssertionError(f"exit code {code} of {process.args}:\n{out}\n{err}")
+    return subprocess.CompletedProcess(process.args, code, out, err)
