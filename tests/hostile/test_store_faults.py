@@ -1,5 +1,6 @@
 """What a store answers wrongly while something is written to it costs time, or is named at once; bytes arrive whole."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from walloc_data.cli import main
 from walloc_data.errors import StorageError
 from walloc_data.storage import Store
 
@@ -49,3 +51,20 @@ def test_a_file_that_is_longer_than_was_said_is_not_fetched(store: Store, tmp_pa
     assert not (tmp_path / "here").exists()
     store.download("long", tmp_path / "here", max_bytes=2**21)
     assert (tmp_path / "here").stat().st_size == 2**21
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "decode", "preview", "report"])
+def test_faults_on_the_way_cost_every_command_time_only(
+    root: Path, make_bucket: Callable[[str], dict[str, Any]], faults: Any, command: str
+) -> None:
+    options = make_bucket("faults-of-commands") | {"endpoint_url": faults.url}
+    url = f"s3://faults-of-commands/{command}"
+    store = Store(url, storage_options=options)
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        store.write_bytes(path.relative_to(root).as_posix(), path.read_bytes())
+    faults.rules = [("walloc.json", "503", 1), ("codec.json", "429", 1), ("train.parquet", "reset", 1)]
+    faults.rules += [("train-00001", "cut", 1), ("train-00002", "500", 1)]
+    output = {"decode": ["-o", "decoded"], "preview": ["-o", "p.webp"], "report": ["-o", "r.html"]}
+    assert main([command, url, "--storage-options", json.dumps(options), *output.get(command, [])]) == 0
+    if command != "info":
+        assert not any(count for _, _, count in faults.rules), "a fault was not met"
