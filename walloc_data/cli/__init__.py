@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from walloc_data import __version__
-from walloc_data.cli import data, inspect, maintain, models
+from walloc_data.cli import cache, data, inspect, maintain, models
 from walloc_data.cli.command import Args, Command, Outcome, Parser
 from walloc_data.errors import MissingExtraError, WallocDataError
 from walloc_data.text import printable
@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     **maintain.COMMANDS,
     **inspect.COMMANDS,
     **models.COMMANDS,
+    **cache.COMMANDS,
     "completion": Command(
         "print a shell's completion script",
         _completion_arguments,

@@ -4,12 +4,14 @@ from .latent_dataset import LatentDataset
 from .loader import LatentLoader
 from .mixture import LatentMixture
 from .sampler import LatentBatchSampler
+from .stats import LoaderStats
 
 __all__ = [
     "LatentBatchSampler",
     "LatentDataset",
     "LatentLoader",
     "LatentMixture",
+    "LoaderStats",
     "TrainerCollator",
     "boxes_to_cells",
     "boxes_to_pixels",

@@ -4,8 +4,9 @@ The loader knows one number besides its plan: how many global batches of the epo
 batch numbers and compute the rest, so a state is a few integers and knows nothing of workers or ranks.
 """
 
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from walloc_data.dataset.order import Ints
 from walloc_data.dataset.place import Place
 from walloc_data.dataset.plan import BatchPlan
 from walloc_data.dataset.state import check_state, make_state
+from walloc_data.dataset.stats import LoaderStats, MadeBatch, making
 from walloc_data.dataset.workers import batches_of, in_shared_memory
 from walloc_data.errors import LoaderError
 
@@ -45,18 +47,20 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True)
-class _Batches(Dataset[Any]):
+class _Batches(Dataset[MadeBatch]):
     """Slices of batches by (epoch, number, rank, world size): what workers run."""
 
     samples: Samples
     plan: BatchPlan
     pad: bool
 
-    def __getitem__(self, wanted: tuple[int, int, int, int]) -> Any:
+    def __getitem__(self, wanted: tuple[int, int, int, int]) -> MadeBatch:
         epoch, number, rank, world_size = wanted
-        batch = self.plan.batch(epoch, number).slice(rank, world_size)
-        valid = torch.from_numpy(batch.valid.copy()) if self.pad else None
-        return in_shared_memory(self.samples.read_batch(batch.rows, epoch=epoch, valid=valid))
+        with making() as made:
+            batch = self.plan.batch(epoch, number).slice(rank, world_size)
+            valid = torch.from_numpy(batch.valid.copy()) if self.pad else None
+            made.batch = in_shared_memory(self.samples.read_batch(batch.rows, epoch=epoch, valid=valid))
+        return made
 
 
 class _Numbers(Sampler[tuple[int, int, int, int]]):
@@ -126,6 +130,7 @@ class LatentLoader:
         self.epoch = 0
         self.position = 0
         self._running, self._pass = False, 0
+        self._stats = LoaderStats(num_workers=num_workers)
         self._numbers = _Numbers()
         self._batches = DataLoader(
             _Batches(samples, plan, pad),
@@ -188,18 +193,38 @@ class LatentLoader:
                         "this pass over the loader ended when another began: a loader has one pass at a time, and one "
                         "state. Make a second loader of the same data set to iterate inside or beside this one"
                     )
-                batch = next(batches, None)
-                if batch is None:
+                asked = time.perf_counter()
+                made = next(batches, None)
+                if made is None:
                     break
+                self._count(made, time.perf_counter() - asked)
                 reached(number)
                 self._place.use()
                 # The batch in hand counts as done: a state saved after its step must not give it again.
                 self.position = number + 1
                 if self.position == len(self):
                     self.epoch, self.position, self._running = epoch + 1, 0, False
-                yield batch
+                given = time.perf_counter()
+                yield made.batch
+                # Not where the pass is left: nobody knows when.
+                waited = self._stats.waiting_for_trainer_s + time.perf_counter() - given
+                self._stats = replace(self._stats, waiting_for_trainer_s=waited)
         if not len(self):
             self.epoch, self._running = epoch + 1, False
+
+    def _count(self, made: MadeBatch, waited_s: float) -> None:
+        stats = self._stats
+        self._stats = replace(
+            stats,
+            num_batches=stats.num_batches + 1,
+            waiting_for_batches_s=stats.waiting_for_batches_s + waited_s,
+            waiting_for_shards_s=stats.waiting_for_shards_s + made.shards_s,
+            decoding_s=stats.decoding_s + made.decoding_s,
+        )
+
+    def stats(self) -> LoaderStats:
+        """Return where the time went since the loader was made: is the trainer starved, and of what?"""
+        return self._stats
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is: a few integers and names, JSON-able, independent of workers and ranks."""

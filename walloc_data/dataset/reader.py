@@ -13,6 +13,7 @@ import numpy.typing as npt
 from walloc_data.dataset.decode import decode_latents
 from walloc_data.dataset.index import SplitIndex
 from walloc_data.dataset.order import Ints
+from walloc_data.dataset.stats import waiting_for_shards
 from walloc_data.errors import CorruptShardError, StorageError, WallocDataError
 from walloc_data.format import MANIFEST_NAME, CodecSpec, ShardRecord, SplitRecord, sample_key
 from walloc_data.storage import OpenShards, ShardCache, ShardFile, Store, read_manifest
@@ -114,7 +115,8 @@ class ShardReader:
         shards = self.shards(rows)
 
         def attempt() -> T:
-            payloads = self._payloads(shards, offsets, lengths)
+            with waiting_for_shards():
+                payloads = self._payloads(shards, offsets, lengths)
             self._check(entries, shards, payloads, checksums)
             return use(entries, shards, payloads)
 

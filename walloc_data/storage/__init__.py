@@ -1,6 +1,7 @@
 """Local folders and object stores behind one small interface, and the shard cache."""
 
 from walloc_data.storage.cache import DEFAULT_MAX_CACHE_BYTES, ShardCache, cache_errors, default_cache_folder
+from walloc_data.storage.cache_contents import CacheContents, cache_contents, clear_cache
 from walloc_data.storage.lock import HeldLock, file_lock, lock_place, machine_folder
 from walloc_data.storage.manifest import read_manifest, shards_reader, write_manifest
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry
@@ -11,6 +12,7 @@ from walloc_data.storage.threads import DaemonThreads
 __all__ = [
     "DEFAULT_MAX_CACHE_BYTES",
     "DEFAULT_RETRY_SECONDS",
+    "CacheContents",
     "DaemonThreads",
     "HeldLock",
     "OpenShards",
@@ -18,7 +20,9 @@ __all__ = [
     "ShardCache",
     "ShardFile",
     "Store",
+    "cache_contents",
     "cache_errors",
+    "clear_cache",
     "default_cache_folder",
     "file_lock",
     "lock_place",

@@ -1,0 +1,43 @@
+"""Commands of the cache folder."""
+
+from typing import Any
+
+from walloc_data.cli.command import Args, Command, Outcome, Parser
+
+__all__ = ["COMMANDS"]
+
+_KINDS = ("shards", "arrays", "index")
+
+
+def _cache_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("action", choices=("list", "clear"), help="say what lies there, or remove it")
+    add("--folder", metavar="FOLDER", help="(default: $XDG_CACHE_HOME/walloc_data, else ~/.cache/walloc_data)")
+    add("--only", choices=_KINDS, nargs="+", default=list(_KINDS), help="fetched shards, decoded arrays, or indices")
+
+
+def _cache(args: Args) -> Outcome:
+    from walloc_data.storage import cache_contents, clear_cache, default_cache_folder
+
+    folder = args.folder or str(default_cache_folder())
+    if args.action == "clear":
+        found = clear_cache(folder, kinds=args.only)
+    else:
+        found = [item for item in cache_contents(folder) if item.kind in args.only]
+    verb = "removed from" if args.action == "clear" else "in"
+    lines = [f"{item.kind}: {item.num_items} of {item.num_bytes / 1e6:.1f} MB {verb} {folder}" for item in found]
+    data: dict[str, Any] = {
+        "folder": folder,
+        **{item.kind: {"num_items": item.num_items, "num_bytes": item.num_bytes} for item in found},
+    }
+    return Outcome(data, "\n".join(lines))
+
+
+COMMANDS = {
+    "cache": Command(
+        "list or clear what is kept of data sets on this machine",
+        _cache_arguments,
+        _cache,
+        ("walloc-data cache list", "walloc-data cache clear --only arrays --folder /scratch/cache"),
+    ),
+}
