@@ -88,7 +88,8 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
     [
         ("import walloc_data", {"torch", "numpy", "timm", "datasets", "PIL", "fsspec"}),
         ("import walloc_data.cli", {"torch", "numpy", "timm", "datasets", "PIL", "fsspec"}),
-        ("from walloc_data.convert import dataset_info", {"torch", "datasets", "PIL"}),
+        ("from walloc_data.convert import dataset_info, finish_dataset", {"torch", "datasets", "PIL"}),
+        ("from walloc_data.convert import verify_dataset", {"torch", "datasets", "timm"}),
         ("import walloc_data.latents, walloc_data.dataset.index, walloc_data.pictures", {"torch", "datasets"}),
         (
             "from walloc_data import LatentDataset",

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from walloc_data.convert.adopted import as_stored, read_packed
 from walloc_data.convert.changes import changed_samples, refuse_changes, rows_of_source
@@ -113,6 +112,8 @@ class Worker:
         device: str = "cpu",
         alive: Callable[[], None] = lambda: None,
     ) -> None:
+        import torch  # here, so that checking a data set does not take the seconds that it takes
+
         self.plan, self.source, self.codec, self.store, self.staging = plan, source, codec, store, staging
         self.on_error, self.device, self.alive = on_error, torch.device(device), alive
 
@@ -317,6 +318,8 @@ class Worker:
             self._adopt(items, counts, shapes)
             clock.stop("count")
             return
+        import torch
+
         groups: dict[tuple[int, ...], list[_Item]] = {}
         for item in items:
             groups.setdefault(item.pixels.shape, []).append(item)
