@@ -61,6 +61,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.slow  # as a whole: every way of wrapping takes a second or two
 @pytest.mark.usefixtures("_one_process")
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED.keys())
 def test_a_wrapped_model_is_saved_and_asked_like_a_bare_one(wrap, model, latents, tmp_path):

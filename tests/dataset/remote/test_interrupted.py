@@ -66,7 +66,7 @@ def test_a_try_is_one_request_and_tries_end(
     faults.rules = [("data/train-00000", "503", 10**6)]
     store = Store(url, max_attempts=3)
     with pytest.raises(
-        StorageError, match=r"fetching .*train-00000.tar: failed 3 times in \d s, last with OSError: .*"
+        StorageError, match=r"fetching .*train-00000.tar: failed 3 times in \d+ s, last with OSError: .*"
     ):
         store.download("data/train-00000.tar", tmp_path / "shard")
     assert faults.count("train-00000") == 3
