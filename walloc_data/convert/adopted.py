@@ -26,7 +26,7 @@ Packed = npt.NDArray[np.uint8]
 
 
 def read_packed(data: bytes, *, spec: CodecSpec) -> tuple[Packed, tuple[int, int]]:
-    """A packed latent from a picture file, and the (width, height) in pixels of the picture that it is of.
+    """Return a packed latent from a picture file, and the (width, height) in pixels of the picture that it is of.
 
     Where sides were padded before encoding, the padding counts: nothing tells how much there was.
 
@@ -75,7 +75,9 @@ def read_packed(data: bytes, *, spec: CodecSpec) -> tuple[Packed, tuple[int, int
 
 
 def as_stored(data: bytes, packed: Packed, *, effort: Literal["default", "fast"]) -> bytes:
-    """The WebP to store: the file itself where it is plain lossless WebP, else one of ours with the same values."""
+    """Return the WebP to store: the file itself where it is plain lossless WebP, else one of ours with the same
+    values.
+    """
     if webp_size(memoryview(data)) == packed.shape[:2] and len(data) == 8 + struct.unpack("<I", data[4:8])[0]:
         return data
     stored = encode_webp(packed, effort=effort)
@@ -85,7 +87,7 @@ def as_stored(data: bytes, packed: Packed, *, effort: Literal["default", "fast"]
 
 
 def _chunks(data: bytes) -> set[bytes]:
-    """Names of a WebP file's chunks."""
+    """Return names of a WebP file's chunks."""
     names: set[bytes] = set()
     offset = 12
     while offset + 8 <= len(data) and len(names) < 100:

@@ -1,4 +1,4 @@
-"""How a conversion begins: its codec, its plan, and whether what is there already agrees with them."""
+"""Start of a conversion: its codec, its plan, and whether what is there already agrees with them."""
 
 import shutil
 import tempfile
@@ -65,7 +65,7 @@ def _has_codec(store: Store, *, staging: Path, spec: CodecSpec | None = None) ->
 
 
 def plan_for(source: Source, split: str, settings: EncodeSettings, codec: Any) -> Plan:
-    """The plan of a conversion that begins now."""
+    """Return the plan of a conversion that begins now."""
     import PIL
     from PIL import features
 
@@ -115,7 +115,7 @@ def begin(
     repair: bool = False,
     redo: Collection[ShardId] = (),
 ) -> Plan:
-    """The plan to follow: the one there, if this one agrees with it, else this one, now written down.
+    """Return the plan to follow: the one there, if this one agrees with it, else this one, now written down.
 
     `max_pixels` may change as long as no shard that is done would be another, but for those of `redo`.
     """

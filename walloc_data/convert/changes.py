@@ -1,4 +1,4 @@
-"""Which finished shards do not hold any more: their pictures have changed, or their files are damaged.
+"""Finished shards that must be made anew: their pictures have changed, or their files are damaged.
 
 A source's identity is made of names and lengths, so a picture in another's place, of the same name and length, is not
 seen in it. Every shard's rows record what its source said of each picture (when the file was written, an ETag) and the
@@ -210,7 +210,7 @@ def join_complete_splits(store: Store) -> None:
 
 
 def shards_with_failures(store: Store, split: str) -> set[ShardId]:
-    """The finished shards with pictures that could not be encoded."""
+    """Return the finished shards with pictures that could not be encoded."""
     shards = sorted(finished_shards(store, split))
     return {shard for shard, done in zip(shards, done_marks(store, split, shards), strict=True) if done.failures}
 

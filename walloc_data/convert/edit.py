@@ -33,7 +33,7 @@ _GONE = ".gone/marker"
 
 
 def edit_root(split: str) -> str:
-    """The folder in which the changed files of a split are made, inside the data set; ends in '/'."""
+    """Return the folder in which the changed files of a split are made, inside the data set; ends in '/'."""
     return f".walloc/{split}.edit/"
 
 
@@ -87,7 +87,7 @@ def settle_edits(store: Store) -> None:
 
 
 def _move_in(store: Store, split: str, manifest: Manifest) -> Manifest:
-    """Steps 3 and 4. Nothing that is deleted or replaced here is named by the manifest."""
+    """Do steps 3 and 4. Nothing that is deleted or replaced here is named by the manifest."""
     record, root = manifest.splits[split], edit_root(split)
     for shard in record.shards:
         if shard.name.startswith(root):

@@ -224,7 +224,9 @@ def encode_dataset(
 
 
 def _given(settings: EncodeSettings | None, fields: SettingFields) -> dict[str, Any]:
-    """The settings that the caller gave; checked, so that what is impossible is refused before anything is opened."""
+    """Return the settings that the caller gave; checked, so that what is impossible is refused before anything is
+    opened.
+    """
     known = sorted(EncodeSettings().to_dict())
     if unknown := sorted(fields.keys() - set(known)):
         raise TypeError(f"encode_dataset: unknown settings {unknown}; its settings are {known}")
@@ -257,7 +259,7 @@ def _kind_of_replacement(
 
 
 def _finished_of_part(store: Store, split: str, where: tuple[int, int]) -> list[ShardId]:
-    """Finished shards: parts that run beside this one look at their own."""
+    """Return the finished shards of this part: parts that run beside it look at their own."""
     return [shard for shard in sorted(finished_shards(store, split)) if shard.unit % where[1] == where[0]]
 
 
@@ -296,7 +298,7 @@ def _check_folder(store: Store, source: Source) -> None:
 
 @contextmanager
 def _staging(store: Store, *, tag: str) -> Iterator[Path]:
-    """An empty folder for unfinished files: inside a local data set, so that publishing is a rename."""
+    """Make an empty folder for unfinished files: inside a local data set, so that publishing is a rename."""
     if store.local_path is None:
         with tempfile.TemporaryDirectory(prefix="walloc_data-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)

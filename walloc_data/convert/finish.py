@@ -122,7 +122,7 @@ def _write(store: Store, path: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the pictures of every unit stand in the source, which is known when all units are done.
+    """Positions in the source of every unit's pictures, known when all units are done.
 
     Attributes:
         shards: of the split, in its order.
@@ -136,7 +136,7 @@ class Places:
 
     @classmethod
     def of(cls, store: Store, plan: Plan) -> Self:
-        """The places of a split that is whole."""
+        """Return the places of a split that is whole."""
         if plan.num_fragments is None:
             return cls([ShardId(unit) for unit in range(plan.num_units)], plan.num_items or 0, {})
         ends = unit_ends(store, plan.split)
@@ -155,7 +155,7 @@ class Places:
         return cls(shards, int(begins[-1]), units)
 
     def in_source(self, unit: int, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Positions in the source of indices that are recorded with a unit's shards."""
+        """Return positions in the source of indices that are recorded with a unit's shards."""
         found = np.asarray(indices, dtype=np.int64)
         if unit not in self.units:
             return found
@@ -168,7 +168,7 @@ class Places:
 def _join(
     store: Store, plan: Plan, places: Places, folder: Path
 ) -> tuple[SplitRecord, ConversionSummary, dict[str, Any]]:
-    """One pass over the done marks, in memory that grows by a few hundred bytes a shard."""
+    """Read the done marks once, in memory that grows by a few hundred bytes a shard."""
     split = plan.split
     spec = plan.codec
     counts = np.zeros((spec.latent_dim, 2**spec.latent_bits), dtype=np.int64)
@@ -271,7 +271,7 @@ def _rows(store: Store, split: str, shards: list[ShardId]) -> Iterator[bytes]:
 
 
 def timm_info(manifest: Manifest) -> dict[str, Any]:
-    """What timm's WebDataset reader looks for in the root."""
+    """Return what timm's WebDataset reader looks for in the root."""
     return {
         "splits": {
             name: {

@@ -1,4 +1,4 @@
-"""What a conversion takes over from its data set: settings that are not given, and the numbers of classes."""
+"""Settings and class numbers that a conversion inherits from its data set."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ __all__ = ["RelabelledSource", "classes_of", "settings_of", "with_classes"]
 
 
 def settings_of(store: Store, split: str, manifest: Manifest | None, given: Mapping[str, Any]) -> EncodeSettings:
-    """The settings of a split: those given, and for the rest the split's own, or else those of the data set."""
+    """Return the settings of a split: those given, and for the rest the split's own, or else those of the data set."""
     if (plan := read_plan(store, split)) is not None:
         return replace(plan.settings, **given)
     if manifest is not None:
@@ -25,7 +25,7 @@ def settings_of(store: Store, split: str, manifest: Manifest | None, given: Mapp
 
 
 def classes_of(store: Store, split: str, manifest: Manifest | None) -> tuple[str, ...] | None:
-    """The class names by whose positions a data set's labels count; None where there are none yet."""
+    """Return the class names by whose positions a data set's labels count; None where there are none yet."""
     plan = read_plan(store, split)
     names = [
         plan.class_names if plan is not None else None,
@@ -42,7 +42,7 @@ def _siblings(store: Store, split: str) -> Iterator[Plan]:
 
 
 def with_classes(source: Source, names: tuple[str, ...] | None, *, where: str) -> Source:
-    """A source whose labels count by a data set's class names, whichever of them it has and in whatever order.
+    """Return a source whose labels count by a data set's class names, whichever of them it has and in whatever order.
 
     Raises:
         SettingsMismatchError: it has classes that the data set does not have.

@@ -29,7 +29,7 @@ _MAX_SIDE = 2**28  # pixels
 
 
 def open_manifest(store: Store) -> Manifest:
-    """The manifest, or an error that says how to get one."""
+    """Return the manifest, or an error that says how to get one."""
     manifest = read_manifest(store)
     if manifest is None:
         raise FormatError(
@@ -40,7 +40,7 @@ def open_manifest(store: Store) -> Manifest:
 
 @contextmanager
 def local_file(store: Store, path: str, *, max_bytes: int | None = None) -> Iterator[Path]:
-    """A file of the data set on this machine: itself, or a copy that is deleted afterwards.
+    """Provide a file of the data set on this machine: itself, or a copy that is deleted afterwards.
 
     Args:
         max_bytes: a longer file is not fetched.
@@ -56,7 +56,7 @@ def local_file(store: Store, path: str, *, max_bytes: int | None = None) -> Iter
 
 
 def index_rows(file: Path, *, mirror: bool, columns: Mapping[str, Any] | None, where: str) -> Iterator[dict[str, Any]]:
-    """Rows of a split's index, in order, in memory that does not grow with it. Optional columns may be absent.
+    """Yield rows of a split's index, in order, in memory that does not grow with it. Optional columns may be absent.
 
     The columns of the source must be those of the manifest, and are not among the rows.
     """
@@ -122,7 +122,7 @@ def _check_rows(batch: Any, *, where: str) -> None:
 
 
 def failure_lines(file: Path, *, where: str) -> Iterator[dict[str, Any]]:
-    """Parsed lines of a failures file."""
+    """Yield parsed lines of a failures file."""
     with open_regular(file) as lines:
         number = 0
         while line := lines.readline(MAX_FAILURE_LINE_BYTES):
@@ -142,7 +142,7 @@ def failure_lines(file: Path, *, where: str) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a data set is, and which conversions into it are unfinished.
+    """Description of a data set, and of unfinished conversions into it.
 
     Example:
         >>> from walloc_data.convert import dataset_info, encode_dataset
@@ -158,7 +158,7 @@ class DatasetInfo:
     replacements: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)  # the same, of overwriting
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, without the counts of every latent value."""
+        """Return JSON values, without the counts of every latent value."""
         value: dict[str, Any] = {"url": self.url, "unfinished": {k: list(v) for k, v in self.unfinished.items()}}
         value["replacements"] = {name: list(numbers) for name, numbers in self.replacements.items()}
         if self.manifest is not None:

@@ -59,32 +59,32 @@ __all__ = [
 
 
 def work_folder(split: str) -> str:
-    """Where a split's plan and done marks lie."""
+    """Return where a split's plan and done marks lie."""
     return f".walloc/{split}"
 
 
 def plan_name(split: str) -> str:
-    """The plan's path inside the data set."""
+    """Return the plan's path inside the data set."""
     return f"{work_folder(split)}/plan.json"
 
 
 def old_end_name(split: str) -> str:
-    """Where earlier versions wrote a stream's length."""
+    """Return where earlier versions wrote a stream's length."""
     return f"{work_folder(split)}/end.json"
 
 
 def end_name(split: str, unit: int) -> str:
-    """The path of a unit's end mark inside the data set."""
+    """Return the path of a unit's end mark inside the data set."""
     return f"{work_folder(split)}/{unit:05d}-end.json"
 
 
 def done_name(split: str, shard: ShardId) -> str:
-    """A done mark's path inside the data set."""
+    """Return a done mark's path inside the data set."""
     return f"{work_folder(split)}/{shard}.json"
 
 
 def rows_name(split: str, shard: ShardId) -> str:
-    """The path of a shard's index rows inside the data set."""
+    """Return the path of a shard's index rows inside the data set."""
     return f"{work_folder(split)}/{shard}.parquet"
 
 
@@ -97,7 +97,7 @@ class UnitEnd:
     versions: tuple[str | None, ...]  # what told each fragment from another of its name
 
     def to_json(self) -> bytes:
-        """The bytes of the end mark."""
+        """Return the bytes of the end mark."""
         return dump_json(asdict(self)).encode()
 
     @classmethod
@@ -155,7 +155,7 @@ class ShardDone:
         return self.shard.num_samples if self.shard else 0
 
     def to_json(self) -> bytes:
-        """The bytes of the done mark."""
+        """Return the bytes of the done mark."""
         return dump_json(asdict(self)).encode()
 
     @classmethod
@@ -201,12 +201,12 @@ _END = re.compile(r"([0-9]{5,12})-end\.json")
 
 
 def planned_splits(store: Store) -> list[str]:
-    """Splits whose conversion was begun, finished or not."""
+    """Return splits whose conversion was begun, finished or not."""
     return [name for name in store.list_folders(".walloc") if store.exists(plan_name(name))]
 
 
 def check_siblings(store: Store, plan: Plan, manifest: Manifest | None) -> None:
-    """All splits of a data set share codec, settings and class names, finished or not.
+    """Check that all splits of a data set share codec, settings and class names, finished or not.
 
     Raises:
         SettingsMismatchError: names every field by which this plan differs from another split's.
@@ -261,14 +261,14 @@ def limit_is_fixed(
 
 
 def read_manifest(store: Store) -> Manifest | None:
-    """The data set's manifest, or None where there is none yet."""
+    """Return the data set's manifest, or None where there is none yet."""
     if not store.exists(MANIFEST_NAME):
         return None
     return storage.read_manifest(store)
 
 
 def read_plan(store: Store, split: str) -> Plan | None:
-    """A split's plan; None where no conversion was begun."""
+    """Return a split's plan; None where no conversion was begun."""
     if not store.exists(plan_name(split)):
         return None
     try:
@@ -291,7 +291,7 @@ def _json(store: Store, path: str) -> dict[str, Any]:
 
 
 def finished_shards(store: Store, split: str) -> set[ShardId]:
-    """The shards that need no more work: their done mark is there, and so is the file it speaks of."""
+    """Return the shards that need no more work: their done mark is there, and so is the file it speaks of."""
     names = {path.rpartition("/")[2] for path in store.list(work_folder(split))}
     marked = {
         ShardId(int(match[1]), int(match[2]) if match[2] else None)
@@ -305,7 +305,7 @@ def finished_shards(store: Store, split: str) -> set[ShardId]:
 
 
 def finished_units(store: Store, split: str, shards: Collection[ShardId]) -> set[int]:
-    """Numbers of the units that need no more work, if `shards` need none."""
+    """Return numbers of the units that need no more work, if `shards` need none."""
     whole = {shard.unit for shard in shards if shard.number is None}
     for unit, end in unit_ends(store, split).items():
         if all(ShardId(unit, number) in shards for number in range(end.num_shards)):
@@ -331,7 +331,7 @@ def unit_ends(store: Store, split: str) -> dict[int, UnitEnd]:
 
 
 def done_marks(store: Store, split: str, shards: Sequence[ShardId]) -> Iterator[ShardDone]:
-    """Done marks in the order asked for."""
+    """Yield done marks in the order asked for."""
 
     def read(shard: ShardId) -> ShardDone:
         path = done_name(split, shard)
@@ -350,7 +350,7 @@ def done_marks(store: Store, split: str, shards: Sequence[ShardId]) -> Iterator[
 
 
 def in_order(read: Callable[[Key], T], shards: Sequence[Key], *, store: Store) -> Iterator[T]:
-    """`read` of each shard or unit, in order; a remote store is asked for several at once."""
+    """Yield `read` of each shard or unit, in order; a remote store is asked for several at once."""
     if store.local_path is not None:
         yield from map(read, shards)
         return

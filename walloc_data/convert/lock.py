@@ -26,7 +26,7 @@ PATIENCE_S = 5.0
 
 
 def lock_folder(store: Store) -> Path:
-    """Where a data set's lock files lie."""
+    """Return where a data set's lock files lie."""
     if store.local_path is not None:
         folder = store.local_path / ".walloc"
     else:
@@ -40,7 +40,7 @@ def lock_folder(store: Store) -> Path:
 
 @contextmanager
 def disk_errors(store: Store) -> Iterator[None]:
-    """A full or vanished local disk as an error of ours, which says what to do."""
+    """Turn a full or vanished local disk into an error that says what to do."""
     try:
         yield
     except WallocDataError:
@@ -71,7 +71,7 @@ def conversion_lock(store: Store, *, part: str | None = None) -> Iterator[tuple[
 
 @contextmanager
 def plan_lock(store: Store) -> Iterator[None]:
-    """Held while a plan is compared or written down; a hundred parts that begin at once wait for each other."""
+    """Lock the plan while it is compared or written down; a hundred parts that begin at once wait for each other."""
     with _held(lock_folder(store) / "lock-plan", store=store, shared=False, patience_s=120.0):
         yield
 

@@ -62,7 +62,7 @@ def _root(split: str, kind: Kind) -> str:
 
 
 def replacement(store: Store, split: str, *, kind: Kind = "new") -> Store:
-    """The folder in which a split's replacement grows, as a store."""
+    """Return the folder in which a split's replacement grows, as a store."""
     folder = f"{store.url}/{_root(split, kind).rstrip('/')}"
     return Store(
         folder,
@@ -73,7 +73,7 @@ def replacement(store: Store, split: str, *, kind: Kind = "new") -> Store:
 
 
 def replaced_splits(store: Store) -> list[tuple[str, Kind]]:
-    """Splits of which a replacement is there, whole or not, and the replacement's kind."""
+    """Return splits of which a replacement is there, whole or not, and the replacement's kind."""
     parts = [name.partition(".") for name in store.list_folders(".walloc")]
     kinds: tuple[Kind, ...] = ("new", "retry")
     return [(split, kind) for split, _, end in parts for kind in kinds if end == kind]
@@ -163,7 +163,7 @@ def _is_done_with(store: Store, split: str, kind: Kind) -> bool:
 
 
 def refuse_halfway(store: Store, split: str, manifest: Manifest | None) -> None:
-    """Parts run side by side, so that none of them may complete an interrupted replacement."""
+    """Refuse to run a part beside an interrupted replacement, which no part may complete."""
     if manifest is not None and split in manifest.splits and manifest.splits[split].root:
         raise ConversionError(
             f"{store.url}: the files of split {split!r} are not in their places yet, as overwriting it was interrupted "
@@ -172,7 +172,7 @@ def refuse_halfway(store: Store, split: str, manifest: Manifest | None) -> None:
 
 
 def _move_in(store: Store, split: str, kind: Kind) -> None:
-    """Steps 3 and 4. Nothing that is deleted or replaced here is named by the manifest."""
+    """Do steps 3 and 4. Nothing that is deleted or replaced here is named by the manifest."""
     from walloc_data.convert.finish import join_split
 
     inside, root = replacement(store, split, kind=kind), _root(split, kind)

@@ -47,7 +47,7 @@ _Index = npt.NDArray[np.int64]
 
 
 class ShardId(NamedTuple):
-    """Which shard of a split: its unit of work, and its number among the unit's shards.
+    """Identity of a shard in its split: its unit of work, and its number among the unit's shards.
 
     Example:
         >>> from walloc_data.convert.plan import ShardId
@@ -63,7 +63,8 @@ class ShardId(NamedTuple):
 
 
 def fragments_per_unit(num_fragments: int, sizes: Sequence[int] | None) -> int:
-    """How many fragments to read as one: several where there are very many small ones, as a shard each would be small.
+    """Return how many fragments to read as one: several where there are very many small ones, as a shard each would be
+    small.
 
     Args:
         num_fragments: of the source.
@@ -181,17 +182,17 @@ class Plan:
         return names
 
     def with_num_items(self, num_items: int) -> Self:
-        """The plan of an earlier version's stream whose end has been seen."""
+        """Return the plan of an earlier version's stream whose end has been seen."""
         return replace(self, source={**self.source, "num_items": num_items})
 
     def source_indices(self, unit: int) -> _Index:
-        """Positions in the source of a unit's pictures, in the order of its shard."""
+        """Return positions in the source of a unit's pictures, in the order of its shard."""
         if self.num_items is None:
             raise FormatError("a source that is read in fragments has no positions")
         return self._range(unit, size=self.settings.samples_per_shard, end=self.num_items)
 
     def fragments(self, unit: int) -> list[int]:
-        """The fragments of a unit, in the order in which it reads them."""
+        """Return the fragments of a unit, in the order in which it reads them."""
         if self.num_fragments is None:
             raise FormatError("a source that is read by position has no fragments")
         found: list[int] = self._range(
@@ -209,11 +210,13 @@ class Plan:
         return permute_source(positions, num_items=end, seed=self.settings.shuffle_seed)
 
     def key(self, unit: int, index: int) -> str:
-        """The key of a sample: of its position in the source, or of that in its unit where it is read in fragments."""
+        """Return the key of a sample: of its position in the source, or of that in its unit where it is read in
+        fragments.
+        """
         return sample_key(index) if self.num_fragments is None else fragment_key(unit, index)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; `from_dict` is its inverse."""
+        """Return JSON values; `from_dict` is its inverse."""
         return {
             "split": self.split,
             "source": dict(self.source),
@@ -247,7 +250,7 @@ class Plan:
 
 
 def differences(before: Plan, now: Plan) -> list[str]:
-    """Every field by which a resumed conversion would differ, as ``name: before -> now``; empty if none."""
+    """Return every field by which a resumed conversion would differ, as ``name: before -> now``; empty if none."""
     found = []
     for group in ("codec", "settings", "source"):
         old, new = before.to_dict()[group], now.to_dict()[group]
@@ -287,7 +290,7 @@ def _short(names: tuple[str, ...] | None) -> str:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """``"I/N"``, I from 1 to N, as (I - 1, N): part I does the units whose number is I - 1 modulo N."""
+    """Parse ``"I/N"``, I from 1 to N, to (I - 1, N): part I does the units whose number is I - 1 modulo N."""
     first, slash, second = text.partition("/")
     if not (slash and first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
         raise FormatError(f"part {text!r} must be I/N with I from 1 to N, e.g. 1/8")

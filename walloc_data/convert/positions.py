@@ -1,4 +1,4 @@
-"""Which pictures of a source a split accounts for: each once, as a sample, a failure, or removed since."""
+"""Check that a split accounts for each picture of its source once: as a sample, a failure, or removed since."""
 
 from array import array
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Positions:
         return None
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with all of them."""
+        """Yield what is wrong with all of them."""
         if not self.num_removed:
             if not self._seen.all():
                 first = int(np.argmin(self._seen))

@@ -1,4 +1,4 @@
-"""What a conversion says of itself: how far it is, while it runs, and the lines that end it."""
+"""Progress of a conversion, and the lines that end it."""
 
 import sys
 import time
@@ -151,7 +151,7 @@ def _in_notebook() -> bool:
 
 
 def format_seconds(seconds: float) -> str:
-    """``42 s``, ``3 min 10 s``, ``5 h 02 min``."""
+    """Return ``42 s``, ``3 min 10 s``, ``5 h 02 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -161,12 +161,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 shard``, ``2 shards``: regular nouns."""
+    """Return ``1 shard``, ``2 shards``: regular nouns."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_bytes(num_bytes: float) -> str:
-    """``512 B``, ``9.8 MB``: powers of 1000."""
+    """Return ``512 B``, ``9.8 MB``: powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
@@ -205,7 +205,7 @@ def notes_of(plan: Plan, numbers: Mapping[str, int], *, labels: Collection[int] 
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """What a split holds now, and how fast this run was.
+    """Contents of a split after a conversion, and the speed of the run.
 
     Example:
         >>> from walloc_data import encode_dataset
@@ -243,7 +243,7 @@ class ConversionSummary:
         return self.new_samples / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, derived ones included."""
+        """Return JSON values, derived ones included."""
         return asdict(self) | {"bits_per_pixel": self.bits_per_pixel, "samples_per_s": self.samples_per_s}
 
     def __str__(self) -> str:

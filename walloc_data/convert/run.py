@@ -63,7 +63,7 @@ class Run:
         self.meter = ProgressMeter(callback, split=self.plan.split, num_items=self._num_items(), num_done=self.num_done)
 
     def _num_items(self) -> int | None:
-        """Of this part."""
+        """Return the number of pictures of this part."""
         if self.plan.num_items is None or self.where[1] == 1:
             return self.plan.num_items
         size = self.plan.settings.samples_per_shard
@@ -140,25 +140,25 @@ class Run:
         return (Task(unit, frozenset(done.get(unit, ()))) for unit in range(self.plan.num_units) if self._is_due(unit))
 
     def on_report(self, task: Task, tally: Tally) -> None:
-        """A worker tells what it did since it told last."""
+        """Handle a worker's progress report."""
         self._live.setdefault(task.unit, Tally()).add(tally)
         self.stages.add(tally)
         self.tick()
         self._check_failures()
 
     def on_lost(self, task: Task) -> None:
-        """A worker died with its unfinished unit."""
+        """Handle the death of a worker with an unfinished unit."""
         self._live.pop(task.unit, None)
 
     def on_shard(self, task: Task, shard: ShardId, done: ShardDone) -> None:
-        """A shard is published."""
+        """Count a published shard."""
         self._live.pop(task.unit, None)
         self.new_samples += done.num_samples
         self._count(shard, done)
         self._check_failures()
 
     def on_done(self, task: Task) -> None:
-        """All shards of a unit are."""
+        """Count a unit whose shards are all published."""
         self.finished.add(task.unit)
 
     def tick(self) -> None:
@@ -189,7 +189,7 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def summary(self, store: Store, *, seconds: float, part: str | None) -> ConversionSummary:
-        """Of one part."""
+        """Return the summary of this part."""
         marks = list(done_marks(store, self.plan.split, sorted(self.mine)))
         return ConversionSummary(
             url=store.url,

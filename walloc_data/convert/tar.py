@@ -89,7 +89,7 @@ _CONSTANT_SUM = sum(_OWNER) + sum(_TIME) + 8 * ord(" ") + sum(_REST)  # the chec
 
 
 def header(name: str, num_bytes: int) -> bytes:
-    """One 512-byte ustar header (POSIX.1-1988)."""
+    """Return one 512-byte ustar header (POSIX.1-1988)."""
     encoded = name.encode("ascii")
     if len(encoded) > 100 or not 0 <= num_bytes < 8**11:
         raise FormatError(f"{name}: {num_bytes} bytes under a name of {len(encoded)} do not fit a ustar header")

@@ -43,7 +43,7 @@ class UnitReader:
         self.versions: list[str | None] = []
 
     def read(self) -> Generator[tuple[int, Sample]]:
-        """(index, sample) pairs, the index as `Plan.key` counts."""
+        """Yield (index, sample) pairs, the index as `Plan.key` counts."""
         if self._plan.num_fragments is None:
             for index in self._plan.source_indices(self._unit).tolist():
                 yield index, next(self._told(f"sample {index}", map(self._source.read, [index])))
@@ -59,7 +59,7 @@ class UnitReader:
                 position += 1
 
     def _told(self, what: str, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """The same samples; errors of the source as errors of ours, or as a last sample with a problem."""
+        """Yield the same samples; errors of the source become errors of ours, or a last sample with a problem."""
         try:
             yield from samples
         except UnreadableError as error:
@@ -77,7 +77,7 @@ _GO_ON = "What is published stays, and the same command goes on from there"
 
 
 def trouble(what: str, error: BaseException) -> ConversionError:
-    """The error that stops a conversion, for a picture or a shard."""
+    """Return the error that stops a conversion, for a picture or a shard."""
     if isinstance(error, MemoryError | RuntimeError) or "out of memory" in str(error):
         return ConversionError(
             f"{what}: memory ran out. {_GO_ON}: with fewer workers, more memory, or a smaller max_pixels "

@@ -52,7 +52,7 @@ _CHANGED = (
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify_dataset` found.
+    """Result of `verify_dataset`.
 
     Example:
         >>> from walloc_data.convert import verify_dataset
@@ -162,7 +162,7 @@ def _remedy(store: Store, splits: list[str]) -> str:
 
 
 def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator[str]:
-    """The codec's folder, and what readers other than ours look for."""
+    """Check the codec's folder, and the files that other readers look for."""
 
     with ExitStack() as stack:
         try:
@@ -264,7 +264,9 @@ class _Split:
         yield from self._totals()
 
     def _most_items(self) -> int:
-        """How many pictures the split's files may account for: each is two headers and data in a shard, or a line."""
+        """Bound the pictures that the split's files may account for: each is two headers and data in a shard, or a
+        line.
+        """
         folders = {"data", f"{self.record.root}data"}
         num_bytes = sum(sum(self.store.sizes(folder).values()) for folder in folders)
         try:
@@ -380,7 +382,7 @@ class _Split:
         return offset
 
     def _by_fragment(self, key: str) -> bool:
-        """Whether a key is one of a source that is read in fragments; a merged split may have both kinds."""
+        """Return whether a key is one of a source that is read in fragments; a merged split may have both kinds."""
         return self.in_fragments or (self.is_merged and "-" in key)
 
     def _json(self, what: str, data: ShardFile, row: dict[str, Any], offset: int) -> int:
@@ -415,7 +417,7 @@ def _is_next(data: ShardFile, name: str, offset: int) -> bool:
 
 
 def _check_key(what: str, key: str, shard: ShardRecord, samples_per_shard: int) -> None:
-    """A key of a source in fragments: the shard's unit, and a position in that which belongs to the shard."""
+    """Check a key of a source in fragments: the shard's unit, and a position in that which belongs to the shard."""
     place, found = _PLACE.search(shard.name), _FRAGMENT_KEY.fullmatch(key)
     if place is None or found is None or fragment_key(unit := int(found[1]), position := int(found[2])) != key:
         raise FormatError(f"{what}: not a key, or not a shard, of a source that is read in fragments")
@@ -439,7 +441,7 @@ def _same(what: str, name: str, found: object, expected: object) -> None:
 
 
 def _member(what: str, data: ShardFile, name: str, offset: int) -> tuple[int, bytes, int]:
-    """(start, data, where the next header begins) of the member that must be next."""
+    """Return (start, data, where the next header begins) of the member that must be next."""
     block = data.read(offset, min(BLOCK_BYTES, max(0, len(data) - offset)))
     try:
         num_bytes = int(block[124:135], 8)

@@ -54,7 +54,7 @@ WINDOW_PIXELS = 2**22  # a larger picture is a window of its own
 
 @dataclass
 class Tally:
-    """What happened since the last report; also how long each stage took, in seconds."""
+    """Counts since the last report, and the seconds of each stage."""
 
     samples: int = 0
     failures: int = 0
@@ -245,7 +245,9 @@ class Worker:
     def _windows(
         self, unit: int, samples: Iterable[tuple[int, Sample]], left_out: Counter[str]
     ) -> Iterator[tuple[list[_Item], list[Failure], Tally]]:
-        """Decoded pictures, a window at a time, with the failures among them; what else is lost goes to `left_out`."""
+        """Yield decoded pictures, a window at a time, with the failures among them; what else is lost goes to
+        `left_out`.
+        """
         items: list[_Item] = []
         failed: list[Failure] = []
         pixels, tally = 0, Tally()
@@ -293,7 +295,7 @@ class Worker:
     def _look(
         self, sample: Sample, lost: list[str], clock: "_Clock"
     ) -> tuple[Pixels, tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
-        """What is encoded of a sample, its size, the picture's own size, and the part of it that is encoded.
+        """Return what is encoded of a sample, its size, the picture's own size, and the part of it that is encoded.
 
         Raises:
             PictureError: nothing can be.
@@ -353,7 +355,7 @@ class Worker:
             count_levels(latent[None], counts)
 
     def _append(self, tar: TarWriter, item: _Item, rows: ShardRows, *, unit: int) -> None:
-        """One sample's members, adjacent, and its row of the index."""
+        """Return one sample's members, adjacent, and its row of the index."""
         width, height = item.size
         sample, spec = item.sample, self.plan.codec
         members = [(f"{item.key}.webp", item.files[0])]
@@ -422,7 +424,7 @@ def _check_packed_sides(pixels: Pixels, *, spec: CodecSpec) -> None:
 
 
 def _padded(pictures: list[Pixels], *, multiple: int) -> Pixels:
-    """(N, H, W, 3) with sides that are multiples, reflected at the edges as `format.padding_for` says."""
+    """Return (N, H, W, 3) with sides that are multiples, reflected at the edges as `format.padding_for` says."""
     height, width = pictures[0].shape[:2]
     left, top, right, bottom = padding_for(height, width, multiple=multiple)
     if not (left or top or right or bottom):

@@ -59,7 +59,7 @@ class ArrayReader:
         return self.__dict__ | {"_maps": None, "_checked": _Bits(0)}
 
     def shards(self, rows: Ints) -> Ints:
-        """(n,) the shard of each row."""
+        """Return the shard of each row, (n,)."""
         return self.source.shards(rows)
 
     def fetch(self, number: int) -> None:
@@ -90,7 +90,7 @@ class ArrayReader:
         return latents
 
     def _damaged(self, latents: npt.NDArray[np.int8], places: Ints, which: Ints) -> Ints:
-        """Those of some positions in a batch whose latents are not what was written."""
+        """Return the positions in a batch whose latents differ from what was written."""
         expected = self._open().crc32[places[which]].tolist()
         found = [zlib.crc32(latents[i].data) for i in which.tolist()]
         return which[[a != b for a, b in zip(found, expected, strict=True)]]
@@ -195,7 +195,7 @@ class _Bits:
         self._bytes = np.zeros(-(-limit // 8), np.uint8)
 
     def __getitem__(self, numbers: Ints) -> npt.NDArray[np.bool_]:
-        """(n,) whether each is in the set."""
+        """Return (n,) whether each is in the set."""
         bits: npt.NDArray[np.uint8] = self._bytes[numbers >> 3] >> (numbers & 7).astype(np.uint8)
         return (bits & 1).astype(np.bool_)
 

@@ -23,7 +23,7 @@ Decoder = Callable[[memoryview, npt.NDArray[np.uint8]], bool]
 
 
 def webp_size(data: memoryview) -> tuple[int, int] | None:
-    """(height, width) that a plain lossless WebP file without alpha claims; None for anything else.
+    """Return (height, width) that a plain lossless WebP file without alpha claims; None for anything else.
 
     From the container specification: RIFF, one VP8L chunk, 14 bits each of width - 1 and height - 1, one of alpha.
     """
@@ -38,7 +38,7 @@ def webp_size(data: memoryview) -> tuple[int, int] | None:
 
 @lru_cache(maxsize=1)
 def _fast_decoder() -> Decoder | None:
-    """The decoder of imagecodecs: answers whether it filled `out`. None where the package is not installed."""
+    """Return imagecodecs' decoder, which returns whether it filled `out`; None where the package is not installed."""
     try:
         import imagecodecs
     except ImportError:

@@ -17,7 +17,7 @@ _NONE = -1
 
 
 def as_epoch(epoch: int) -> int:
-    """The epoch, if it is a whole number of at least 0."""
+    """Return the epoch, or raise if it is not an integer of at least 0."""
     try:
         number = operator.index(epoch)
     except TypeError:

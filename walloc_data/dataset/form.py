@@ -1,4 +1,4 @@
-"""What a sample is made of, and how samples become a batch."""
+"""Contents of a sample, and collation of samples into a batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -55,7 +55,9 @@ _DOWNLOADS_OF_A_DAMAGED_INDEX = 3
 
 
 def split_identity(spec: CodecSpec, record: SplitRecord) -> str:
-    """32 hex digits that name these latents in this order: two splits share it only if their shards are the same."""
+    """Return 32 hex digits that identify these latents in this order; two splits share them only if their shards
+    agree.
+    """
     shards = [(shard.sha256, shard.num_samples) for shard in record.shards]
     return hashlib.sha256(json.dumps([spec.encoder_sha256, shards]).encode()).hexdigest()[:32]
 
@@ -88,7 +90,7 @@ class SplitIndex:
 
 
 def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec, folder: Path) -> SplitIndex:
-    """The index of a split, from the cache folder; converted and checked first where needed.
+    """Load the index of a split from the cache folder; it is converted and checked first where needed.
 
     A local index is compared with the manifest's checksum each time, a remote one when it is fetched. A table in the
     cache that is damaged is made anew.
@@ -168,14 +170,14 @@ class _Parquet:
             self._scratch.cleanup()
 
     def sha256(self) -> str:
-        """Of its bytes: as they are where they lie on this machine, else what the manifest says, where it does."""
+        """Return the SHA-256 of the local file, or of a remote one what the manifest says."""
         if self.store.local_path is None and self.record.index_sha256 is not None:
             return self.record.index_sha256
         with self._opened() as file:
             return self._checked(file)
 
     def rows(self, spec: CodecSpec) -> Iterator[Rows]:
-        """What it holds, checked: (num_samples,) of `INDEX_ROW` in chunks."""
+        """Yield the index's rows, checked, in chunks of `INDEX_ROW`: (num_samples,) in all."""
         with self.reading() as file:
             yield from _chunks(file, self.record, spec)
 

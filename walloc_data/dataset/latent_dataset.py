@@ -306,7 +306,7 @@ class LatentDataset(PartOfSplit):
         seed: int = 0,
         relabel: bool = False,
     ) -> Self:
-        """The samples that are named, of some classes, and that meet some conditions, and of those a random fraction.
+        """Select the samples of some classes and conditions, and a random fraction of those.
 
         They stay in stored order, whatever the order in which they are named.
 

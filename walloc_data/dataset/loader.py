@@ -27,23 +27,23 @@ __all__ = ["LatentLoader"]
 
 
 class Samples(Protocol):
-    """What a loader asks of a data set."""
+    """Interface that a loader needs of a data set."""
 
     identity: str
     seed: int
 
     def read_batch(self, rows: Ints, *, epoch: int, valid: Tensor | None = None) -> Any:
-        """Latents (B, C, h, w), labels (B,) and columns of rows, with `valid` as their last part."""
+        """Return latents (B, C, h, w) and labels (B,) of rows."""
 
     def shards(self, rows: Ints) -> Ints:
-        """(n,) a number for the shard of each row."""
+        """Return a number for the shard of each row, (n,)."""
 
     def fetch(self, shard: int) -> None:
         """Bring a shard here ahead of its use."""
 
     @property
     def shards_ahead(self) -> int:
-        """How many shards to fetch before they are needed; 0 where all are here."""
+        """Number of shards to fetch before they are needed; 0 where all are local."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class LatentLoader:
         )
 
     def __len__(self) -> int:
-        """Batches an epoch, the same on every rank."""
+        """Return the number of batches in an epoch, the same on every rank."""
         return self.plan.num_batches
 
     def __repr__(self) -> str:
@@ -227,11 +227,11 @@ class LatentLoader:
         return self._stats
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run is: a few integers and names, JSON-able, independent of workers and ranks."""
+        """Return the position of the run: a few integers and names, JSON-able, independent of workers and ranks."""
         return make_state(self.samples, self.plan, self.batch_size, epoch=self.epoch, position=self.position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken: the next pass yields the rest of that epoch.
+        """Resume where `state_dict` was taken: the next pass yields the rest of that epoch.
 
         Raises:
             StateError: the state is of another data set, order, seed or batch size; names it.

@@ -149,7 +149,7 @@ class LatentMixture(LatentSamples):
         return [None] * num_rows if dtype == "list" else np.empty((num_rows, *shape), dtype)
 
     def _parts(self, rows: Ints) -> Iterator[tuple[int, Ints]]:
-        """For each data set that rows belong to: its number, and where in `rows` they stand."""
+        """Yield, for each data set that rows belong to, its number and the positions of its rows in `rows`."""
         owner = np.searchsorted(self._first_rows, rows, side="right") - 1
         for number in np.unique(owner).tolist():
             yield number, np.flatnonzero(owner == number)

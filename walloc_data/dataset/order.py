@@ -33,7 +33,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def coin_flips(rows: Ints, *, key: int) -> npt.NDArray[np.bool_]:
-    """(n,) fair and independent coins, one for each row number."""
+    """Return (n,) fair and independent coin flips, one for each row number."""
     return (mix(rows.astype(np.uint64) ^ np.uint64(key)) >> np.uint64(63)).astype(np.bool_)
 
 
@@ -42,13 +42,13 @@ class EpochOrder(Protocol):
 
     @property
     def name(self) -> str:
-        """What a saved state calls this order; a state of another order is refused."""
+        """Name of this order in a saved state; a state of another order is refused."""
 
     def __len__(self) -> int:
-        """Samples an epoch."""
+        """Return the number of samples in an epoch."""
 
     def rows(self, epoch: int, start: int, stop: int) -> Ints:
-        """(stop - start,) int64: the rows at these positions."""
+        """Return (stop - start,) int64: the rows at these positions."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ class WindowShuffle:
 
 @lru_cache(maxsize=4)
 def _windows(order: WindowShuffle, epoch: int) -> tuple[Ints, Ints, Ints]:
-    """Of the shards in epoch order: first row (s,), first position (s + 1,); first position of each window (w + 1,)."""
+    """Return, of shards in epoch order: first row (s,), first position (s + 1,), first position of each window (w +
+    1,).
+    """
     sizes = np.asarray(order.shard_sizes, dtype=np.int64)
     first_row = np.cumsum(sizes) - sizes
     kept = np.flatnonzero(sizes)
@@ -213,7 +215,7 @@ class RemappedOrder:
 
 
 def shares(total: int, weights: Sequence[float]) -> tuple[int, ...]:
-    """Whole numbers that add up to `total`, in proportion to the weights (largest remainders, first come first)."""
+    """Return integers that add up to `total`, in proportion to the weights (largest remainders, first come first)."""
     exact = [total * weight / sum(weights) for weight in weights]
     counts = [int(value) for value in exact]
     by_remainder = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))

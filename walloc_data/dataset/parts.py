@@ -24,7 +24,7 @@ _PARTS = 3  # what a derived key is for, besides those of `latent_dataset`
 
 @dataclass(frozen=True, eq=False)
 class _Whole:
-    """What a part was taken from."""
+    """Data set that a part was taken from."""
 
     identity: str
     rows: Ints | None
@@ -154,7 +154,7 @@ class PartOfSplit(LatentSamples):
         ]
 
     def _groups(self, stratify: bool | str, seed: int) -> list[Ints]:
-        """Positions of each stratum, both strata and positions in random order."""
+        """Return positions of each stratum, both strata and positions in random order."""
         numbers = np.zeros(len(self), np.int64)
         if stratify is not False:
             name = LABEL if stratify is True else stratify

@@ -1,4 +1,4 @@
-"""Which rank of how many this process is: asked when batches are drawn, as a loader may be older than its group."""
+"""Rank and world size of this process, determined when batches are drawn: a loader may be older than its group."""
 
 import os
 
@@ -27,7 +27,7 @@ class Place:
         self._used: tuple[int, int] | None = None
 
     def find(self) -> tuple[int, int]:
-        """(rank, world size) as of now."""
+        """Return the present (rank, world size)."""
         if self._given is not None:
             return self._given
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -48,7 +48,7 @@ class Place:
             ) from error
 
     def use(self) -> tuple[int, int]:
-        """(rank, world size) as of now, which must be what it was when the first batch was drawn.
+        """Return the present (rank, world size), or raise if it has changed since the first batch was drawn.
 
         Raises:
             LoaderError: it has changed, so that ranks have drawn the same samples, or left some out.

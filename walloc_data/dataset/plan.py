@@ -1,4 +1,4 @@
-"""Which rows make which batch: global batches, the same for any number of workers and ranks.
+"""Batching: which rows make which global batch, the same for any number of workers and ranks.
 
 A plan is a pure function of (seed, epoch, batch size). Each rank takes its slice of every batch.
 """
@@ -27,7 +27,7 @@ class Batch:
     valid: npt.NDArray[np.bool_]  # (B,)
 
     def slice(self, rank: int, world_size: int) -> "Batch":
-        """The part of one rank: contiguous, equal on every rank."""
+        """Return one rank's part: contiguous, equal in size on every rank."""
         share = len(self.rows) // world_size
         part = slice(rank * share, (rank + 1) * share)
         return Batch(self.rows[part], self.valid[part])
@@ -38,7 +38,7 @@ class BatchPlan(Protocol):
 
     @property
     def name(self) -> str:
-        """What a saved state calls this plan."""
+        """Name of this batching in a saved state."""
 
     @property
     def num_batches(self) -> int:
@@ -49,7 +49,7 @@ class BatchPlan(Protocol):
         """Samples an epoch, without padding and what is dropped."""
 
     def batch(self, epoch: int, number: int) -> Batch:
-        """One global batch."""
+        """Return one global batch."""
 
 
 def _count(num_samples: int, batch_size: int, last: Last) -> int:
@@ -57,7 +57,7 @@ def _count(num_samples: int, batch_size: int, last: Last) -> int:
 
 
 def _positions(start: int, num_samples: int, batch_size: int, last: Last) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """Positions of the batch that begins at `start`; padding goes round to the first samples."""
+    """Return the positions of the batch that begins at `start`; padding continues with the first samples."""
     stop = start + batch_size if last == "pad" else min(num_samples, start + batch_size)
     positions = np.arange(start, stop, dtype=np.int64)
     return positions % num_samples, positions < num_samples

@@ -30,16 +30,16 @@ _MAX_OPEN_CACHED = 64  # an evicted shard keeps its disk space while it is open
 
 
 class Reader(Protocol):
-    """Where a split's latents come from."""
+    """Interface that reads a split's latents."""
 
     def shards(self, rows: Ints) -> Ints:
-        """(n,) the shard of each row."""
+        """Return (n,) the shard of each row."""
 
     def fetch(self, number: int) -> None:
         """Bring a shard here ahead of its use."""
 
     def read(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None) -> Latents:
-        """Latents of rows of the split's index; `mirrored` says of which pictures the mirror image is wanted."""
+        """Return latents of rows of the split's index; `mirrored` says of which pictures the mirror image is wanted."""
 
 
 class ShardReader:
@@ -80,11 +80,11 @@ class ShardReader:
         return self.__dict__ | {"_executors": {}}  # threads stay in their process
 
     def shards(self, rows: Ints) -> Ints:
-        """(n,) the shard of each row."""
+        """Return (n,) the shard of each row."""
         return np.searchsorted(self._ends, rows, side="right")
 
     def read(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None = None) -> Latents:
-        """Latents of rows, each checked against its checksum where the index has one.
+        """Return latents of rows, each checked against its checksum where the index has one.
 
         Raises:
             CorruptShardError: a sample is not what was encoded. One from the cache was fetched again before.
@@ -92,7 +92,7 @@ class ShardReader:
         return self._twice(rows, mirrored, self._latents)
 
     def packed(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None = None) -> Sequence[memoryview]:
-        """Packed latents of rows, WebP pictures as they are stored; checked as `read` checks them.
+        """Return packed latents of rows, WebP pictures as they are stored; checked as `read` checks them.
 
         Raises:
             CorruptShardError: a sample is not what was encoded. One from the cache was fetched again before.
@@ -174,7 +174,7 @@ class ShardReader:
         )
 
     def _payloads(self, shards: Ints, offsets: Ints, lengths: Ints) -> Sequence[memoryview]:
-        """The stored bytes of samples, in their order; each shard is opened once."""
+        """Yield the stored bytes of samples, in their order; each shard is opened once."""
         payloads = [memoryview(b"")] * len(shards)
         starts, sizes = offsets.tolist(), lengths.tolist()
         for number in np.unique(shards).tolist():

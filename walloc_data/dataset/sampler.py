@@ -85,7 +85,7 @@ class LatentBatchSampler(Sampler[list[int]]):
         )
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, the same on every rank."""
+        """Return the number of batches in a whole epoch, the same on every rank."""
         return self.plan.num_batches
 
     def _check_place(self) -> None:
@@ -160,7 +160,7 @@ class LatentBatchSampler(Sampler[list[int]]):
         return make_state(self.samples, self.plan, self.global_batch_size, epoch=epoch, position=position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken: the next pass yields the rest of that epoch.
+        """Resume where `state_dict` was taken: the next pass yields the rest of that epoch.
 
         States of a `LatentLoader` over the same batches fit too.
 

@@ -1,4 +1,4 @@
-"""What can be loaded: a data set, a part of one, or a mixture of several."""
+"""Base class of what can be loaded: a data set, a part of one, or a mixture of several."""
 
 import operator
 import warnings
@@ -33,7 +33,7 @@ _CLEARLY_IN_ORDER = 8  # a shuffle gives so many rising positions at first in on
 
 
 class Drawn(NamedTuple):
-    """What was read of some rows."""
+    """Values read of some rows."""
 
     latents: Sequence[Tensor] | Tensor  # stacked where they are of one shape
     values: dict[str, Any]  # of each column that the form names: (n, ...) array, or a list
@@ -69,11 +69,11 @@ class LatentSamples(Dataset[Sample]):
 
     @abstractmethod
     def epoch_order(self) -> EpochOrder:
-        """The order that epochs follow."""
+        """Return the order that epochs follow."""
 
     @abstractmethod
     def shards(self, rows: Ints) -> Ints:
-        """(n,) a number for the shard of each row."""
+        """Return a number for the shard of each row, (n,)."""
 
     @abstractmethod
     def fetch(self, shard: int) -> None:
@@ -82,7 +82,7 @@ class LatentSamples(Dataset[Sample]):
     @property
     @abstractmethod
     def shards_ahead(self) -> int:
-        """How many shards to fetch before they are needed; 0 where all are here."""
+        """Number of shards to fetch before they are needed; 0 where all are local."""
 
     @property
     @abstractmethod
@@ -91,17 +91,17 @@ class LatentSamples(Dataset[Sample]):
 
     @abstractmethod
     def latent_sides(self) -> npt.NDArray[np.int64] | None:
-        """(n, 2) height and width of each row's latent in cells; None where all rows give one shape."""
+        """Return (n, 2) height and width of each row's latent in cells; None where all rows have one shape."""
 
     @abstractmethod
     def read(self, rows: Ints, *, epoch: int | None) -> Drawn:
-        """Latents of rows, and the columns that the form names.
+        """Return latents of rows, and the columns that the form names.
 
         The epoch decides what is random in a sample; None draws it from torch's global generator.
         """
 
     def read_batch(self, rows: Ints, *, epoch: int, valid: Tensor | None = None) -> Any:
-        """One batch of the data set's form: latents (B, C, h, w) and labels (B,) int64 where it is the default.
+        """Return latents (B, C, h, w) and labels (B,) int64 of rows.
 
         Args:
             valid: which rows are no padding, as the batch's last part.
@@ -123,7 +123,7 @@ class LatentSamples(Dataset[Sample]):
     def __getitem__(self, index: slice) -> list[Sample]: ...
 
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        """The sample at a position, or a list of those of a slice; negative positions count from the end.
+        """Return the sample at a position, or a list of those of a slice; negative positions count from the end.
 
         Raises:
             IndexError: there is no such position.
@@ -138,7 +138,9 @@ class LatentSamples(Dataset[Sample]):
         return self._read_items(indices)
 
     def _read_items(self, indices: Sequence[int]) -> list[Sample]:
-        """Samples at positions, each in its own epoch (`SampleIndex`), else that of `set_epoch`, else in none."""
+        """Return samples at positions, each in its own epoch (`SampleIndex`), else that of `set_epoch`, else in
+        none.
+        """
         rows = np.array([self._row(index) for index in indices], dtype=np.int64)
         ambient = self._item_epoch.value
         epochs = [getattr(index, "epoch", ambient) for index in indices]
@@ -186,7 +188,7 @@ class LatentSamples(Dataset[Sample]):
         self._epoch = self._item_epoch.value = as_epoch(epoch)
 
     def __iter__(self) -> Iterator[Sample]:
-        """One epoch of samples; every call is the next epoch."""
+        """Iterate over one epoch of samples; every call is the next epoch."""
         order, epoch = self.epoch_order(), self._epoch
         self._epoch += 1
         for start in range(0, len(order), _ITERATION_SAMPLES):
@@ -208,7 +210,7 @@ class LatentSamples(Dataset[Sample]):
         prefetch_batches: int = 2,
         pin_memory: bool = False,
     ) -> LatentLoader:
-        """Batches `(latents, labels)`: (B, C, h, w) int8 and (B,) int64; or of the data set's own form.
+        """Return a loader of batches `(latents, labels)`: (B, C, h, w) int8 and (B,) int64.
 
         Numbers and arrays of one shape are tensors of their dtype, text and lists of any length are lists.
 
@@ -264,7 +266,7 @@ class LatentSamples(Dataset[Sample]):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> LatentBatchSampler:
-        """The batches of `loader` as positions, for ``DataLoader(dataset, batch_sampler=...)``: the same exact order.
+        """Return the batches of `loader` as positions, for ``DataLoader(dataset, batch_sampler=...)``: the same order.
 
         Args:
             batch_size: samples of a global batch, over all ranks.
@@ -344,6 +346,6 @@ def _checked(weights: Weights, num_rows: int) -> npt.NDArray[np.float64]:
 
 
 def _grouped(group: npt.NDArray[np.int64]) -> list[Ints]:
-    """Rows of each group, in stored order."""
+    """Return the rows of each group, in stored order."""
     rows = np.argsort(group, kind="stable")
     return np.split(rows, np.cumsum(np.bincount(group))[:-1])

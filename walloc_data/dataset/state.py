@@ -17,7 +17,7 @@ class _Named(Protocol):
 
 
 def make_state(samples: _Named, plan: BatchPlan, batch_size: int, *, epoch: int, position: int) -> dict[str, Any]:
-    """A state that says: `position` batches of `epoch` are done."""
+    """Return a state that says that `position` batches of `epoch` are done."""
     return {
         "version": STATE_VERSION,
         "identity": samples.identity,
@@ -31,7 +31,7 @@ def make_state(samples: _Named, plan: BatchPlan, batch_size: int, *, epoch: int,
 
 
 def check_state(state: Mapping[str, Any], samples: _Named, plan: BatchPlan, batch_size: int) -> tuple[int, int]:
-    """(epoch, position) of a state that belongs to these batches.
+    """Return (epoch, position) of a state that belongs to these batches.
 
     Raises:
         StateError: it belongs to others; names the difference.

@@ -1,4 +1,4 @@
-"""Where a loader's time goes: measured where batches are made, and where they are waited for."""
+"""Timing of a loader: seconds spent reading, decoding and waiting."""
 
 import time
 from collections.abc import Iterator

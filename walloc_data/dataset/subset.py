@@ -34,7 +34,7 @@ _EXAMPLE = '[("age", ">", 30), ("label", "in", {1, 5})]'
 
 
 def class_labels(classes: Sequence[int | str], class_names: Sequence[str] | None) -> list[int]:
-    """Labels of classes given by number or by name."""
+    """Return the labels of classes given by number or by name."""
     labels = []
     for chosen in classes:
         if isinstance(chosen, str):
@@ -138,7 +138,7 @@ def _met(piece: Any, comparison: str, given: Any) -> npt.NDArray[np.bool_]:
 
 
 def take_fraction(num_rows: int, fraction: float, *, seed: int) -> Ints:
-    """Sorted positions of a random part: of two fractions with one seed, the smaller is part of the larger."""
+    """Return sorted positions of a random part: of two fractions with one seed, the smaller is part of the larger."""
     if not 0 < fraction <= 1:
         raise LoaderError(f"fraction must be in (0, 1], not {fraction}")
     count = round(num_rows * fraction)

@@ -54,7 +54,7 @@ def in_shared_memory(batch: Any) -> Any:
 
 
 def batches_of(loader: "DataLoader[Any]") -> Iterator[Any]:
-    """One pass of a loader, whose workers have started when this returns.
+    """Iterate once over a loader, whose workers have started when this returns.
 
     Raises:
         WorkerError: a worker died. The loader's next pass has new ones.

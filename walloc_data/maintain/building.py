@@ -54,7 +54,7 @@ class Built:
 
 @contextmanager
 def held_dataset(out: str | Path, storage_options: Mapping[str, Any] | None) -> Iterator[tuple[Store, Manifest]]:
-    """A finished data set, held for writing; interrupted changes are completed first.
+    """Open a finished data set for writing, locked; interrupted changes are completed first.
 
     Raises:
         BusyError: a conversion is writing there.
@@ -70,7 +70,7 @@ def held_dataset(out: str | Path, storage_options: Mapping[str, Any] | None) -> 
 
 
 def append_root(split: str) -> str:
-    """Where pictures that are being appended to a split are encoded, inside its data set; ends in '/'."""
+    """Return where pictures that are being appended to a split are encoded, inside its data set; ends in '/'."""
     return f".walloc/{split}.append/"
 
 
@@ -96,7 +96,7 @@ def _clean_appends(store: Store, manifest: Manifest) -> None:
 
 @contextmanager
 def scratch_folder(store: Store) -> Iterator[Path]:
-    """A folder for unfinished files, on the data set's own file system where that is local."""
+    """Make a folder for unfinished files, on the data set's own file system where that is local."""
     folder = lock_folder(store) / "staging" / "edit"
     shutil.rmtree(folder, ignore_errors=True)  # what a killed run left there
     try:

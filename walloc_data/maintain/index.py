@@ -22,7 +22,8 @@ _BATCH_ROWS = 2**16
 
 
 def tables_of(store: Store, manifest: Manifest, split: str) -> Iterator[tuple[ShardRecord, Any]]:
-    """Each shard of a split with its rows of the index, a `pyarrow.Table`, in memory that does not grow with the split.
+    """Yield each shard of a split with its rows of the index, a `pyarrow.Table`, in memory that does not grow with the
+    split.
 
     Raises:
         FormatError: the index is not the one that the manifest speaks of.
@@ -55,7 +56,7 @@ def tables_of(store: Store, manifest: Manifest, split: str) -> Iterator[tuple[Sh
 
 
 def _filled(batch: Any, schema: Any) -> list[Any]:
-    """The columns of a batch; checksums, which data sets of old do not have, as nulls."""
+    """Return the columns of a batch; checksums, which data sets of old do not have, as nulls."""
     import pyarrow as pa
 
     names = batch.schema.names
@@ -68,7 +69,7 @@ def _filled(batch: Any, schema: Any) -> list[Any]:
 def joined_columns(
     first: Mapping[str, Any] | None, second: Mapping[str, Any] | None, *, where: str
 ) -> dict[str, Any] | None:
-    """The types of the columns of two parts of one split.
+    """Return the types of the columns of two parts of one split.
 
     Raises:
         FormatError: one part is of version 1 of the format, whose index has no columns of the source.
@@ -89,7 +90,7 @@ def joined_columns(
 
 @dataclass
 class SplitFiles:
-    """What describes a changed split, gathered shard by shard in its order: index, wids, shards.
+    """Files that describe a changed split, gathered shard by shard in its order: index, wids, shards.
 
     Args:
         folder: where the index is written.
@@ -168,7 +169,7 @@ class SplitFiles:
 
 
 def md5_of_shards(store: Store, split: str, root: str) -> dict[str, str]:
-    """MD5 of a split's shards by name, as far as its file for wids tells them."""
+    """Return MD5 of a split's shards by name, as far as its file for wids tells them."""
     try:
         value = json.loads(store.read_bytes(f"{root}index/{split}.wids.json", max_bytes=2**28))
         return {f"{root}{str(entry['url']).removeprefix('../')}": str(entry["md5sum"]) for entry in value["shardlist"]}

@@ -89,7 +89,7 @@ def merge_datasets(
 
 
 def _has_other_keys(manifest: Manifest, split: str, first: Manifest) -> bool:
-    """Whether keys of a split follow from shards of another length than the merged data set states."""
+    """Return whether keys of a split follow from shards of another length than the merged data set states."""
     sources = manifest.splits[split].source.get("parts", [manifest.splits[split].source])
     by_fragment = any(source.get("num_fragments") is not None for source in sources)
     return by_fragment and manifest.settings.samples_per_shard != first.settings.samples_per_shard
@@ -122,7 +122,7 @@ def refuse_differences(first: Manifest, second: Manifest, *, where: str) -> None
 def joined_classes(
     first: tuple[str, ...] | None, second: tuple[str, ...] | None, *, where: str
 ) -> tuple[tuple[str, ...] | None, dict[int, int] | None]:
-    """All class names, and the numbers that the second's get; None where they keep theirs.
+    """Return all class names, and the numbers that the second's get; None where they keep theirs.
 
     Raises:
         FormatError: a name occurs twice, so that it does not tell its class.
@@ -141,7 +141,7 @@ def joined_classes(
 
 
 def joined_record(parts: list[Part], built: Built, *, where: str) -> SplitRecord:
-    """The record of a split that was made of parts."""
+    """Return the record of a split that was made of parts."""
     records = [part.record for part in parts]
     first = records[0]
     if len({record.labelled for record in records}) > 1:

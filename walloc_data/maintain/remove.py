@@ -139,7 +139,7 @@ def remove_samples(
 
 
 class _Rule:
-    """Which samples go; checked against the whole index before anything is written.
+    """Rule for which samples go; checked against the whole index before anything is written.
 
     Attributes:
         num_removed: how many go.
@@ -194,7 +194,7 @@ class _Rule:
         return found
 
     def touched(self, shard: ShardRecord, table: Any) -> Keep | None:
-        """What to keep of a shard; None: all."""
+        """Return what to keep of a shard; None: all."""
         goes = self._goes(table)
         if not goes.any():
             return None

@@ -22,14 +22,14 @@ Members = list[tuple[str, bytes]]  # of one sample: what follows its key in the 
 
 @dataclass(frozen=True)
 class Change:
-    """How samples go from one data set into another."""
+    """Rule for how samples go from one data set into another."""
 
     offset: int = 0  # added to positions in the source
     labels: Mapping[int, int] | None = None  # old label to new; None: labels stay
     new_keys: bool = False  # keys follow from the new positions; else they stay
 
     def label(self, label: int | None) -> int | None:
-        """The label that a sample gets."""
+        """Return the label that a sample gets."""
         return label if label is None or self.labels is None else self.labels[label]
 
 
@@ -66,7 +66,7 @@ def check_shard(file: Path, shard: ShardRecord, *, where: str) -> str:
 def samples_of(
     file: Path, rows: Sequence[Mapping[str, Any]], *, where: str
 ) -> Iterator[tuple[Mapping[str, Any], Members]]:
-    """Each row of the index with its sample's members, in the shard's order.
+    """Yield each row of the index with its sample's members, in the shard's order.
 
     Raises:
         CorruptShardError: the shard does not hold these samples.
@@ -93,7 +93,7 @@ def _is_whole(webp: bytes, crc32: int | None) -> bool:
 
 
 def _next_header(file: BinaryIO, where: str) -> tuple[str | None, int]:
-    """The name and length of the member that follows; no name at the end."""
+    """Return the name and length of the member that follows; no name at the end."""
     block = file.read(BLOCK_BYTES)
     if not any(block):
         return None, 0
@@ -155,7 +155,7 @@ def rewrite_shard(
 
 
 def _changed(suffix: str, data: bytes, *, label: int | None, index: int | None) -> bytes:
-    """A member under the sample's new label and, if there is one, its new position in the source."""
+    """Return a member under the sample's new label and, if there is one, its new position in the source."""
     if suffix == ".cls":
         return str(label).encode()
     if suffix == ".json" and index is not None:

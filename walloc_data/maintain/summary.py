@@ -1,4 +1,4 @@
-"""What a change of a data set says at its end."""
+"""Summary of a change of a data set."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,7 +8,7 @@ __all__ = ["EditSummary"]
 
 @dataclass(frozen=True)
 class EditSummary:
-    """What a split holds after a change.
+    """Contents of a split after a change.
 
     Example:
         >>> from walloc_data import encode_dataset
@@ -28,7 +28,7 @@ class EditSummary:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return asdict(self) | {"notes": list(self.notes)}
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What must be true of a data set before others get it."""
+"""Checks of a data set before it is uploaded."""
 
 import tempfile
 from collections.abc import Iterator

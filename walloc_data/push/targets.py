@@ -1,4 +1,4 @@
-"""Where a data set can be sent: a repository on the Hugging Face Hub, or an object store."""
+"""Destinations of an upload: a repository on the Hugging Face Hub, or an object store."""
 
 import hashlib
 import re

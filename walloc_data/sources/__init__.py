@@ -1,4 +1,4 @@
-"""Where pictures come from: folders, archives, Hugging Face data sets, WebDataset tars, Python sequences.
+"""Sources of pictures: folders, archives, Hugging Face data sets, WebDataset tars, Python sequences.
 
 The only package that imports `datasets`.
 """

@@ -94,7 +94,7 @@ class ArchiveSource(FolderSource):
         self._spans = {suffix: self._spans_of(members, above, suffix) for suffix in kinds}
 
     def _spans_of(self, members: Mapping[str, _Member], above: str, suffix: str | None) -> npt.NDArray[np.int64]:
-        """(number of pictures, 5) where their files, or sidecars of a suffix, lie; -1 where there is none."""
+        """Return (number of pictures, 5) where their files, or sidecars of a suffix, lie; -1 where there is none."""
         spans = np.full((len(self._paths), 5), -1, dtype=np.int64)
         for index in range(len(self._paths)):
             path = above + (self._paths[index] if suffix is None else stem_of(self._paths[index]) + suffix)
@@ -152,7 +152,7 @@ class ArchiveSource(FolderSource):
 
 
 def _shared_folder(paths: list[str]) -> str:
-    """The folders that all paths share, "" or ending in '/'."""
+    """Return the folders that all paths share, "" or ending in '/'."""
     parts = [path.split("/")[:-1] for path in paths]
     if not parts:
         return ""
@@ -162,7 +162,7 @@ def _shared_folder(paths: list[str]) -> str:
 
 
 def _clean(name: str, found: Listing) -> str | None:
-    """A member's path without '.' and empty parts; None for what is no part of a source, which is counted."""
+    """Return a member's path without '.' and empty parts; None for what is no part of a source, which is counted."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     stray = next((part for part in parts if is_stray(part)), None)
     if stray is not None:
@@ -226,7 +226,7 @@ def archive_of(path: Path) -> tuple[Path, str] | None:
 
 
 def top_folders(archive: Path, inside: str, *, where: str) -> list[str]:
-    """The first folders of an archive below those that all its pictures share, or below a folder of it."""
+    """Return the first folders of an archive below those that all its pictures share, or below a folder of it."""
     found, folders = Listing(), set[str]()
     if archive.suffix.lower() == ".zip":
         paths = [member.path for member in _zip_members(archive, found, folders, where=where)]
@@ -241,7 +241,7 @@ def top_folders(archive: Path, inside: str, *, where: str) -> list[str]:
 def open_archive(
     archive: Path, inside: str, *, location: str, image_column: str | None, label_column: str | None
 ) -> Source:
-    """The source of an archive of pictures; a tar with ``.cls`` members is one of WebDataset samples.
+    """Return the source of an archive of pictures; a tar with ``.cls`` members is one of WebDataset samples.
 
     Args:
         inside: only what lies below this folder of the archive.

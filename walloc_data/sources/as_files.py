@@ -27,7 +27,7 @@ class NoPictureError(ValueError):
 
 
 def is_picture(value: Any) -> bool:
-    """Say whether `as_file` may take a value: bytes, a PIL picture or an array of two or three axes."""
+    """Return whether `as_file` may take a value: bytes, a PIL picture or an array of two or three axes."""
     if isinstance(value, bytes | bytearray | memoryview) or _is_pil(value):
         return True
     shape = getattr(value, "shape", None)
@@ -35,7 +35,7 @@ def is_picture(value: Any) -> bool:
 
 
 def as_file(value: Any) -> bytes:
-    """A picture file with the pixels of `value`.
+    """Return a picture file with the pixels of `value`.
 
     Raises:
         NoPictureError: it is of no kind listed above.
@@ -55,7 +55,7 @@ def _is_pil(value: Any) -> bool:
 
 
 def _unread_file(image: Any) -> bytes | None:
-    """The bytes of the file that a PIL picture was opened from; None where its pixels may be others by now."""
+    """Return the bytes of the file that a PIL picture was opened from; None where its pixels may be others by now."""
     from PIL import Image, ImageFile
 
     file = getattr(image, "fp", None)
@@ -141,6 +141,6 @@ def _levels(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _portable(array: npt.NDArray[np.uint8]) -> bytes:
-    """A PGM or PPM file: the pixels behind a line of text."""
+    """Return a PGM or PPM file: the pixels behind a line of text."""
     kind = "P6" if array.ndim == 3 else "P5"
     return f"{kind}\n{array.shape[1]} {array.shape[0]}\n255\n".encode() + np.ascontiguousarray(array).tobytes()

@@ -1,4 +1,4 @@
-"""What every source of pictures is: a description, and encoded pictures, by position or in fragments."""
+"""Base class of the sources: a description, and encoded pictures, by position or in fragments."""
 
 import hashlib
 import json
@@ -74,7 +74,7 @@ class Source(ABC):
     identity: str = ""  # a cheap hash of the content: equal contents, equal identities
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest and the plan record; a resumed conversion compares all of it but the location."""
+        """Return what the manifest and the plan record; a resumed conversion compares all of it but the location."""
         number = {} if self.num_fragments is None else {"num_fragments": self.num_fragments}
         return {
             "kind": self.kind,
@@ -90,7 +90,7 @@ class Source(ABC):
         }
 
     def read(self, index: int) -> Sample:
-        """The sample at a position in [0, num_items).
+        """Return the sample at a position in [0, num_items).
 
         Raises:
             TypeError: the source is read in fragments.
@@ -98,11 +98,13 @@ class Source(ABC):
         raise TypeError(f"{self.location}: read in fragments, so that it has no positions")
 
     def version(self, index: int) -> str | None:
-        """`Sample.version` of the sample at a position, found without reading it; None where the source cannot tell."""
+        """Return `Sample.version` of the sample at a position, found without reading it; None where the source cannot
+        tell.
+        """
         return None
 
     def read_fragment(self, fragment: int, *, scratch: Path) -> Iterator[Sample]:
-        """The samples of a fragment in [0, num_fragments), in order.
+        """Return the samples of a fragment in [0, num_fragments), in order.
 
         What is damaged in the fragment itself, such as the end of a tar, is a last sample with a `problem`.
 
@@ -115,15 +117,17 @@ class Source(ABC):
         raise TypeError(f"{self.location}: read by position, so that it has no fragments")
 
     def fragment_name(self, fragment: int) -> str:
-        """What to call a fragment, for people."""
+        """Return a fragment's name for messages."""
         return f"fragment {fragment} of {self.num_fragments}"
 
     def fragment_version(self, fragment: int) -> str | None:
-        """What tells a fragment from another of its name, without reading it; None where the source cannot tell."""
+        """Return what tells a fragment from another of its name, without reading it; None where the source cannot
+        tell.
+        """
         return None
 
     def stream(self) -> Iterator[Sample]:
-        """All samples in order."""
+        """Yield all samples in order."""
         if self.num_items is not None:
             yield from map(self.read, range(self.num_items))
             return
@@ -133,7 +137,7 @@ class Source(ABC):
 
 
 def published_location(location: str) -> str:
-    """A source's location as anyone may read it: a local path without the folders above it.
+    """Return a source's location as anyone may read it: a local path without the folders above it.
 
     Data sets are published with their manifest, and where a path lay on one machine says more about the machine than
     about the pictures.
@@ -185,7 +189,7 @@ class Names(Sequence[str]):
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """16 hexadecimal digits that change when any part's text changes."""
+    """Return 16 hexadecimal digits that change when any part's text changes."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(str(part).encode("utf-8", "surrogateescape") + b"\0")
@@ -193,14 +197,15 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 
 def json_columns(values: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The named values as JSON, and what of them could not be kept."""
+    """Return the named values as JSON, and what of them could not be kept."""
     columns = {name: json_value(values.get(name)) for name in names}
     lost = (name for name, value in columns.items() if value is None and values.get(name) is not None)
     return columns, tuple(f"value of column {name!r}, over {MAX_COLUMN_BYTES // 1024} KiB or not JSON" for name in lost)
 
 
 def json_value(value: Any) -> Any:
-    """A source's value as JSON has it, and NaN and infinity: dates become ISO text, what JSON cannot hold becomes null.
+    """Return a source's value as JSON has it, and NaN and infinity: dates become ISO text, what JSON cannot hold
+    becomes null.
 
     So does a value of more than 1 MiB: large arrays and masks belong in the source.
     """

@@ -83,7 +83,7 @@ class FolderSource(Source):
         )
 
     def _columns(self) -> tuple[str, ...]:
-        """The caption, and the fields of the first JSON that can be read."""
+        """Return the caption, and the fields of the first JSON that can be read."""
         fields: set[str] = set()
         for index in np.flatnonzero(self._has_json)[:100].tolist():
             try:
@@ -94,7 +94,7 @@ class FolderSource(Source):
         return tuple(sorted(fields | ({TEXT} if self._has_text.any() else set())))
 
     def _file(self, index: int, suffix: str | None = None, *, most: int | None = None) -> tuple[bytes, str]:
-        """A picture's file or a sidecar of it, whole or its first `most` bytes, and its version.
+        """Return a picture's file or a sidecar of it, whole or its first `most` bytes, and its version.
 
         Raises:
             SourceError: it cannot be read, or has changed its length since the source was opened.
@@ -116,7 +116,7 @@ class FolderSource(Source):
         return load_json(data, where="its JSON")
 
     def _sidecars(self, index: int) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-        """Columns of a picture, and what of its sidecars is left out."""
+        """Return columns of a picture, and what of its sidecars is left out."""
         values = self._json(index) if self._has_json[index] else {}
         if self._has_text[index]:
             data, _ = self._file(index, ".txt", most=MAX_COLUMN_BYTES + 1)
@@ -179,7 +179,7 @@ def _scan(root: Path) -> Listing:
 def _files(
     folder: Path, found: Listing, *, prefix: str, above: set[tuple[int, int]]
 ) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
-    """Files below a folder, links followed, except links to a folder above."""
+    """Yield files below a folder, links followed, except links to a folder above."""
     try:
         status = folder.stat()
         entries = list(os.scandir(folder))

@@ -172,7 +172,7 @@ class HuggingFaceSource(Source):
         return Sample(name, data, label, columns, problem, left_out, version)
 
     def _file(self, path: Path) -> tuple[bytes, str | None, str | None]:
-        """The bytes of a file that a row names, its version, and what is wrong with it."""
+        """Return the bytes of a file that a row names, its version, and what is wrong with it."""
         # Links are resolved: one below the folder may point out of it.
         if self._folders is not None and not any(path.resolve().is_relative_to(folder) for folder in self._folders):
             return b"", None, "the row names a file outside of its data set, which is not read"
@@ -184,7 +184,7 @@ class HuggingFaceSource(Source):
             return b"", None, str(error).removeprefix(f"{path}: ")
 
     def _name(self, path: str) -> str:
-        """A row's path for everyone to read: where a file lay on one machine is nobody's business."""
+        """Return a row's path for everyone to read: where a file lay on one machine is nobody's business."""
         text = path.encode("utf-8", "replace").decode()
         if "://" in text or not Path(text).is_absolute():
             return text
@@ -193,7 +193,7 @@ class HuggingFaceSource(Source):
 
 
 def _library_folders() -> list[Path]:
-    """Where `datasets` and `huggingface_hub` keep what they fetch."""
+    """Return where `datasets` and `huggingface_hub` keep what they fetch."""
     import datasets
     from huggingface_hub import constants
 
@@ -204,7 +204,9 @@ def _library_folders() -> list[Path]:
 
 
 def folders_of(dataset: Any) -> list[Path] | None:
-    """The folders whose files the rows of a data set in memory may name; None: any, as the user's program made them."""
+    """Return the folders whose files the rows of a data set in memory may name; None: any, as the user's program made
+    them.
+    """
     builder = getattr(dataset.info, "builder_name", None)
     files = getattr(dataset, "cache_files", None) or []
     if builder in ("imagefolder", "generator") or (builder is None and not files):
@@ -289,7 +291,7 @@ def _is_label(feature: Any) -> bool:
 
 
 def _is_plain(feature: Any) -> bool:
-    """Whether every leaf is a number, text, a date or nothing."""
+    """Return whether every leaf is a number, text, a date or nothing."""
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
@@ -316,7 +318,9 @@ _TYPES = {
 
 
 def _column_type(feature: Any, *, depth: int) -> Any:
-    """What `format.ColumnType` calls a plain feature; None: its values decide, as times and decimals become text."""
+    """Return what `format.ColumnType` calls a plain feature; None: its values decide, as times and decimals become
+    text.
+    """
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
@@ -341,7 +345,7 @@ def _column_type(feature: Any, *, depth: int) -> Any:
 
 
 def _classes_in(feature: Any) -> tuple[str, ...] | None:
-    """Class names of a column of class numbers, or of lists of them, as several labels are."""
+    """Return class names of a column of class numbers, or of lists of them, as several labels are."""
     import datasets
 
     if isinstance(feature, list):
@@ -352,7 +356,7 @@ def _classes_in(feature: Any) -> tuple[str, ...] | None:
 
 
 def load_hub(name: str, *, split: str, streaming: bool, location: str) -> Any:
-    """``owner/name``, ``owner/name/config`` or a legacy ``name`` on the Hub."""
+    """Load ``owner/name``, ``owner/name/config`` or a legacy ``name`` from the Hub."""
     parts = name.strip("/").split("/")
     if not name or len(parts) > 3:
         raise SourceError(f"{location}: expected hf:NAME, hf:OWNER/NAME or hf:OWNER/NAME/CONFIG")
@@ -361,7 +365,9 @@ def load_hub(name: str, *, split: str, streaming: bool, location: str) -> Any:
 
 
 def split_names(name: str, *, location: str) -> list[str]:
-    """The splits of a data set on the Hub (``NAME``, ``OWNER/NAME`` or ``OWNER/NAME/CONFIG``) or of a local folder."""
+    """Return the splits of a data set on the Hub (``NAME``, ``OWNER/NAME`` or ``OWNER/NAME/CONFIG``) or of a local
+    folder.
+    """
     import datasets
 
     if Path(name).is_absolute():
@@ -377,7 +383,7 @@ def split_names(name: str, *, location: str) -> list[str]:
 
 
 def load_parquet(files: list[str] | Path, *, split: str, streaming: bool, location: str) -> tuple[Any, str]:
-    """Parquet files, or a folder of them whose names tell their splits. Returns the data set and its identity."""
+    """Load parquet files, or a folder of them whose names tell their splits; return the data set and its identity."""
     if isinstance(files, Path):
         paths = sorted(files.rglob("*.parquet"))
         dataset = _load(str(files), None, split=split, streaming=streaming, location=location)
@@ -391,7 +397,7 @@ def load_parquet(files: list[str] | Path, *, split: str, streaming: bool, locati
 
 
 def load_saved(folder: Path, *, split: str, streaming: bool, location: str) -> tuple[Any, str]:
-    """A folder written by `save_to_disk`, of one split or of several. Returns the data set and its identity."""
+    """Load a folder written by `save_to_disk`, of one split or of several; return the data set and its identity."""
     import datasets
 
     try:
@@ -441,7 +447,7 @@ def _load(path: str, config: str | None, *, split: str, streaming: bool, locatio
 
 @contextmanager
 def _one_line_of_retries(location: str) -> Iterator[None]:
-    """huggingface_hub logs two lines for every try that it makes anew; one line says as much."""
+    """Reduce huggingface_hub's log to one line: it logs two for every retry."""
     logger = logging.getLogger("huggingface_hub.utils._http")
     said = False
 

@@ -1,4 +1,4 @@
-"""What lies in a folder or an archive: pictures, captions beside them, and what is no part of the source."""
+"""Listing of a folder or an archive: pictures, captions beside them, and what is no part of the source."""
 
 import os
 import re
@@ -57,7 +57,7 @@ class Listing:
         return found
 
     def notes(self) -> tuple[str, ...]:
-        """What is no part of the source, with names and numbers."""
+        """Return what is no part of the source, with names and numbers."""
         notes = list(stray_note(self.strays))
         if self.encoded:
             notes.append(f"left out: data sets of latents: {names_listed(sorted(self.encoded))}")
@@ -66,7 +66,7 @@ class Listing:
         return tuple(notes)
 
     def has_classes(self, *, where: str, sidecars: Mapping[str, Mapping[str, int]]) -> tuple[bool, str | None]:
-        """Whether the folders in the root are classes, and a note where that is a guess.
+        """Return whether the folders in the root are classes, and a note where that is a guess.
 
         Raises:
             SourceError: pictures lie beside the folders.
@@ -98,11 +98,11 @@ class Listing:
 
 
 def as_text(path: str) -> str:
-    """A path as text for everyone: bytes that are not UTF-8 are replaced."""
+    """Return a path as text for everyone: bytes that are not UTF-8 are replaced."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def stem_of(path: str) -> str:
-    """A path without the suffix of its last part."""
+    """Return a path without the suffix of its last part."""
     folder, slash, name = path.rpartition("/")
     return folder + slash + name.rpartition(".")[0]

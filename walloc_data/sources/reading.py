@@ -28,7 +28,9 @@ class NotAFileError(SourceError):
 
 
 def unreadable(where: object, error: BaseException | str) -> UnreadableError:
-    """The error for what cannot be read although it was there: not the picture's fault, so that nothing is recorded."""
+    """Return the error for what cannot be read although it was there: not the picture's fault, so nothing is
+    recorded.
+    """
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     elif isinstance(error, MemoryError):
@@ -60,7 +62,7 @@ def open_file(path: Path, *, max_bytes: int | None = None) -> BinaryIO:
 
 
 def read_file(path: Path, *, num_bytes: int | None = None) -> tuple[bytes, str]:
-    """A whole local file, and its version.
+    """Return a whole local file, and its version.
 
     Args:
         num_bytes: how long it was when the source was opened; None: not known.

@@ -133,7 +133,7 @@ class RemoteTars(Source):
     def _look(
         self, names: tuple[str, ...] | None, *, image: str | None, label: str | None
     ) -> tuple[Layout, list[Group]]:
-        """The layout, and samples with pictures at the heads of the first and the last tar."""
+        """Return the layout, and samples with pictures at the heads of the first and the last tar."""
         first: tuple[str, Group] | None = None
         for fragment in range(min(HEAD_TARS, len(self._urls))):
             url, (store, name) = self._urls[fragment], self._place(fragment)
@@ -161,7 +161,7 @@ class RemoteTars(Source):
         raise no_picture(*first, image)
 
     def _head(self, fragment: int) -> list[Group]:
-        """The first samples of a tar; none of one that is damaged where they should be."""
+        """Return the first samples of a tar; none of one that is damaged where they should be."""
         store, name = self._place(fragment)
         try:
             num_bytes = self.fragment_bytes[fragment] if self.fragment_bytes else store.num_bytes(name)
@@ -222,7 +222,7 @@ class RemoteTars(Source):
             path.unlink(missing_ok=True)
 
     def _left_out(self, group: Group, scan: TarScan) -> tuple[str, ...]:
-        """A group's other members, and what was met in the tar since the group before."""
+        """Return a group's other members, and what was met in the tar since the group before."""
         members = left_out_members(group, self._layout) if picture_of(group, self._layout.image_column) else []
         passed = [*scan.strays.elements(), *scan.special.elements()]
         scan.strays.clear()

@@ -24,7 +24,7 @@ _NUM_COMPARED = 16  # pictures that the identity is made of
 
 
 def is_sequence(value: Any) -> bool:
-    """Say whether something has a length and items by position."""
+    """Return whether something has a length and items by position."""
     return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | Mapping)
 
 
@@ -81,7 +81,7 @@ class SequenceSource(Source):
         self.identity = self._fingerprint()
 
     def _item(self, index: int) -> Any:
-        """An item, or the file and label that torchvision's `ImageFolder` would make one of.
+        """Return an item, or the file and label that torchvision's `ImageFolder` would make one of.
 
         Raises:
             SourceError: the sequence has no such item.
@@ -95,7 +95,7 @@ class SequenceSource(Source):
             raise SourceError(f"{self.location}: its length is {self.num_items}, but it has no item {index}") from error
 
     def _columns(self, first: Any, image: str | None, label: str | None) -> tuple[str | None, str | None]:
-        """The names of picture and label where items are mappings."""
+        """Return the names of picture and label where items are mappings."""
         if not isinstance(first, Mapping):
             if image is not None or label not in (None, "none"):
                 raise SourceError(f"{self.location}: its items are {type(first).__name__}s and have no columns")
@@ -122,7 +122,7 @@ class SequenceSource(Source):
         return item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
 
     def _others(self, item: Any) -> dict[str, Any]:
-        """What an item has besides picture and label."""
+        """Return what an item has besides picture and label."""
         if self._image is not None:
             used = (self._image, self._label if self.labelled else None)
             return {str(name): value for name, value in item.items() if name not in used}
@@ -141,7 +141,7 @@ class SequenceSource(Source):
         return tuple(sorted({target for item in self._sequence if isinstance(target := self._target(item), str)}))
 
     def _first(self) -> Any:
-        """The first item that can be read: what it is, all items are taken to be.
+        """Return the first item that can be read: what it is, all items are taken to be.
 
         Raises:
             SourceError: none of the first hundred can be.
@@ -188,7 +188,7 @@ class SequenceSource(Source):
         )
 
     def _described(self, index: int) -> tuple[Any, ...]:
-        """What tells an item from another; one that is away leaves its position."""
+        """Return what tells an item from another; one that is away leaves its position."""
         try:
             sample = self.read(index)
         except UnreadableError:
@@ -226,7 +226,7 @@ class SequenceSource(Source):
         return Sample(name, data, label, columns, problem, left_out, version)
 
     def _number(self, target: Any) -> tuple[int | None, str | None]:
-        """A label, or what is wrong with it."""
+        """Return a label, or what is wrong with it."""
         if isinstance(target, str):
             number = self._numbers.get(target)
             return number, None if number is not None else f"label {target!r} is not one of the class names"
@@ -271,7 +271,7 @@ def _is_label(target: Any) -> bool:
 
 
 def _class_names(sequence: Any) -> tuple[str, ...] | None:
-    """The attribute `classes` of a data set or of what it wraps; synonyms are joined by commas."""
+    """Return the attribute `classes` of a data set or of what it wraps; synonyms are joined by commas."""
     found = getattr(sequence, "classes", None)
     if isinstance(found, Sequence) and not isinstance(found, str) and found:
         names = [", ".join(name) if isinstance(name, tuple | list) else name for name in found]
@@ -285,7 +285,7 @@ def _class_names(sequence: Any) -> tuple[str, ...] | None:
 
 
 def _file_of(sequence: Any, index: int) -> tuple[str, int] | None:
-    """The file and label of an item of torchvision's `ImageFolder`, if nothing is done to its pictures."""
+    """Return the file and label of an item of torchvision's `ImageFolder`, if nothing is done to its pictures."""
     utils = sys.modules.get("torch.utils.data")
     if utils is not None and type(sequence) is utils.Subset:
         return _file_of(sequence.dataset, int(sequence.indices[index]))

@@ -17,7 +17,7 @@ _FIRST = ("train", "training")
 
 
 def find_splits(spec: Any, *, names: Sequence[str] | None = None) -> dict[str, tuple[Any, str]]:
-    """The splits of a source that has several.
+    """Return the splits of a source that has several.
 
     Args:
         spec: a dictionary of splits, such as `datasets.DatasetDict`; ``hf:NAME``; a folder written by `save_to_disk` or
@@ -96,6 +96,6 @@ def _saved_splits(path: Path) -> list[str]:
 
 
 def is_parquet_folder(path: Path) -> bool:
-    """Say whether a folder holds parquet files, not counting img2dataset's beside ``00000/`` or ``00000.tar``."""
+    """Return whether a folder holds parquet files, not counting img2dataset's beside ``00000/`` or ``00000.tar``."""
     files = [*path.glob("*.parquet"), *path.glob("data/*.parquet")]
     return any(not file.with_suffix("").is_dir() and not file.with_suffix(".tar").is_file() for file in files)

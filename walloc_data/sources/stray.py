@@ -26,18 +26,18 @@ MAX_LISTED = 10
 
 
 def is_stray(name: str) -> bool:
-    """Say whether one part of a path is left out by the rule above."""
+    """Return whether one part of a path is left out by the rule above."""
     return (name.startswith(".") and name not in (".", "..")) or name.lower() in _STRAY_NAMES
 
 
 def are_splits(folders: Iterable[str]) -> bool:
-    """Say whether folders are named like splits, and so are no classes."""
+    """Return whether folders are named like splits, and so are no classes."""
     names = {name.lower() for name in folders}
     return bool(names) and names <= _SPLIT_NAMES
 
 
 def stray_note(strays: Counter[str]) -> tuple[str, ...]:
-    """One note that names what was left out by the rule, if anything was.
+    """Return one note that names what was left out by the rule, if anything was.
 
     Args:
         strays: how often each name was met.
@@ -57,14 +57,14 @@ def stray_note(strays: Counter[str]) -> tuple[str, ...]:
 
 
 def listed(numbers: Mapping[str, int]) -> str:
-    """Numbers and names, most frequent first, at most ten of them: ``"12 .txt, 2 .json"``."""
+    """Return numbers and names, most frequent first, at most ten of them: ``"12 .txt, 2 .json"``."""
     ordered = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
     more = f" and {len(ordered) - MAX_LISTED} other names" if len(ordered) > MAX_LISTED else ""
     return ", ".join(f"{number} {_printable(name)}" for name, number in ordered[:MAX_LISTED]) + more
 
 
 def names_listed(names: Iterable[str]) -> str:
-    """Names in the order given, at most ten of them."""
+    """Return names in the order given, at most ten of them."""
     every = list(names)
     more = f" and {len(every) - MAX_LISTED} more" if len(every) > MAX_LISTED else ""
     return ", ".join(map(_printable, every[:MAX_LISTED])) + more

@@ -19,7 +19,7 @@ class ClassFolders:
     num_populated: int  # classes that have pictures
 
     def label(self, key: str) -> int:
-        """The class of a sample's key."""
+        """Return the class of a sample's key."""
         return self._numbers[folder_of(key)[self.depth]]
 
     @cached_property
@@ -28,7 +28,7 @@ class ClassFolders:
 
 
 def folder_of(key: str) -> tuple[str, ...]:
-    """The folders of a member's name or a sample's key, without ``.``."""
+    """Return the folders of a member's name or a sample's key, without ``.``."""
     return tuple(part for part in key.split("/")[:-1] if part not in ("", "."))
 
 

@@ -38,7 +38,7 @@ class Group:
 
 @dataclass
 class TarScan:
-    """What a walk over tars' headers met besides samples."""
+    """Record of what a walk over tars' headers met besides samples."""
 
     strays: Counter[str] = field(default_factory=Counter)  # by name
     special: Counter[str] = field(default_factory=Counter)  # links and the like, by kind
@@ -55,7 +55,7 @@ class DamagedTarError(SourceError):
 
 
 class _TarBytes:
-    """What `tarfile` reads headers from: a part of a file at a time, however much a damaged header asks for."""
+    """File that `tarfile` reads headers from, a part at a time, however much a damaged header asks for."""
 
     def __init__(self, read_at: Callable[[int, int], bytes], *, num_bytes: int) -> None:
         self._read_at, self.num_bytes, self._position = read_at, num_bytes, 0
@@ -79,7 +79,7 @@ class _TarBytes:
 
 
 def groups(path: Path, *, where: str, scan: TarScan | None = None) -> Iterator[Group]:
-    """Samples of one local tar, by reading headers only.
+    """Yield samples of one local tar, by reading headers only.
 
     A key is the path up to the first dot of its last part. Members of one key that follow each other, once what
     `is_stray` names has been left out, are one sample, as in webdataset. Where an extension comes again, webdataset
@@ -105,7 +105,7 @@ def groups(path: Path, *, where: str, scan: TarScan | None = None) -> Iterator[G
 def groups_in(
     read_at: Callable[[int, int], bytes], *, num_bytes: int, where: str, scan: TarScan | None = None
 ) -> Iterator[Group]:
-    """`groups` of a tar of `num_bytes` bytes, of which ``read_at(start, number)`` gives some."""
+    """Yield `groups` of a tar of `num_bytes` bytes, of which ``read_at(start, number)`` gives some."""
     scan = scan if scan is not None else TarScan()
     data = _TarBytes(read_at, num_bytes=num_bytes)
     key, members, problem = "", dict[str, list[tuple[int, int]]](), None
@@ -137,7 +137,9 @@ def groups_in(
 
 
 def _members(data: _TarBytes, *, where: str) -> Iterator[tarfile.TarInfo | DamagedTarError]:
-    """Members of a tar, and last what is wrong with it: `tarfile` takes a damaged header for the end, silently."""
+    """Yield members of a tar, and last what is wrong with it: `tarfile` takes a damaged header for the end,
+    silently.
+    """
 
     def damaged(reason: object) -> DamagedTarError:
         return DamagedTarError(f"{where}: not a readable tar, or damaged: {reason}")
@@ -180,7 +182,7 @@ def _members(data: _TarBytes, *, where: str) -> Iterator[tarfile.TarInfo | Damag
 
 
 def _member_name(member: tarfile.TarInfo, scan: TarScan) -> str | None:
-    """The name of a member that may belong to a sample; all others are counted."""
+    """Return the name of a member that may belong to a sample; all others are counted."""
     name = member.name
     parts = [part for part in name.split("/") if part not in ("", ".")]
     stray = next((part for part in parts if is_stray(part)), None)
@@ -198,7 +200,7 @@ def _member_name(member: tarfile.TarInfo, scan: TarScan) -> str | None:
 
 
 def _apart(key: str, members: Mapping[str, list[tuple[int, int]]], problem: str | None) -> Iterator[Group]:
-    """One group, or as many as its most frequent extension occurs."""
+    """Yield one group, or as many as its most frequent extension occurs."""
     copies = max(map(len, members.values()))
     if copies > 1:
         problem = (

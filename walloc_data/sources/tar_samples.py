@@ -42,7 +42,9 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")  # int() also takes 1_0 and digits of oth
 
 @dataclass(frozen=True)
 class Layout:
-    """How to make a sample of a group; found once, from the first picture, so that all samples have the same fields."""
+    """Rules to make a sample of a group; found once, from the first picture, so that all samples have the same
+    fields.
+    """
 
     image_column: str | None  # the extension of the picture; None: the first that looks like one
     label_from: str | None  # "cls", a field of the JSON, FOLDER, or None
@@ -106,7 +108,7 @@ class Reader:
     def sample(
         self, path: str, group: Group, *, name: str, folder_label: int | None = None, version: str | None = None
     ) -> Sample:
-        """The picture of a group, with its label and columns; what is wrong with it is the sample's problem.
+        """Return the picture of a group, with its label and columns; what is wrong with it is the sample's problem.
 
         Args:
             version: of the tar; None: that of the file at `path`.
@@ -163,7 +165,7 @@ class Reader:
         return self._numbers[name]
 
     def _text(self, path: str, group: Group) -> str:
-        """A caption, or a little more of it than a column may hold."""
+        """Return a caption, or a little more of it than a column may hold."""
         offset, num_bytes = group.members[TEXT]
         return self.tars.read(path, offset, min(num_bytes, MAX_COLUMN_BYTES + 1)).decode("utf-8", "replace")
 
@@ -176,7 +178,7 @@ def _json_member(tars: _OpenTars, path: str, group: Group) -> dict[str, Any]:
 
 
 def parse_meta(data: bytes) -> dict[str, Any]:
-    """A sample's JSON; ValueError says what is wrong with it."""
+    """Return a sample's JSON; ValueError says what is wrong with it."""
     value = json.loads(data)
     if not isinstance(value, dict):
         raise ValueError("its JSON is not an object")
@@ -191,7 +193,7 @@ def picture_of(group: Group, image_column: str | None) -> tuple[int, int] | None
 
 
 def left_out_members(group: Group, layout: Layout) -> list[str]:
-    """Extensions of a group's members that no sample takes up."""
+    """Return extensions of a group's members that no sample takes up."""
     taken = (
         ({"cls"} if layout.label_from in (None, "cls") else set())
         | ({"json"} if layout.reads_json else set())
@@ -202,7 +204,7 @@ def left_out_members(group: Group, layout: Layout) -> list[str]:
 
 
 def json_of(path: str, group: Group, *, where: str) -> dict[str, Any]:
-    """The JSON of the first sample of a local tar, by which all others are read.
+    """Return the JSON of the first sample of a local tar, by which all others are read.
 
     Raises:
         SourceError: it cannot be read.
@@ -225,7 +227,7 @@ def layout_of(
     image: str | None,
     label: str | None,
 ) -> Layout:
-    """The layout of a source whose first group with a picture is `group`, with the JSON `meta`.
+    """Return the layout of a source whose first group with a picture is `group`, with the JSON `meta`.
 
     Raises:
         SourceError: it has no such label.
@@ -259,17 +261,17 @@ def layout_of(
 
 
 def image_extension(image_column: str | None) -> str | None:
-    """The extension that an argument `image_column` means."""
+    """Return the extension that an argument `image_column` means."""
     return image_column.lower().removeprefix(".") if image_column else None
 
 
 def lines_of(data: bytes) -> tuple[str, ...]:
-    """The names in a file of class names."""
+    """Return the names in a file of class names."""
     return tuple(line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip())
 
 
 def no_picture(where: str, group: Group, image: str | None) -> SourceError:
-    """The error for a source in which no sample has a picture; `group` is its first sample."""
+    """Return the error for a source in which no sample has a picture; `group` is its first sample."""
     return SourceError(
         f"{where}: the first sample, {group.key!r}, has no {image or 'picture'} among its members "
         f"{sorted(group.members)}, nor has any other: name the picture's extension with image_column (--image-column)"
@@ -277,7 +279,7 @@ def no_picture(where: str, group: Group, image: str | None) -> SourceError:
 
 
 def misplaced_labels(where: str, number: int) -> SourceError:
-    """The error for labels that the first sample, after which all others are read, does not have."""
+    """Return the error for labels that the first sample, after which all others are read, does not have."""
     return SourceError(
         f"{where}: {number} samples have a label (.cls), but the first with a picture has none. Members of one sample "
         "must follow each other (tar --sort=name); label_column='none' (--label-column none) encodes without labels"

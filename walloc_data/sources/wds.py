@@ -47,7 +47,7 @@ _MEMBERS = ("cls", "json", TEXT)  # whose places `TarSource` keeps, after the pi
 
 
 def expand_urls(text: str) -> list[str]:
-    """``a-{000..012}.tar``, ``{a,b}.tar`` and ``x.tar::y.tar`` as plain URLs, in order."""
+    """Expand ``a-{000..012}.tar``, ``{a,b}.tar`` and ``x.tar::y.tar`` to plain URLs, in order."""
     parts = [_alternatives(part) for part in text.split("::")]
     if sum(math.prod(map(len, part)) for part in parts) > MAX_TARS:
         raise SourceError(f"wds:{text}: more than a million tars")
@@ -55,7 +55,7 @@ def expand_urls(text: str) -> list[str]:
 
 
 def _alternatives(text: str) -> list[list[str]]:
-    """What may stand at each place of a URL: one text outside of braces, several inside."""
+    """Return what may stand at each place of a URL: one text outside of braces, several inside."""
     places: list[list[str]] = []
     end = 0
     for match in _RANGE.finditer(text):
@@ -208,7 +208,7 @@ def open_tars(
     label_column: str | None,
     storage_options: Mapping[str, Any] | None,
 ) -> Source:
-    """The source that fits ``wds:URLS``: by position where all tars are local, in fragments otherwise."""
+    """Return the source that fits ``wds:URLS``: by position where all tars are local, in fragments otherwise."""
     location = f"wds:{text}"
     urls = expand_urls(text)
     remote = ["://" in url and not url.startswith("file://") for url in urls]

@@ -1,4 +1,4 @@
-"""What lies in a cache folder, and its removal."""
+"""Listing and removal of what is in a cache folder."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _OURS = {
 
 @dataclass(frozen=True)
 class CacheContents:
-    """What one kind of thing takes in a cache folder.
+    """Number and size of one kind of files in a cache folder.
 
     Attributes:
         kind: "shards", fetched; "arrays", of decoded latents; "index", tables and columns.
@@ -54,7 +54,7 @@ def _size(item: Path) -> int:
 
 
 def cache_contents(folder: str | os.PathLike[str] | None = None) -> list[CacheContents]:
-    """Say what lies in a cache folder; None is `default_cache_folder()`.
+    """Return what is in a cache folder; None is `default_cache_folder()`.
 
     Example:
         >>> from walloc_data.storage import cache_contents

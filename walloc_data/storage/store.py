@@ -267,7 +267,7 @@ class Store:
         return self._retry(listing, what=f"listing {full}")
 
     def entries(self) -> dict[str, tuple[int | None, str | None]]:
-        """Length in bytes and ETag, where they are told, of the files directly in the root, by name."""
+        """Return length in bytes and ETag, where they are told, of the files directly in the root, by name."""
         if self.local_path is not None:
             found = os.scandir(self.local_path) if self.local_path.is_dir() else ()
             return {entry.name: (entry.stat().st_size, None) for entry in found if entry.is_file()}
@@ -287,7 +287,7 @@ class Store:
         return self._retry(listing, what=f"listing {self.url}")
 
     def read_range(self, path: str, *, start: int, num_bytes: int) -> bytes:
-        """Bytes [start, start + num_bytes) of a file, fewer at its end."""
+        """Return bytes [start, start + num_bytes) of a file, fewer at its end."""
         if self.local_path is not None:
             try:
                 with self._local(path).open("rb") as file:

@@ -182,7 +182,7 @@ class _Server:
             theirs.close()
 
     def exit_code(self, process: int) -> int:
-        """How a worker has ended; -SIGKILL where the server is gone too."""
+        """Return how a worker has ended; -SIGKILL where the server is gone too."""
         try:
             self._talk.send(("wait", process))
             code: int = self._talk.recv()
@@ -235,7 +235,7 @@ class _Pool:
         return [worker for worker in self._workers if worker.task is not None]
 
     def heard(self, *, timeout_s: float) -> list[_Worker]:
-        """Workers with something to say, or whose connection has closed."""
+        """Return workers that have sent something, or whose connection has closed."""
         by_pipe: dict[Any, _Worker] = {worker.talk: worker for worker in self._workers}
         return [by_pipe[pipe] for pipe in wait(list(by_pipe), timeout_s)]
 

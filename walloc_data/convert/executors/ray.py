@@ -88,7 +88,7 @@ def _result(reference: Any, what: str) -> list[tuple[ShardId, ShardDone]]:
 
 
 def _make(setup: WorkSetup, task: Task, name: str) -> list[tuple[ShardId, ShardDone]]:
-    """On the cluster: do one unit."""
+    """Do one unit, on the cluster."""
     import torch
 
     store = setup.store

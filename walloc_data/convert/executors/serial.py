@@ -1,4 +1,4 @@
-"""What every executor is given; and the simplest one: this process."""
+"""Setup that every executor is given; and the simplest executor: this process."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class WorkSetup:
     on_error: OnError
 
     def worker(self, *, codec: Any = None, alive: Callable[[], None] = lambda: None, tag: str = "0") -> Worker:
-        """A worker with a staging folder of its own; without `codec` it loads the data set's."""
+        """Return a worker with a staging folder of its own; without `codec` it loads the data set's."""
         staging = self.staging / f"worker-{tag}"
         return Worker(
             self.plan,
@@ -43,13 +43,13 @@ class WorkSetup:
         )
 
     def fetch_codec(self, scratch: Path) -> Any:
-        """The data set's codec, fetched and loaded."""
+        """Return the data set's codec, fetched and loaded."""
         from walloc_data.codec import fetch_codec
 
         return self.load_codec(fetch_codec(self.store, scratch=scratch, decoders=False))
 
     def load_codec(self, folder: Path) -> Any:
-        """The data set's codec, from a local copy of its folder."""
+        """Return the data set's codec, from a local copy of its folder."""
         from walloc_data.codec import load_codec
 
         codec, _ = load_codec(folder, decoder=False, device=self.device)
@@ -58,7 +58,7 @@ class WorkSetup:
         return codec
 
     def describe(self, unit: int) -> str:
-        """What to call a unit of work, for people."""
+        """Return a unit's name for messages."""
         if self.plan.num_fragments is not None:
             names = [self.source.fragment_name(fragment) for fragment in self.plan.fragments(unit)]
             return f"unit {unit} of split {self.plan.split!r} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
