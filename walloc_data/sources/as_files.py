@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from walloc_data.pictures import FORMATS
+
 __all__ = ["NoPictureError", "as_file", "is_picture"]
 
 _TOLERANCE = 1e-3  # of a level: float32 rounds x / 255 * 255 by less than 1e-4
@@ -66,7 +68,7 @@ def _unread_file(image: Any) -> bytes | None:
         file.seek(0)
         data: bytes = file.read()
         file.seek(before)
-        with Image.open(io.BytesIO(data)) as again:  # `draft` would have made it smaller, or grey
+        with Image.open(io.BytesIO(data), formats=FORMATS) as again:  # `draft` would have made it smaller, or grey
             return data if (again.size, again.mode) == (image.size, image.mode) else None
     except (OSError, ValueError, AttributeError):
         return None
