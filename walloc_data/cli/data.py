@@ -87,6 +87,13 @@ def _source_arguments(parser: Parser) -> None:
     add("--source-split", metavar="NAME", help="the split of an HF data set to read (default: that of --split)")
     add("--image-column", metavar="NAME", help="the column of pictures (default: found by type)")
     add("--label-column", metavar="NAME", help="the column of labels, folder (of tars), or none (default: found)")
+    add(
+        "--keep-picture",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="keep a second picture of every sample, such as a mask, cut and scaled as the picture is; may be repeated",
+    )
     add("--streaming", action="store_true", help="read an HF data set as a stream, in its own order")
 
 
@@ -98,6 +105,7 @@ def _open_source(args: Args) -> "Source":
         split=args.source_split or args.split,
         image_column=args.image_column,
         label_column=args.label_column,
+        keep_pictures=args.keep_picture,
         streaming=args.streaming,
         storage_options=args.storage_options,
     )
@@ -132,6 +140,7 @@ def _encode_splits(args: Args) -> Outcome:
         splits=None if args.split == "all" else args.split.split(","),
         image_column=args.image_column,
         label_column=args.label_column,
+        keep_pictures=args.keep_picture,
         streaming=args.streaming,
         **_encode_options(args),
     )

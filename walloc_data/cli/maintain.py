@@ -19,6 +19,7 @@ def _work_arguments(parser: Parser) -> None:
     add_split(parser, default="train")
     add("--image-column", metavar="NAME", help="the column of pictures (default: found by type)")
     add("--label-column", metavar="NAME", help="the column of labels, folder (of tars), or none (default: found)")
+    add("--keep-picture", action="append", default=[], metavar="COLUMN", help="as for encode, where the split has it")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     add("--device", default="cpu", help="of the analysis: cpu or cuda; the latents are the same (default: cpu)")
     add("--max-failures", type=int, metavar="N", help="stop after more than N broken pictures")
@@ -88,6 +89,7 @@ def _append(args: Args) -> Outcome:
         restart=args.restart,
         image_column=args.image_column,
         label_column=args.label_column,
+        keep_pictures=args.keep_picture,
         **_work(args),
     )
     return Outcome(summary.to_dict(), str(summary))
@@ -102,6 +104,7 @@ def _retry(args: Args) -> Outcome:
         split=args.split,
         image_column=args.image_column,
         label_column=args.label_column,
+        keep_pictures=args.keep_picture,
         storage_options=args.storage_options,
     )
     summary = retry_failures(source, args.out, **_work(args))

@@ -86,6 +86,7 @@ def plan_for(source: Source, split: str, settings: EncodeSettings, codec: Any) -
             "webp_writer": WRITER_VERSION,
             "pillow": PIL.__version__,
             "libwebp": str(features.version("webp")),
+            **({"zlib": str(features.version("zlib"))} if source.pictures else {}),  # which writes PNG
             "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
         },
     )

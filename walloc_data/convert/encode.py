@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +69,7 @@ def encode_dataset(
     progress: bool | Callable[[Progress], None] = True,
     image_column: str | None = None,
     label_column: str | None = None,
+    keep_pictures: Sequence[str] = (),
     **fields: Unpack[SettingFields],
 ) -> ConversionSummary:
     """Encode a source of pictures as one split of a data set of latents.
@@ -101,6 +102,7 @@ def encode_dataset(
         progress: True writes to stderr; or a callable that gets a `Progress` several times a second.
         image_column: as `open_source` takes it, for sources that it opens.
         label_column: the same of labels; ``none`` encodes without.
+        keep_pictures: columns of second pictures, such as masks, that are kept, as `open_source` takes them.
         fields: settings by name, in place of `settings` or of what they say: those of `EncodeSettings`. `size_px` alone
             means ``crop``.
 
@@ -137,6 +139,7 @@ def encode_dataset(
         split=split,
         image_column=image_column,
         label_column=label_column,
+        keep_pictures=keep_pictures,
         storage_options=storage_options,
     )
     _check_folder(store, opened)

@@ -77,6 +77,7 @@ class RelabelledSource(Source):
         self.column_types, self.column_classes = source.column_types, source.column_classes
         self.num_fragments, self.fragment_bytes = source.num_fragments, source.fragment_bytes
         self.identity, self.class_names = source.identity, names
+        self.pictures = source.pictures
 
     def describe(self) -> dict[str, Any]:
         return self._source.describe()

@@ -160,6 +160,11 @@ class Plan:
         return bool(self.source["labelled"])
 
     @property
+    def pictures(self) -> tuple[str, ...]:
+        """Second pictures of samples that are kept, such as masks."""
+        return tuple(self.source.get("pictures", ()))
+
+    @property
     def adopts(self) -> bool:
         """Whether samples are packed latents already, and not pictures to be encoded."""
         return self.source.get("latents") is True

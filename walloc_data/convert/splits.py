@@ -19,6 +19,7 @@ def encode_splits(
     splits: Sequence[str] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    keep_pictures: Sequence[str] = (),
     streaming: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     **options: Any,
@@ -33,7 +34,7 @@ def encode_splits(
             or of parquet files; a folder or an archive whose folders are named like splits (``train``, ``val``, ...).
         out: a local folder or ``s3://bucket/prefix``.
         splits: only these, in this order; None: all.
-        image_column, label_column, streaming: as in `open_source`, for each split.
+        image_column, label_column, keep_pictures, streaming: as in `open_source`, for each split.
         storage_options: for the file system of `out`.
         options: `encode_dataset`'s, for each split.
 
@@ -55,7 +56,12 @@ def encode_splits(
     for name, (spec, split) in find_splits(source, names=splits).items():
         try:
             opened[name] = open_source(
-                spec, split=split, image_column=image_column, label_column=label_column, streaming=streaming
+                spec,
+                split=split,
+                image_column=image_column,
+                label_column=label_column,
+                keep_pictures=keep_pictures,
+                streaming=streaming,
             )
         except SourceError as error:
             raise SourceError(

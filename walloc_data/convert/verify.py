@@ -33,6 +33,7 @@ from walloc_data.format import (
 )
 from walloc_data.latents import decode_webp, unpack
 from walloc_data.pictures import crop_box, encoded_size
+from walloc_data.pictures.kept import png_size
 from walloc_data.sources import Source
 from walloc_data.storage import ShardFile, Store
 
@@ -379,6 +380,10 @@ class _Split:
             _same(what, "size in pixels", (width, height), size)
         if settings.sample_json or _is_next(data, f"{row['key']}.json", offset):
             offset = self._json(what, data, row, offset)
+        for picture in record.source.get("pictures", ()):
+            if _is_next(data, name := f"{row['key']}.{picture}.png", offset):
+                _, member, offset = _member(what, data, name, offset)
+                _same(what, f"size of its {picture}", png_size(member), (width, height))
         return offset
 
     def _by_fragment(self, key: str) -> bool:

@@ -35,7 +35,7 @@ from walloc_data.format import (
     shard_name,
 )
 from walloc_data.latents import encode_webps, pack, unpack
-from walloc_data.pictures import PictureError, crop_box, decode_picture, resize_and_crop
+from walloc_data.pictures import PictureError, crop_box, decode_picture, kept_picture, resize_and_crop
 from walloc_data.pictures.memory import is_trouble
 from walloc_data.sources import Sample, Source
 from walloc_data.storage import Store
@@ -83,6 +83,7 @@ class _Item:
     source_size: tuple[int, int]  # (width, height), upright, before resizing
     box: tuple[int, int, int, int]  # (left, top, right, bottom) of what was kept, in the source's pixels
     columns: Mapping[str, Any]  # of the source, as the index has them
+    pictures: Mapping[str, bytes]  # second ones that are kept, by name
     files: list[bytes] = field(default_factory=list)  # the packed latent, and the mirrored one
 
 
@@ -264,7 +265,8 @@ class Worker:
                 columns, large = columns_that_fit(sample.columns)
                 if not self.plan.settings.sample_json:
                     lost += [f"value of column {name!r}, over 64 KiB (--sample-json keeps it)" for name in large]
-                item = _Item(key, index, sample, *self._look(sample, lost, clock), columns)
+                looked = self._look(sample, lost, clock)
+                item = _Item(key, index, sample, *looked, columns, self._kept_pictures(sample, looked[2]))
                 _count(left_out, lost)
                 clock.stop("resize")
             except (MemoryError, OSError) as error:
@@ -311,6 +313,17 @@ class Worker:
         _check_packed_sides(pixels, spec=self.plan.codec)
         size = pixels.shape[1], pixels.shape[0]
         return pixels, size, image.size, crop_box(image.size, settings=settings)
+
+    def _kept_pictures(self, sample: Sample, size: tuple[int, int]) -> dict[str, bytes]:
+        """Second pictures of a sample whose picture is of a (width, height), as they are stored."""
+        kept = {}
+        for name in self.plan.pictures:
+            if name in sample.pictures:
+                try:
+                    kept[name] = kept_picture(sample.pictures[name], size=size, settings=self.plan.settings)
+                except PictureError as error:
+                    raise PictureError(f"its {name}: {error}") from error
+        return kept
 
     def _encode(
         self, items: list[_Item], counts: npt.NDArray[np.int64], shapes: set[tuple[int, ...]], clock: "_Clock"
@@ -375,6 +388,7 @@ class Worker:
             if self.plan.columns:
                 meta["columns"] = finite_json({name: sample.columns.get(name) for name in self.plan.columns})
             members.append((f"{item.key}.json", _to_json(meta).encode()))
+        members += [(f"{item.key}.{name}.png", data) for name, data in item.pictures.items()]
         offsets = tar.add(members)
         place = {
             "key": item.key,

@@ -1,6 +1,6 @@
 """New pictures to a split that is finished, and those that failed once more."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def append_dataset(
     restart: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    keep_pictures: Sequence[str] = (),
     storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> EditSummary:
@@ -55,7 +56,7 @@ def append_dataset(
         split: the split.
         again: also where these very pictures are in the split already.
         restart: forget what an interrupted append of other pictures left.
-        image_column, label_column: as in `open_source`.
+        image_column, label_column, keep_pictures: as in `open_source`.
         storage_options: for the file system of `out`, and of remote tars.
         options: `encode_dataset`'s: `workers`, `engine`, `device`, `on_error`, `max_failures`, `progress`, ...
 
@@ -77,6 +78,7 @@ def append_dataset(
         split=split,
         image_column=image_column,
         label_column=label_column,
+        keep_pictures=keep_pictures,
         storage_options=storage_options,
     )
     with held_dataset(out, storage_options) as (store, manifest), scratch_folder(store) as folder:

@@ -146,6 +146,8 @@ def joined_record(parts: list[Part], built: Built, *, where: str) -> SplitRecord
     first = records[0]
     if len({record.labelled for record in records}) > 1:
         raise FormatError(f"{where}: one part has labels and the other has none")
+    if len({tuple(record.source.get("pictures", ())) for record in records}) > 1:
+        raise FormatError(f"{where}: second pictures (--keep-picture) are not those of both parts")
     if len(records) == 1 and not parts[0].change.new_keys:
         return replace(
             first,
@@ -168,6 +170,8 @@ def joined_record(parts: list[Part], built: Built, *, where: str) -> SplitRecord
         "parts": sources,
         "shuffled": any(part.get("shuffled") for part in sources),
     }
+    if pictures := first.source.get("pictures"):
+        source["pictures"] = pictures
     if removed := sum(record.source.get("num_removed", 0) for record in records):
         source["num_removed"] = removed
     return SplitRecord(

@@ -3,6 +3,7 @@
 from walloc_data.pictures.decode import PictureError, decode_picture
 from walloc_data.pictures.decoded import decoded_pixels
 from walloc_data.pictures.formats import FORMATS, MAX_FILE_BYTES, PICTURE_SUFFIXES
+from walloc_data.pictures.kept import kept_picture
 from walloc_data.pictures.originals import original_pictures
 from walloc_data.pictures.resizing import crop_box, encoded_size, resize_and_crop
 
@@ -15,6 +16,7 @@ __all__ = [
     "decode_picture",
     "decoded_pixels",
     "encoded_size",
+    "kept_picture",
     "original_pictures",
     "resize_and_crop",
 ]

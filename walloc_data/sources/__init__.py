@@ -5,8 +5,9 @@ The only package that imports `datasets`.
 
 import glob
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from walloc_data.sources.splits import find_splits, is_parquet_folder
 
 __all__ = ["Sample", "Source", "find_splits", "open_source"]
 
+_PICTURE_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")  # it becomes part of a member's name
+
 
 def open_source(
     spec: Any,
@@ -26,6 +29,7 @@ def open_source(
     split: str = "train",
     image_column: str | None = None,
     label_column: str | None = None,
+    keep_pictures: Sequence[str] = (),
     streaming: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Source:
@@ -49,6 +53,9 @@ def open_source(
         label_column: the column of labels; for tars ``cls``, a field of the JSON, or ``folder``: the folders in the
             tars are the classes, which is the default where samples are pictures alone, and in folders. ``none``:
             encode without labels.
+        keep_pictures: columns of second pictures, such as masks, that go along: of Hugging Face data sets, and of
+            sequences whose items are mappings. They are stored without loss, cut and scaled as the picture is, by
+            nearest neighbour.
         streaming: read a Hugging Face data set as a stream, a file of it at a time: nothing is stored here, and
             pictures keep the order that they have in each file.
         storage_options: for the file system of remote tars (``endpoint_url``, ``anon``, ...).
@@ -65,14 +72,32 @@ def open_source(
         Traceback (most recent call last):
         walloc_data.errors.SourceError: my-latents/data: holds tars; for WebDataset tars write ...
     """
-    from walloc_data.sources import huggingface
-
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     if isinstance(spec, Source):
         return spec
+    if wrong := [name for name in keep_pictures if not _PICTURE_NAME.fullmatch(name)]:
+        raise SourceError(f"keep_pictures {wrong}: names of columns that are kept are letters, digits, '_' and '-'")
     if not isinstance(spec, str | os.PathLike):
-        return _open_object(spec, split=split, **columns)
-    text = os.fspath(spec)
+        return _open_object(spec, split=split, keep_pictures=tuple(keep_pictures), **columns)
+    opened = _open_path(os.fspath(spec), split, streaming, storage_options, columns, tuple(keep_pictures))
+    if opened.pictures != tuple(keep_pictures):
+        raise SourceError(
+            f"{opened.location}: second pictures are kept of Hugging Face data sets, parquet and sequences only"
+        )
+    return opened
+
+
+def _open_path(
+    text: str,
+    split: str,
+    streaming: bool,
+    storage_options: Mapping[str, Any] | None,
+    columns: dict[str, Any],
+    keep_pictures: tuple[str, ...],
+) -> Source:
+    from walloc_data.sources import huggingface
+
+    table = columns | {"keep_pictures": keep_pictures}
     if text.startswith("wds:"):
         from walloc_data.sources.wds import open_tars
 
@@ -81,7 +106,7 @@ def open_source(
         return huggingface.HuggingFaceSource(
             huggingface.load_hub(text.removeprefix("hf:"), split=split, streaming=streaming, location=text),
             location=text,
-            **columns,
+            **table,
         )
     if text.startswith("parquet:") or text.endswith(".parquet"):
         pattern = str(Path(text.removeprefix("parquet:")).expanduser())
@@ -91,7 +116,7 @@ def open_source(
             raise SourceError(f"{text}: no such file")
         dataset, identity = huggingface.load_parquet(files, split=split, streaming=streaming, location=text)
         roots = [files] if isinstance(files, Path) else [Path(file).parent for file in files]
-        return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=roots, **columns)
+        return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=roots, **table)
     path = Path(text.removeprefix("folder:")).expanduser()
     if not path.is_dir():
         if (found := archive_of(path)) is not None:
@@ -106,23 +131,23 @@ def open_source(
     if not text.startswith("folder:"):
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             dataset, identity = huggingface.load_saved(path, split=split, streaming=streaming, location=text)
-            return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=[path], **columns)
+            return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=[path], **table)
         if is_parquet_folder(path):
             dataset, identity = huggingface.load_parquet(path, split=split, streaming=streaming, location=text)
-            return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=[path], **columns)
+            return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=[path], **table)
         if any(path.glob("*.tar")):
             raise SourceError(f"{text}: holds tars; for WebDataset tars write 'wds:{text}/*.tar'")
-    if image_column is not None or label_column not in (None, "none", "folder"):
+    label_column = columns["label_column"]
+    if columns["image_column"] is not None or label_column not in (None, "none", "folder"):
         raise SourceError(f"{text}: a folder of pictures has no columns; labels are its folders' names")
     return FolderSource(path, location=text, label_column=label_column)
 
 
-def _open_object(spec: Any, *, split: str, image_column: str | None, label_column: str | None) -> Source:
+def _open_object(spec: Any, *, split: str, **columns: Any) -> Source:
     if isinstance(spec, Mapping):  # also DatasetDict and IterableDatasetDict
         if split not in spec:
             raise SourceError(f"a {type(spec).__name__} without a split {split!r}; it has {sorted(spec)}")
-        return open_source(spec[split], split=split, image_column=image_column, label_column=label_column)
-    columns = {"image_column": image_column, "label_column": label_column}
+        return open_source(spec[split], split=split, **columns)
     datasets = sys.modules.get("datasets")  # whoever has such an object has loaded it
     if datasets is None or not isinstance(spec, datasets.Dataset | datasets.IterableDataset):
         if not is_sequence(spec):

@@ -39,6 +39,7 @@ class Sample:
     problem: str | None = None
     left_out: tuple[str, ...] = ()  # what of this sample is not encoded, e.g. "column 'x' over 1024 KiB"; counted
     version: str | None = None  # tells this picture from another of the same name, where the source can tell
+    pictures: Mapping[str, bytes] = field(default_factory=dict)  # second ones, still encoded; absent where it has none
 
 
 class Source(ABC):
@@ -70,6 +71,7 @@ class Source(ABC):
     columns: tuple[str, ...] = ()  # of every sample, besides picture and label
     column_types: Mapping[str, Any] = MappingProxyType({})  # as `format.ColumnType` describes them, where it is known
     column_classes: Mapping[str, Sequence[str]] = MappingProxyType({})  # names by number, of columns of class numbers
+    pictures: tuple[str, ...] = ()  # second pictures of samples that are kept, such as masks
     notes: tuple[str, ...] = ()  # what a user should know: columns left out, files ignored
     identity: str = ""  # a cheap hash of the content: equal contents, equal identities
 
@@ -82,6 +84,7 @@ class Source(ABC):
             "num_items": self.num_items,
             **number,
             "identity": self.identity,
+            **({"pictures": list(self.pictures)} if self.pictures else {}),
             "labelled": self.labelled,
             "columns": list(self.columns),
             "column_types": dict(self.column_types),

@@ -44,6 +44,7 @@ class HuggingFaceSource(Source):
         folders: Sequence[Path] | None = (),
         image_column: str | None = None,
         label_column: str | None = None,
+        keep_pictures: Sequence[str] = (),
     ) -> None:
         import datasets
 
@@ -70,7 +71,10 @@ class HuggingFaceSource(Source):
         self._names: dict[str, int] | None = None
         if self._label is not None:
             self._read_classes(dataset, features[self._label])
-        others = [name for name in features if name not in (self._image, self._label)]
+        self.pictures = tuple(keep_pictures)
+        for name in self.pictures:  # the same checks
+            _image_column(features, name, location=location)
+        others = [name for name in features if name not in (self._image, self._label, *self.pictures)]
         self.columns = tuple(sorted(name for name in others if _is_plain(features[name])))
         types = {name: _column_type(features[name], depth=0) for name in self.columns}
         self.column_types = {name: kind for name, kind in types.items() if kind is not None}
@@ -79,9 +83,10 @@ class HuggingFaceSource(Source):
         if left_out := sorted(set(others) - set(self.columns)):
             self.notes += (f"left out: columns that hold bytes, media or arrays: {names_listed(left_out)}",)
         self.identity = identity or fingerprint([getattr(dataset, "_fingerprint", location), self.num_items])
-        if isinstance(features[self._image], datasets.Image):
-            dataset = dataset.cast_column(self._image, datasets.Image(decode=False))
-        keep = [self._image, *self.columns, *([self._label] if self._label else [])]
+        for name in (self._image, *self.pictures):
+            if isinstance(features[name], datasets.Image):
+                dataset = dataset.cast_column(name, datasets.Image(decode=False))
+        keep = [self._image, *self.pictures, *self.columns, *([self._label] if self._label else [])]
         self._dataset = dataset.select_columns(keep).with_format(None)
         if self.num_items is None:
             self.num_fragments = _num_fragments(self._dataset)
@@ -144,21 +149,14 @@ class HuggingFaceSource(Source):
 
     def _sample(self, row: Mapping[str, Any], name: str) -> Sample:
         columns, left_out = json_columns(row, self.columns)
-        picture, problem, data = row[self._image], None, b""
-        version: str | None = None
-        if isinstance(picture, bytes):
-            data = picture
-        elif picture is None:
-            problem = "the row has no picture"
-        else:
-            path = picture.get("path")
-            name = self._name(str(path)) if path else name
-            if picture.get("bytes") is not None:
-                data = picture["bytes"]
-            elif path:
-                data, version, problem = self._file(Path(path))
-            else:
-                problem = "the row has no picture"
+        data, version, problem = self._bytes(row[self._image])
+        if isinstance(row[self._image], Mapping) and (path := row[self._image].get("path")):
+            name = self._name(str(path))
+        pictures = {}
+        for second in self.pictures:
+            if row[second] is not None:
+                pictures[second], _, wrong = self._bytes(row[second])
+                problem = problem or (wrong and f"its {second}: {wrong}")
         label = row[self._label] if self._label is not None else None
         if self._names is not None and isinstance(label, str):
             label = self._names[label]
@@ -169,7 +167,17 @@ class HuggingFaceSource(Source):
                     f"label {label!r} is not in [0, {limit}); label_column='none' encodes without labels"
                 )
                 label = None
-        return Sample(name, data, label, columns, problem, left_out, version)
+        return Sample(name, data, label, columns, problem, left_out, version, pictures)
+
+    def _bytes(self, picture: Any) -> tuple[bytes, str | None, str | None]:
+        """The file of a cell of a column of pictures, its version, and what is wrong with it."""
+        if isinstance(picture, bytes):
+            return picture, None, None
+        if picture is not None and picture.get("bytes") is not None:
+            return picture["bytes"], None, None
+        if picture is not None and picture.get("path"):
+            return self._file(Path(picture["path"]))
+        return b"", None, "the row has no picture"
 
     def _file(self, path: Path) -> tuple[bytes, str | None, str | None]:
         """Return the bytes of a file that a row names, its version, and what is wrong with it."""

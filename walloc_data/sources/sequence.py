@@ -52,6 +52,7 @@ class SequenceSource(Source):
         location: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        keep_pictures: Sequence[str] = (),
     ) -> None:
         kind = type(sequence)
         self.location = location or f"python:{kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
@@ -61,6 +62,9 @@ class SequenceSource(Source):
             raise SourceError(f"{self.location}: no items")
         first = self._first()
         self._image, self._label = self._columns(first, image_column, label_column)
+        self.pictures = tuple(keep_pictures)
+        if self.pictures and not (isinstance(first, Mapping) and set(self.pictures) <= set(first)):
+            raise SourceError(f"{self.location}: its items have no pictures named {list(self.pictures)}")
         target = self._target(first)
         self.class_names = _class_names(sequence)
         self.labelled = label_column != "none" and _is_label(target)
@@ -124,7 +128,7 @@ class SequenceSource(Source):
     def _others(self, item: Any) -> dict[str, Any]:
         """Return what an item has besides picture and label."""
         if self._image is not None:
-            used = (self._image, self._label if self.labelled else None)
+            used = (self._image, self._label if self.labelled else None, *self.pictures)
             return {str(name): value for name, value in item.items() if name not in used}
         if not isinstance(item, tuple | list):
             return {}
@@ -210,6 +214,7 @@ class SequenceSource(Source):
                 data, version = read_file(path)
             else:
                 data = as_file(picture)
+            pictures = {name: as_file(item[name]) for name in self.pictures if item.get(name) is not None}
         except SourceError:
             raise
         except MemoryError as error:
@@ -223,7 +228,7 @@ class SequenceSource(Source):
         except Exception as error:  # the sequence's own code raises what it likes
             return Sample(name, b"", None, nothing, f"cannot be read: {type(error).__name__}: {error}")
         label, problem = self._number(target) if self.labelled else (None, None)
-        return Sample(name, data, label, columns, problem, left_out, version)
+        return Sample(name, data, label, columns, problem, left_out, version, pictures)
 
     def _number(self, target: Any) -> tuple[int | None, str | None]:
         """Return a label, or what is wrong with it."""
