@@ -32,7 +32,7 @@ def test_every_python_block_runs_in_order(
     assert code
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert tuple(namespace["latents"].shape) == (16, 12, 20, 20)
+    assert tuple(namespace["latents"].shape) == (8, 12, 20, 20)
     assert torch.equal(namespace["third"], next(namespace["batches"])[0])
 
 
