@@ -35,6 +35,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.results import machine_facts
 from benchmarks.train_example import encode_splits
@@ -115,6 +116,14 @@ class Validation:
             of_all += int((logits.argmax(1) == self.classes[batch.labels]).sum())
         count = len(self.rows)
         return {"among": round(100 * among / count, 2), "of_1000": round(100 * of_all / count, 2)}
+
+    def gmacs(self, logits_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+        """Multiply-accumulates of one picture, decoder included where there is one, in 10^9."""
+        batch = self.pairs.read(self.rows[:1])
+        seen = self.views.middle(batch)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            logits_of(*(item.to(self.device) for item in (seen.latents, seen.pictures, batch.latents)))
+        return round(counter.get_total_flops() / 2e9, 3)
 
 
 def normalised(pictures: Tensor) -> Tensor:
@@ -219,6 +228,7 @@ def main(argv: list[str] | None = None) -> None:
                 match_pictures=_MATCH_PICTURES if settings.match else 0,
                 scale=(0.35, 1.0),
                 held_out=100,
+                fold_pictures=100,
                 **length,
             )
             name = f"{args.name}-{arm.replace(', ', '-').replace(' ', '-')}-{length['epochs']:g}"
@@ -233,14 +243,19 @@ def main(argv: list[str] | None = None) -> None:
                 say=say,
             )
             line |= {"training": training} if settings.trained else {}
-            line |= {"gmacs": round(report.num_macs / 1e9, 3), "report": report.to_dict()}
-            line |= validation.accuracy(lambda z, pictures, whole, model=model: model(z))
+            line |= {"report": report.to_dict()}
+            logits_of = _of_latents(model)
         else:
-            line |= validation.accuracy(frozen(arm, pixel, train, validation.views, device=device))
+            logits_of = frozen(arm, pixel, train, validation.views, device=device)
+        line |= {"gmacs": validation.gmacs(logits_of)} | validation.accuracy(logits_of)
         line |= {"seconds": round(time.monotonic() - begun), "device": args.device, "machine": machine_facts()["cpu"]}
         with log.open("a") as file:
             file.write(json.dumps(line) + "\n")
         say(f"{arm}: {line['among']:.1f} among {len(validation.classes)}, {line['of_1000']:.1f} of 1000")
+
+
+def _of_latents(model: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return lambda z, pictures, whole: model(z)
 
 
 def say(text: str) -> None:

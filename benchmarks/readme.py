@@ -355,6 +355,29 @@ def headline() -> str:
     return table(("what", "measured", "compared with", "command"), rows).replace("---:", "---")
 
 
+def adapted(name: str, arms: dict[str, str] | None = None) -> str:
+    """What a pixel network makes of pixels, of reduced and decoded ones, and adapted to latents."""
+    log = RESULTS.parent / "learning" / "results" / f"adapt-{name}.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    named = [(line, arms.get(line["arm"]) if arms else line["arm"]) for line in lines]
+    rows = [
+        (label, f"{line['among']:.1f}", f"{line['of_1000']:.1f}", f"{line['gmacs']:.3f}")
+        for line, label in named
+        if label is not None
+    ]
+    count = lines[0]["pictures"]
+    return table((f"{count} pictures of Imagewoof, 224 px", "among ten, %", "of 1000, %", "GMAC"), rows)
+
+
+ADAPT = "python -m benchmarks.adapt_imagenet PICTURES --work SCRATCH --name imagewoof"
+ADAPT_ARMS = {
+    "pixels": "pixels",
+    "pixels, reduced 16x": "pixels reduced to as many values as latents, enlarged again",
+    "decoded": "latents, decoded by the codec",
+    "folded, matched, rank 24": "latents, adapted without training, no decoder",
+}
+
+
 def bodies() -> dict[str, tuple[str, str]]:
     """(table, the command that made its numbers) by name."""
     run = "python -m benchmarks.learning.run"
@@ -370,6 +393,8 @@ def bodies() -> dict[str, tuple[str, str]]:
     sizes = [f"{8 * cells} px" for cells in frontier_plot.SIZES]
     scored = "python -m benchmarks.learning.frontier_sizes PICTURES .frontier RUNS --work SCRATCH"
     made["frontier_sizes"] = (table(("accuracy, %", *sizes), frontier_plot.by_size_rows()), scored)
+    made["adapt"] = (adapted("imagewoof", ADAPT_ARMS), "")
+    made["adapt_all"] = (adapted("imagewoof"), f"{ADAPT} --every 6")
     for name, (file, make) in TABLES.items():
         value = json.loads((RESULTS / f"{file}.json").read_text())
         made[name] = (make(value["results"]), value["command"])

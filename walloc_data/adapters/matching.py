@@ -114,8 +114,8 @@ def _moments(module: nn.Module, given: Tensor) -> _Moments:
         centred = x - x.mean(axis, keepdim=True)
         x = centred / (centred.square().mean(axis, keepdim=True) + module.eps).sqrt()
     others = [i for i in range(x.ndim) if i != (1 if _is_channels_first(module) else x.ndim - 1)]
-    mean = x.double().mean(others)
-    return mean, (x.double().square().mean(others) - mean.square()).clamp_min(1e-12).sqrt()
+    variance, mean = torch.var_mean(x.float(), others, correction=0)
+    return mean.double(), variance.double().clamp_min(1e-12).sqrt()
 
 
 def _set(module: Any, found: _Moments, wanted: _Moments) -> None:
