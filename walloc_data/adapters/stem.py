@@ -185,7 +185,7 @@ class LatentConv2d(nn.Conv2d):
                 f"the folded stem is {tuple(weight.shape)}, the model's is {tuple(self.weight.shape)}: "
                 "fit it for the same window and patch"
             )
-        mean, std = self._moments(weight.dtype)
+        mean, std = (moment.to(weight.device) for moment in self._moments(weight.dtype))
         with torch.no_grad():
             self.weight.copy_(weight * std[:, None, None])
             self.bias.copy_(bias + (weight.sum((2, 3)) * mean).sum(1))

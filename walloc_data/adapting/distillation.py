@@ -6,6 +6,7 @@ learns all compared stages and the logits. Latents and pictures share crops, siz
 
 import itertools
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ __all__ = ["Imitation", "Progress", "imitate"]
 
 Phase = Literal["stem", "whole"]
 _WARMUP = 0.05  # of a phase's steps
-_READERS = 2  # threads that read batches ahead
+_READERS = max(1, min(8, (os.cpu_count() or 2) // 2))  # threads that read batches ahead
 
 
 @dataclass

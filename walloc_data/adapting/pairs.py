@@ -45,7 +45,9 @@ class Pairs:
 
     Args:
         dataset: whose pictures have one size.
-        picture: from a position in the source to its picture, (H, W, 3) uint8: `walloc_data.convert.original_pictures`.
+        picture: from a position in the source to its picture, (H, W, 3) uint8:
+            `walloc_data.pictures.original_pictures`.
+        keep_bytes: pictures are kept in memory once they are read, where all of them together take no more than this.
 
     Raises:
         ModelError: the data set's latents are not of one shape.
@@ -63,7 +65,9 @@ class Pairs:
         torch.Size([4, 12, 12, 12]) torch.Size([4, 3, 96, 96]) [1, 1, 1, 1]
     """
 
-    def __init__(self, dataset: LatentDataset, picture: Callable[[int], npt.NDArray[np.uint8]]) -> None:
+    def __init__(
+        self, dataset: LatentDataset, picture: Callable[[int], npt.NDArray[np.uint8]], *, keep_bytes: int = 2**31
+    ) -> None:
         if dataset.latent_shape is None:
             raise ModelError(
                 f"{dataset.url}: its pictures are of several sizes, and a batch has one: encode them with size_px="
@@ -71,6 +75,8 @@ class Pairs:
         self.dataset, self.picture, self.shape = dataset, picture, dataset.latent_shape
         self.cell_px = dataset.manifest.codec.cell_px
         self._position = dataset.index["source_index"]
+        picture_bytes = 3 * self.cell_px**2 * self.shape[1] * self.shape[2]
+        self._kept: dict[int, npt.NDArray[np.uint8]] | None = {} if len(dataset) * picture_bytes <= keep_bytes else None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -81,18 +87,26 @@ class Pairs:
         samples = self.dataset.__getitems__(numbers)
         pictures = []
         for row in numbers:
-            pixels = self.picture(int(self._position[row]))
-            left, top, right, bottom = padding_for(pixels.shape[0], pixels.shape[1], multiple=self.cell_px)
-            pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="reflect")
-            if pixels.shape[:2] != (self.shape[1] * self.cell_px, self.shape[2] * self.cell_px):
-                raise ModelError(
-                    f"{self.dataset.url}: sample {row} is {self.shape[1]} x {self.shape[2]} cells, its picture "
-                    f"{pixels.shape[0]} x {pixels.shape[1]} px: are these the pictures that were encoded?"
-                )
+            pixels = None if self._kept is None else self._kept.get(row)
+            if pixels is None:
+                pixels = self._padded(row)
+                if self._kept is not None:
+                    self._kept[row] = pixels
             pictures.append(torch.from_numpy(pixels))
         labels = [-1 if label is None else int(label) for _, label in samples]
         latents = torch.stack([latent for latent, _ in samples])
         return Batch(latents, torch.stack(pictures).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
+
+    def _padded(self, row: int) -> npt.NDArray[np.uint8]:
+        pixels = self.picture(int(self._position[row]))
+        left, top, right, bottom = padding_for(pixels.shape[0], pixels.shape[1], multiple=self.cell_px)
+        pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="reflect")
+        if pixels.shape[:2] != (self.shape[1] * self.cell_px, self.shape[2] * self.cell_px):
+            raise ModelError(
+                f"{self.dataset.url}: sample {row} is {self.shape[1]} x {self.shape[2]} cells, its picture "
+                f"{pixels.shape[0]} x {pixels.shape[1]} px: are these the pictures that were encoded?"
+            )
+        return pixels
 
     def batches(self, rows: npt.ArrayLike, *, size: int) -> Iterator[Batch]:
         """Yield batches of some rows, in their order; the last one may be smaller."""
