@@ -56,20 +56,21 @@ class Adapted:
     """An arm made by `adapt_model`: settings beyond those of the command line."""
 
     geometry: str = "pixel_grid"
+    stem_linear: bool = False
     stem_blocks: int | None = None
-    stem_channels: int = 96
+    stem_channels: int | None = None
     stem_kernel_cells: int | None = None
     match: bool = True
     trained: bool = False
 
 
 ADAPTED = {
-    "folded": Adapted(match=False),
-    "folded, matched": Adapted(),
+    "folded": Adapted(stem_linear=True, match=False),
+    "folded, matched": Adapted(stem_linear=True),
     "folded, matched, rank 24": Adapted(stem_blocks=0, stem_channels=24, stem_kernel_cells=3),
     "folded, matched, rank 48": Adapted(stem_blocks=0, stem_channels=48),
     "imitating": Adapted(stem_blocks=2, trained=True),
-    "imitating, linear stem": Adapted(trained=True),
+    "imitating, rank 24": Adapted(stem_blocks=0, stem_channels=24, stem_kernel_cells=3, trained=True),
     "imitating, skip_early": Adapted("skip_early", stem_blocks=3, stem_channels=128, trained=True),
 }
 SEEN = ("pixels", "pixels, reduced 16x", "pixels, reduced 4x", "decoded, linear", "decoded")
@@ -222,6 +223,7 @@ def main(argv: list[str] | None = None) -> None:
             length = training if settings.trained else {"stem_epochs": 0.0, "epochs": 0.0}
             config = AdaptConfig(
                 geometry=settings.geometry,
+                stem_linear=settings.stem_linear,
                 stem_blocks=settings.stem_blocks,
                 stem_channels=settings.stem_channels,
                 stem_kernel_cells=settings.stem_kernel_cells,

@@ -359,12 +359,10 @@ def adapted(name: str, arms: dict[str, str] | None = None) -> str:
     """What a pixel network makes of pixels, of reduced and decoded ones, and adapted to latents."""
     log = RESULTS.parent / "learning" / "results" / f"adapt-{name}.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    named = [(line, arms.get(line["arm"]) if arms else line["arm"]) for line in lines]
-    rows = [
-        (label, f"{line['among']:.1f}", f"{line['of_1000']:.1f}", f"{line['gmacs']:.3f}")
-        for line, label in named
-        if label is not None
-    ]
+    by_arm = {line["arm"]: line for line in lines}
+    order = arms or {arm: arm for arm in sorted(by_arm, key=lambda arm: by_arm[arm]["among"])}
+    named = [(by_arm[arm], label) for arm, label in order.items() if arm in by_arm]
+    rows = [(label, f"{line['among']:.1f}", f"{line['of_1000']:.1f}", f"{line['gmacs']:.3f}") for line, label in named]
     count = lines[0]["pictures"]
     return table((f"{count} pictures of Imagewoof, 224 px", "among ten, %", "of 1000, %", "GMAC"), rows)
 

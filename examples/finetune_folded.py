@@ -131,7 +131,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     kernel = args.stem_kernel_cells or (4 if sized and "swin" not in args.model else None)
     config = AdaptConfig(
         split=args.train_split, geometry=args.geometry, input_cells=run.train.latent_shape[1],
-        stem_kernel_cells=kernel, stem_blocks=args.stem_blocks, model_kwargs=args.model_kwargs,
+        stem_kernel_cells=kernel, stem_linear=args.stem_blocks is None, stem_blocks=args.stem_blocks,
+        model_kwargs=args.model_kwargs,
         stem_epochs=0.0 if args.geometry == "pixel_grid" and not args.stem_blocks else args.stem_epochs,
         epochs=args.imitate_epochs, batch_size=args.batch_size, seed=args.seed,
     )  # fmt: skip

@@ -79,6 +79,7 @@ class Imitation:
     optimizer: torch.optim.Optimizer | None = None
 
     def __post_init__(self) -> None:
+        self.config = self.config.settled(foldable=False)
         self.rows = np.asarray(self.rows)
         self.device = next(self.model.parameters()).device
         self.pixel_model.to(self.device).eval().requires_grad_(False)
@@ -87,8 +88,8 @@ class Imitation:
         self.channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         steps_an_epoch = max(1, len(self.rows) // self.config.batch_size)
         self.lengths: dict[Phase, int] = {
-            "stem": math.ceil(self.config.stem_epochs * steps_an_epoch),
-            "whole": math.ceil(self.config.epochs * steps_an_epoch),
+            "stem": math.ceil((self.config.stem_epochs or 0) * steps_an_epoch),
+            "whole": math.ceil((self.config.epochs or 0) * steps_an_epoch),
         }
         self.steps_an_epoch = steps_an_epoch
 

@@ -103,7 +103,7 @@ def adapt_model(
         ...     teacher, dataset="my-latents", pictures="pictures", output="adapted", config=config
         ... )
         >>> report.num_steps, report.num_held_out
-        (3, 1)
+        (2, 1)
         >>> predict("adapted", ["pictures/cat/0.jpg"])[0].name in ("cat", "coffee")
         True
     """
@@ -113,7 +113,7 @@ def adapt_model(
     data = dataset if isinstance(dataset, LatentDataset) else LatentDataset(dataset, split=config.split)
     source = pictures if isinstance(pictures, Source) else open_source(pictures)
     pairs = Pairs(data, original_pictures(source, settings=data.manifest.settings))
-    pixel, build = _models(model, pretrained, data=data, config=config)
+    pixel, build, config = _models(model, pretrained, data=data, config=config)
     if num_classes is not None and num_classes < 1:
         raise ModelError(f"num_classes must be 1 or more, not {num_classes}")
     settings = config.to_dict() | {
@@ -166,21 +166,31 @@ def _models(
         "stem_bias": True,
         "stem_kernel_cells": config.stem_kernel_cells,
     }
-    if config.stem_blocks is not None:
-        build |= {"stem_blocks": config.stem_blocks, "stem_hidden_channels": config.stem_channels}
     size = family.picture(geometry, cells, cell_px=cell)
     kwargs = dict(config.model_kwargs)
     build |= kwargs
     kwargs |= {"img_size": size} if family.sized else {}
+    # Before the weights are read: a model that takes no latents is refused first.
+    like = create_latent_model(**build, num_classes=1)
     if pixel is None:
-        # Before the weights are read: a model that takes no latents is refused first.
-        create_latent_model(**build, num_classes=1)
         pixel = pixel_model(model_name, pretrained, **kwargs)
-        return pixel, build
-    pixel = copy.deepcopy(pixel)  # it is frozen, resized and moved; the caller's is not
-    if family.sized and hasattr(pixel, "set_input_size"):
-        pixel.set_input_size(img_size=size)
-    return pixel, build
+    else:
+        pixel = copy.deepcopy(pixel)  # it is frozen, resized and moved; the caller's is not
+        if family.sized and hasattr(pixel, "set_input_size"):
+            pixel.set_input_size(img_size=size)
+    config = config.settled(foldable=_is_foldable(like, pixel))
+    if not config.stem_linear:
+        build |= {"stem_blocks": config.stem_blocks, "stem_hidden_channels": config.stem_channels}
+    return pixel, build, config
+
+
+def _is_foldable(model: Any, pixel: nn.Module) -> bool:
+    """Return whether a stem has a closed form."""
+    try:
+        PixelPrediction.for_model(model, pixel)
+    except ModelError:
+        return False
+    return True
 
 
 def _input_cells(

@@ -1,7 +1,7 @@
 """Settings and results of an adaptation."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from walloc_data.adapters import Geometry
@@ -23,13 +23,15 @@ class AdaptConfig:
             input where that is at least 0.8 of what is stored, else all that is stored.
         train_cells: side of the latents that are trained on, for models that take any size: smaller ones are quicker,
             and are made from crops of more sizes; None: that of input_cells.
-        stem_blocks: residual blocks of the stem (`ResidualStem`); 0 is a linear map of rank stem_channels, None one
-            linear layer of full rank.
-        stem_channels: features of each cell in a stem of blocks.
+        stem_linear: a stem of one linear layer of full rank.
+        stem_blocks: residual blocks of the stem (`ResidualStem`) otherwise; 0 is a linear map of rank stem_channels,
+            the cheapest; None: 0 where nothing is trained, else 2.
+        stem_channels: features of each cell in such a stem; None: 48 without blocks, 96 with them.
         stem_kernel_cells: side of the stem's window; None: the family's own.
         model_kwargs: for `timm.create_model`, of both models (depth, window_size, ...).
-        stem_epochs: passes over the pictures that train what is new alone, up to the first stage that is compared.
-        epochs: passes that train the whole model afterwards.
+        stem_epochs: passes over the pictures that train what is new alone, up to the first stage that is compared;
+            None: 0 where the stem is folded in closed form, else 1.
+        epochs: passes that train the whole model afterwards; None: 0 where the stem is folded, else 4.
         batch_size: pictures a step.
         stem_lr: peak learning rate of what is new, in the first passes and, times `new_lr_scale`, afterwards.
         lr: peak learning rate of the rest.
@@ -55,12 +57,13 @@ class AdaptConfig:
     geometry: Geometry | None = None
     input_cells: int | None = None
     train_cells: int | None = None
-    stem_blocks: int | None = 2
-    stem_channels: int = 96
+    stem_linear: bool = False
+    stem_blocks: int | None = None
+    stem_channels: int | None = None
     stem_kernel_cells: int | None = None
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    stem_epochs: float = 1.0
-    epochs: float = 4.0
+    stem_epochs: float | None = None
+    epochs: float | None = None
     batch_size: int = 32
     stem_lr: float = 2e-3
     lr: float = 2e-4
@@ -87,11 +90,19 @@ class AdaptConfig:
             "checkpoint_seconds",
             "match_pictures",
         ):
-            if getattr(self, name) < 0:
+            if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ModelError(f"{name} must be at least 0, not {getattr(self, name)!r}")
         for name in ("batch_size", "stem_lr", "lr", "temperature", "held_out", "fold_pictures"):
             if getattr(self, name) <= 0:
                 raise ModelError(f"{name} must be above 0, not {getattr(self, name)!r}")
+
+    def settled(self, *, foldable: bool) -> "AdaptConfig":
+        """Return these settings with what was left open decided."""
+        stem_epochs = self.stem_epochs if self.stem_epochs is not None else (0.0 if foldable else 1.0)
+        epochs = self.epochs if self.epochs is not None else (0.0 if foldable else 4.0)
+        blocks = self.stem_blocks if self.stem_blocks is not None else (2 if stem_epochs or epochs else 0)
+        channels = self.stem_channels if self.stem_channels is not None else (96 if blocks else 48)
+        return replace(self, stem_epochs=stem_epochs, epochs=epochs, stem_blocks=blocks, stem_channels=channels)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

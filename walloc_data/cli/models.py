@@ -209,10 +209,21 @@ def _adapt_arguments(parser: Parser) -> None:
     add("--geometry", choices=geometries, help="default: pixel_grid; skip_early saves the work of the first stages")
     add("--input-cells", type=int, metavar="N", help="side of the latents that the model takes")
     add("--train-cells", type=int, metavar="N", help="side of the latents that it is trained on (default: the same)")
-    add("--stem-blocks", type=int, metavar="N", help="residual blocks of the stem; 0: one linear layer (default: 2)")
-    add("--stem-channels", type=int, metavar="N", help="features of each cell in them (default: 96)")
-    add("--stem-epochs", type=float, metavar="X", help="passes that train what is new alone (default: 1)")
-    add("--epochs", type=float, metavar="X", help="passes that train the whole model (default: 4)")
+    add("--stem-blocks", type=int, metavar="N", help="residual blocks of the stem (default: 2; 0 if untrained)")
+    add("--stem-channels", type=int, metavar="N", help="features of each cell in it (default: 96, 48 without blocks)")
+    add("--stem-kernel-cells", type=int, metavar="N", help="side of its window (default: the family's own)")
+    add(
+        "--stem-epochs",
+        type=float,
+        metavar="X",
+        help="passes that train what is new alone (default: 0 if it is folded, else 1)",
+    )
+    add(
+        "--epochs",
+        type=float,
+        metavar="X",
+        help="passes that train the whole model (default: 0 if the stem is folded, else 4)",
+    )
     add("--batch-size", type=int, metavar="N", help="(default: 32)")
     add("--lr", type=float, metavar="X", help="peak rate of what is not new (default: 2e-4)")
     add("--stem-lr", type=float, metavar="X", help="peak rate of what is new (default: 2e-3)")
