@@ -60,9 +60,9 @@ class Pairs:
         >>> data = LatentDataset("my-latents")
         >>> pairs = Pairs(data, original_pictures(open_source("pictures"), settings=data.manifest.settings))
         >>> for latents, pictures, labels in pairs.batches(range(len(data)), size=4):
-        ...     print(latents.shape, pictures.shape, labels.tolist())
-        torch.Size([4, 12, 12, 12]) torch.Size([4, 3, 96, 96]) [0, 0, 0, 0]
-        torch.Size([4, 12, 12, 12]) torch.Size([4, 3, 96, 96]) [1, 1, 1, 1]
+        ...     print(latents.shape, pictures.shape, labels.dtype)
+        torch.Size([4, 12, 12, 12]) torch.Size([4, 3, 96, 96]) torch.int64
+        torch.Size([4, 12, 12, 12]) torch.Size([4, 3, 96, 96]) torch.int64
     """
 
     def __init__(

@@ -135,7 +135,7 @@ def adapt_model(
 
 def _models(
     model: str | nn.Module, pretrained: Pretrained, *, data: LatentDataset, config: AdaptConfig
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any], AdaptConfig]:
     """Return the pixel model, and the arguments that build the latent model of the same weights."""
     cell, stored = data.manifest.codec.cell_px, data.latent_shape
     if stored is None:
