@@ -55,6 +55,14 @@ def test_pictures_score_exactly_as_their_stored_latents(served, imagenette_folde
     assert len({prediction.label for prediction in predictions}) > 1
 
 
+def test_the_codec_may_be_named_by_its_data_set(served, imagenette_folder, capsys):
+    out, _, folder = served
+    files = files_of(LatentDataset(out, split="train"), imagenette_folder)[:2]
+    assert predict(folder, files, codec=out) == predict(folder, files, codec=out / "codec") == predict(folder, files)
+    assert main(["predict", str(folder), str(files[0]), "--codec", str(out)]) == 0
+    assert capsys.readouterr().out.startswith(str(files[0]))
+
+
 def test_files_of_more_than_8_bits_are_read_by_the_data_sets_settings(served, tmp_path):
     import tifffile
 

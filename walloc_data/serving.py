@@ -300,7 +300,8 @@ def load_classifier(
 
     Args:
         folder: what `save_latent_model` wrote.
-        codec: what `load_codec` takes; default: the model folder's `codec/`, else a bundled codec of the same encoder.
+        codec: what `load_codec` takes, or the folder of a data set, whose codec is taken; default: the model folder's
+            `codec/`, else a bundled codec of the same encoder.
 
     Raises:
         CodecError: if no codec of the model's encoder is at hand.
@@ -318,7 +319,7 @@ def load_classifier(
         attached = Path(folder) / "codec"
         candidates: list[str | Path] = [attached] if (attached / "codec.json").is_file() else list(bundled_codecs())
     else:
-        candidates = [codec if isinstance(codec, str) else Path(codec)]
+        candidates = [_of_data_set(codec) or (codec if isinstance(codec, str) else Path(codec))]
     for candidate in candidates:
         loaded, info = load_codec(candidate, device=device, decoder=False)
         if info.encoder_sha256 == wanted.encoder_sha256 or codec is not None:
@@ -329,6 +330,12 @@ def load_classifier(
         f"{folder}: its model was trained on latents of codec {wanted.name!r} ({wanted.encoder_sha256[:12]}), which is "
         "neither in the folder nor bundled: pass codec=, or attach_codec(folder, dataset=...)"
     )
+
+
+def _of_data_set(codec: str | os.PathLike[str]) -> Path | None:
+    """Return the codec in a data set's folder; None where it is no such folder."""
+    inside = Path(codec) / "codec"
+    return inside if (inside / "codec.json").is_file() else None
 
 
 def predict(

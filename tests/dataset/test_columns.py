@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from walloc_data import LatentDataset, encode_dataset
+from walloc_data import LatentDataset, create_latent_model, encode_dataset
 from walloc_data.convert import dataset_info, verify_dataset
 from walloc_data.dataset import LatentMixture, TrainerCollator, boxes_to_cells, boxes_to_pixels, collate_samples
-from walloc_data.errors import LoaderError
+from walloc_data.errors import LoaderError, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -400,6 +400,44 @@ def test_boxes_are_cut_off_at_the_border_and_may_be_none() -> None:
     assert boxes_to_cells([20, 0, 120, 100], crop).tolist() == [3 / 8, 3 / 8, 53 / 8, 53 / 8]
     with pytest.raises(LoaderError, match="a box is four numbers"):
         boxes_to_cells([[1, 2, 3]], crop)
+
+
+@pytest.mark.parametrize(
+    ("target", "num_classes", "names"),
+    [("brightness", 1, None), ("attributes", 3, None), ("labels", 3, ("none", "one", "two")), ("weight", 1, None)],
+)
+def test_a_model_has_as_many_outputs_as_its_target_asks_for(
+    encoded: Path, target: str, num_classes: int, names: tuple[str, ...] | None
+) -> None:
+    data = LatentDataset(encoded, target=target)
+    model = create_latent_model("test_convnext", dataset=data)
+    assert (model.num_classes, model.latent_config.class_names) == (num_classes, names)
+    latents = next(iter(data.loader(batch_size=2)))[0]
+    assert model.eval()(latents).shape == (2, num_classes)
+
+
+def test_a_model_is_made_for_a_mixture_and_for_relabelled_classes(encoded: Path) -> None:
+    data = LatentDataset(encoded)
+    names = data.class_names
+    assert names is not None
+    halves = data.split(0.5)
+    mixture = LatentMixture(halves)
+    assert mixture.statistics == data.statistics  # of one split, which is counted once
+    model = create_latent_model("test_convnext", dataset=mixture)
+    assert (model.num_classes, model.latent_config.class_names) == (len(names), names)
+    assert model.latent_config.input_shape == (12, 8, 8)
+    regressed = [LatentDataset(encoded, target="brightness"), LatentDataset(encoded, target="brightness")]
+    assert create_latent_model("test_convnext", dataset=LatentMixture(regressed)).num_classes == 1
+    few = data.subset(classes=names[:2], relabel=True)
+    assert create_latent_model("test_convnext", dataset=few).latent_config.class_names == names[:2]
+
+
+def test_a_target_that_does_not_say_how_many_outputs_is_one_clear_error(encoded: Path) -> None:
+    for target, what in (("source.height", "int16 without names"), ("caption", "a list or text")):
+        with pytest.raises(ModelError, match=f"the target '{target}' is {what}: pass num_classes="):
+            create_latent_model("test_convnext", dataset=LatentDataset(encoded, target=target))
+    heights = LatentDataset(encoded, target="source.height")
+    assert create_latent_model("test_convnext", dataset=heights, num_classes=1).num_classes == 1
 
 
 @pytest.mark.object_store

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from walloc_data.adapters.families import find_family
 from walloc_data.adapters.macs import count_macs
+from walloc_data.adapters.outputs import HasTarget, Outputs, outputs_of
 from walloc_data.adapters.pretrained import Pretrained, pixel_model
 from walloc_data.adapters.residual_stem import ResidualStem
 from walloc_data.adapters.sites import Geometry, Grid
@@ -203,10 +204,11 @@ def create_latent_model(
 
     Args:
         name: a timm model, e.g. "vit_tiny_patch16_224"; `walloc_data.adapters.FAMILIES` lists what works.
-        dataset: a `LatentDataset`, a `Manifest`, or the path or URL of an encoded data set. Gives the codec, the
-            statistics, the latents' shape and the number of classes.
+        dataset: a `LatentDataset`, a `LatentMixture`, a `Manifest`, or the path or URL of an encoded data set. Gives
+            the codec, the statistics, the latents' shape and the number of classes.
         split: whose statistics and shape are taken; default: that of a `LatentDataset`, else "train".
-        num_classes: default: the data set's.
+        num_classes: default: the data set's, by its target: the classes of a label, 1 of a number to regress, K of
+            lists of K values, several labels say.
         geometry: "skip_early", "all_stages" or "pixel_grid" (see `walloc_data.adapters.families`); default: the
             family's first.
         pretrained: True loads timm's weights for pixels; a path those of a state dict (safetensors, or torch.save's);
@@ -240,25 +242,33 @@ def create_latent_model(
         >>> model(latents).shape
         torch.Size([8, 2])
     """
+    outputs: Outputs = None, None
+    sizes: dict[str, Any] = {}
     if dataset is not None:
         manifest = _manifest(dataset)
-        record = manifest.split(
-            str(split or getattr(dataset, "split_name", "train")),
-            where=str(getattr(dataset, "url", dataset if isinstance(dataset, str | os.PathLike) else name)),
-        )
-        codec, statistics = codec or manifest.codec, statistics or record.statistics
-        input_shape = input_shape or record.latent_shape
-        class_names, sizes = manifest.class_names, _sizes(manifest.settings)
-    else:
-        class_names, sizes = None, {}
+        codec, sizes = codec or manifest.codec, _sizes(manifest.settings)
+        if isinstance(dataset, HasTarget) and split in (None, dataset.split_name):
+            statistics, input_shape = statistics or dataset.statistics, input_shape or dataset.latent_shape
+            if num_classes is None:
+                outputs = outputs_of(dataset)
+            elif dataset.form.target in (None, "label"):
+                outputs = num_classes, dataset.class_names
+        else:
+            record = manifest.split(
+                str(split or "train"),
+                where=str(getattr(dataset, "url", dataset if isinstance(dataset, str | os.PathLike) else name)),
+            )
+            statistics, input_shape = statistics or record.statistics, input_shape or record.latent_shape
+            names = manifest.class_names
+            outputs = (None if names is None else len(names)), names
     if codec is None or statistics is None:
         raise ModelError(f"{name}: pass dataset=, or both codec= and statistics=")
     if input_shape is None:
         raise ModelError(f"{name}: latent shapes vary in this data set: pass input_shape=({codec.latent_dim}, h, w)")
+    num_classes = outputs[0] if num_classes is None else num_classes
+    class_names = outputs[1]
     if num_classes is None:
-        if class_names is None:
-            raise ModelError(f"{name}: the data set names no classes: pass num_classes=")
-        num_classes = len(class_names)
+        raise ModelError(f"{name}: the data set names no classes: pass num_classes=")
     family = find_family(name)
     config = LatentModelConfig(
         name=name,

@@ -178,7 +178,7 @@ def _fit_operators(args: Args) -> Outcome:
 def _predict_arguments(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder that save_latent_model or the example wrote")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files, or folders of them")
-    parser.add_argument("--codec", metavar="CODEC", help="where the model's folder has none")
+    parser.add_argument("--codec", metavar="CODEC", help="a codec, or a data set's folder, where the model's has none")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="classes to list of each picture (default: 1)")
     add_reading(parser)
     parser.add_argument("--device", default="cpu", help="(default: cpu)")

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from walloc_data.dataset.latent_dataset import LatentDataset
 from walloc_data.dataset.order import EpochOrder, Ints, WeightedShuffle, shares
 from walloc_data.dataset.samples import Drawn, LatentSamples
 from walloc_data.errors import LoaderError
+from walloc_data.format import ChannelStatistics, Manifest
 
 __all__ = ["LatentMixture"]
 
@@ -87,6 +90,47 @@ class LatentMixture(LatentSamples):
 
     def __len__(self) -> int:
         return sum(self._sizes)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the first data set's `walloc.json` says: all have its codec."""
+        return self.datasets[0].manifest
+
+    @property
+    def split_name(self) -> str:
+        """Of the first data set."""
+        return self.datasets[0].split_name
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names by label, the same in all data sets."""
+        return self.datasets[0].class_names
+
+    @property
+    def column_classes(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the class names of columns of class numbers that all data sets agree upon, by column."""
+        first, *others = (dataset.column_classes for dataset in self.datasets)
+        return {name: names for name, names in first.items() if all(o.get(name) == names for o in others)}
+
+    @property
+    def num_classes(self) -> int | None:
+        return self.datasets[0].num_classes
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int] | None:
+        """(C, h, w) of every stored latent; None where they vary."""
+        shapes = {dataset.latent_shape for dataset in self.datasets}
+        return shapes.pop() if len(shapes) == 1 else None
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        """Of the stored integers over the whole splits of all data sets that are drawn from."""
+        drawn = {(d.url, d.split_name): d for d, share in zip(self.datasets, self._draws, strict=True) if share}
+        return reduce(operator.add, (dataset.statistics for dataset in drawn.values()))
+
+    def column_form(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return what batches hold of a column of the form: its dtype and the shape of a value, or "list"."""
+        return self._forms[name]
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

@@ -28,6 +28,11 @@ class CacheContents:
         kind: "shards", fetched; "arrays", of decoded latents; "index", tables and columns.
         num_items: shards, arrays, or tables.
         num_bytes: on disk.
+
+    Example:
+        >>> from walloc_data.storage import cache_contents
+        >>> cache_contents("nowhere")[0]
+        CacheContents(kind='shards', num_items=0, num_bytes=0)
     """
 
     kind: str

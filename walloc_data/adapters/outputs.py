@@ -1,0 +1,56 @@
+"""What a model gives out, from what its data set has as target."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from walloc_data.errors import ModelError
+from walloc_data.format import ChannelStatistics
+
+__all__ = ["HasTarget", "Outputs", "outputs_of"]
+
+Outputs = tuple[int | None, tuple[str, ...] | None]  # how many, and their names
+
+
+@runtime_checkable
+class HasTarget(Protocol):
+    """A `LatentDataset` or a `LatentMixture`."""
+
+    form: Any
+
+    @property
+    def split_name(self) -> str: ...
+    @property
+    def statistics(self) -> ChannelStatistics: ...
+    @property
+    def latent_shape(self) -> tuple[int, int, int] | None: ...
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+    @property
+    def column_classes(self) -> Mapping[str, tuple[str, ...]]: ...
+    def column_form(self, name: str) -> tuple[str, tuple[int, ...]]: ...
+
+
+def outputs_of(data: HasTarget) -> Outputs:
+    """Return the number of a model's outputs for a data set's target, and their names where it has any.
+
+    Classes where the target is the label or a column of class numbers, 1 for a number to regress, K for lists of K.
+
+    Raises:
+        ModelError: the target does not say.
+    """
+    target = data.form.target
+    if target in (None, "label"):
+        names = data.class_names
+        return (None if names is None else len(names)), names
+    dtype, shape = data.column_form(target)
+    names = data.column_classes.get(target)
+    if len(shape) == 1:
+        return shape[0], names if names is not None and len(names) == shape[0] else None
+    if names is not None:
+        return len(names), names
+    if shape == () and (dtype.startswith("float") or dtype == "bool"):
+        return 1, None
+    what = "a list or text" if dtype == "list" else f"{dtype} of shape {shape}" if shape else f"{dtype} without names"
+    raise ModelError(
+        f"the target {target!r} is {what}: pass num_classes=, 1 to regress a number, or the number of classes"
+    )
