@@ -40,7 +40,7 @@ class Faults:
     Attributes:
         rules: (part of the path, one of `FAULTS`, how often).
         methods: of the requests that rules apply to.
-        requests: paths that were asked for.
+        requests: method and path of each, such as ``GET /bucket/a.tar``.
     """
 
     url: str = ""
@@ -51,7 +51,7 @@ class Faults:
 
     def take(self, method: str, path: str) -> str | None:
         with self.lock:
-            self.requests.append(path)
+            self.requests.append(f"{method} {path}")
             for i, (part, fault, count) in enumerate(self.rules):
                 if method in self.methods and part in path and count > 0:
                     self.rules[i] = (part, fault, count - 1)

@@ -1,6 +1,9 @@
 """Converting to and from a real object store (OpenStack Swift's S3 API), which is killed and started again midway."""
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.convert.conftest import StopError, as_bytes, make_folder, picture, store_steps
+from tests.convert.conftest import StopError, as_bytes, hashes, make_folder, picture, store_steps
+from tests.convert.test_fragments import write_tars
+from tests.convert.test_killed import wait_for
 from tests.test_sources import write_tar
 from walloc_data import encode_dataset
 from walloc_data.convert import dataset_info, decode_dataset, finish_dataset, overwrite, verify_dataset
@@ -185,6 +190,43 @@ def test_tars_in_a_bucket_are_fragments_with_labels_and_class_names(tmp_path: Pa
         open_source(f"wds:s3://{BUCKET}/tars/in-9.tar")
     with pytest.raises(SourceError, match="nothing matches"):
         open_source(f"wds:s3://{BUCKET}/tars/out-*.tar")
+
+
+@pytest.mark.slow
+def test_tars_in_a_bucket_are_fetched_once_each_and_after_a_kill_only_those_that_are_not_done(
+    faults: Any, tmp_path: Path
+) -> None:
+    store = Store(f"s3://{BUCKET}/once")
+    tars = range(5)
+    for url in write_tars(tmp_path / "in", num=len(tars)):
+        name = url.rpartition("/")[2]
+        store.publish(tmp_path / "in" / name, name)
+    command = [sys.executable, "-m", "walloc_data", "encode", f"wds:s3://{BUCKET}/once/{{0..4}}.tar"]
+    options = ["--samples-per-shard", "2", "--workers", "2", "--no-preview"]
+    environment = os.environ | {"AWS_ENDPOINT_URL": faults.url}
+
+    def fetched() -> list[int]:
+        # The heads of the first tar and of the last are looked at before.
+        extra = {0: 1, 4: 1}
+        return [faults.count(f"GET /{BUCKET}/once/{tar}.tar") - extra.get(tar, 0) for tar in tars]
+
+    subprocess.run([*command, tmp_path / "whole", *options], env=environment, check=True, capture_output=True)
+    assert fetched() == [1] * 5
+    faults.requests.clear()
+    work = tmp_path / "killed" / ".walloc" / "train"
+    process = subprocess.Popen(
+        [*command, tmp_path / "killed", *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: list(work.glob("*-end.json")) or process.poll() is not None, what="a first tar")
+    process.kill()
+    process.wait()
+    done = {int(path.name.partition("-")[0]) for path in work.glob("*-end.json")}
+    assert 1 <= len(done) <= 5
+    assert all(number <= 1 for number in fetched())
+    faults.requests.clear()
+    subprocess.run([*command, tmp_path / "killed", *options], env=environment, check=True, capture_output=True)
+    assert sum(fetched()) == 5 - len(done)
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 
 
 def test_an_object_that_was_replaced_after_it_was_encoded_is_named(tmp_path: Path) -> None:

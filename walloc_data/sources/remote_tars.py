@@ -136,8 +136,8 @@ class RemoteTars(Source):
         """Return the layout, and samples with pictures at the heads of the first and the last tar."""
         first: tuple[str, Group] | None = None
         for fragment in range(min(HEAD_TARS, len(self._urls))):
-            url, (store, name) = self._urls[fragment], self._place(fragment)
-            found = self._head(fragment)
+            url = self._urls[fragment]
+            found, ranges = self._head(fragment)
             pictures = [group for group in found if picture_of(group, image) is not None and group.problem is None]
             first = first or next(((url, group) for group in found), None)
             if not pictures:
@@ -147,21 +147,21 @@ class RemoteTars(Source):
                 try:
                     if span[1] > MAX_META_BYTES:
                         raise ValueError(f"its JSON has {span[1]} bytes; at most {MAX_META_BYTES} are read")
-                    meta = parse_meta(store.read_range(name, start=span[0], num_bytes=span[1]))
+                    meta = parse_meta(ranges.read(*span))
                 except (ValueError, RecursionError) as error:
                     raise SourceError(f"{url}: the first sample, {pictures[0].key!r}: {error}") from error
             layout = layout_of(pictures[0], meta, where=url, names=names, image=image, label=label)
             number = sum("cls" in group.members for group in found)
             if number and layout.label_from != "cls" and label is None:
                 raise misplaced_labels(url, number)
-            last = self._head(len(self._urls) - 1) if fragment < len(self._urls) - 1 else []
+            last = self._head(len(self._urls) - 1)[0] if fragment < len(self._urls) - 1 else []
             return layout, pictures + [group for group in last if picture_of(group, image) is not None]
         if first is None:
             raise SourceError(f"{self._urls[0]}: no samples, or damaged")
         raise no_picture(*first, image)
 
-    def _head(self, fragment: int) -> list[Group]:
-        """Return the first samples of a tar; none of one that is damaged where they should be."""
+    def _head(self, fragment: int) -> tuple[list[Group], "_Ranges"]:
+        """Return the first samples of a tar, none of one damaged where they should be; and what reads more of it."""
         store, name = self._place(fragment)
         try:
             num_bytes = self.fragment_bytes[fragment] if self.fragment_bytes else store.num_bytes(name)
@@ -178,7 +178,7 @@ class RemoteTars(Source):
         except DamagedTarError as error:
             if not found and fragment == 0 and len(self._urls) == 1:
                 raise SourceError(str(error)) from error
-        return found
+        return found, ranges
 
     def fragment_name(self, fragment: int) -> str:
         return self._urls[fragment].rpartition("/")[2]
