@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -176,6 +177,21 @@ class LatentDataset(PartOfSplit):
             f"LatentDataset({self.url!r}, split={self.split_name!r}: {len(self)} latents of {shape} int8, "
             f"{self.num_classes or 'no'} classes, order {self.epoch_order().name!r})"
         )
+
+    @property
+    def store(self) -> Store:
+        """Where the data set lies."""
+        return self._store
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where what is fetched and decoded is kept."""
+        return self._folder
+
+    def stored_row(self, position: int) -> int:
+        """Return the row of the split's index of the sample at a position; raise IndexError where there is none."""
+        row = self._row(position)
+        return row if self._rows is None else int(self._rows[row])
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

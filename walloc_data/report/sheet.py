@@ -25,7 +25,7 @@ from walloc_data.report.samples import OpenSplit, Shown, decode, open_split, psn
 from walloc_data.storage import Store
 from walloc_data.webp import MAX_SIDE
 
-__all__ = ["add_preview", "channel_grid", "decoders_of", "packed_picture", "preview", "save_picture"]
+__all__ = ["add_preview", "channel_grid", "decoders_of", "draw_sheet", "packed_picture", "preview", "save_picture"]
 
 _BACKGROUND = (19, 21, 26)
 _INK = (236, 238, 242)
@@ -90,9 +90,23 @@ def preview(
         if not 1 <= len(rows) <= MAX_SAMPLES:
             raise FormatError(f"{opened.store.url} split {opened.split!r}: {len(rows)} samples to show")
         codec, info = opened.load_codec()
-        decoders = decoders_of(codec, info)
-        strips = [_strip(shown, codec, decoders, opened.record, original) for shown in opened.read(rows)]
-        return save_picture(_sheet(opened, strips, height_px=height_px), target)
+        sheet = draw_sheet(opened, rows, codec=codec, info=info, height_px=height_px, original=original)
+        return save_picture(sheet, target)
+
+
+def draw_sheet(
+    opened: OpenSplit,
+    rows: Sequence[int],
+    *,
+    codec: WallocCodec,
+    info: CodecInfo,
+    height_px: int,
+    original: Callable[[int], npt.NDArray[np.uint8]] | None = None,
+) -> Image.Image:
+    """Draw the contact sheet of rows of a split."""
+    decoders = decoders_of(codec, info)
+    strips = [_strip(shown, codec, decoders, opened.record, original) for shown in opened.read(rows)]
+    return _sheet(opened, strips, height_px=height_px)
 
 
 def add_preview(

@@ -1,0 +1,109 @@
+"""Samples of an opened data set as pictures, in a notebook or anywhere."""
+
+import base64
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from walloc_data.codec import CodecInfo, WallocCodec
+from walloc_data.dataset import LatentDataset
+from walloc_data.errors import FormatError
+from walloc_data.report.samples import OpenSplit, decode, spread_rows
+from walloc_data.report.sheet import MAX_SAMPLES, draw_sheet
+from walloc_data.storage import ShardCache, Store
+
+__all__ = ["ContactSheet", "picture", "show"]
+
+
+class ContactSheet:
+    """A contact sheet that a notebook draws; elsewhere `picture` is the PIL picture.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.report import show
+        >>> sheet = show(LatentDataset("my-latents"), num_samples=1)
+        >>> sheet.picture.mode
+        'RGB'
+    """
+
+    def __init__(self, picture: Image.Image, *, title: str) -> None:
+        self.picture, self.title = picture, title
+
+    def __repr__(self) -> str:
+        return f"ContactSheet({self.title!r}, {self.picture.width} x {self.picture.height} pixels)"
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.picture.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self._repr_png_()).decode("ascii")
+        return f'<img alt="{escape(self.title)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
+
+
+@lru_cache(maxsize=4)
+def _opened(store: Store, split: str, folder: Path) -> tuple[OpenSplit, WallocCodec, CodecInfo]:
+    opened = OpenSplit(store, split, cache=ShardCache(folder))
+    return opened, *opened.load_codec()
+
+
+def picture(dataset: LatentDataset, position: int) -> Image.Image:
+    """Decode the picture of a sample by the data set's own codec, which is loaded once: RGB, without padding.
+
+    What the data set does to samples, mirroring and transforms, is left out.
+
+    Args:
+        position: as in ``dataset[position]``, of a part too.
+
+    Raises:
+        IndexError: there is no such position.
+        CodecError: the codec in the data set is not the one that made the latents.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.report import picture
+        >>> picture(LatentDataset("my-latents"), 0).size
+        (96, 96)
+    """
+    opened, codec, _ = _opened(dataset.store, dataset.split_name, dataset.cache_folder)
+    [shown] = opened.read([dataset.stored_row(position)])
+    return decode(codec, shown)
+
+
+def show(
+    dataset: LatentDataset,
+    *,
+    positions: Sequence[int] | None = None,
+    num_samples: int = 8,
+    height_px: int = 224,
+) -> ContactSheet:
+    """Draw a contact sheet of samples, as `preview` does, of a data set that is open or a part of one.
+
+    Args:
+        positions: which samples; None chooses `num_samples` that show as many classes as possible.
+        height_px: of the largest picture in the sheet.
+
+    Raises:
+        FormatError: there is nothing to show, or too much.
+        CodecError: the codec in the data set is not the one that made the latents.
+
+    Example:
+        >>> from walloc_data import LatentDataset
+        >>> from walloc_data.report import show
+        >>> show(LatentDataset("my-latents").subset(classes=["cat"]), num_samples=2)
+        ContactSheet('my-latents · train', ... pixels)
+    """
+    if positions is None:
+        positions = spread_rows(dataset.labels, min(num_samples, len(dataset)))
+    if not 1 <= len(positions) <= MAX_SAMPLES:
+        raise FormatError(f"{dataset.url}: {len(positions)} samples to show; a sheet has 1 to {MAX_SAMPLES}")
+    opened, codec, info = _opened(dataset.store, dataset.split_name, dataset.cache_folder)
+    rows = [dataset.stored_row(position) for position in positions]
+    name = dataset.url.rstrip("/").rpartition("/")[2]
+    sheet = draw_sheet(opened, rows, codec=codec, info=info, height_px=height_px)
+    return ContactSheet(sheet, title=f"{name} · {dataset.split_name}")
