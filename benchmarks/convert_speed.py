@@ -78,13 +78,13 @@ def child(source: str, out: str, options: dict[str, Any]) -> None:
     """The fresh process: convert, print what it cost."""
     import torch
 
-    import walloc_data.convert.worker as worker
     from walloc_data import encode_dataset
     from walloc_data.codec import load_codec
+    from walloc_data.convert import shard, worker
 
     torch.set_num_threads(1)
     if os.environ.get("CPU_CLOCK"):
-        worker.time = types.SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
+        shard.time = worker.time = types.SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
     codec = load_codec(decoder=False)[0]
     before = time.process_time()
     begin, begin_cpu = time.perf_counter(), time.process_time()

@@ -13,7 +13,7 @@ from tests.convert.conftest import as_bytes, hashes, make_folder, picture
 from walloc_data import LatentDataset, encode_dataset
 from walloc_data.cli import main
 from walloc_data.convert import verify_dataset
-from walloc_data.convert.inherit import with_classes
+from walloc_data.convert.begin import with_classes
 from walloc_data.errors import SettingsMismatchError
 from walloc_data.sources import open_source
 from walloc_data.storage import Store, read_manifest

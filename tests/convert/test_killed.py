@@ -130,7 +130,7 @@ def test_a_picture_that_kills_its_worker_every_time_is_named_by_its_shard(
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
-        "import os, signal, walloc_data.convert.worker as p\n"
+        "import os, signal, walloc_data.convert.shard as p\n"
         "real = p.decode_picture\n"
         "def fatal(data, **options):\n"
         "    if len(data) == 7: os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -9,7 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from walloc_data.convert.begin import begin, check_versions, codec_for, discard_another, plan_for
+from walloc_data.convert.begin import (
+    begin,
+    check_versions,
+    classes_of,
+    codec_for,
+    discard_another,
+    plan_for,
+    settings_of,
+    with_classes,
+)
 from walloc_data.convert.changes import (
     check_source,
     damaged_shards,
@@ -19,7 +28,6 @@ from walloc_data.convert.changes import (
 )
 from walloc_data.convert.executors.serial import WorkSetup
 from walloc_data.convert.finish import join_split
-from walloc_data.convert.inherit import classes_of, settings_of, with_classes
 from walloc_data.convert.journal import check_siblings, finished_shards, read_manifest, read_plan
 from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
 from walloc_data.convert.overwrite import (

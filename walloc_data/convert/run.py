@@ -10,8 +10,8 @@ from walloc_data.convert.executors.serial import WorkSetup, run_here
 from walloc_data.convert.journal import Failure, ShardDone, done_marks, finished_shards, finished_units, work_folder
 from walloc_data.convert.plan import ShardId
 from walloc_data.convert.progress import ConversionSummary, Progress, ProgressMeter, kept_of, notes_of
+from walloc_data.convert.shard import Tally
 from walloc_data.convert.units import Task
-from walloc_data.convert.worker import Tally
 from walloc_data.errors import ConversionError
 from walloc_data.storage import Store
 

@@ -1,9 +1,5 @@
 """`verify_dataset`: every byte accounted for, every latent decoded, every picture of the source encoded or listed."""
 
-import hashlib
-import json
-import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,40 +7,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from walloc_data.convert.changes import compare_source
-from walloc_data.convert.inspect import failure_lines, index_rows, local_file, open_manifest
+from walloc_data.convert.inspect import open_manifest
 from walloc_data.convert.journal import plan_name
-from walloc_data.convert.positions import Positions
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, counted, format_bytes
-from walloc_data.convert.tar import BLOCK_BYTES, header
-from walloc_data.convert.worker import count_levels
-from walloc_data.errors import FormatError, StorageError, WallocDataError
-from walloc_data.files import check_regular, open_regular
+from walloc_data.convert.verify_split import SplitCheck
+from walloc_data.errors import FormatError, WallocDataError
 from walloc_data.format import (
     Manifest,
-    ShardRecord,
-    SplitRecord,
-    fragment_key,
     load_json,
-    padding_for,
-    sample_key,
 )
-from walloc_data.latents import decode_webp, unpack
-from walloc_data.pictures import crop_box, encoded_size
-from walloc_data.pictures.kept import png_size
 from walloc_data.sources import Source
-from walloc_data.storage import ShardFile, Store
+from walloc_data.storage import Store
 
 __all__ = ["Verification", "verify_dataset"]
 
 MAX_PROBLEMS = 100
-MAX_MEMBER_BYTES = 2**28  # of a packed latent
-MAX_END_BYTES = 2**20  # of zeros behind the last member
-MIN_FAILURE_BYTES = 16  # of a line of failures
-_PLACE = re.compile(r"-([0-9]{5,12})-([0-9]{3,12})\.tar$")
-_FRAGMENT_KEY = re.compile(r"([0-9]{5,12})-([0-9]{7,15})")
 _CHANGED = (
     "Pictures of the source are not those that were encoded: put back what was, or make the split anew with the encode "
     "command and --overwrite (overwrite=True)"
@@ -134,7 +112,7 @@ def verify_dataset(
     try:
         for name, record in records.items():
             meter = ProgressMeter(callback, split=f"verify {name}", num_items=record.num_samples, num_done=0)
-            problems.extend(islice(_Split(store, manifest, name, record, meter).check(), MAX_PROBLEMS))
+            problems.extend(islice(SplitCheck(store, manifest, name, record, meter).check(), MAX_PROBLEMS))
             if source is not None:
                 meter = ProgressMeter(callback, split=f"source of {name}", num_items=source.num_items, num_done=0)
                 changed.extend(islice(compare_source(store, name, source, meter=meter), MAX_PROBLEMS))
@@ -208,251 +186,3 @@ def _expected_timm(manifest: Manifest) -> dict[str, Any]:
     from walloc_data.convert.finish import timm_info
 
     return timm_info(manifest)
-
-
-class _Split:
-    """The check of one split; its generators yield problems."""
-
-    def __init__(self, store: Store, manifest: Manifest, name: str, record: SplitRecord, meter: ProgressMeter) -> None:
-        self.store, self.manifest, self.name, self.record, self.meter = store, manifest, name, record, meter
-        num_items = record.source.get("num_items")
-        if type(num_items) is not int or num_items < 0:
-            raise FormatError(f"{store.url}: split {name!r}: source.num_items must be an integer")
-        self.num_items: int = num_items
-        self.in_fragments = record.source.get("num_fragments") is not None
-        removed = record.source.get("num_removed", 0)
-        if type(removed) is not int or not 0 <= removed <= self.num_items:
-            raise FormatError(f"{store.url}: split {name!r}: source.num_removed must be at most num_items")
-        self.num_removed: int = removed
-        self.is_merged = record.source.get("kind") == "merged"
-        self.positions = Positions(0, num_removed=0)
-        self.counts = np.zeros(np.shape(record.statistics.counts), dtype=np.int64)
-        self.shapes: set[tuple[int, ...]] = set()
-        self.num_done = 0
-
-    def check(self) -> Iterator[str]:
-        where = self.store.where(self.record.index_name(self.name))
-        most = self._most_items()
-        if self.num_items > most and not self.num_removed:
-            yield (
-                f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}, and its files are too "
-                f"small to account for more than {most}"
-            )
-        counted = self.record.num_samples + self.record.num_failures
-        if self.num_items - self.num_removed != counted:
-            removed = f", of which {self.num_removed} were removed" if self.num_removed else ""
-            yield (
-                f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}{removed}, but the "
-                f"manifest counts {counted} samples and failures"
-            )
-        num_items = self.num_items if self.num_removed else min(self.num_items, most)
-        self.positions = Positions(num_items, num_removed=self.num_removed)
-        try:
-            with local_file(self.store, self.record.index_name(self.name)) as file:
-                rows = index_rows(file, mirror=self.manifest.settings.mirror, columns=self.record.columns, where=where)
-                for position, shard in enumerate(self.record.shards):
-                    mine = list(islice(rows, min(shard.num_samples, shard.num_bytes // (2 * BLOCK_BYTES))))
-                    if len(mine) < shard.num_samples:
-                        yield f"{where}: ends inside {shard.name}, after {self.num_done + len(mine)} rows"
-                    yield from self._shard(position, shard, mine)
-                if next(rows, None) is not None:
-                    yield f"{where}: has more rows than the manifest's {self.record.num_samples} samples"
-                if self.record.index_sha256 is not None and _sha256(file) != self.record.index_sha256:
-                    yield f"{where}: its SHA-256 is not the manifest's"
-        except (FormatError, StorageError) as error:
-            yield str(error)
-        yield from self._failures()
-        yield from self._totals()
-
-    def _most_items(self) -> int:
-        """Bound the pictures that the split's files may account for: each is two headers and data in a shard, or a
-        line.
-        """
-        folders = {"data", f"{self.record.root}data"}
-        num_bytes = sum(sum(self.store.sizes(folder).values()) for folder in folders)
-        try:
-            num_failure_bytes = self.store.num_bytes(f"{self.record.root}failures/{self.name}.jsonl")
-        except StorageError:  # of which `_failures` will speak
-            num_failure_bytes = 0
-        return num_bytes // (2 * BLOCK_BYTES) + num_failure_bytes // MIN_FAILURE_BYTES + 1
-
-    def _mark(self, source_index: int, *, what: str) -> Iterator[str]:
-        if problem := self.positions.mark(source_index):
-            yield f"{what}: {problem}"
-
-    def _failures(self) -> Iterator[str]:
-        path = f"{self.record.root}failures/{self.name}.jsonl"
-        where = self.store.where(path)
-        number = 0
-        try:
-            with local_file(self.store, path) as file:
-                for number, line in enumerate(failure_lines(file, where=where), start=1):
-                    yield from self._mark(line["source_index"], what=f"{where}: line {number}")
-        except WallocDataError as error:
-            yield str(error)
-        if number != self.record.num_failures:
-            yield f"{where}: {number} lines, but the manifest counts {self.record.num_failures} failures"
-
-    def _totals(self) -> Iterator[str]:
-        where = f"{self.store.url}: split {self.name!r}"
-        yield from (f"{where}: {problem}" for problem in self.positions.problems())
-        expected = self.shapes.pop() if len(self.shapes) == 1 else None
-        if self.num_done == self.record.num_samples and expected != self.record.latent_shape:
-            yield f"{where}: latent_shape is {self.record.latent_shape}, but the latents' is {expected}"
-        if self.num_done == self.record.num_samples and not np.array_equal(
-            self.counts, np.asarray(self.record.statistics.counts)
-        ):
-            channel = int(np.argmax((self.counts != np.asarray(self.record.statistics.counts)).any(axis=1)))
-            yield f"{where}: the statistics are not those of its latents, first in channel {channel}"
-
-    def _shard(self, position: int, shard: ShardRecord, rows: list[dict[str, Any]]) -> Iterator[str]:
-        where = self.store.where(shard.name)
-        try:
-            with local_file(self.store, shard.name, max_bytes=shard.num_bytes + MAX_END_BYTES) as path:
-                num_bytes = check_regular(path)
-                if num_bytes != shard.num_bytes:
-                    yield f"{where}: {num_bytes} bytes, but the manifest says {shard.num_bytes}"
-                if num_bytes == 0 or num_bytes > shard.num_bytes:
-                    return
-                data = ShardFile(path, num_bytes=num_bytes, where=where)
-                if _sha256(path) != shard.sha256:
-                    yield f"{where}: its SHA-256 is not the manifest's"
-                yield from self._members(where, position, data, rows)
-        except (FormatError, StorageError) as error:
-            yield str(error)
-        except OSError as error:
-            yield f"{where}: cannot be read ({error.strerror or error})"
-
-    def _members(self, where: str, position: int, data: ShardFile, rows: list[dict[str, Any]]) -> Iterator[str]:
-        """Walk the tar by what the index says must come next; after the first surprise the rest has no place."""
-        offset = 0
-        for row in rows:
-            self.meter.tick(num_done=self.num_done, num_failures=0)
-            what = f"{where}: sample {row['key']}"
-            try:
-                offset = self._sample(what, position, data, row, offset)
-            except FormatError as error:
-                yield str(error)
-                return
-            yield from self._mark(row["source_index"], what=what)
-            self.num_done += 1
-        rest = len(data) - offset
-        if rest < 2 * BLOCK_BYTES or rest > MAX_END_BYTES or any(data.read(offset, rest)):
-            yield f"{where}: something else follows the last sample"
-
-    def _sample(self, what: str, position: int, data: ShardFile, row: dict[str, Any], offset: int) -> int:
-        spec, settings, record = self.manifest.codec, self.manifest.settings, self.record
-        if self._by_fragment(row["key"]):
-            _check_key(what, row["key"], record.shards[position], settings.samples_per_shard)
-        else:
-            _same(what, "key", row["key"], sample_key(row["source_index"]))
-        _same(what, "shard", row["shard"], position)
-        height, width = row["height"], row["width"]
-        if not (1 <= height <= 2**20 and 1 <= width <= 2**20):
-            raise FormatError(f"{what}: {height} x {width} pixels in the index")
-        shape = spec.latent_shape(height, width)
-        for mirrored in (False, True) if settings.mirror else (False,):
-            name = f"{row['key']}.mirror.webp" if mirrored else f"{row['key']}.webp"
-            prefix = "mirror_" if mirrored else ""
-            start, member, offset = _member(what, data, name, offset)
-            _same(what, f"{prefix}offset", row[f"{prefix}offset"], start)
-            _same(what, f"{prefix}length", row[f"{prefix}length"], len(member))
-            if (checksum := row.get(f"{prefix}crc32")) is not None:
-                _same(what, f"{prefix}crc32", checksum, zlib.crc32(member))
-            latent = unpack(_picture(what, member, spec.channels), latent_dim=spec.latent_dim)
-            _same(what, "latent shape", latent.shape, shape)
-            if not mirrored:
-                count_levels(latent[None], self.counts)
-        self.shapes.add(shape)
-        if record.labelled:
-            _, member, offset = _member(what, data, f"{row['key']}.cls", offset)
-            _same(what, "label", member.decode("ascii", "replace"), str(row["label"]))
-            names = self.manifest.class_names
-            if row["label"] is None or row["label"] < 0 or (names is not None and row["label"] >= len(names)):
-                raise FormatError(f"{what}: label {row['label']} names no class")
-        elif row["label"] is not None:
-            raise FormatError(f"{what}: label {row['label']} in a split without labels")
-        if record.columns is not None:
-            _check_source_places(what, row)
-            box = (row["crop_left"], row["crop_top"], row["crop_right"], row["crop_bottom"])
-            size = encoded_size((row["source_width"], row["source_height"]), settings=settings)
-            _same(what, "crop", box, crop_box((row["source_width"], row["source_height"]), settings=settings))
-            _same(what, "size in pixels", (width, height), size)
-        if settings.sample_json or _is_next(data, f"{row['key']}.json", offset):
-            offset = self._json(what, data, row, offset)
-        for picture in record.source.get("pictures", ()):
-            if _is_next(data, name := f"{row['key']}.{picture}.png", offset):
-                _, member, offset = _member(what, data, name, offset)
-                _same(what, f"size of its {picture}", png_size(member), (width, height))
-        return offset
-
-    def _by_fragment(self, key: str) -> bool:
-        """Return whether a key is one of a source that is read in fragments; a merged split may have both kinds."""
-        return self.in_fragments or (self.is_merged and "-" in key)
-
-    def _json(self, what: str, data: ShardFile, row: dict[str, Any], offset: int) -> int:
-        """Check the sample's JSON, and return where the next sample begins."""
-        _, member, offset = _member(what, data, f"{row['key']}.json", offset)
-        try:
-            meta = json.loads(member)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{what}: its JSON cannot be read ({error})") from error
-        height, width = row["height"], row["width"]
-        for name, value in (
-            ("height", height),
-            ("width", width),
-            ("source_index", None if self._by_fragment(row["key"]) else row["source_index"]),
-            ("padding", list(padding_for(height, width, multiple=self.manifest.codec.cell_px))),
-        ):
-            _same(what, f"{name} in its JSON", meta.get(name) if isinstance(meta, dict) else None, value)
-        return offset
-
-
-def _check_source_places(what: str, row: dict[str, Any]) -> None:
-    """Check that the part of the source's picture that was encoded lies inside it."""
-    for first, last, side in (("left", "right", "width"), ("top", "bottom", "height")):
-        begin, end, length = row[f"crop_{first}"], row[f"crop_{last}"], row[f"source_{side}"]
-        if None in (begin, end, length) or not 0 <= begin < end <= length:
-            raise FormatError(f"{what}: its crop from {first} {begin} to {last} {end} is not inside {side} {length}")
-
-
-def _is_next(data: ShardFile, name: str, offset: int) -> bool:
-    """Return whether a member of this name follows."""
-    return data.read(offset, min(100, max(0, len(data) - offset))).rstrip(b"\0") == name.encode()
-
-
-def _check_key(what: str, key: str, shard: ShardRecord, samples_per_shard: int) -> None:
-    """Check a key of a source in fragments: the shard's unit, and a position in that which belongs to the shard."""
-    place, found = _PLACE.search(shard.name), _FRAGMENT_KEY.fullmatch(key)
-    if place is None or found is None or fragment_key(unit := int(found[1]), position := int(found[2])) != key:
-        raise FormatError(f"{what}: not a key, or not a shard, of a source that is read in fragments")
-    if (unit, position // samples_per_shard) != (int(place[1]), int(place[2])):
-        raise FormatError(f"{what}: its key belongs to another shard than {shard.name}")
-
-
-def _picture(what: str, member: bytes, channels: int) -> Any:
-    picture = decode_webp(member, where=what)
-    return picture if channels == 3 else picture[..., :1]
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _same(what: str, name: str, found: object, expected: object) -> None:
-    if found != expected:
-        raise FormatError(f"{what}: {name} is {found!r}, expected {expected!r}")
-
-
-def _member(what: str, data: ShardFile, name: str, offset: int) -> tuple[int, bytes, int]:
-    """Return (start, data, where the next header begins) of the member that must be next."""
-    block = data.read(offset, min(BLOCK_BYTES, max(0, len(data) - offset)))
-    try:
-        num_bytes = int(block[124:135], 8)
-    except ValueError:
-        raise FormatError(f"{what}: no header of {name} at byte {offset}") from None
-    start = offset + BLOCK_BYTES
-    if num_bytes > MAX_MEMBER_BYTES or start + num_bytes > len(data) or block != header(name, num_bytes):
-        raise FormatError(f"{what}: no header of {name} at byte {offset}")
-    return start, data.read(start, num_bytes), start + num_bytes + -num_bytes % BLOCK_BYTES

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from walloc_data.convert.edit import change_split, drop_split, edit_root
-from walloc_data.convert.worker import count_levels
+from walloc_data.convert.shard import count_levels
 from walloc_data.errors import FormatError
 from walloc_data.format import ChannelStatistics, Manifest, ShardRecord
 from walloc_data.latents import decode_webp, unpack

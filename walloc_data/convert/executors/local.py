@@ -16,8 +16,8 @@ from typing import Any
 from walloc_data.convert.executors.serial import WorkSetup
 from walloc_data.convert.journal import ShardDone
 from walloc_data.convert.plan import ShardId
+from walloc_data.convert.shard import Tally
 from walloc_data.convert.units import Task
-from walloc_data.convert.worker import Tally
 from walloc_data.errors import ConversionError, MissingExtraError, WallocDataError
 
 __all__ = ["MAX_ATTEMPTS", "run_processes"]

@@ -8,8 +8,9 @@ from typing import Any
 
 from walloc_data.convert.journal import ShardDone
 from walloc_data.convert.plan import Plan, ShardId
+from walloc_data.convert.shard import Tally
 from walloc_data.convert.units import OnError, Task
-from walloc_data.convert.worker import Tally, Worker
+from walloc_data.convert.worker import Worker
 from walloc_data.errors import CodecError
 from walloc_data.sources import Source
 from walloc_data.storage import Store
