@@ -87,7 +87,7 @@ def stored_bytes(results: dict[str, Any]) -> str:
         for name, label in labels.items()
     ]
     raw, jpeg = 3 * results["size_px"] ** 2, results["with labels"]["source"]
-    text = f"The JPEG files have {jpeg:,.0f} bytes each, the pixels {raw:,}, decoded latents (the array cache) {raw // 16:,}."
+    text = f"A JPEG file has {jpeg:,.0f} bytes, its pixels {raw:,}, its decoded latent (the array cache) {raw // 16:,}."
     return f"{table(header, rows)}\n\n{text}"
 
 

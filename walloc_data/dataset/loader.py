@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from walloc_data.dataset.ahead import fetching_ahead
+from walloc_data.dataset.batching import Batching
 from walloc_data.dataset.epoch import as_epoch
 from walloc_data.dataset.order import Ints
-from walloc_data.dataset.place import Place
-from walloc_data.dataset.plan import BatchPlan
+from walloc_data.dataset.prefetch import fetching_ahead
+from walloc_data.dataset.ranks import Place
 from walloc_data.dataset.state import check_state, make_state
 from walloc_data.dataset.stats import LoaderStats, MadeBatch, making
 from walloc_data.dataset.workers import batches_of, in_shared_memory
@@ -51,7 +51,7 @@ class _Batches(Dataset[MadeBatch]):
     """Slices of batches by (epoch, number, rank, world size): what workers run."""
 
     samples: Samples
-    plan: BatchPlan
+    plan: Batching
     pad: bool
 
     def __getitem__(self, wanted: tuple[int, int, int, int]) -> MadeBatch:
@@ -114,7 +114,7 @@ class LatentLoader:
     def __init__(
         self,
         samples: Samples,
-        plan: BatchPlan,
+        plan: Batching,
         *,
         batch_size: int,
         drop_last: bool,

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 from torch.utils.data import Sampler
 
+from walloc_data.dataset.batching import Batching
 from walloc_data.dataset.epoch import SampleIndex, as_epoch
-from walloc_data.dataset.place import Place
-from walloc_data.dataset.plan import BatchPlan
+from walloc_data.dataset.ranks import Place
 from walloc_data.dataset.state import check_state, make_state
 from walloc_data.errors import LoaderError
 
@@ -57,7 +57,7 @@ class LatentBatchSampler(Sampler[list[int]]):
     def __init__(
         self,
         samples: _Named,
-        plan: BatchPlan | None = None,
+        plan: Batching | None = None,
         *,
         batch_size: int,
         drop_last: bool,

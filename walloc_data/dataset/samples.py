@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from walloc_data.dataset.batching import Batching, BucketedBatches, SequentialBatches
 from walloc_data.dataset.epoch import SharedEpoch, as_epoch
 from walloc_data.dataset.form import SampleForm
 from walloc_data.dataset.loader import LatentLoader
 from walloc_data.dataset.order import EpochOrder, Ints, RemappedOrder, SampleWeights, WeightedShuffle, shares
-from walloc_data.dataset.place import Place
-from walloc_data.dataset.plan import BatchPlan, BucketPlan, SequencePlan
+from walloc_data.dataset.ranks import Place
 from walloc_data.dataset.sampler import LatentBatchSampler
 from walloc_data.errors import LoaderError
 
@@ -299,7 +299,7 @@ class LatentSamples(Dataset[Sample]):
         class_balanced: bool,
         weights: Weights | None,
         bucket_by_shape: bool,
-    ) -> BatchPlan:
+    ) -> Batching:
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise LoaderError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
         sides = self.latent_sides()
@@ -308,10 +308,10 @@ class LatentSamples(Dataset[Sample]):
             raise LoaderError(f"{both[0]} and {both[1]} exclude each other")
         if bucket_by_shape:
             if sides is None:
-                return BucketPlan((np.arange(len(self)),), batch_size, last, self.seed if self.shuffle else None)
+                return BucketedBatches((np.arange(len(self)),), batch_size, last, self.seed if self.shuffle else None)
             _, group = np.unique(sides, axis=0, return_inverse=True)
             rows = _grouped(group.reshape(-1))
-            return BucketPlan(tuple(rows), batch_size, last, self.seed if self.shuffle else None)
+            return BucketedBatches(tuple(rows), batch_size, last, self.seed if self.shuffle else None)
         if sides is not None:
             raise LoaderError(f"these latents are of several shapes: {_SHAPES_REMEDY}")
         if class_balanced:
@@ -321,10 +321,10 @@ class LatentSamples(Dataset[Sample]):
             groups = _grouped(np.unique(labels, return_inverse=True)[1])
             sizes = tuple(len(rows) for rows in groups)
             order = WeightedShuffle(sizes, shares(len(self), [1] * len(sizes)), self.seed, name="class-balanced")
-            return SequencePlan(RemappedOrder(order, np.concatenate(groups)), batch_size, last)
+            return SequentialBatches(RemappedOrder(order, np.concatenate(groups)), batch_size, last)
         if weights is not None:
-            return SequencePlan(SampleWeights(_checked(weights, len(self)), seed=self.seed), batch_size, last)
-        return SequencePlan(self.epoch_order(), batch_size, last)
+            return SequentialBatches(SampleWeights(_checked(weights, len(self)), seed=self.seed), batch_size, last)
+        return SequentialBatches(self.epoch_order(), batch_size, last)
 
 
 _SHAPES_REMEDY = (

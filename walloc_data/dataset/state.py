@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from walloc_data.dataset.plan import BatchPlan
+from walloc_data.dataset.batching import Batching
 from walloc_data.errors import StateError
 
 __all__ = ["STATE_VERSION", "check_state", "make_state"]
@@ -16,7 +16,7 @@ class _Named(Protocol):
     seed: int
 
 
-def make_state(samples: _Named, plan: BatchPlan, batch_size: int, *, epoch: int, position: int) -> dict[str, Any]:
+def make_state(samples: _Named, plan: Batching, batch_size: int, *, epoch: int, position: int) -> dict[str, Any]:
     """Return a state that says that `position` batches of `epoch` are done."""
     return {
         "version": STATE_VERSION,
@@ -30,7 +30,7 @@ def make_state(samples: _Named, plan: BatchPlan, batch_size: int, *, epoch: int,
     }
 
 
-def check_state(state: Mapping[str, Any], samples: _Named, plan: BatchPlan, batch_size: int) -> tuple[int, int]:
+def check_state(state: Mapping[str, Any], samples: _Named, plan: Batching, batch_size: int) -> tuple[int, int]:
     """Return (epoch, position) of a state that belongs to these batches.
 
     Raises:

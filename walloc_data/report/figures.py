@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from walloc_data.codec import CodecInfo, WallocCodec
 from walloc_data.format import padding_for
 from walloc_data.latents import encode_webp, pack
-from walloc_data.report.samples import Shown, decode, psnr
+from walloc_data.report.samples import ReportSample, decode, psnr
 from walloc_data.report.sheet import channel_grid, decoders_of, packed_picture
 
 __all__ = ["latent_strip"]
@@ -64,14 +64,14 @@ def latent_strip(
     return _draw(parts, height_px)
 
 
-def _encode(pixels: npt.NDArray[np.uint8], codec: WallocCodec) -> Shown:
+def _encode(pixels: npt.NDArray[np.uint8], codec: WallocCodec) -> ReportSample:
     height, width = pixels.shape[:2]
     images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]  # (1, 3, H, W)
     left, top, right, bottom = padding_for(height, width, multiple=2**codec.J)
     padded = F.pad(images.float(), (left, right, top, bottom), mode="reflect").to(torch.uint8)
     latent = codec.encode(padded)
     num_bytes = len(encode_webp(pack(latent, colours=codec.channels)[0]))
-    return Shown("", 0, None, None, height, width, num_bytes, latent[0].numpy())
+    return ReportSample("", 0, None, None, height, width, num_bytes, latent[0].numpy())
 
 
 def _draw(parts: list[tuple[str, str, Image.Image, bool]], height_px: int) -> Image.Image:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from walloc_data.codec import CodecInfo, WallocCodec
-from walloc_data.report.samples import OpenSplit, Shown, decode
+from walloc_data.report.samples import OpenSplit, ReportSample, decode
 from walloc_data.report.sheet import channel_grid, decoders_of, packed_picture
 from walloc_data.webp import MAX_SIDE
 
@@ -77,7 +77,7 @@ def walk_through(opened: OpenSplit, codec: WallocCodec, info: CodecInfo) -> str:
     return "".join(strips)
 
 
-def _title(shown: Shown) -> str:
+def _title(shown: ReportSample) -> str:
     name = (
         shown.class_name if shown.class_name is not None else f"label {shown.label}" if shown.label is not None else ""
     )

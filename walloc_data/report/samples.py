@@ -19,13 +19,13 @@ from walloc_data.errors import CodecError, FormatError
 from walloc_data.pictures import decoded_pixels
 from walloc_data.storage import ShardCache, Store
 
-__all__ = ["OpenSplit", "Shown", "decode", "open_split", "psnr", "spread_rows"]
+__all__ = ["OpenSplit", "ReportSample", "decode", "open_split", "psnr", "spread_rows"]
 
 MAX_DRAWN_PIXELS = 2**25  # decoding takes some 100 bytes a pixel
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReportSample:
     """One sample to show."""
 
     key: str
@@ -55,14 +55,14 @@ class OpenSplit(OpenedSplit):
         pixels = self.index["height"].astype(np.int64) * self.index["width"]
         return np.flatnonzero(pixels <= MAX_DRAWN_PIXELS)
 
-    def read(self, rows: Sequence[int]) -> Iterator[Shown]:
+    def read(self, rows: Sequence[int]) -> Iterator[ReportSample]:
         """Yield the samples of rows, one at a time."""
         names = self.manifest.class_names
         for row, key in zip(rows, self.keys(rows), strict=True):
             [latent] = self.latents([row])
             entry = self.index[row]
             label = int(entry["label"]) if entry["label"] >= 0 else None
-            yield Shown(
+            yield ReportSample(
                 key=key,
                 source_index=int(entry["source_index"]),
                 label=label,
@@ -110,7 +110,7 @@ def spread_rows(labels: npt.NDArray[np.int64], num_samples: int, *, seed: int = 
     return [int(row) for row in sorted(chosen, key=lambda row: (labels[row], row))]
 
 
-def decode(codec: WallocCodec, shown: Shown, *, how: Literal["own", "linear"] = "own") -> Image.Image:
+def decode(codec: WallocCodec, shown: ReportSample, *, how: Literal["own", "linear"] = "own") -> Image.Image:
     """Decode a latent to its RGB picture, without padding."""
     if shown.height * shown.width > MAX_DRAWN_PIXELS:
         raise FormatError(

@@ -21,7 +21,7 @@ from walloc_data.errors import FormatError, StorageError
 from walloc_data.files import whole_file
 from walloc_data.format import ChannelStatistics, SplitRecord
 from walloc_data.latents import pack
-from walloc_data.report.samples import OpenSplit, Shown, decode, open_split, psnr
+from walloc_data.report.samples import OpenSplit, ReportSample, decode, open_split, psnr
 from walloc_data.storage import Store
 from walloc_data.webp import MAX_SIDE
 
@@ -148,12 +148,12 @@ class _Cell:
 class _Strip:
     """One row of the sheet: a caption, and cells of one height."""
 
-    shown: Shown
+    shown: ReportSample
     cells: list[_Cell] = field(default_factory=list)
 
 
 def _strip(
-    shown: Shown,
+    shown: ReportSample,
     codec: WallocCodec,
     decoders: Decoders,
     record: SplitRecord,
@@ -221,7 +221,7 @@ def channel_grid(
     return Image.fromarray(canvas)
 
 
-def _channels(shown: Shown, statistics: ChannelStatistics) -> Image.Image:
+def _channels(shown: ReportSample, statistics: ChannelStatistics) -> Image.Image:
     return channel_grid(shown.latent, mean=statistics.mean, std=statistics.std)
 
 
@@ -275,12 +275,12 @@ def _sheet(opened: OpenSplit, strips: Sequence[_Strip], *, height_px: int) -> Im
     return sheet
 
 
-def _fit(shown: Shown, height_px: int) -> tuple[int, int]:
+def _fit(shown: ReportSample, height_px: int) -> tuple[int, int]:
     scale = min(height_px / shown.height, 1.5 * height_px / shown.width)
     return max(1, round(shown.width * scale)), max(1, round(shown.height * scale))
 
 
-def _caption(draw: ImageDraw.ImageDraw, shown: Shown, at: tuple[int, int], font: Font, room: int) -> None:
+def _caption(draw: ImageDraw.ImageDraw, shown: ReportSample, at: tuple[int, int], font: Font, room: int) -> None:
     c, h, w = shown.latent.shape
     label = "no label" if shown.label is None else (shown.class_name or f"label {shown.label}")
     if shown.class_name is not None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from walloc_data.dataset.order import EpochOrder, Ints
 from walloc_data.permutations import derive_key, permute
 
-__all__ = ["Batch", "BatchPlan", "BucketPlan", "SequencePlan"]
+__all__ = ["Batch", "Batching", "BucketedBatches", "SequentialBatches"]
 
 Last = Literal["short", "drop", "pad"]
 _CHUNK_BATCHES = 32  # rows are computed for this many batches at once: numpy's cost per call is shared
@@ -33,7 +33,7 @@ class Batch:
         return Batch(self.rows[part], self.valid[part])
 
 
-class BatchPlan(Protocol):
+class Batching(Protocol):
     """Batch numbers of an epoch to rows."""
 
     @property
@@ -64,7 +64,7 @@ def _positions(start: int, num_samples: int, batch_size: int, last: Last) -> tup
 
 
 @dataclass(frozen=True)
-class SequencePlan:
+class SequentialBatches:
     """Consecutive positions of one order."""
 
     order: EpochOrder
@@ -107,7 +107,7 @@ class SequencePlan:
 
 
 @dataclass(frozen=True)
-class BucketPlan:
+class BucketedBatches:
     """Batches of one shape each, in mixed order: rows are grouped by shape, and no batch crosses a group."""
 
     buckets: tuple[Ints, ...]  # rows of each shape

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from walloc_data.dataset.plan import BatchPlan
+from walloc_data.dataset.batching import Batching
 from walloc_data.errors import WallocDataError
 from walloc_data.storage import DaemonThreads
 
@@ -19,7 +19,7 @@ _CONNECTIONS = 4
 
 
 @contextmanager
-def fetching_ahead(samples: Any, plan: BatchPlan, *, epoch: int, start: int) -> Iterator[Callable[[int], None]]:
+def fetching_ahead(samples: Any, plan: Batching, *, epoch: int, start: int) -> Iterator[Callable[[int], None]]:
     """Fetch the shards of batches to come, in the order of their first use.
 
     Args:
