@@ -82,6 +82,15 @@ def test_a_damaged_tar_keeps_what_is_whole_and_says_what_is_not(kind: str, tmp_p
     assert verify_dataset(tmp_path / "out", progress=False).problems == ()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGE if kind != "a cut between members"])
+def test_a_damaged_archive_of_pictures_is_refused_and_not_read_in_part(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "photos.tar"
+    write_tar(path, [(f"{number}.png", PICTURES[number]) for number in range(6)])
+    DAMAGE[kind](path)
+    with pytest.raises(SourceError, match="not a readable tar, or damaged"):
+        open_source(path)
+
+
 def test_tars_put_together_with_cat_are_not_read_as_one(tmp_path: Path) -> None:
     path = six(tmp_path / "a.tar")
     path.write_bytes(path.read_bytes() * 2)

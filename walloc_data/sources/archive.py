@@ -30,6 +30,7 @@ from walloc_data.sources.folder import FolderSource
 from walloc_data.sources.listing import SIDECARS, Listing, stem_of
 from walloc_data.sources.reading import file_version, unreadable
 from walloc_data.sources.stray import is_stray
+from walloc_data.sources.tar_members import members_of
 
 __all__ = ["SUFFIXES", "ArchiveSource", "archive_of", "open_archive", "top_folders"]
 
@@ -200,19 +201,26 @@ def _zip_members(file: Path, found: Listing, folders: set[str], *, where: str) -
 
 
 def _tar_members(file: Path, found: Listing, folders: set[str], *, where: str) -> Iterator[_Member]:
+    # A compressed tar's own checksum finds damage; in a plain one tarfile takes it for the end.
+    compressed = file.name.lower().endswith(_COMPRESSED)
+    for info in _unpacked_headers(file, where=where) if compressed else members_of(file, where=where):
+        path = _clean(info.name, found)
+        if path is None:
+            continue
+        if info.isdir():
+            folders.add(path)
+        elif not info.isreg() or info.issparse():
+            found.others["links and other special members"] += 1
+        else:
+            yield _Member(path, info.size, info.offset_data, info.size, _STORED, -1)
+
+
+def _unpacked_headers(file: Path, *, where: str) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(file, "r:*") as archive:
             for info in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-                path = _clean(info.name, found)
-                if path is None:
-                    continue
-                if info.isdir():
-                    folders.add(path)
-                elif not info.isreg() or info.issparse():
-                    found.others["links and other special members"] += 1
-                else:
-                    yield _Member(path, info.size, info.offset_data, info.size, _STORED, -1)
+                yield info
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
         raise SourceError(f"{where}: not a readable tar ({error})") from error
 

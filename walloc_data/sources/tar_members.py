@@ -6,6 +6,7 @@ import struct
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -14,7 +15,7 @@ from walloc_data.errors import SourceError
 from walloc_data.sources.reading import open_file, unreadable
 from walloc_data.sources.stray import is_stray, listed, stray_note
 
-__all__ = ["DamagedTarError", "Group", "TarScan", "groups", "groups_in"]
+__all__ = ["DamagedTarError", "Group", "TarScan", "groups", "groups_in", "members_of"]
 
 MAX_HEADER_BYTES = 2**24  # of extended headers and long names
 _META_MEMBER = re.compile(r"__[^/]*__(/|$)")  # webdataset keeps these names for itself
@@ -89,6 +90,26 @@ def groups(path: Path, *, where: str, scan: TarScan | None = None) -> Iterator[G
         DamagedTarError: after the samples before the damage; one that may have lost members is not among them.
         UnreadableError: the machine does not give it.
     """
+    with _bytes_of(path, where=where) as data:
+        yield from _groups(data, where=where, scan=scan if scan is not None else TarScan())
+
+
+def members_of(path: Path, *, where: str) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a local tar, by reading headers only.
+
+    Raises:
+        DamagedTarError: after the members before the damage.
+        UnreadableError: the machine does not give it.
+    """
+    with _bytes_of(path, where=where) as data:
+        for member in _members(data, where=where):
+            if isinstance(member, DamagedTarError):
+                raise member
+            yield member
+
+
+@contextmanager
+def _bytes_of(path: Path, *, where: str) -> Iterator[_TarBytes]:
     try:
         with open_file(path) as file:
 
@@ -96,8 +117,7 @@ def groups(path: Path, *, where: str, scan: TarScan | None = None) -> Iterator[G
                 file.seek(start)
                 return file.read(num_bytes)
 
-            num_bytes = os.fstat(file.fileno()).st_size
-            yield from groups_in(read_at, num_bytes=num_bytes, where=where, scan=scan)
+            yield _TarBytes(read_at, num_bytes=os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise unreadable(where, error) from error
 
@@ -106,8 +126,11 @@ def groups_in(
     read_at: Callable[[int, int], bytes], *, num_bytes: int, where: str, scan: TarScan | None = None
 ) -> Iterator[Group]:
     """Yield `groups` of a tar of `num_bytes` bytes, of which ``read_at(start, number)`` gives some."""
-    scan = scan if scan is not None else TarScan()
     data = _TarBytes(read_at, num_bytes=num_bytes)
+    yield from _groups(data, where=where, scan=scan if scan is not None else TarScan())
+
+
+def _groups(data: _TarBytes, *, where: str, scan: TarScan) -> Iterator[Group]:
     key, members, problem = "", dict[str, list[tuple[int, int]]](), None
     extensions: set[str] | None = None  # of the sample before
     for member in _members(data, where=where):
