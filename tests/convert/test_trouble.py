@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -136,9 +137,14 @@ NO_RIGHT = "[path.chmod(0) for path in Path(source).rglob('*.jpg')]"
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (NO_FILES, "UnreadableError * cannot be read (Too many open files)"),
-        (NO_MEMORY, "ConversionError class_0/004y.jpg (source index 6): * memory ran out. What is published stays"),
-        (NO_RIGHT, "UnreadableError * cannot be read (Permission denied)"),
+        (NO_FILES, r"UnreadableError .*cannot be read \(Too many open files\)"),
+        # While the picture is decoded, or already while it is read.
+        (
+            NO_MEMORY,
+            r"(ConversionError class_0/004y\.jpg \(source index 6\): .*memory ran out\. What is published stays"
+            r"|UnreadableError .*sample 6: cannot be read \(memory ran out\))",
+        ),
+        (NO_RIGHT, r"UnreadableError .*cannot be read \(Permission denied\)"),
     ],
     ids=["open files", "memory", "rights"],
 )
@@ -152,9 +158,7 @@ def test_what_the_system_refuses_stops_the_conversion(tmp_path: Path, what: str,
             pytest.skip("needs setpriv to be less than root")
         command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    kind, _, message = said.partition(" * ")
-    assert result.stdout.startswith(kind), result.stdout + result.stderr
-    assert message in result.stdout
+    assert re.match(said, result.stdout), result.stdout + result.stderr
     assert result.stdout.count("\n") == 1  # one error, no traceback
     assert failures_in(out) == []
     for path in source.rglob("*.jpg"):
