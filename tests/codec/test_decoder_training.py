@@ -134,7 +134,7 @@ def test_a_decoder_file_is_checked(pictures: list[Pixels], tmp_path: Path) -> No
         load_codec("klt-16x", decoder="9")
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(CodecError, match="not a decoder file"):
+    with pytest.raises(CodecError, match="not a safetensors file"):
         load_codec("klt-16x", decoder=damaged)
     save_file({"x": torch.zeros(1)}, damaged, metadata={"walloc_data_decoder": json.dumps({"format_version": 2})})
     with pytest.raises(CodecError, match="of a version that this walloc_data reads"):
