@@ -125,9 +125,13 @@ class ShardReader:
         except CorruptShardError:
             if self.store.local_path is not None:
                 raise
+            records = [self.record.shards[number] for number in np.unique(shards).tolist()]
+            absent = not all(self.cache.path(record).exists() for record in records)
+            removed = [self.cache.remove_damaged(record) for record in records]
+            if absent and not any(removed):  # it arrived damaged, as often as it is asked for
+                raise
         for number in np.unique(shards).tolist():
             self._open.drop(number)
-            self.cache.remove_damaged(self.record.shards[number])
         return attempt()
 
     def _where(self, entries: npt.NDArray[np.void], shards: Ints, i: int) -> str:
