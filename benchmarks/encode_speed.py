@@ -105,7 +105,7 @@ def our_stages(codec: WallocCodec, effort: Any) -> dict[str, Callable[[Any], Any
 
 
 def encode_parts(codec: WallocCodec, pictures: Pictures, repeats: int) -> dict[str, float]:
-    """Where `encode` spends its time: the float32 filter, companding and rounding, the exact second pass."""
+    """Time the parts of `encode`: the float32 filter, companding and rounding, the exact second pass."""
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     encoder = codec.linear_encoder()
     careless = copy.copy(encoder)

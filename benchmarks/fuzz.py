@@ -45,7 +45,7 @@ def _load(name: str) -> Any:
 
 
 class Base:
-    """What is damaged: a data set, its true latents, and a model trained on it."""
+    """Inputs that are damaged: a data set, its true latents, and a model trained on it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

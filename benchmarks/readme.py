@@ -69,7 +69,7 @@ def read_speed(results: dict[str, Any]) -> str:
 
 
 def stored_bytes(results: dict[str, Any]) -> str:
-    """What one picture costs on disk."""
+    """Return the table of a picture's bytes on disk."""
     labels = {
         "with labels": "with labels, `{key}.cls`",
         "without labels": "without labels",
@@ -150,7 +150,7 @@ def decode_speed(results: dict[str, Any]) -> str:
 
 
 def convert_speed(results: dict[str, Any]) -> str:
-    """Where the milliseconds of a whole conversion go."""
+    """Return the table of the stages of a whole conversion."""
     columns = ("imagenette_default", "photos_at_256_default")
     stages = ("read", "decode", "resize", "pad", "encode", "count", "pack", "webp", "tar", "publish", "everything_else")
     rows = [
@@ -177,7 +177,7 @@ def two_workers(results: dict[str, Any]) -> str:
 
 
 def gpu(results: dict[str, Any]) -> str:
-    """What a GPU does for encoding."""
+    """Return the table of encoding on a GPU."""
     analysis = results["analysis_megapixels_per_s"]
     rows = [
         (
@@ -202,7 +202,7 @@ def gpu(results: dict[str, Any]) -> str:
 
 
 def estimates(results: dict[str, Any]) -> str:
-    """What the measured rate means for larger data sets, at 256 px."""
+    """Return the table of times and bytes for larger data sets, at 256 px."""
     found = results["photos_at_256_default"]["estimates"]
     rows = []
     for name, label in (("imagenet_1k", "ImageNet-1k"), ("a_billion", "a billion pictures")):
@@ -264,7 +264,7 @@ def learning(suffix: str = "") -> str:
 
 
 def transform_fidelity(results: dict[str, Any]) -> str:
-    """What each transform of latents is worth."""
+    """Return the table of each transform's error."""
     rows = [
         (row["transform"], f"{row['error']:.3f}", f"{row['psnr_db']:.1f}", f"{row['codec_psnr_db']:.1f}")
         for row in results["rows"]
@@ -356,7 +356,7 @@ def headline() -> str:
 
 
 def adapted(name: str, arms: dict[str, str] | None = None) -> str:
-    """What a pixel network makes of pixels, of reduced and decoded ones, and adapted to latents."""
+    """Return the table of a pixel network on pixels, on reduced and decoded ones, and adapted to latents."""
     log = RESULTS.parent / "learning" / "results" / f"adapt-{name}.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     by_arm = {line["arm"]: line for line in lines}

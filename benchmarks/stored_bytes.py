@@ -1,4 +1,4 @@
-"""What a picture costs on disk: the latent, what a shard adds to it, and the index.
+"""Bytes of a picture on disk: the latent, what a shard adds to it, and the index.
 
     python -m benchmarks.stored_bytes --pictures wds:../shared/data/imagenette160-val.tar [--size 160]
 

@@ -1,4 +1,4 @@
-"""What goes wrong first, for somebody new: one line that says what, where and what to do; and nothing half-written."""
+"""First errors of a new user: one line that says what, where and what to do; and nothing half-written."""
 
 import os
 from pathlib import Path

@@ -232,7 +232,7 @@ def test_a_bare_tar_of_webdataset_samples_keeps_their_labels(tmp_path: Path) -> 
 
 
 def img2dataset(root: Path) -> Path:
-    """What img2dataset's output format "files" leaves."""
+    """Make the files that img2dataset's output format "files" leaves."""
     for shard in range(2):
         (root / f"0000{shard}").mkdir(parents=True)
         (root / f"0000{shard}_stats.json").write_text("{}")

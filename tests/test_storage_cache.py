@@ -208,7 +208,7 @@ class _Answer(Exception):  # noqa: N818
 
 
 def _answer_of_s3(number: int, code: str, status: int) -> OSError:
-    """What s3fs makes of an answer: an OSError whose cause is botocore's error."""
+    """Return s3fs's error for an answer: an OSError whose cause is botocore's error."""
     cause = Exception(code)
     cause.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
     error = OSError(number, code)

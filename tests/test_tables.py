@@ -24,7 +24,7 @@ VALUES = st.recursive(
 
 
 def comes_back(found: Any, value: Any, kind: ColumnType) -> bool:
-    """Whether a value of a column is the one that went in: numbers by value, absent fields as None, JSON as text."""
+    """Return whether a value of a column came back: numbers by value, absent fields as None, JSON as text."""
     if value is None:
         return found is None
     if kind.kind == "json":

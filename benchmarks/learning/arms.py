@@ -52,7 +52,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Network:
-    """What the arms share."""
+    """Network body that the arms share."""
 
     name: str  # timm's
     options: dict[str, Any]

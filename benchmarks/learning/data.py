@@ -1,4 +1,4 @@
-"""What each arm of the experiment is given: the same pictures, in the same order, as pixels, fewer pixels or latents.
+"""Inputs of each arm of the experiment: the same pictures, in one order, as pixels, fewer pixels or latents.
 
 Everything is made once by the package's own converter and kept as memory-mapped uint8 or int8 arrays in a work folder,
 so that accuracy does not depend on how fast a disk is; `benchmarks.learning.speed` measures reading what is stored.

@@ -1,4 +1,4 @@
-"""How far do stored latents carry? One network from scratch, arms that differ in its input alone, a line a run.
+"""Accuracy of one network trained from scratch on inputs that differ by arm; one line a run.
 
     python -m benchmarks.learning.frontier prepare PICTURES --size-px 192 --work SCRATCH --out .frontier --pixels
     python -m benchmarks.learning.frontier train .frontier --results RUNS --limit-s 120 [--arms latents-crops ...]

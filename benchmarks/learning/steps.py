@@ -1,4 +1,4 @@
-"""What the experiments' training loops share: a step that CUDA replays, the loss, and the score."""
+"""Shared parts of the experiments' training loops: a step that CUDA replays, the loss, and the score."""
 
 from collections.abc import Callable
 from typing import Any

@@ -11,7 +11,7 @@ from walloc_data.adapters import create_latent_model, match_moments, stem_of
 
 
 def outputs(model, inputs, names):
-    """What layers give, before an activation that belongs to a layer itself."""
+    """Return layers' outputs, before an activation that belongs to a layer itself."""
     seen = {}
 
     def keep(name):

@@ -279,7 +279,7 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 def hub_cache(root: Path, checkpoint: Path, *, with_json: bool) -> None:
-    """What huggingface_hub leaves on disk after fetching the two files of danjacobellis/walloc."""
+    """Make the files that huggingface_hub leaves after fetching two files of danjacobellis/walloc."""
     repo = root / "models--danjacobellis--walloc"
     commit = "0123456789abcdef0123456789abcdef01234567"
     (repo / "refs").mkdir(parents=True)

@@ -138,7 +138,7 @@ def same_as_reference(reference: dict[str, str]) -> Callable[[Path], None]:
 
 
 class StopError(Exception):
-    """What `store_steps` raises."""
+    """Error that `store_steps` raises."""
 
 
 def store_steps(monkeypatch: pytest.MonkeyPatch, stop_at: int) -> list[str]:

@@ -35,7 +35,7 @@ def bucket(make_bucket: Callable[[str], dict[str, Any]]) -> None:
 
 @pytest.fixture(autouse=True)
 def credentials(swift: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the ecosystem keeps them."""
+    """Set credentials in the environment, as the ecosystem does."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test:tester")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_ENDPOINT_URL", swift.url)

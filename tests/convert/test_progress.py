@@ -1,4 +1,4 @@
-"""What people see while they wait: one line that is rewritten, or one now and then."""
+"""Progress as people see it: one line that is rewritten, or one now and then."""
 
 import io
 import re

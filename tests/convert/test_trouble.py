@@ -1,4 +1,4 @@
-"""What is wrong with the machine or the store is never recorded as a fault of a picture."""
+"""Trouble of the machine or the store is never recorded as a fault of a picture."""
 
 import json
 import os

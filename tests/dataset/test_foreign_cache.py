@@ -140,7 +140,7 @@ def test_a_machine_without_locks_is_told_where_they_may_lie(no_flock: Path, monk
 def test_an_unfinished_shard_of_another_machine_is_left_alone(
     make_dataset: Callable[..., Manifest], no_flock: Path, tmp_path: Path
 ) -> None:
-    """Where locks do not reach other machines, a free lock does not mean that nobody writes."""
+    """A free lock does not mean that nobody writes, if locks do not reach other machines."""
     make_dataset(tmp_path / "data set", num_samples=40)
     store = Store(tmp_path / "data set")
     shards = read_manifest(store).splits["train"].shards

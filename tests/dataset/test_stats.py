@@ -1,4 +1,4 @@
-"""Where a loader's time goes, and what the cache folder holds."""
+"""Timing of a loader, and contents of the cache folder."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What version 1 of the format wrote stays readable, verifiable, and can be added to and overwritten."""
+"""Data sets of version 1 of the format stay readable, verifiable, and can be added to and overwritten."""
 
 import io
 import json

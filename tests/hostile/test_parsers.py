@@ -72,7 +72,7 @@ def done() -> dict[str, Any]:
 
 
 def paths(value: Any, *, prefix: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    """Where values lie; of long lists the first few."""
+    """Return the places of values; of long lists the first few."""
     found = [prefix] if prefix else []
     items = (
         list(value.items())
@@ -120,7 +120,7 @@ PARSERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 def refusal(action: Callable[[], object]) -> str:
-    """What the error of ours says; "" where there is none."""
+    """Return the text of our error; "" where there is none."""
     try:
         action()
     except WallocDataError as error:

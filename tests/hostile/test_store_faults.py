@@ -1,4 +1,4 @@
-"""What a store answers wrongly while something is written to it costs time, or is named at once; bytes arrive whole."""
+"""Wrong answers of a store while something is written cost time, or are named at once; bytes arrive whole."""
 
 import json
 import time

@@ -41,7 +41,7 @@ def encode_items() -> Callable[..., Path]:
 
 
 def contents(out: Path, split: str = "train") -> dict[str, Any]:
-    """What a split holds, by caption: each picture's latent, class name and size; that it is whole is asserted."""
+    """Return a split's pictures by caption: latent, class name and size; that it is whole is asserted."""
     data = LatentDataset(out, split=split)
     table = pyarrow.parquet.read_table(out / data.record.index_name(split))
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a model gives out, from what its data set has as target."""
+"""Number and names of a model's outputs, from the target of its data set."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable

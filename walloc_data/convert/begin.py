@@ -1,4 +1,4 @@
-"""How a conversion begins: its codec, its plan, what it takes over, and whether what is there already agrees."""
+"""Start of a conversion: its codec, its plan, what it inherits, and whether what is there already agrees."""
 
 import shutil
 import tempfile

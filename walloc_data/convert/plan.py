@@ -139,12 +139,12 @@ class Plan:
 
     @property
     def is_old_stream(self) -> bool:
-        """Whether this is the unfinished plan of an earlier version, which read streams as a whole."""
+        """True for the unfinished plan of an earlier version, which read streams as a whole."""
         return self.num_items is None and self.num_fragments is None
 
     @property
     def num_units(self) -> int:
-        """How many units of work there are."""
+        """Number of units of work."""
         if self.num_fragments is not None:
             return -(-self.num_fragments // (self.source.get("fragments_per_unit") or 1))
         if self.num_items is None:
@@ -156,7 +156,7 @@ class Plan:
 
     @property
     def labelled(self) -> bool:
-        """Whether every sample has a label."""
+        """True if every sample has a label."""
         return bool(self.source["labelled"])
 
     @property
@@ -166,7 +166,7 @@ class Plan:
 
     @property
     def adopts(self) -> bool:
-        """Whether samples are packed latents already, and not pictures to be encoded."""
+        """True if samples are packed latents already, and not pictures to be encoded."""
         return self.source.get("latents") is True
 
     @property

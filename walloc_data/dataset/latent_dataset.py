@@ -180,12 +180,12 @@ class LatentDataset(PartOfSplit):
 
     @property
     def store(self) -> Store:
-        """Where the data set lies."""
+        """Store of the data set."""
         return self._store
 
     @property
     def cache_folder(self) -> Path:
-        """Where what is fetched and decoded is kept."""
+        """Folder for what is fetched and decoded."""
         return self._folder
 
     def stored_row(self, position: int) -> int:

@@ -93,7 +93,7 @@ class LatentMixture(LatentSamples):
 
     @property
     def manifest(self) -> Manifest:
-        """What the first data set's `walloc.json` says: all have its codec."""
+        """Manifest of the first data set: all have its codec."""
         return self.datasets[0].manifest
 
     @property

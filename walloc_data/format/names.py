@@ -126,7 +126,7 @@ def fragment_key(unit: int, position: int) -> str:
 
 
 def shard_name(split: str, unit: int, number: int | None = None) -> str:
-    """Where a shard lies inside its data set, e.g. ``data/train-00000.tar``.
+    """Return a shard's path inside its data set, e.g. ``data/train-00000.tar``.
 
     Args:
         split: the split's name.

@@ -119,7 +119,7 @@ class Resize(LatentTransform):
 
 @dataclass(frozen=True)
 class DrawnCrops:
-    """What one call of `RandomResizedCrop` does to each sample of a batch.
+    """Crops that one call of `RandomResizedCrop` has drawn, one for each sample of a batch.
 
     Example:
         >>> import torch

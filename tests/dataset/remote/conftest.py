@@ -14,7 +14,7 @@ BUCKET = "reading"
 
 @pytest.fixture
 def credentials(swift: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the ecosystem keeps them: the environment."""
+    """Set credentials in the environment, as the ecosystem does."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test:tester")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_ENDPOINT_URL", swift.url)
