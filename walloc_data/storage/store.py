@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from walloc_data.errors import MissingExtraError, StorageError
 from walloc_data.files import check_regular, read_regular, sync_folder, whole_file
 from walloc_data.format import check_relative_path
+from walloc_data.storage.remote import Entry, etag_of, size_limit
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry, reason
 
 __all__ = ["Store"]
@@ -202,89 +203,61 @@ class Store:
         if self.local_path is not None:
             return None
         full = self._full(path)
-        return _etag(self._retry(lambda: self._info(full), what=f"looking at {full}"))
+        return etag_of(self._retry(lambda: self._info(full), what=f"looking at {full}"))
 
-    def _names(self, folder: str, *, kind: Literal["file", "directory"]) -> list[str]:
+    def _entries(self, folder: str | None) -> list[Entry]:
+        """Return the files and folders directly in a folder, None for the root; none where it is absent."""
         if self.local_path is not None:
-            path = self._local(folder)
+            path = self.local_path if folder is None else self._local(folder)
+            found = []
             try:
-                entries = path.iterdir() if path.is_dir() else ()
-                return sorted(
-                    entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir())
-                )
+                with os.scandir(path) if path.is_dir() else nullcontext(()) as entries:
+                    for entry in entries:
+                        with suppress(OSError):  # a link that leads nowhere is neither
+                            if entry.is_dir():
+                                found.append(Entry(entry.name, "directory", None, None))
+                            elif entry.is_file():
+                                found.append(Entry(entry.name, "file", entry.stat().st_size, None))
             except OSError as error:
-                raise StorageError(f"{self.where(folder)}: {reason(error)}") from error
-        full = self._full(folder)
+                raise StorageError(f"{self.url if folder is None else self.where(folder)}: {reason(error)}") from error
+            return found
+        full = self.url if folder is None else self._full(folder)
 
-        def listing() -> list[str]:
+        def listing() -> list[Entry]:
             try:
                 self._fs.invalidate_cache(full)
                 entries = self._fs.ls(full, detail=True)
             except FileNotFoundError:
                 return []
-            return [entry["name"].rstrip("/").rsplit("/", 1)[1] for entry in entries if entry["type"] == kind]
+            return [
+                Entry(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"], entry.get("size"), etag_of(entry))
+                for entry in entries
+            ]
 
-        return sorted(self._retry(listing, what=f"listing {full}"))
+        return self._retry(listing, what=f"listing {full}")
 
     def list_folders(self, folder: str) -> list[str]:
         """Return the sorted names of the folders directly in a folder; empty where there is none."""
-        return self._names(folder, kind="directory")
+        return sorted(entry.name for entry in self._entries(folder) if entry.kind == "directory")
 
     def list(self, folder: str) -> list[str]:
         """Return the sorted paths, relative to the root, of the files directly in a folder; empty where there is
         none.
         """
-        return [f"{folder}/{name}" for name in self._names(folder, kind="file")]
+        return sorted(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of the files directly in a folder, by path relative to the root; empty where there is none.
 
         One request a listing on a remote store, so cheaper than `num_bytes` of each.
         """
-        if self.local_path is not None:
-            path = self._local(folder)
-            found = {}
-            try:
-                with os.scandir(path) if path.is_dir() else nullcontext(()) as entries:
-                    for entry in entries:
-                        with suppress(OSError):  # a link that leads nowhere is no file
-                            if entry.is_file():
-                                found[f"{folder}/{entry.name}"] = entry.stat().st_size
-            except OSError as error:
-                raise StorageError(f"{self.where(folder)}: {reason(error)}") from error
-            return found
-        full = self._full(folder)
-
-        def listing() -> dict[str, int]:
-            try:
-                self._fs.invalidate_cache(full)
-                entries = self._fs.ls(full, detail=True)
-            except FileNotFoundError:
-                return {}
-            files = [entry for entry in entries if entry["type"] == "file"]
-            return {f"{folder}/{entry['name'].rsplit('/', 1)[1]}": int(entry["size"] or 0) for entry in files}
-
-        return self._retry(listing, what=f"listing {full}")
+        files = (entry for entry in self._entries(folder) if entry.kind == "file")
+        return {f"{folder}/{entry.name}": entry.num_bytes or 0 for entry in files}
 
     def entries(self) -> dict[str, tuple[int | None, str | None]]:
         """Return length in bytes and ETag, where they are told, of the files directly in the root, by name."""
-        if self.local_path is not None:
-            found = os.scandir(self.local_path) if self.local_path.is_dir() else ()
-            return {entry.name: (entry.stat().st_size, None) for entry in found if entry.is_file()}
-
-        def listing() -> dict[str, tuple[int | None, str | None]]:
-            try:
-                self._fs.invalidate_cache(self.url)
-                entries = self._fs.ls(self.url, detail=True)
-            except FileNotFoundError:
-                return {}
-            return {
-                entry["name"].rstrip("/").rsplit("/", 1)[-1]: (entry.get("size"), _etag(entry))
-                for entry in entries
-                if entry["type"] == "file"
-            }
-
-        return self._retry(listing, what=f"listing {self.url}")
+        files = (entry for entry in self._entries(None) if entry.kind == "file")
+        return {entry.name: (entry.num_bytes, entry.etag) for entry in files}
 
     def read_range(self, path: str, *, start: int, num_bytes: int) -> bytes:
         """Return bytes [start, start + num_bytes) of a file, fewer at its end."""
@@ -347,7 +320,7 @@ class Store:
             return
         full = self._full(path)
         self._retry(
-            lambda: self._fs.get_file(full, str(target), callback=_callback(full, max_bytes)), what=f"fetching {full}"
+            lambda: self._fs.get_file(full, str(target), callback=size_limit(full, max_bytes)), what=f"fetching {full}"
         )
 
     def sha256(self, path: str) -> str | None:
@@ -411,23 +384,3 @@ class Store:
                 self._fs.rm_file(full)
 
         self._retry(remove, what=f"deleting {full}")
-
-
-def _callback(full: str, max_bytes: int | None) -> Any:
-    """Return what fsspec calls as a file arrives: it ends the transfer of one that is longer than allowed."""
-    from fsspec.callbacks import Callback
-
-    class Limit(Callback):  # type: ignore[misc]
-        def call(self, *_: Any, **__: Any) -> None:
-            if max_bytes is not None and max(self.size or 0, self.value) > max_bytes:
-                raise StorageError(
-                    f"{full}: {max(self.size or 0, self.value)} bytes and perhaps more; at most {max_bytes} are "
-                    "fetched of it"
-                )
-
-    return Limit()
-
-
-def _etag(info: Mapping[str, Any]) -> str | None:
-    etag = info.get("ETag")
-    return etag.strip('"') if isinstance(etag, str) else None
