@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from walloc_data.adapters.models import LatentModelConfig
+from walloc_data.adapters.config import LatentModelConfig
 from walloc_data.codec import load_codec
 from walloc_data.codec.decoders import build_decoder
 from walloc_data.convert.journal import ShardDone

@@ -1,6 +1,7 @@
 """timm models over latents. The only package that imports timm."""
 
 from walloc_data.adapters.checkpoints import check_codec, load_latent_model, model_from_config, save_latent_model
+from walloc_data.adapters.config import LatentModelConfig, latent_config, stem_of
 from walloc_data.adapters.families import FAMILIES, Family, Geometry, find_family
 from walloc_data.adapters.features import (
     compared_stages,
@@ -12,14 +13,7 @@ from walloc_data.adapters.features import (
 from walloc_data.adapters.finetune import freeze_except, parameter_groups, unfreeze
 from walloc_data.adapters.folding import PixelPrediction, copy_pixel_weights, fit_stem, fold_stem
 from walloc_data.adapters.matching import match_moments
-from walloc_data.adapters.models import (
-    LatentModelConfig,
-    LatentModelSummary,
-    create_latent_model,
-    latent_config,
-    stem_of,
-    summarize,
-)
+from walloc_data.adapters.models import LatentModelSummary, create_latent_model, summarize
 from walloc_data.adapters.pixel_facts import imagenet_classes, input_normalisation, input_size
 from walloc_data.adapters.pretrained import Pretrained, pixel_model
 from walloc_data.adapters.residual_stem import ResidualStem

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from walloc_data.adapters.models import HasManifest, LatentModelConfig, build, latent_config
+from walloc_data.adapters.config import LatentModelConfig, latent_config
+from walloc_data.adapters.models import HasManifest, build
 from walloc_data.adapters.wrapping import bare_names, whole_state
 from walloc_data.devices import usable_device
 from walloc_data.errors import ModelError, StorageError

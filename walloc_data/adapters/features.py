@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from walloc_data.adapters.models import latent_config, unwrap
+from walloc_data.adapters.config import latent_config, unwrap
 from walloc_data.adapters.sites import Grid
 from walloc_data.adapters.wrapping import bare_module
 from walloc_data.errors import ModelError

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from walloc_data.adapters.models import stem_module, unwrap
+from walloc_data.adapters.config import stem_module, unwrap
 from walloc_data.errors import ModelError
 
 __all__ = ["freeze_except", "parameter_groups", "unfreeze"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from walloc_data.adapters.models import LatentModelConfig, latent_config, stem_module, stem_of, unwrap
+from walloc_data.adapters.config import LatentModelConfig, latent_config, stem_module, stem_of, unwrap
 from walloc_data.adapters.residual_stem import ResidualStem
 from walloc_data.adapters.stem import LatentConv2d
 from walloc_data.adapters.wrapping import bare_module, bare_names

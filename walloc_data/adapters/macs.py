@@ -1,20 +1,17 @@
 """Count of a model's multiply-accumulates per latent."""
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from walloc_data.adapters.config import LatentModelConfig
 from walloc_data.errors import ModelError
-
-if TYPE_CHECKING:
-    from walloc_data.adapters.models import LatentModelConfig
 
 __all__ = ["count_macs"]
 
 
-def count_macs(model: nn.Module, config: "LatentModelConfig") -> int:
+def count_macs(model: nn.Module, config: LatentModelConfig) -> int:
     """Run one latent through fake tensors, which cost neither memory nor time, and count."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from walloc_data.adapters.models import stem_module
+from walloc_data.adapters.config import stem_module
 from walloc_data.adapters.wrapping import bare_module
 
 __all__ = ["match_moments"]

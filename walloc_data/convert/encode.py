@@ -1,10 +1,8 @@
 """`encode_dataset`: from a source of pictures to an encoded split, resuming whatever is there already."""
 
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -29,7 +27,7 @@ from walloc_data.convert.changes import (
 from walloc_data.convert.executors.serial import WorkSetup
 from walloc_data.convert.finish import join_split
 from walloc_data.convert.journal import check_siblings, finished_shards, read_manifest, read_plan
-from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder, plan_lock
+from walloc_data.convert.lock import conversion_lock, disk_errors, plan_lock, staging_folder
 from walloc_data.convert.overwrite import (
     Kind,
     clean_leftovers,
@@ -158,7 +156,7 @@ def encode_dataset(
             stack.callback(printer.close)
         stack.enter_context(disk_errors(store))
         locks = stack.enter_context(conversion_lock(store, part=_part_tag(split, where) if part else None))
-        staging = stack.enter_context(_staging(store, tag=_part_tag(split, where)))
+        staging = stack.enter_context(staging_folder(store, tag=_part_tag(split, where)))
         if part is None:
             if repair:
                 drop_broken_manifest(store)
@@ -305,24 +303,3 @@ def _check_folder(store: Store, source: Source) -> None:
         raise StorageError(
             f"{folder}: not empty, and not a data set of latents (it holds {others[0]!r}): choose a new folder"
         )
-
-
-@contextmanager
-def _staging(store: Store, *, tag: str) -> Iterator[Path]:
-    """Make an empty folder for unfinished files: inside a local data set, so that publishing is a rename."""
-    if store.local_path is None:
-        with tempfile.TemporaryDirectory(prefix="walloc_data-", ignore_cleanup_errors=True) as temporary:
-            yield Path(temporary)
-        return
-    folder = lock_folder(store) / "staging" / tag
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left there
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made ({error.strerror})") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            folder.parent.rmdir()  # unless another part works there

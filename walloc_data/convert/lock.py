@@ -11,15 +11,17 @@ a whole conversion and a part of it do not exclude each other.
 
 import hashlib
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from walloc_data.errors import BusyError, StorageError, WallocDataError
 from walloc_data.storage import Store, file_lock, lock_place, machine_folder
 
-__all__ = ["conversion_lock", "disk_errors", "lock_folder", "plan_lock"]
+__all__ = ["conversion_lock", "disk_errors", "lock_folder", "plan_lock", "staging_folder"]
 
 # A worker whose parent was killed notices between two windows of pictures.
 PATIENCE_S = 5.0
@@ -125,3 +127,24 @@ def _take(path: Path, stack: ExitStack, *, shared: bool) -> tuple[int, ...] | No
     # First of the two: it frees the lock though a process that was forked meanwhile may have a copy of the descriptor.
     stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
     return (descriptor,)
+
+
+@contextmanager
+def staging_folder(store: Store, *, tag: str) -> Iterator[Path]:
+    """Make an empty folder for unfinished files: inside a local data set, so that publishing is a rename."""
+    if store.local_path is None:
+        with tempfile.TemporaryDirectory(prefix="walloc_data-", ignore_cleanup_errors=True) as temporary:
+            yield Path(temporary)
+        return
+    folder = lock_folder(store) / "staging" / tag
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left there
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made ({error.strerror})") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()  # unless another part works there

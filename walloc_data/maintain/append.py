@@ -8,6 +8,7 @@ from walloc_data.convert.edit import change_split, edit_root
 from walloc_data.convert.encode import encode_dataset
 from walloc_data.convert.inspect import open_manifest
 from walloc_data.convert.journal import plan_name
+from walloc_data.convert.lock import staging_folder
 from walloc_data.convert.progress import ConversionSummary
 from walloc_data.errors import FormatError, SettingsMismatchError, SourceError
 from walloc_data.format import SplitRecord
@@ -17,7 +18,6 @@ from walloc_data.maintain.building import (
     build_split,
     discard_append,
     held_dataset,
-    scratch_folder,
 )
 from walloc_data.maintain.merge import joined_classes, joined_record
 from walloc_data.maintain.shards import Change
@@ -81,7 +81,7 @@ def append_dataset(
         keep_pictures=keep_pictures,
         storage_options=storage_options,
     )
-    with held_dataset(out, storage_options) as (store, manifest), scratch_folder(store) as folder:
+    with held_dataset(out, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
         from walloc_data.codec import fetch_codec
 
         record = manifest.split(split, where=store.url)

@@ -11,15 +11,14 @@ from typing import Any
 from walloc_data.convert.edit import delete_tree
 from walloc_data.convert.inspect import local_file, open_manifest
 from walloc_data.convert.journal import plan_name, read_plan
-from walloc_data.convert.lock import conversion_lock, disk_errors, lock_folder
+from walloc_data.convert.lock import conversion_lock, disk_errors
 from walloc_data.convert.overwrite import settle
-from walloc_data.errors import StorageError
 from walloc_data.format import Manifest, ShardRecord, SplitRecord, dump_json, index_name, shard_name
 from walloc_data.maintain.index import SplitFiles, joined_columns, md5_of_shards, tables_of, write_failures
 from walloc_data.maintain.shards import Change, check_shard, rewrite_shard
 from walloc_data.storage import Store
 
-__all__ = ["Built", "Part", "append_root", "build_split", "discard_append", "held_dataset", "scratch_folder"]
+__all__ = ["Built", "Part", "append_root", "build_split", "discard_append", "held_dataset"]
 
 Keep = Callable[[Mapping[str, Any]], bool]
 _UNIT = re.compile(r"-([0-9]{5,12})(?:-[0-9]{3,12})?\.tar$")
@@ -92,21 +91,6 @@ def _clean_appends(store: Store, manifest: Manifest) -> None:
         sources = [] if record is None else record.source.get("parts", [record.source])
         if plan is None or record is None or plan.source.get("identity") in [s.get("identity") for s in sources]:
             discard_append(store, split)
-
-
-@contextmanager
-def scratch_folder(store: Store) -> Iterator[Path]:
-    """Make a folder for unfinished files, on the data set's own file system where that is local."""
-    folder = lock_folder(store) / "staging" / "edit"
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left there
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made ({error.strerror})") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def build_split(

@@ -7,10 +7,10 @@ from typing import Any
 
 from walloc_data.convert.edit import publish_manifest
 from walloc_data.convert.inspect import open_manifest
-from walloc_data.convert.lock import conversion_lock, disk_errors
+from walloc_data.convert.lock import conversion_lock, disk_errors, staging_folder
 from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import MANIFEST_NAME, Manifest, SplitRecord, dump_json
-from walloc_data.maintain.building import Built, Part, build_split, scratch_folder
+from walloc_data.maintain.building import Built, Part, build_split
 from walloc_data.maintain.shards import Change
 from walloc_data.maintain.summary import EditSummary
 from walloc_data.sources.base import fingerprint
@@ -62,7 +62,7 @@ def merge_datasets(
     refuse_differences(*manifests, where=where)
     names, labels = joined_classes(manifests[0].class_names, manifests[1].class_names, where=where)
     _check_target(target)
-    with disk_errors(target), conversion_lock(target), scratch_folder(target) as folder:
+    with disk_errors(target), conversion_lock(target), staging_folder(target, tag="edit") as folder:
         target.write_bytes(_MARKER, dump_json({"first": stores[0].url, "second": stores[1].url}).encode())
         for place in ("data", "index", "failures", "codec"):
             for path in target.list(place):

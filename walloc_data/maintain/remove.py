@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from walloc_data.convert.edit import change_split, drop_split, edit_root
+from walloc_data.convert.lock import staging_folder
 from walloc_data.convert.shard import count_levels
 from walloc_data.errors import FormatError
 from walloc_data.format import ChannelStatistics, Manifest, ShardRecord
 from walloc_data.latents import decode_webp, unpack
-from walloc_data.maintain.building import Keep, Part, build_split, held_dataset, scratch_folder
+from walloc_data.maintain.building import Keep, Part, build_split, held_dataset
 from walloc_data.maintain.index import tables_of
 from walloc_data.maintain.shards import Change
 from walloc_data.maintain.summary import EditSummary
@@ -91,7 +92,7 @@ def remove_samples(
         >>> summary.num_samples, summary.num_removed
         (6, 2)
     """
-    with held_dataset(out, storage_options) as (store, manifest), scratch_folder(store) as folder:
+    with held_dataset(out, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
         record = manifest.split(split, where=store.url)
         rule = _Rule(store, manifest, split, keys=keys, names=names, classes=classes)
         root = edit_root(split)

@@ -95,7 +95,7 @@ def _open_path(
     columns: dict[str, Any],
     keep_pictures: tuple[str, ...],
 ) -> Source:
-    from walloc_data.sources import huggingface
+    from walloc_data.sources import hub, huggingface
 
     table = columns | {"keep_pictures": keep_pictures}
     if text.startswith("wds:"):
@@ -104,7 +104,7 @@ def _open_path(
         return open_tars(text.removeprefix("wds:"), storage_options=storage_options, **columns)
     if text.startswith("hf:"):
         return huggingface.HuggingFaceSource(
-            huggingface.load_hub(text.removeprefix("hf:"), split=split, streaming=streaming, location=text),
+            hub.load_hub(text.removeprefix("hf:"), split=split, streaming=streaming, location=text),
             location=text,
             **table,
         )
@@ -114,7 +114,7 @@ def _open_path(
         files: Path | list[str] = folder if folder.is_dir() else sorted(glob.glob(pattern))  # noqa: PTH207
         if not files:
             raise SourceError(f"{text}: no such file")
-        dataset, identity = huggingface.load_parquet(files, split=split, streaming=streaming, location=text)
+        dataset, identity = hub.load_parquet(files, split=split, streaming=streaming, location=text)
         roots = [files] if isinstance(files, Path) else [Path(file).parent for file in files]
         return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=roots, **table)
     path = Path(text.removeprefix("folder:")).expanduser()
@@ -130,10 +130,10 @@ def _open_path(
         )
     if not text.startswith("folder:"):
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            dataset, identity = huggingface.load_saved(path, split=split, streaming=streaming, location=text)
+            dataset, identity = hub.load_saved(path, split=split, streaming=streaming, location=text)
             return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=[path], **table)
         if is_parquet_folder(path):
-            dataset, identity = huggingface.load_parquet(path, split=split, streaming=streaming, location=text)
+            dataset, identity = hub.load_parquet(path, split=split, streaming=streaming, location=text)
             return huggingface.HuggingFaceSource(dataset, location=text, identity=identity, folders=[path], **table)
         if any(path.glob("*.tar")):
             raise SourceError(f"{text}: holds tars; for WebDataset tars write 'wds:{text}/*.tar'")

@@ -1,9 +1,7 @@
 """Hugging Face data sets: from the Hub, saved to disk, or in parquet files; by position, or streamed in fragments."""
 
 import itertools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from walloc_data.sources.base import Sample, Source, fingerprint, json_columns
 from walloc_data.sources.reading import NotAFileError, read_file, unreadable
 from walloc_data.sources.stray import names_listed
 
-__all__ = ["HuggingFaceSource", "folders_of", "load_hub", "load_parquet", "load_saved", "split_names"]
+__all__ = ["HuggingFaceSource", "folders_of"]
 
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target")
 
@@ -361,116 +359,3 @@ def _classes_in(feature: Any) -> tuple[str, ...] | None:
     while not isinstance(feature, datasets.ClassLabel) and hasattr(feature, "feature"):
         feature = feature.feature
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-
-
-def load_hub(name: str, *, split: str, streaming: bool, location: str) -> Any:
-    """Load ``owner/name``, ``owner/name/config`` or a legacy ``name`` from the Hub."""
-    parts = name.strip("/").split("/")
-    if not name or len(parts) > 3:
-        raise SourceError(f"{location}: expected hf:NAME, hf:OWNER/NAME or hf:OWNER/NAME/CONFIG")
-    config = parts[2] if len(parts) == 3 else None
-    return _load("/".join(parts[:2]), config, split=split, streaming=streaming, location=location)
-
-
-def split_names(name: str, *, location: str) -> list[str]:
-    """Return the splits of a data set on the Hub (``NAME``, ``OWNER/NAME`` or ``OWNER/NAME/CONFIG``) or of a local
-    folder.
-    """
-    import datasets
-
-    if Path(name).is_absolute():
-        path, config = name, None
-    else:
-        parts = name.strip("/").split("/")
-        path, config = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
-    try:
-        with _one_line_of_retries(location):
-            return [str(split) for split in datasets.get_dataset_split_names(path, config)]
-    except Exception as error:  # loaders raise what they like
-        raise SourceError(f"{location}: its splits cannot be told ({type(error).__name__}: {error})") from error
-
-
-def load_parquet(files: list[str] | Path, *, split: str, streaming: bool, location: str) -> tuple[Any, str]:
-    """Load parquet files, or a folder of them whose names tell their splits; return the data set and its identity."""
-    if isinstance(files, Path):
-        paths = sorted(files.rglob("*.parquet"))
-        dataset = _load(str(files), None, split=split, streaming=streaming, location=location)
-        root = files
-    else:
-        paths = [Path(file) for file in files]
-        dataset = _load("parquet", None, split="train", streaming=streaming, location=location, data_files=files)
-        root = None
-    sizes = [(str(path.relative_to(root)) if root else path.name, path.stat().st_size) for path in paths]
-    return dataset, fingerprint([split if root else "", *sizes])
-
-
-def load_saved(folder: Path, *, split: str, streaming: bool, location: str) -> tuple[Any, str]:
-    """Load a folder written by `save_to_disk`, of one split or of several; return the data set and its identity."""
-    import datasets
-
-    try:
-        dataset = datasets.load_from_disk(str(folder))
-    except Exception as error:
-        raise SourceError(f"{location}: cannot be loaded ({type(error).__name__}: {error})") from error
-    if isinstance(dataset, datasets.DatasetDict):
-        dataset = _pick(dataset, split, location=location)
-        folder = folder / split
-    sizes = [(path.name, path.stat().st_size) for path in sorted(folder.glob("*.arrow"))]
-    identity = fingerprint([len(dataset), dataset._fingerprint, *sizes])
-    if streaming:
-        return dataset.to_iterable_dataset(num_shards=max(1, min(len(sizes), len(dataset)))), identity
-    return dataset, identity
-
-
-def _pick(splits: Mapping[str, Any], split: str, *, location: str) -> Any:
-    if split not in splits:
-        raise SourceError(
-            f"{location}: no split {split!r}; it has {sorted(splits)}: choose one to read (--source-split)"
-        )
-    return splits[split]
-
-
-def _load(path: str, config: str | None, *, split: str, streaming: bool, location: str, **options: Any) -> Any:
-    import datasets
-
-    try:
-        with _one_line_of_retries(location):
-            return datasets.load_dataset(path, config, split=split, streaming=streaming, **options)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise SourceError(
-            f"{location}: the Hub has no such data set, or it is gated or private (then: huggingface-cli login). "
-            f"{error}"
-        ) from error
-    except ConnectionError as error:  # also datasets' OfflineModeIsEnabled
-        raise SourceError(
-            f"{location}: the Hub does not answer ({error}). Without a network, use a folder written by "
-            "save_to_disk, or parquet files"
-        ) from error
-    except Exception as error:  # loaders raise what they like
-        text = str(error)
-        if "network" in text.lower() or "connect" in text.lower() or "resolve" in text.lower():
-            raise SourceError(f"{location}: the Hub does not answer ({type(error).__name__}: {text})") from error
-        raise SourceError(f"{location}: cannot be loaded ({type(error).__name__}: {text})") from error
-
-
-@contextmanager
-def _one_line_of_retries(location: str) -> Iterator[None]:
-    """Reduce huggingface_hub's log to one line: it logs two for every retry."""
-    logger = logging.getLogger("huggingface_hub.utils._http")
-    said = False
-
-    def first_only(record: logging.LogRecord) -> bool:
-        nonlocal said
-        if record.levelno != logging.WARNING:
-            return True
-        if said:
-            return False
-        said = True
-        record.msg, record.args = f"{location}: the Hub does not answer yet; asking again for half a minute", ()
-        return True
-
-    logger.addFilter(first_only)
-    try:
-        yield
-    finally:
-        logger.removeFilter(first_only)

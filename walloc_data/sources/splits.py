@@ -82,7 +82,7 @@ def _splits_of(spec: Any) -> dict[str, Any]:
 
 
 def _hub_splits(name: str, *, where: str) -> list[str]:
-    from walloc_data.sources.huggingface import split_names
+    from walloc_data.sources.hub import split_names
 
     return split_names(name, location=where)
 
