@@ -40,7 +40,7 @@ def public_objects() -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the files that examples use: `pictures/` of a cat and of coffee, `my-latents/` of them, `my-model/` on those.
+    """Make what examples use: `pictures/` of a cat and of coffee, `my-latents/` of them, `my-model/` on those.
 
     The model was shown its eight pictures often enough to know them.
     """

@@ -188,8 +188,8 @@ def test_a_picture_of_nothing_but_doubtful_values_is_settled(
     with torch.no_grad():
         twin.encoder[0].bias.copy_(torch.tensor([edges[130 + i] - value for i, value in enumerate(v)]))
     windows: list[int] = []
-    gather = encoding._gather
-    monkeypatch.setattr(encoding, "_gather", lambda w, index: windows.append(len(index[0])) or gather(w, index))
+    gather = encoding.gather_windows
+    monkeypatch.setattr(encoding, "gather_windows", lambda w, index: windows.append(len(index[0])) or gather(w, index))
     latent = twin.encode(flat)
     assert sum(windows) == 32 * 32 * 12
     assert max(windows) * 57 * 57 * 3 * 8 <= encoding._WINDOW_BYTES["cpu"]

@@ -16,13 +16,12 @@ from PIL import Image
 from walloc_data.codec import load_codec, save_codec
 from walloc_data.storage import Store
 
-WARM = Path(__file__).with_name("warm.py")
-
 
 class Warm:
-    """The process of warm.py, or of a script with the same protocol."""
+    """The process of warm.py."""
 
-    def __init__(self, script: Path = WARM) -> None:
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("warm.py")
         self._process = subprocess.Popen(
             [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -32,7 +31,7 @@ class Warm:
 
     def begin(self, source: str | Path, out: Path, **options: Any) -> int:
         """Start a conversion; its process id."""
-        return self.start([str(source), str(out), options])
+        return self.start(["encode_dataset", [str(source), str(out)], {"progress": False, **options}])
 
     def start(self, line: list[Any]) -> int:
         """Start what a line says; its process id."""

@@ -68,7 +68,7 @@ def assert_whole(out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def warm_maintain() -> Iterator[Warm]:
-    """The process of warm.py."""
-    process = Warm(Path(__file__).with_name("warm.py"))
+    """One process for the module."""
+    process = Warm()
     yield process
     process.close()

@@ -21,11 +21,11 @@ from fractions import Fraction
 from statistics import NormalDist
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from walloc_data.codec.buffers import HALO_CELLS, fill_wrapped, gather_windows, shaped, sum_neighbours, where_true
 from walloc_data.codec.precision import keep_freed_memory, plain_float32
 from walloc_data.codec.wavelets import deinterleave, filter_taps
 from walloc_data.errors import CodecError
@@ -48,7 +48,6 @@ _WINDOW_BYTES = {"cpu": 2**22, "cuda": 2**27}  # of float64 windows that pass 2 
 # tests/codec/test_encoding.py holds it to 3. Other devices choose among kernels that were not measured, and settle
 # values quickly: theirs is wider.
 _ROUNDING = {"cpu": 6.0, "cuda": 32.0}
-_HALO_CELLS = (4, 3)  # cells before and after that a kernel of radius R < 4 * 2^J reaches
 
 
 class LinearEncoder:
@@ -93,7 +92,7 @@ class LinearEncoder:
         for i in range(self._stack):
             row_kernel[:, i, i * size : i * size + 2 * radius + 1] = taps
         self._row_kernel = row_kernel.flatten(0, 1).float()  # (2^J * stack, taps)
-        before, after = _HALO_CELLS
+        before, after = HALO_CELLS
         along_width = torch.einsum("ocab,at->obtc", by_band, taps)  # (O, height band, 2R+1, C)
         padded = F.pad(along_width, (0, 0, before * size - radius, after * size + size - 1 - radius))
         # (O, height band, cells, 2^J pixels, C)
@@ -254,23 +253,23 @@ class LinearEncoder:
             for top in range(0, h, strip):
                 tall = min(strip, math.ceil((h - top) / stack) * stack)
                 steps, num_rows = tall // stack, tall * size + halo_rows
-                pixels = _shaped(pixels_buffer, n, num_rows, width + 2 * radius, channels)
-                _fill(pixels, group, top=top * size - radius, left=radius)
-                rows = _shaped(rows_buffer, num_rows, line)
+                pixels = shaped(pixels_buffer, n, num_rows, width + 2 * radius, channels)
+                fill_wrapped(pixels, group, top=top * size - radius, left=radius)
+                rows = shaped(rows_buffer, num_rows, line)
                 rows.view(num_rows, n, width, channels)[:] = pixels[:, :, radius : radius + width].transpose(0, 1)
                 if not whole:
                     rows.mul_(255).sub_(0.5)
                 # Down the height. A step's rows overlap the next one's.
                 windows = rows.as_strided((steps, self._row_kernel.shape[1], line), (stack * size * line, line, 1))
-                bands = _shaped(bands_buffer, steps, size * stack, line)
+                bands = shaped(bands_buffer, steps, size * stack, line)
                 torch.bmm(self._row_kernel.expand(steps, -1, -1), windows, out=bands)
                 # Along the width: what every cell adds to the cells around it, one height band after the other.
                 cells = bands.view(steps, size, stack * n * w, size * channels)
                 parts = parts_buffer[: tall * n * w].view(steps, stack * n * w, -1)
                 for band, kernel in enumerate(self._cell_kernel):
                     parts.baddbmm_(cells[:, band], kernel.expand(steps, -1, -1), beta=min(band, 1))
-                values = _shaped(values_buffer, tall, n, w, self.latent_dim)
-                _gather_cells(parts.view(tall, n, w, -1), values)
+                values = shaped(values_buffer, tall, n, w, self.latent_dim)
+                sum_neighbours(parts.view(tall, n, w, -1), values)
                 yield _Block(first, top, pixels, values.add_(self._bias)[: h - top])
 
     def exact(self, windows: Tensor, outputs: Tensor) -> Tensor:
@@ -322,10 +321,10 @@ class _BoundaryFixups:
         windows = pixels.as_strided(
             (tall, n, w, width, width * channels), (per_row * size, per_picture, channels * size, per_row, 1)
         )
-        for row, picture, column, output in zip(*(torch.split(i, self._limit) for i in _where(near)), strict=True):
+        for row, picture, column, output in zip(*(torch.split(i, self._limit) for i in where_true(near)), strict=True):
             if self._count + len(row) > self._limit:
                 self.apply()
-            window = _gather(windows, (row, picture, column)).flatten(1)
+            window = gather_windows(windows, (row, picture, column)).flatten(1)
             self._waiting.append((window, (picture + block.first, row + block.top, column, output)))
             self._count += len(row)
 
@@ -336,68 +335,3 @@ class _BoundaryFixups:
             index = tuple(torch.cat(parts) for parts in zip(*places, strict=True))
             self._latent[index] = self._encoder.exact(torch.cat(windows), index[-1])
         self._waiting, self._count = [], 0
-
-
-def _shaped(buffer: Tensor, *shape: int) -> Tensor:
-    """Return the start of a buffer in another shape."""
-    return buffer[: math.prod(shape)].view(shape)
-
-
-def _fill(pixels: Tensor, pictures: Tensor, *, top: int, left: int) -> None:
-    """Copy pictures (n, H, W, C) into `pixels`: from row `top` on, `left` pixels in, wrapping around.
-
-    uint8 p becomes int8 p - 128, which is flipping the top bit.
-    """
-    height, width = pictures.shape[1:3]
-    filled, row = 0, top % height
-    while filled < pixels.shape[1]:
-        count = min(height - row, pixels.shape[1] - filled)
-        target, source = pixels[:, filled : filled + count, left : left + width], pictures[:, row : row + count]
-        if pictures.dtype == torch.uint8:
-            torch.bitwise_xor(source, 128, out=target.view(torch.uint8))
-        else:
-            target.copy_(source)
-        filled, row = filled + count, 0
-    middle = pixels[:, :, left : left + width]
-    # Both sides repeat the picture, as often as it takes.
-    for start in range(left - width, -width, -width):
-        pixels[:, :, max(start, 0) : start + width] = middle[:, :, max(-start, 0) :]
-    for start in range(left + width, pixels.shape[2], width):
-        pixels[:, :, start : start + width] = middle[:, :, : pixels.shape[2] - start]
-
-
-def _gather_cells(parts: Tensor, values: Tensor) -> None:
-    """Sum what cells add to each other: `parts`, (tall, n, w, cells * O), which it overwrites, to `values`, (..., O).
-
-    The part for the cell k - 4 places to the right, wrapping around, is number k of 8: halves, then quarters, then the
-    last two are added, as adding long runs takes less time than adding many.
-    """
-    w, outputs = values.shape[2:]
-    middle = _HALO_CELLS[0] * outputs
-
-    def add(left: Tensor, right: Tensor, shift: int, out: Tensor) -> None:
-        shift %= w
-        torch.add(left[:, :, : w - shift], right[:, :, shift:], out=out[:, :, : w - shift])
-        if shift:
-            torch.add(left[:, :, w - shift :], right[:, :, :shift], out=out[:, :, w - shift :])
-
-    four = parts[..., middle:]
-    add(four, parts[..., :middle], -4, four)
-    two = four[..., : 2 * outputs]
-    add(two, four[..., 2 * outputs :], 2, two)
-    add(two[..., :outputs], two[..., outputs:], 1, values)
-
-
-def _where(mask: Tensor) -> tuple[Tensor, ...]:
-    """Return the indices where a mask is true, by dimension. On a CPU numpy is ten times faster than torch."""
-    if mask.device.type == "cpu":
-        flat = mask.view(-1).numpy().nonzero()[0]
-        return tuple(torch.from_numpy(index) for index in np.unravel_index(flat, mask.shape))
-    return mask.nonzero(as_tuple=True)
-
-
-def _gather(windows: Tensor, index: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Return copies of windows, `windows[index]`."""
-    if windows.device.type == "cpu":  # numpy copies whole rows of a window where torch copies values
-        return torch.from_numpy(windows.numpy()[tuple(part.numpy() for part in index)])
-    return windows[index]
