@@ -38,7 +38,10 @@ def webp_size(data: memoryview) -> tuple[int, int] | None:
 
 @lru_cache(maxsize=1)
 def _fast_decoder() -> Decoder | None:
-    """Return imagecodecs' decoder, which returns whether it filled `out`; None where the package is not installed."""
+    """Return imagecodecs' decoder, which returns whether it filled `out`; None where the package is not installed.
+
+    What it is given must be of `out`'s size.
+    """
     try:
         import imagecodecs
     except ImportError:
@@ -46,8 +49,6 @@ def _fast_decoder() -> Decoder | None:
     webp_decode: Any = imagecodecs.webp_decode  # its stubs do not know that any buffer will do
 
     def decode(data: memoryview, out: npt.NDArray[np.uint8]) -> bool:
-        if webp_size(data) != out.shape[:2]:
-            return False
         try:
             webp_decode(data, out=out)
         except Exception:
@@ -85,16 +86,17 @@ def decode_latents(
     dim, h, w = shape
     tiles = math.isqrt(dim // colours)
     side = (tiles * h, tiles * w)
-    for i, data in enumerate(payloads):  # before any memory is asked for
-        if webp_size(data) not in (None, side):
-            decode_webp(data, size=side, where=where(i))
+    sizes = [webp_size(data) for data in payloads]
+    for i, size in enumerate(sizes):  # before any memory is asked for
+        if size not in (None, side):
+            decode_webp(payloads[i], size=side, where=where(i))
     if payloads:
         check_packed_pixels(*side, where=where(0))
     pictures = np.empty((len(payloads), *side, 3), np.uint8)
 
     def run(first: int, last: int) -> None:
         for i in range(first, last):
-            if fast is None or not fast(payloads[i], pictures[i]):
+            if fast is None or sizes[i] != side or not fast(payloads[i], pictures[i]):
                 # Pillow also judges what the fast decoder would not take: the reason is the same with and without it.
                 pictures[i] = decode_webp(payloads[i], size=pictures.shape[1:3], where=where(i))
 
