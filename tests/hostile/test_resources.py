@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.hostile.mutations import SPECIAL
 from walloc_data import LatentDataset
 from walloc_data.adapters import create_latent_model, save_latent_model
 from walloc_data.cli import main
@@ -343,19 +344,8 @@ def test_what_is_no_picture_is_named_by_predict(
     kind: str, whole: Path, tmp_path: Path, within: Within, classifier: tuple[Path, PictureClassifier]
 ) -> None:
     path = tmp_path / "picture.webp"
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "loop":
-        path.symlink_to(path)
-    elif kind == "zero":
-        path.symlink_to("/dev/zero")
-    elif kind == "sparse":
-        with path.open("wb") as file:
-            file.truncate(20 * 2**30)
-    elif kind == "empty":
-        path.touch()
+    if kind in SPECIAL:
+        SPECIAL[kind](path)
     elif kind == "bomb":
         bits = 16382 | 16382 << 14
         stream = b"\x2f" + struct.pack("<I", bits) + b"\x88\x88\x08" + b"\0" * 6
@@ -386,19 +376,7 @@ def test_a_damaged_model_is_named_by_predict(
     shutil.copytree(classifier[0], model)
     path = model / name
     path.unlink()
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "loop":
-        path.symlink_to(path)
-    elif kind == "zero":
-        path.symlink_to("/dev/zero")
-    elif kind == "sparse":
-        with path.open("wb") as file:
-            file.truncate(20 * 2**30)
-    else:
-        path.write_bytes(b"" if kind == "empty" else b"\x89garbage" * 9)
+    SPECIAL[kind](path)
     with within():
         code = main(["predict", str(model), str(picture)])
     said = capsys.readouterr().err
