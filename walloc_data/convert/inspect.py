@@ -21,7 +21,6 @@ from walloc_data.tables import index_schema
 
 __all__ = ["DatasetInfo", "dataset_info", "failure_lines", "index_rows", "local_file", "open_manifest"]
 
-MAX_INDEX_BYTES = 2**40
 MAX_FAILURE_LINE_BYTES = 2**20
 MAX_ROWS_PER_BYTE = 4  # of an index: rows of real samples do not compress like this
 _MAX_KEY_BYTES = 100
