@@ -64,10 +64,10 @@ class Base:
         model = create_latent_model("vit_tiny_patch16_224", dataset=train, depth=1)
         attach_codec(save_latent_model(model, self.folder / "model"), dataset=self.folder / "set")
 
-    def _read(self, where: Any, cache: str) -> list[bytes]:
+    def _read(self, url: Any, cache: str) -> list[bytes]:
         from walloc_data import LatentDataset
 
-        dataset = LatentDataset(where, cache=cache, cache_folder=tempfile.mkdtemp(dir=self.folder))  # type: ignore[arg-type]
+        dataset = LatentDataset(url, cache=cache, cache_folder=tempfile.mkdtemp(dir=self.folder))  # type: ignore[arg-type]
         return [latent.numpy().tobytes() for batch, _ in dataset.loader(batch_size=3) for latent in batch]
 
 
@@ -403,10 +403,10 @@ def run_case(seed: int, base: Base) -> str:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        where = [
+        frames = [
             f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-4:]
         ]
-        return f"{case.kind}: {type(error).__name__}: {str(error)[:200]!r} at {' > '.join(where)}"
+        return f"{case.kind}: {type(error).__name__}: {str(error)[:200]!r} at {' > '.join(frames)}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if found := STEERS & set(said.getvalue()):

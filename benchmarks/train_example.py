@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         fit_codec_operators(latents, pictures=args.pictures / "train")
     result = load_example("train_timm").main([str(latents), "--output", str(args.work / "run"), *passed_on])
     result["arguments"].pop("output")
-    manifest = Manifest.from_json((latents / "walloc.json").read_bytes(), where="walloc.json")
+    manifest = Manifest.from_json((latents / "walloc.json").read_bytes(), context="walloc.json")
     record = manifest.splits["train"]
     result["shard_bits_per_pixel"] = 8 * record.num_bytes / record.num_samples / args.size_px**2
     result["top1"] = result["history"][-1]["top1"]

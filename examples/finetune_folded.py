@@ -64,7 +64,7 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.train = LatentDataset(args.data, split=args.train_split)
-        val = LatentDataset(args.data, split=self.train.manifest.held_out_split(args.val_split, where=args.data))
+        val = LatentDataset(args.data, split=self.train.manifest.held_out_split(args.val_split, context=args.data))
         self.pairs = {data: self.paired(data, source) for data, source in
                       ((self.train, args.train_pictures), (val, args.val_pictures))}  # fmt: skip
         self.val = val

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> float:
     accelerator = Accelerator(gradient_accumulation_steps=args.accumulate)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     train = LatentDataset(args.data, split=args.train_split, shuffle=True)
-    val = LatentDataset(args.data, split=train.manifest.held_out_split(args.val_split, where=args.data))
+    val = LatentDataset(args.data, split=train.manifest.held_out_split(args.val_split, context=args.data))
     batches = train.loader(batch_size=args.batch_size, drop_last=True, **place)
     val_batches = val.loader(batch_size=args.batch_size, pad=True, **place)
     model = create_latent_model(args.model, dataset=train)

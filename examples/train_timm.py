@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     fill_in_recipe(args, train)
     if args.flip == "stored":
         train = LatentDataset(args.data, split=args.train_split, shuffle=True, mirror=True, **shared)
-    val_split = train.manifest.held_out_split(args.val_split, where=args.data)
+    val_split = train.manifest.held_out_split(args.val_split, context=args.data)
     val = LatentDataset(args.data, split=val_split, **shared)
     batches = train.loader(batch_size=args.batch_size, num_workers=args.workers, drop_last=True)
     val_batches = val.loader(batch_size=args.batch_size, pad=True)

@@ -33,8 +33,8 @@ def run(code: str, *arguments: str | Path, **environment: str) -> tuple[int, lis
 @pytest.mark.slow
 def test_without_a_network_two_lines_say_so(tmp_path: Path) -> None:
     # A port that refuses is what no network looks like, without waiting for it.
-    where = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
-    code, lines = run(f"{OFFLINE}; {RUN}", "encode", "hf:nobody/nothing", tmp_path / "out", **where)
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    code, lines = run(f"{OFFLINE}; {RUN}", "encode", "hf:nobody/nothing", tmp_path / "out", **environment)
     assert code == 1
     assert len(lines) == 2
     assert lines[0] == "hf:nobody/nothing: the Hub does not answer yet; asking again for half a minute"
@@ -45,12 +45,12 @@ def test_without_a_network_two_lines_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_bucket_without_credentials_names_the_variables(tmp_path: Path) -> None:
-    where = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    environment = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
     code, lines = run(
         RUN,
         "info",
         "s3://nobody/nothing",
-        **where,
+        **environment,
     )
     assert (code, len(lines)) == (1, 1)
     assert lines[0].startswith("walloc-data: listing s3://nobody/nothing/")

@@ -43,7 +43,7 @@ def manifest() -> Manifest:
 
 def test_a_manifest_survives_the_round_trip_byte_for_byte() -> None:
     text = manifest().to_json()
-    again = Manifest.from_json(text, where="walloc.json")
+    again = Manifest.from_json(text, context="walloc.json")
     assert again == manifest()
     assert again.to_json() == text
 
@@ -101,7 +101,7 @@ def test_a_broken_manifest_is_refused_by_naming_the_field(
         target = target[step]
     target[path[-1]] = value
     with pytest.raises(FormatError, match=message) as caught:
-        Manifest.from_json(json.dumps(broken), where="here/walloc.json")
+        Manifest.from_json(json.dumps(broken), context="here/walloc.json")
     assert str(caught.value).startswith("here/walloc.json")
 
 
@@ -110,16 +110,16 @@ def test_a_manifest_without_a_required_part_is_refused(field: str) -> None:
     broken = json.loads(manifest().to_json())
     del broken[field]
     if field == "settings":  # every setting has a default
-        assert Manifest.from_json(json.dumps(broken), where="x").settings == EncodeSettings()
+        assert Manifest.from_json(json.dumps(broken), context="x").settings == EncodeSettings()
     else:
         with pytest.raises(FormatError):
-            Manifest.from_json(json.dumps(broken), where="x")
+            Manifest.from_json(json.dumps(broken), context="x")
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_no_bytes_raise_anything_but_a_format_error(data: bytes) -> None:
     with pytest.raises(FormatError):
-        Manifest.from_json(data, where="x")
+        Manifest.from_json(data, context="x")
 
 
 @given(
@@ -137,19 +137,19 @@ def test_no_bytes_raise_anything_but_a_format_error(data: bytes) -> None:
 def test_no_json_raises_anything_but_a_format_error(value: object) -> None:
     whole = {"format": "walloc_data", "format_version": 1, "codec": value, "settings": value, "splits": value}
     with pytest.raises(FormatError):
-        Manifest.from_json(json.dumps(whole), where="x")
+        Manifest.from_json(json.dumps(whole), context="x")
 
 
 @pytest.mark.parametrize("key", ["Upper", "with.dot", "a/b", "", "x" * 101, "-dash", "ünicode", "a\n"])
 def test_keys_that_break_other_readers_are_refused(key: str) -> None:
     with pytest.raises(FormatError, match="key"):
-        check_key(key, where="shard")
+        check_key(key, context="shard")
 
 
 @pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "", "a\\b", "C:/x", "s3://x/y", "a\0b"])
 def test_paths_that_leave_the_data_set_are_refused(path: str) -> None:
     with pytest.raises(FormatError, match="not a relative path"):
-        check_relative_path(path, where="manifest")
+        check_relative_path(path, context="manifest")
 
 
 def test_sample_keys_sort_as_their_positions() -> None:
@@ -194,11 +194,11 @@ def test_the_encoder_hash_depends_on_all_that_changes_a_latent() -> None:
 
 def test_json_bombs_are_refused_before_they_are_parsed() -> None:
     with pytest.raises(FormatError, match="at most"):
-        load_json(b" " * (128 * 2**20 + 1), where="x")
+        load_json(b" " * (128 * 2**20 + 1), context="x")
     with pytest.raises(FormatError, match="values of JSON; at most"):
-        load_json(b"[" + b"[]," * 2**22 + b"[]]", where="x")
+        load_json(b"[" + b"[]," * 2**22 + b"[]]", context="x")
     with pytest.raises(FormatError, match="not valid JSON"):
-        load_json(b"[" * 100_000, where="x")
+        load_json(b"[" * 100_000, context="x")
 
 
 def test_geometry_of_a_spec() -> None:

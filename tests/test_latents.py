@@ -100,4 +100,4 @@ def png(side: int) -> bytes:
 )
 def test_what_is_not_a_packed_latent_is_refused_by_name(data: bytes, message: str) -> None:
     with pytest.raises(CorruptShardError, match=f"train-00000.tar: .*{message}"):
-        decode_webp(data, where="train-00000.tar")
+        decode_webp(data, context="train-00000.tar")

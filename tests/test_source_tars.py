@@ -66,7 +66,7 @@ def test_members_are_grouped_as_webdataset_groups_them(names: list[str], tmp_pat
     data = path.read_bytes()
     ours = [
         (group.key.lstrip("/"), {name: data[start : start + size] for name, (start, size) in group.members.items()})
-        for group in groups(path, where="a.tar")
+        for group in groups(path, context="a.tar")
     ]
     assert ours == theirs
     assert ours
@@ -292,7 +292,7 @@ def test_our_shards_have_the_keys_and_members_in_webdataset_that_we_wrote(tmp_pa
     encode_dataset(f"wds:{path}", out, size_px=16, samples_per_shard=4, mirror=True, progress=False)
     shards = sorted(str(shard) for shard in out.glob("data/*.tar"))
     scan = TarScan()
-    ours = [group for shard in shards for group in groups(Path(shard), where=shard, scan=scan)]
+    ours = [group for shard in shards for group in groups(Path(shard), context=shard, scan=scan)]
     theirs: list[dict[str, Any]] = list(webdataset.WebDataset(shards, shardshuffle=False))
     assert [sample["__key__"] for sample in theirs] == [group.key for group in ours]
     assert sorted(group.key for group in ours) == [f"{number:09d}" for number in range(6)]

@@ -199,7 +199,7 @@ def test_a_lock_is_free_again_though_a_process_was_forked_under_it(tmp_path: Pat
 def test_a_file_of_another_length_is_not_mapped(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     with pytest.raises(CorruptShardError, match=r"x.tar: 5 bytes; its record says 6. Was it changed or cut short\?"):
-        ShardFile(tmp_path / "file", num_bytes=6, where="x.tar")
+        ShardFile(tmp_path / "file", num_bytes=6, context="x.tar")
 
 
 class _Answer(Exception):  # noqa: N818

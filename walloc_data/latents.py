@@ -228,28 +228,28 @@ def max_packed_pixels() -> int:
     return value
 
 
-def check_packed_pixels(height: int, width: int, *, where: str) -> None:
-    """Raise CorruptShardError, naming `where`, for a packed latent of more than `max_packed_pixels`.
+def check_packed_pixels(height: int, width: int, *, context: str) -> None:
+    """Raise CorruptShardError, naming `context`, for a packed latent of more than `max_packed_pixels`.
 
     Example:
         >>> from walloc_data.latents import check_packed_pixels
-        >>> check_packed_pixels(16383, 16383, where="sample 000000007")
+        >>> check_packed_pixels(16383, 16383, context="sample 000000007")
         Traceback (most recent call last):
         walloc_data.errors.CorruptShardError: sample 000000007: a packed latent of 16383 x 16383 pixels; ...
     """
     if height * width > (limit := max_packed_pixels()):
         raise CorruptShardError(
-            f"{where}: a packed latent of {width} x {height} pixels; at most {limit} are read, as its size is true of "
-            f"few and costs gigabytes. If the pictures are that large, set {MAX_PACKED_PIXELS_NAME}={height * width}"
+            f"{context}: a packed latent of {width} x {height} pixels; at most {limit} are read, as its size is true "
+            f"of few and costs gigabytes. If the pictures are that large, set {MAX_PACKED_PIXELS_NAME}={height * width}"
         )
 
 
 def decode_webp(
-    data: bytes | memoryview, *, size: tuple[int, int] | None = None, where: str = "packed latent"
+    data: bytes | memoryview, *, size: tuple[int, int] | None = None, context: str = "packed latent"
 ) -> npt.NDArray[np.uint8]:
     """Read one packed picture: (H, W, 3) uint8.
 
-    `size` is the (H, W) that it must have, if known; `where` is named if the bytes are not a lossless RGB WebP of it.
+    `size` is the (H, W) that it must have, if known; `context` is named if the bytes are not a lossless RGB WebP of it.
 
     Example:
         >>> import io
@@ -266,23 +266,25 @@ def decode_webp(
         with Image.open(io.BytesIO(data), formats=("WEBP",)) as image:
             if size is not None and size != (image.height, image.width):
                 found = f"{image.height} x {image.width}"
-                raise CorruptShardError(f"{where}: a packed picture of {found} where {size[0]} x {size[1]} is expected")
-            check_packed_pixels(image.height, image.width, where=where)
+                raise CorruptShardError(
+                    f"{context}: a packed picture of {found} where {size[0]} x {size[1]} is expected"
+                )
+            check_packed_pixels(image.height, image.width, context=context)
             if image.mode != "RGB":
-                raise CorruptShardError(f"{where}: mode {image.mode}; a packed latent is RGB without alpha")
+                raise CorruptShardError(f"{context}: mode {image.mode}; a packed latent is RGB without alpha")
             return np.asarray(image)
     except (CorruptShardError, CodecError):
         raise
     except Exception as error:  # Pillow raises many kinds on damaged files
-        require_webp(where)
-        raise CorruptShardError(f"{where}: not a readable WebP picture ({error})") from error
+        require_webp(context)
+        raise CorruptShardError(f"{context}: not a readable WebP picture ({error})") from error
 
 
-def require_webp(where: str) -> None:
-    """Raise CodecError, naming `where`, if Pillow can neither read nor write WebP: a build from source may lack it."""
+def require_webp(context: str) -> None:
+    """Raise CodecError, naming `context`, if Pillow can neither read nor write WebP, as some builds from source."""
     from PIL import features
 
     if not features.check("webp"):
         raise CodecError(
-            f"{where}: this Pillow was built without WebP. Its wheels have it: pip install --force-reinstall pillow"
+            f"{context}: this Pillow was built without WebP. Its wheels have it: pip install --force-reinstall pillow"
         )

@@ -323,8 +323,8 @@ def load_classifier(
     for candidate in candidates:
         loaded, info = load_codec(candidate, device=device, decoder=False)
         if info.encoder_sha256 == wanted.encoder_sha256 or codec is not None:
-            where = codec_folder(candidate) if latent_config(model).view == "resize" else None
-            operators = None if where is None else LatentOperators.load(where, spec=loaded.spec)
+            operators_in = codec_folder(candidate) if latent_config(model).view == "resize" else None
+            operators = None if operators_in is None else LatentOperators.load(operators_in, spec=loaded.spec)
             return PictureClassifier(model, loaded, operators=operators).eval()
     raise CodecError(
         f"{folder}: its model was trained on latents of codec {wanted.name!r} ({wanted.encoder_sha256[:12]}), which is "

@@ -212,7 +212,7 @@ def shards_table(shards: Sequence[ShardRecord], *, root: str) -> bytes:
         >>> from walloc_data.format import ShardRecord
         >>> from walloc_data.tables import read_shards, shards_table
         >>> shards = (ShardRecord("data/train-00000.tar", 4, 10240, "0" * 64),)
-        >>> read_shards(shards_table(shards, root=""), num_shards=1, root="", where="shards") == shards
+        >>> read_shards(shards_table(shards, root=""), num_shards=1, root="", context="shards") == shards
         True
     """
     import pyarrow as pa
@@ -229,7 +229,7 @@ def shards_table(shards: Sequence[ShardRecord], *, root: str) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def read_shards(data: bytes, *, num_shards: int, root: str, where: str) -> tuple[ShardRecord, ...]:
+def read_shards(data: bytes, *, num_shards: int, root: str, context: str) -> tuple[ShardRecord, ...]:
     """Read what `shards_table` wrote.
 
     Raises:
@@ -237,7 +237,7 @@ def read_shards(data: bytes, *, num_shards: int, root: str, where: str) -> tuple
 
     Example:
         >>> from walloc_data.tables import read_shards
-        >>> read_shards(b"", num_shards=1, root="", where="train.shards.parquet")
+        >>> read_shards(b"", num_shards=1, root="", context="train.shards.parquet")
         Traceback (most recent call last):
         walloc_data.errors.FormatError: train.shards.parquet: not a list of shards (...)
     """
@@ -256,9 +256,9 @@ def read_shards(data: bytes, *, num_shards: int, root: str, where: str) -> tuple
                 for values in zip(*columns.values(), strict=True):
                     row = dict(zip(columns, values, strict=True))
                     row["name"] = root + str(row["name"])
-                    records.append(ShardRecord.from_dict(row, where=f"shard {len(records)}"))
+                    records.append(ShardRecord.from_dict(row, context=f"shard {len(records)}"))
     except FormatError as error:
-        raise FormatError(f"{where}: {error}") from error
+        raise FormatError(f"{context}: {error}") from error
     except Exception as error:  # pyarrow raises many kinds on damaged files
-        raise FormatError(f"{where}: not a list of shards ({type(error).__name__}: {error})") from error
+        raise FormatError(f"{context}: not a list of shards ({type(error).__name__}: {error})") from error
     return tuple(records)

@@ -54,7 +54,7 @@ class Data:
 def load(folder: Path, kind: str) -> Data:
     """Read one folder of the packed data: decoded, in memory; full pixels mapped from their file."""
     begun = time.monotonic()
-    manifest = Manifest.from_json((folder / kind / "walloc.json").read_bytes(), where=f"{kind}/walloc.json")
+    manifest = Manifest.from_json((folder / kind / "walloc.json").read_bytes(), context=f"{kind}/walloc.json")
     dim = manifest.codec.latent_dim if kind == "latents" else None
     arrays: dict[str, tuple[Any, Any]] = {}
     for split in ("train", "val"):

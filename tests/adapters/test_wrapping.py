@@ -140,7 +140,7 @@ def test_a_training_checkpoint_of_a_wrapped_model_loads(model, latents):
         DistributedDataParallel(compiled(model)),
         compiled(DistributedDataParallel(model)),
     ):
-        again = model_from_config(latent_config(model), weights=wrapped.state_dict(), where="last.pt").eval()
+        again = model_from_config(latent_config(model), weights=wrapped.state_dict(), context="last.pt").eval()
         assert torch.equal(again(latents), model(latents))
 
 
@@ -153,7 +153,7 @@ def test_weights_that_do_not_fit_are_counted_and_not_listed(model):
     )
     words += r"1 left over \(more, ...\), 1 of another shape \(head.fc.weight, ...\)$"
     with pytest.raises(ModelError, match=words):
-        model_from_config(latent_config(model), weights=weights, where="last.pt")
+        model_from_config(latent_config(model), weights=weights, context="last.pt")
 
 
 @pytest.mark.parametrize("wrap", [lambda module: module, compiled, DataParallel, ModelEmaV3])

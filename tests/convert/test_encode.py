@@ -36,7 +36,7 @@ Check = Callable[[Path], None]
 
 
 def manifest_of(out: Path) -> Manifest:
-    return Manifest.from_json((out / "walloc.json").read_bytes(), where="walloc.json")
+    return Manifest.from_json((out / "walloc.json").read_bytes(), context="walloc.json")
 
 
 def whole(out: Path) -> None:

@@ -87,9 +87,9 @@ def test_every_tar_gives_shards_of_its_own_and_every_sample_its_place_in_the_sou
 def test_the_latents_are_those_of_the_same_tars_read_by_position(tars: list[str], whole: Path, tmp_path: Path) -> None:
     encode_dataset(open_source("wds:" + "::".join(tars)), tmp_path / "local", progress=False)
     ours, theirs = LatentDataset(whole), LatentDataset(tmp_path / "local")
-    where = {int(number): row for row, number in enumerate(theirs.index["source_index"])}
+    row_of = {int(number): row for row, number in enumerate(theirs.index["source_index"])}
     for row, number in enumerate(ours.index["source_index"].tolist()):
-        assert np.array_equal(ours[row][0], theirs[where[number]][0])
+        assert np.array_equal(ours[row][0], theirs[row_of[number]][0])
 
 
 def test_without_a_shuffle_fragments_keep_their_order(tars: list[str], tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_a_stream_with_shards_of_its_own_is_read_shard_by_shard(tmp_path: Path) 
     assert (summary.num_samples, summary.num_shards) == (11, 7)  # of 3, 3, 3 and 2
     assert verify_dataset(tmp_path / "stream", progress=False).problems == ()
     ours, theirs = LatentDataset(tmp_path / "stream"), LatentDataset(tmp_path / "map")
-    where = {int(number): row for row, number in enumerate(theirs.index["source_index"])}
+    row_of = {int(number): row for row, number in enumerate(theirs.index["source_index"])}
     for row, number in enumerate(ours.index["source_index"].tolist()):
-        assert np.array_equal(ours[row][0], theirs[where[number]][0])
+        assert np.array_equal(ours[row][0], theirs[row_of[number]][0])
         assert ours[row][1] == number % 2
 
 

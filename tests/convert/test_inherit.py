@@ -64,7 +64,7 @@ def test_classes_are_matched_by_their_names(pictures: Path, tmp_path: Path) -> N
     )
     images = [{"bytes": as_bytes(picture(number)), "path": None} for number in range(6)]
     turned = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2, 2, 1, 0]}, features=features)
-    source = with_classes(open_source(turned), ("class_0", "class_1", "class_2"), where="out")
+    source = with_classes(open_source(turned), ("class_0", "class_1", "class_2"), context="out")
     assert [pickle.loads(pickle.dumps(source)).read(index).label for index in range(3)] == [2, 0, 1]
     encode_dataset(turned, out, split="test", progress=False)
     labels = {row["source_index"]: row["label"] for row in pq.read_table(out / "index" / "test.parquet").to_pylist()}

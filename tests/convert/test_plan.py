@@ -91,7 +91,7 @@ def test_very_many_small_fragments_are_read_together(number: int, sizes: list[in
 
 def test_a_plan_survives_json() -> None:
     plan = make_plan(size_px=160, mirror=True)
-    assert Plan.from_dict(plan.to_dict(), where="plan.json") == plan
+    assert Plan.from_dict(plan.to_dict(), context="plan.json") == plan
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_plan_survives_json() -> None:
 )
 def test_a_damaged_plan_is_refused_by_field(change: dict[str, object], message: str) -> None:
     with pytest.raises(FormatError, match=message):
-        Plan.from_dict(make_plan().to_dict() | change, where="plan.json")
+        Plan.from_dict(make_plan().to_dict() | change, context="plan.json")
 
 
 def test_differences_name_every_field() -> None:

@@ -47,7 +47,7 @@ def test_shards_take_half_of_the_descriptors_and_the_longest_unused_goes(
     def opening(name: str) -> Callable[[], ShardFile]:
         def open_shard() -> ShardFile:
             opened.append(name)
-            return ShardFile(tmp_path / "shard", num_bytes=5, where="shard")
+            return ShardFile(tmp_path / "shard", num_bytes=5, context="shard")
 
         return open_shard
 
@@ -81,6 +81,6 @@ def test_a_process_without_descriptors_is_told_the_remedy(tmp_path: Path) -> Non
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
         with pytest.raises(StorageError, match=r"too many open files to open a shard .*`ulimit -n`"):
-            shards.get(0, lambda: ShardFile(tmp_path / "shard", num_bytes=5, where="shard"))
+            shards.get(0, lambda: ShardFile(tmp_path / "shard", num_bytes=5, context="shard"))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -104,18 +104,18 @@ def config() -> dict[str, Any]:
 
 
 PARSERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    "manifest": (manifest, lambda value: Manifest.from_json(json.dumps(value), where="walloc.json").to_json()),
+    "manifest": (manifest, lambda value: Manifest.from_json(json.dumps(value), context="walloc.json").to_json()),
     "plan": (
         plan,
-        lambda value: Plan.from_dict(load_json(json.dumps(value), where="plan.json"), where="plan.json").to_dict(),
+        lambda value: Plan.from_dict(load_json(json.dumps(value), context="plan.json"), context="plan.json").to_dict(),
     ),
     "config": (
         config,
         lambda value: LatentModelConfig.from_dict(
-            load_json(json.dumps(value), where="config.json"), where="config.json"
+            load_json(json.dumps(value), context="config.json"), context="config.json"
         ).to_dict(),
     ),
-    "done": (done, lambda value: ShardDone.from_json(json.dumps(value).encode(), where="00000.json").to_json()),
+    "done": (done, lambda value: ShardDone.from_json(json.dumps(value).encode(), context="00000.json").to_json()),
 }
 
 

@@ -207,12 +207,12 @@ def test_a_packed_latent_of_all_of_webp_is_refused_and_can_be_allowed(monkeypatc
     with pytest.raises(
         CorruptShardError, match=r"x: a packed latent of 16383 x 16382 pixels; at most 33554432 are read"
     ):
-        check_packed_pixels(16382, 16383, where="x")
+        check_packed_pixels(16382, 16383, context="x")
     monkeypatch.setenv("WALLOC_DATA_MAX_PACKED_PIXELS", str(2**28))
-    check_packed_pixels(16382, 16383, where="x")
+    check_packed_pixels(16382, 16383, context="x")
     monkeypatch.setenv("WALLOC_DATA_MAX_PACKED_PIXELS", "many")
     with pytest.raises(CodecError, match="WALLOC_DATA_MAX_PACKED_PIXELS=many: expected a number of pixels"):
-        check_packed_pixels(1, 1, where="x")
+        check_packed_pixels(1, 1, context="x")
 
 
 def test_34_bytes_of_webp_take_no_memory(within: Within) -> None:
@@ -250,7 +250,7 @@ def test_the_manifest_of_a_billion_pictures_is_read(within: Within) -> None:
     del shards, split
     began = time.process_time()
     with within(seconds=300):
-        assert Manifest.from_json(text.encode(), where="walloc.json").splits["train"].num_samples == num_samples
+        assert Manifest.from_json(text.encode(), context="walloc.json").splits["train"].num_samples == num_samples
     assert time.process_time() - began < 30
 
 

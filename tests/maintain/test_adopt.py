@@ -168,7 +168,7 @@ def test_photographs_are_not_taken_for_latents(kodak: list[Path], tmp_path: Path
 
 
 def test_values_outside_the_codecs_bits_are_refused() -> None:
-    spec = CodecSpec.from_dict({**load_codec(decoder=False)[0].spec.to_dict(), "latent_bits": 4}, where="test")
+    spec = CodecSpec.from_dict({**load_codec(decoder=False)[0].spec.to_dict(), "latent_bits": 4}, context="test")
     packed = np.full((8, 8, 3), 128, np.uint8)
     packed[0, 0] = (120, 135, 128)
     assert read_packed(as_file(packed, "PNG"), spec=spec)[1] == (32, 32)

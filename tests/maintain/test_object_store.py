@@ -24,9 +24,9 @@ def test_pictures_and_splits_come_and_go_in_an_object_store(
     for split, numbers in (("train", range(6)), ("val", range(6, 8))):
         encode_dataset(items(numbers, ("ant", "bee")), out, split=split, samples_per_shard=4, progress=False, **options)
 
-    def check(number: int, **how: Any) -> None:
-        assert verify_dataset(how.pop("out", out), progress=False, **options).problems == ()
-        data = LatentDataset(how.pop("where", out), cache_folder=tmp_path / "cache", **options)
+    def check(number: int, **how: str) -> None:
+        assert verify_dataset(how.get("url", out), progress=False, **options).problems == ()
+        data = LatentDataset(how.get("url", out), cache_folder=tmp_path / "cache", **options)
         assert len(data) == number
         assert len(list(data)) == number
 
@@ -40,7 +40,7 @@ def test_pictures_and_splits_come_and_go_in_an_object_store(
     remove_samples(out, split="train", classes=["bee"], **options)
     check(6)
     merge_datasets(out, out, "s3://maintain/twice", **options)
-    check(12, out="s3://maintain/twice", where="s3://maintain/twice")
+    check(12, url="s3://maintain/twice")
     remove_split(out, split="val", **options)
     check(6)
     store = Store(out, **options)

@@ -38,7 +38,7 @@ BICUBIC, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 def test_a_picture_is_scaled_from_the_box_that_is_recorded(
     settings: EncodeSettings, box: tuple[int, int, int, int], size: tuple[int, int], filter_name: str
 ) -> None:
-    settings = EncodeSettings.from_dict(settings.to_dict() | {"filter": filter_name}, where="settings")
+    settings = EncodeSettings.from_dict(settings.to_dict() | {"filter": filter_name}, context="settings")
     assert (crop_box(NOISE.size, settings=settings), encoded_size(NOISE.size, settings=settings)) == (box, size)
     scaled = NOISE.resize(size, {"bicubic": BICUBIC, "lanczos": LANCZOS}[filter_name], box=box)
     assert np.array_equal(resize_and_crop(NOISE, settings=settings), np.asarray(scaled))

@@ -19,7 +19,7 @@ from walloc_data.storage import Store
 
 
 def manifest_of(out: Path) -> Manifest:
-    return Manifest.from_json((out / "walloc.json").read_text(), where="test")
+    return Manifest.from_json((out / "walloc.json").read_text(), context="test")
 
 
 def blocks(card: str) -> list[str]:

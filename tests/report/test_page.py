@@ -57,7 +57,7 @@ def written(imagenette_latents: Any, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def manifest_of(out: Path) -> Manifest:
-    return Manifest.from_json((out / "walloc.json").read_text(), where="test")
+    return Manifest.from_json((out / "walloc.json").read_text(), context="test")
 
 
 def test_a_page_is_well_formed_and_needs_nothing_from_elsewhere(written: tuple[Path, Page]) -> None:

@@ -116,7 +116,7 @@ def test_another_data_set_at_the_destination_is_refused_and_replaced_only_when_a
         push_to(hub, tmp_path / "two")
     push_to(hub, tmp_path / "two", replace=True)
     assert hub.commits[-3]["deleted"] == ["walloc.json", "data/train-00002.tar"]
-    manifest = Manifest.from_json(hub.repos[REPO]["walloc.json"], where="hub")
+    manifest = Manifest.from_json(hub.repos[REPO]["walloc.json"], context="hub")
     assert [shard.name for shard in manifest.splits["train"].shards] == ALL[:2]
     assert "data/train-00002.tar" not in hub.repos[REPO]
 

@@ -77,33 +77,33 @@ def load_latent_model(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    where_to = usable_device(device)
+    target = usable_device(device)
     source = Path(folder)
     try:
-        value = load_json(read_regular(source / CONFIG, max_bytes=MAX_CONFIG_BYTES), where=str(source / CONFIG))
+        value = load_json(read_regular(source / CONFIG, max_bytes=MAX_CONFIG_BYTES), context=str(source / CONFIG))
     except OSError as error:
         raise StorageError(f"{source}: no saved latent model there ({CONFIG}: {error.strerror})") from error
     if value.pop("format", None) != "walloc_data-model" or value.pop("format_version", None) != 1:
         raise ModelError(f"{source / CONFIG}: not a model of this walloc_data; save_latent_model writes them")
-    config = LatentModelConfig.from_dict(value, where=str(source / CONFIG))
+    config = LatentModelConfig.from_dict(value, context=str(source / CONFIG))
     try:
         check_regular(source / WEIGHTS, max_bytes=MAX_MODEL_BYTES)
         weights = load_file(source / WEIGHTS)
     except (OSError, SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise ModelError(f"{source / WEIGHTS}: cannot be read ({error})") from error
-    model = model_from_config(config, weights=weights, where=str(source / WEIGHTS))
+    model = model_from_config(config, weights=weights, context=str(source / WEIGHTS))
     if dataset is not None:
         check_codec(model, dataset)
-    return model.to(where_to).eval()
+    return model.to(target).eval()
 
 
-def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], where: str) -> Any:
+def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], context: str) -> Any:
     """Build a config's module and load a state dict into it; for training checkpoints of one's own.
 
     Args:
         config: e.g. `LatentModelConfig.from_dict(checkpoint["config"], where=path)`.
         weights: the model's `state_dict()`, also that of a compiled or DDP model.
-        where: named in errors.
+        context: named in errors.
 
     Example:
         >>> import torch
@@ -111,8 +111,8 @@ def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], 
         >>> model = load_latent_model("my-model")
         >>> torch.save({"config": latent_config(model).to_dict(), "model": model.state_dict()}, "last.pt")
         >>> checkpoint = torch.load("last.pt")
-        >>> config = LatentModelConfig.from_dict(checkpoint["config"], where="last.pt")
-        >>> again = model_from_config(config, weights=checkpoint["model"], where="last.pt")
+        >>> config = LatentModelConfig.from_dict(checkpoint["config"], context="last.pt")
+        >>> again = model_from_config(config, weights=checkpoint["model"], context="last.pt")
         >>> torch.equal(again.head.weight, model.head.weight)
         True
     """
@@ -128,7 +128,7 @@ def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], 
     if missing or left_over or other_shape:
         found = {"missing": missing, "left over": left_over, "of another shape": other_shape}
         said = ", ".join(f"{len(names)} {what} ({names[0]}, ...)" for what, names in found.items() if names)
-        raise ModelError(f"{where}: the weights do not fit {config.name} as its config describes it: {said}")
+        raise ModelError(f"{context}: the weights do not fit {config.name} as its config describes it: {said}")
     model.load_state_dict(weights)
     return model
 

@@ -93,19 +93,19 @@ class LatentModelConfig:
         return value | {"codec": self.codec.to_dict(), "timm_kwargs": dict(self.timm_kwargs)}
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> "LatentModelConfig":
-        """Build and check from parsed JSON; `where` is named in errors."""
+    def from_dict(cls, value: Mapping[str, Any], *, context: str) -> "LatentModelConfig":
+        """Build and check from parsed JSON; `context` is named in errors."""
         if unknown := sorted(set(value) - set(cls.__dataclass_fields__)):
-            raise ModelError(f"{where}: unknown fields {unknown}; written by a newer walloc_data?")
+            raise ModelError(f"{context}: unknown fields {unknown}; written by a newer walloc_data?")
         try:
             fields = dict(value)
-            fields["codec"] = CodecSpec.from_dict(fields["codec"], where=where)
+            fields["codec"] = CodecSpec.from_dict(fields["codec"], context=context)
             fields["input_shape"] = tuple(fields["input_shape"])
             if fields.get("class_names") is not None:
                 fields["class_names"] = tuple(fields["class_names"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{where}: not the config of a latent model ({error})") from error
+            raise ModelError(f"{context}: not the config of a latent model ({error})") from error
 
 
 def _check_types(config: LatentModelConfig) -> None:

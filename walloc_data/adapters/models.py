@@ -141,7 +141,7 @@ def create_latent_model(
         else:
             record = manifest.split(
                 str(split or "train"),
-                where=str(getattr(dataset, "url", dataset if isinstance(dataset, str | os.PathLike) else name)),
+                context=str(getattr(dataset, "url", dataset if isinstance(dataset, str | os.PathLike) else name)),
             )
             statistics, input_shape = statistics or record.statistics, input_shape or record.latent_shape
             names = manifest.class_names

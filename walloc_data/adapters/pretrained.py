@@ -49,7 +49,7 @@ def pixel_model(name: str, pretrained: Pretrained, *, num_classes: int | None = 
     if isinstance(pretrained, str) and pretrained.startswith(_HUB_PREFIXES):
         name, pretrained = pretrained, True
     if isinstance(pretrained, str | os.PathLike):
-        return _with_weights(name, num_classes, timm_kwargs, _read_state(Path(pretrained)), where=str(pretrained))
+        return _with_weights(name, num_classes, timm_kwargs, _read_state(Path(pretrained)), context=str(pretrained))
     if pretrained is not True:
         raise ModelError(
             f"pretrained must be True, the path of a state dict or a pixel model, not {type(pretrained).__name__}"
@@ -61,7 +61,7 @@ def pixel_model(name: str, pretrained: Pretrained, *, num_classes: int | None = 
                 f"{name}: timm's weights are not in the cache of this machine, and the Hub does not answer "
                 f"({problem}): try again with a network, or pass the path of a state dict as pretrained="
             )
-        return _with_weights(name, num_classes, timm_kwargs, _read_state(cached), where=str(cached))
+        return _with_weights(name, num_classes, timm_kwargs, _read_state(cached), context=str(cached))
     given = {} if num_classes is None else {"num_classes": num_classes}
     try:
         return _create(name, timm_kwargs, pretrained=True, **given)
@@ -145,7 +145,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _with_weights(
-    name: str, num_classes: int | None, timm_kwargs: Mapping[str, Any], state: dict[str, Tensor], *, where: str
+    name: str, num_classes: int | None, timm_kwargs: Mapping[str, Any], state: dict[str, Tensor], *, context: str
 ) -> Any:
     """Load pixel weights into timm's module; a classifier of another number of classes is left fresh, as timm does."""
     with torch.device("meta"):
@@ -166,7 +166,7 @@ def _with_weights(
         return _create(name, timm_kwargs, pretrained=True, pretrained_cfg_overlay=overlay, **given)
     except Exception as error:  # whatever timm's filters raise on foreign names
         raise ModelError(
-            f"{where}: not the weights of a {name} for pixels: {_difference(like.state_dict(), state)} "
+            f"{context}: not the weights of a {name} for pixels: {_difference(like.state_dict(), state)} "
             f"({type(error).__name__}: {_first_line(error)})"
         ) from error
 

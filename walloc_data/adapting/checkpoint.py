@@ -58,7 +58,7 @@ class Place:
         path = self.folder / _FINISHED
         if not path.exists():
             return None
-        value = load_json(_read(path, limit=_MAX_JSON_BYTES), where=str(path))
+        value = load_json(_read(path, limit=_MAX_JSON_BYTES), context=str(path))
         self._check(value.get("settings"))
         report: dict[str, Any] = value["report"]
         return report

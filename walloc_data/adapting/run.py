@@ -109,7 +109,7 @@ def adapt_model(
     """
     say = say or (lambda line: None)
     config = config or AdaptConfig()
-    where_to = usable_device(device)
+    target = usable_device(device)
     data = dataset if isinstance(dataset, LatentDataset) else LatentDataset(dataset, split=config.split)
     source = pictures if isinstance(pictures, Source) else open_source(pictures)
     pairs = Pairs(data, original_pictures(source, settings=data.manifest.settings))
@@ -120,7 +120,7 @@ def adapt_model(
         "model": build["name"], "weights": weights_sha256(pixel), "data": data.identity, "num_classes": num_classes,
     }  # fmt: skip
     if output is None:
-        return _adapt(pixel, build, pairs, config=config, num_classes=num_classes, device=where_to, place=None, say=say)
+        return _adapt(pixel, build, pairs, config=config, num_classes=num_classes, device=target, place=None, say=say)
     place = Place(output, settings=settings, resume=resume)
     with file_lock(place.folder / ".adapting.lock", wait=False) as held:
         if held is None:
@@ -128,9 +128,7 @@ def adapt_model(
         if (report := place.finished()) is not None:
             say(f"{place.folder}: done before")
             return load_latent_model(place.folder, device=device), AdaptReport(**report)
-        return _adapt(
-            pixel, build, pairs, config=config, num_classes=num_classes, device=where_to, place=place, say=say
-        )
+        return _adapt(pixel, build, pairs, config=config, num_classes=num_classes, device=target, place=place, say=say)
 
 
 def _models(

@@ -74,9 +74,9 @@ def codec_files(folder: Path) -> list[str]:
         >>> codec_files(codec_folder("klt-16x"))
         ['README.md', 'model.safetensors', 'codec.json']
     """
-    where = folder / _CODEC_JSON
-    config = load_json(read_capped(where, limit=MAX_CONFIG_BYTES), where=str(where))
-    later = decoder_files(config, where=str(where)).values()
+    context = folder / _CODEC_JSON
+    config = load_json(read_capped(context, limit=MAX_CONFIG_BYTES), context=str(context))
+    later = decoder_files(config, context=str(context)).values()
     names = [_CARD, _WEIGHTS, _OPERATORS, *later, *(name.replace(".safetensors", ".md") for name in later)]
     return [*(name for name in names if (folder / name).is_file()), _CODEC_JSON]
 
@@ -109,12 +109,12 @@ def fetch_codec(store: Store, *, scratch: Path, prefix: str = "codec/", decoders
         limit = MAX_CONFIG_BYTES if name == _CODEC_JSON else MAX_WEIGHTS_BYTES
         store.download(prefix + name, folder / name, max_bytes=limit)
         if name == _CODEC_JSON and decoders:
-            where = store.where(prefix + name)
+            context = store.location(prefix + name)
             try:
-                config = load_json((folder / name).read_bytes(), where=where)
+                config = load_json((folder / name).read_bytes(), context=context)
             except FormatError as error:
                 raise CodecError(str(error)) from error
-            names += decoder_files(config, where=where).values()  # names only: no path leads out of the folder
+            names += decoder_files(config, context=context).values()  # names only: no path leads out of the folder
     return folder
 
 
@@ -197,34 +197,34 @@ def _with_decoder(codec: WallocCodec, info: CodecInfo, path: Path) -> tuple[Wall
     return codec, replace(info, decoder=network.config["kind"], decoder_version=version)
 
 
-def decoder_files(config: Mapping[str, Any], *, where: str) -> dict[str, str]:
+def decoder_files(config: Mapping[str, Any], *, context: str) -> dict[str, str]:
     """Return the decoders beside model.safetensors that a codec.json names: version to file name, oldest first."""
     files = config.get("decoder_files", {})
     if not isinstance(files, Mapping) or not all(
         isinstance(name, str) and _DECODER_FILE.fullmatch(name) for name in files.values()
     ):
-        raise CodecError(f"{where}: decoder_files must map versions to names like decoder-2.safetensors")
+        raise CodecError(f"{context}: decoder_files must map versions to names like decoder-2.safetensors")
     return {str(version): str(name) for version, name in files.items()}
 
 
 def _load_folder(folder: Path, *, decoder: bool, version: str | None = None) -> tuple[WallocCodec, CodecInfo]:
-    where = str(folder / _CODEC_JSON)
+    context = str(folder / _CODEC_JSON)
     try:
-        config = load_json(read_capped(folder / _CODEC_JSON, limit=MAX_CONFIG_BYTES), where=where)
+        config = load_json(read_capped(folder / _CODEC_JSON, limit=MAX_CONFIG_BYTES), context=context)
         if config.get("format") != "walloc_data-codec" or config.get("format_version") != 1:
             raise CodecError(
-                f"{where}: format {config.get('format')!r} version {config.get('format_version')!r}; "
+                f"{context}: format {config.get('format')!r} version {config.get('format_version')!r}; "
                 "this walloc_data reads 'walloc_data-codec' version 1"
             )
-        spec = CodecSpec.from_dict({name: config[name] for name in _FIELDS & set(config)}, where=where)
+        spec = CodecSpec.from_dict({name: config[name] for name in _FIELDS & set(config)}, context=context)
         description = config.get("decoder")
         kind = description.get("kind") if isinstance(description, Mapping) else None
         if kind not in ("linear", "conv", "unet", "none"):
-            raise CodecError(f"{where}: decoder kind must be 'linear', 'conv', 'unet' or 'none', not {kind!r}")
-        later = decoder_files(config, where=where)
+            raise CodecError(f"{context}: decoder kind must be 'linear', 'conv', 'unet' or 'none', not {kind!r}")
+        later = decoder_files(config, context=context)
         if version is not None and version not in {"1", *later}:
-            raise CodecError(f"{where}: no decoder of version {version!r}; there are {', '.join(['1', *later])}")
-        statistics = _read_statistics(config.get("statistics"), spec=spec, where=where)
+            raise CodecError(f"{context}: no decoder of version {version!r}; there are {', '.join(['1', *later])}")
+        statistics = _read_statistics(config.get("statistics"), spec=spec, context=context)
     except FormatError as error:
         raise CodecError(str(error)) from error
     weights, _ = read_tensors(folder / _WEIGHTS)
@@ -236,7 +236,7 @@ def _load_folder(folder: Path, *, decoder: bool, version: str | None = None) -> 
             f"{folder / _WEIGHTS}: encoder.weight has shape {found}, codec.json says {(spec.latent_dim, bands)}"
         )
     if spec.latent_dim * bands > _MAX_ENCODER_VALUES:
-        raise CodecError(f"{where}: an encoder of {spec.latent_dim} x {bands} values; at most {_MAX_ENCODER_VALUES}")
+        raise CodecError(f"{context}: an encoder of {spec.latent_dim} x {bands} values; at most {_MAX_ENCODER_VALUES}")
     convolution = nn.Conv2d(spec.latent_dim, bands, 1) if decoder and "linear_decoder.weight" in weights else None
     network: nn.Module | None = None
     if kind == "none" or not decoder:
@@ -246,7 +246,7 @@ def _load_folder(folder: Path, *, decoder: bool, version: str | None = None) -> 
 
         with torch.device("meta"):
             network = build_decoder(dict(description or {}), latent_dim=spec.latent_dim, out_channels=bands)
-        fill(network, weights, prefix="decoder.", where=folder / _WEIGHTS)
+        fill(network, weights, prefix="decoder.", context=folder / _WEIGHTS)
         network.to(memory_format=torch.channels_last)
     elif convolution is None:
         raise CodecError(f"{folder / _WEIGHTS}: decoder kind is 'linear' but linear_decoder.weight is absent")
@@ -259,7 +259,7 @@ def _load_folder(folder: Path, *, decoder: bool, version: str | None = None) -> 
     if decoder:
         parts |= {"linear_decoder.": convolution} if convolution is not None else {}
     for prefix, module in parts.items():
-        fill(module, weights, prefix=prefix, where=folder / _WEIGHTS)
+        fill(module, weights, prefix=prefix, context=folder / _WEIGHTS)
     codec.name, codec.statistics = spec.name, statistics
     if (folder / _CARD).is_file():
         codec.card = read_capped(folder / _CARD, limit=MAX_CONFIG_BYTES).decode(errors="replace")
@@ -274,13 +274,15 @@ def _load_folder(folder: Path, *, decoder: bool, version: str | None = None) -> 
     return codec, info
 
 
-def _read_statistics(value: Any, *, spec: CodecSpec, where: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _read_statistics(
+    value: Any, *, spec: CodecSpec, context: str
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     if value is None:
         return None
     mean, std = (value.get(key) if isinstance(value, Mapping) else None for key in ("mean", "std"))
     for row in (mean, std):
         if not isinstance(row, list) or len(row) != spec.latent_dim or not all(type(v) in (int, float) for v in row):
-            raise CodecError(f"{where}: statistics must be two lists, mean and std, of {spec.latent_dim} numbers")
+            raise CodecError(f"{context}: statistics must be two lists, mean and std, of {spec.latent_dim} numbers")
     return tuple(float(v) for v in mean), tuple(float(v) for v in std)  # type: ignore[union-attr]
 
 

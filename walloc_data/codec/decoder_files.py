@@ -64,7 +64,7 @@ def load_decoder(path: Path, *, codec: WallocCodec) -> tuple[Decoder, str]:
     """
     tensors, metadata = read_tensors(path)
     try:
-        value: Any = load_json(metadata.get(_KEY, "{}"), where=f"{path}: {_KEY}")
+        value: Any = load_json(metadata.get(_KEY, "{}"), context=f"{path}: {_KEY}")
     except FormatError as error:
         raise CodecError(str(error)) from error
     if value.get("format_version") != 1 or not isinstance(value.get("decoder"), dict):
@@ -77,5 +77,5 @@ def load_decoder(path: Path, *, codec: WallocCodec) -> tuple[Decoder, str]:
     bands = codec.channels * 4**codec.J
     with torch.device("meta"):
         network = build_decoder(value["decoder"], latent_dim=codec.latent_dim, out_channels=bands)
-    fill(network, tensors, where=path)
+    fill(network, tensors, context=path)
     return network.to(memory_format=torch.channels_last), str(value.get("version"))

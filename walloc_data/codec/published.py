@@ -64,7 +64,7 @@ def load_published(path: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
         raise CodecError(f"{path}: a codec for 1-D signals (audio); walloc_data takes codecs for pictures")
     if weight is None or weight.ndim != 4 or settings.get("lightweight_encode") is False:
         raise CodecError(f"{path}: its encoder is not a 1x1 convolution (lightweight_encode); only such run here")
-    shape = {name: _whole(settings, name, where=path) for name in ("channels", "J", "latent_dim", "latent_bits")}
+    shape = {name: _whole(settings, name, context=path) for name in ("channels", "J", "latent_dim", "latent_bits")}
     codec = WallocCodec(
         channels=shape["channels"], J=shape["J"], latent_dim=shape["latent_dim"], latent_bits=shape["latent_bits"],
         decoder=NoDecoder(),
@@ -73,11 +73,11 @@ def load_published(path: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
         codec.decoder[1] = _build_decoder(
             latent_dim=shape["latent_dim"],
             out_channels=shape["channels"] * 4 ** shape["J"],
-            width=_whole(settings, "Nd", where=path),
+            width=_whole(settings, "Nd", context=path),
         )
     else:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("decoder.")}
-    _load_state(codec, state, where=path)
+    _load_state(codec, state, context=path)
     codec.name = re.sub(r"[^a-z0-9_-]", "-", path.stem.lower())
     try:
         spec = codec.spec
@@ -117,7 +117,7 @@ def _read_settings(path: Path, checkpoint: Mapping[str, Any]) -> Mapping[str, An
     beside = path.with_suffix(".json")
     if beside.is_file():
         try:
-            return load_json(read_capped(beside, limit=MAX_CONFIG_BYTES), where=str(beside))
+            return load_json(read_capped(beside, limit=MAX_CONFIG_BYTES), context=str(beside))
         except FormatError as error:
             raise CodecError(str(error)) from error
     settings = checkpoint.get("config")
@@ -127,12 +127,12 @@ def _read_settings(path: Path, checkpoint: Mapping[str, Any]) -> Mapping[str, An
     return fields
 
 
-def _whole(settings: Mapping[str, Any], name: str, *, where: Path) -> int:
+def _whole(settings: Mapping[str, Any], name: str, *, context: Path) -> int:
     value = settings.get(name)
     low, high = {"J": (1, 4), "latent_bits": (2, 8), "channels": (1, 4)}.get(name, (1, 4096))
     # Bounded before anything is built from it: Nd is the decoder's width, 768 in the published RGB_16x.
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise CodecError(f"{where}: the setting {name} must be an integer in [{low}, {high}], not {value!r}")
+        raise CodecError(f"{context}: the setting {name} must be an integer in [{low}, {high}], not {value!r}")
     return value
 
 
@@ -158,16 +158,16 @@ def _build_decoder(*, latent_dim: int, out_channels: int, width: int) -> nn.Modu
     return network
 
 
-def _load_state(codec: WallocCodec, state: Mapping[str, Tensor], *, where: Path) -> None:
+def _load_state(codec: WallocCodec, state: Mapping[str, Tensor], *, context: Path) -> None:
     wanted = codec.state_dict()
     if missing := sorted(set(wanted) - set(state)):
-        raise CodecError(f"{where}: {missing[0]} is absent ({len(missing)} tensors are)")
+        raise CodecError(f"{context}: {missing[0]} is absent ({len(missing)} tensors are)")
     if unknown := sorted(set(state) - set(wanted)):
-        raise CodecError(f"{where}: {unknown[0]} belongs to no part of a WaLLoC codec for pictures")
+        raise CodecError(f"{context}: {unknown[0]} belongs to no part of a WaLLoC codec for pictures")
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
             shapes = f"{tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}"
-            raise CodecError(f"{where}: {name} has shape {shapes}: the settings and the weights disagree")
+            raise CodecError(f"{context}: {name} has shape {shapes}: the settings and the weights disagree")
         if name.startswith(("wt.", "iwt.")) and (tensor - wanted[name]).abs().max() > 1e-6:
-            raise CodecError(f"{where}: {name} is not the bior4.4 filter; other wavelets are not supported")
+            raise CodecError(f"{context}: {name} is not the bior4.4 filter; other wavelets are not supported")
     codec.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)

@@ -36,7 +36,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def fill(module: nn.Module, weights: Mapping[str, Tensor], *, prefix: str = "", where: Path) -> None:
+def fill(module: nn.Module, weights: Mapping[str, Tensor], *, prefix: str = "", context: Path) -> None:
     """Load `prefix`-ed tensors into a module: all of them, of its shapes; trailing 1s of 1x1 kernels may be absent.
 
     A module on the "meta" device, which has shapes and no memory, takes the tensors as its own.
@@ -47,13 +47,13 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], *, prefix: str = "", 
     wanted = module.state_dict()
     given = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     if missing := sorted(set(wanted) - set(given)):
-        raise CodecError(f"{where}: {prefix}{missing[0]} is absent ({len(missing)} tensors are)")
+        raise CodecError(f"{context}: {prefix}{missing[0]} is absent ({len(missing)} tensors are)")
     if unknown := sorted(set(given) - set(wanted)):
-        raise CodecError(f"{where}: {prefix}{unknown[0]} belongs to no part of this codec")
+        raise CodecError(f"{context}: {prefix}{unknown[0]} belongs to no part of this codec")
     for name, tensor in given.items():
         expected = wanted[name].shape
         if tensor.shape != expected and (*tensor.shape, 1, 1) != expected:
-            raise CodecError(f"{where}: {prefix}{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
+            raise CodecError(f"{context}: {prefix}{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
     state = {name: tensor.to(torch.float32).reshape(wanted[name].shape) for name, tensor in given.items()}
     on_meta = any(tensor.is_meta for tensor in wanted.values())
     module.load_state_dict(state, assign=on_meta)

@@ -42,7 +42,7 @@ def read_packed(data: bytes, *, spec: CodecSpec) -> tuple[Packed, tuple[int, int
         raise PictureError("a lossy WebP: its values are not those of a latent any more")
     try:
         with Image.open(io.BytesIO(data), formats=_LOSSLESS) as image:
-            check_packed_pixels(image.height, image.width, where="a packed latent")
+            check_packed_pixels(image.height, image.width, context="a packed latent")
             mode = image.mode
             values = np.asarray(image)
     except UnidentifiedImageError as error:

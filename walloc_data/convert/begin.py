@@ -214,7 +214,7 @@ def _siblings(store: Store, split: str) -> Iterator[Plan]:
             yield plan
 
 
-def with_classes(source: Source, names: tuple[str, ...] | None, *, where: str) -> Source:
+def with_classes(source: Source, names: tuple[str, ...] | None, *, context: str) -> Source:
     """Return a source whose labels count by a data set's class names, whichever of them it has and in whatever order.
 
     Raises:
@@ -226,7 +226,7 @@ def with_classes(source: Source, names: tuple[str, ...] | None, *, where: str) -
     if unknown := [name for name in own if name not in set(names)]:
         listed = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         raise SettingsMismatchError(
-            f"{where}: {source.location} has classes that the data set does not have: {listed}. A data set's classes "
+            f"{context}: {source.location} has classes that the data set does not have: {listed}. A data set's classes "
             f"are those of its first split ({len(names)} here): leave these out, or begin a new data set with the "
             "split that has all of them"
         )

@@ -247,16 +247,16 @@ def _problem(store: Store, split: str, shard: ShardId, done: ShardDone) -> str |
         return None
     with local_file(store, done.shard.name) as file:
         if (num_bytes := file.stat().st_size) != done.shard.num_bytes:
-            return f"{store.where(done.shard.name)}: {num_bytes} bytes, but its record says {done.shard.num_bytes}"
+            return f"{store.location(done.shard.name)}: {num_bytes} bytes, but its record says {done.shard.num_bytes}"
         if _sha256(file) != done.shard.sha256:
-            return f"{store.where(done.shard.name)}: its SHA-256 is not its record's"
+            return f"{store.location(done.shard.name)}: its SHA-256 is not its record's"
     path = rows_name(split, shard)
     try:
         num_rows = pa.parquet.read_table(pa.BufferReader(store.read_bytes(path, max_bytes=2**31))).num_rows
     except (pa.ArrowException, OSError, ValueError) as error:
-        return f"{store.where(path)}: not the rows of an index ({error})"
+        return f"{store.location(path)}: not the rows of an index ({error})"
     if num_rows != done.shard.num_samples:
-        return f"{store.where(path)}: {num_rows} rows for {done.shard.num_samples} samples"
+        return f"{store.location(path)}: {num_rows} rows for {done.shard.num_samples} samples"
     return None
 
 

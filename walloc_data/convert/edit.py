@@ -63,7 +63,7 @@ def drop_split(store: Store, split: str) -> None:
     manifest = read_manifest(store)
     if manifest is None or manifest.splits.keys() <= {split}:
         raise FormatError(f"{store.url}: {split!r} is its only split: delete the whole data set instead")
-    manifest.split(split, where=store.url)
+    manifest.split(split, context=store.url)
     store.write_bytes(f".walloc/{split}{_GONE}", b"1")
     others = {name: record for name, record in manifest.splits.items() if name != split}
     write_manifest(store, replace(manifest, splits=others))

@@ -126,9 +126,9 @@ def encode_dataset(
         >>> encode_dataset("pictures", "latents", split="validation", size_px=64).new_samples  # all is done
         0
     """
-    check_name(split, what="split", where="encode")
+    check_name(split, what="split", context="encode")
     given = _given(settings, fields)
-    where = parse_part(part) if part is not None else (0, 1)
+    part_of = parse_part(part) if part is not None else (0, 1)
     if workers < 1:
         raise FormatError(f"workers must be 1 or more, not {workers}")
     if overwrite and (repair or retry_failures):
@@ -155,8 +155,8 @@ def encode_dataset(
         if printer is not None:
             stack.callback(printer.close)
         stack.enter_context(disk_errors(store))
-        locks = stack.enter_context(conversion_lock(store, part=_part_tag(split, where) if part else None))
-        staging = stack.enter_context(staging_folder(store, tag=_part_tag(split, where)))
+        locks = stack.enter_context(conversion_lock(store, part=_part_tag(split, part_of) if part else None))
+        staging = stack.enter_context(staging_folder(store, tag=_part_tag(split, part_of)))
         if part is None:
             if repair:
                 drop_broken_manifest(store)
@@ -173,10 +173,10 @@ def encode_dataset(
             settings = EncodeSettings(**given)
         else:
             settings = settings_of(store, split, manifest, given)
-            opened = with_classes(opened, classes_of(store, split, manifest), where=store.url)
+            opened = with_classes(opened, classes_of(store, split, manifest), context=store.url)
         loaded, codec_files = codec_for(None if afresh else store, codec, staging=staging, device=here, repair=repair)
         if not overwrite:
-            _check_pictures(store, split, opened, where=where)  # names them, before `begin` compares the whole
+            _check_pictures(store, split, opened, part=part_of)  # names them, before `begin` compares the whole
         with plan_lock(store):  # parts begin side by side
             plan = now = plan_for(opened, split, settings, loaded)
             refuse_halfway(store, split, manifest)
@@ -200,11 +200,11 @@ def encode_dataset(
         setup = WorkSetup(plan, opened, target, staging, device=device, on_error=on_error)
         redo = dict.fromkeys(failed, "") if kind is None else {}
         if kind is not None:
-            _check_pictures(target, split, opened, where=where)
+            _check_pictures(target, split, opened, part=part_of)
         if repair:
             meter = ProgressMeter(callback, split=f"check {split}", num_items=None, num_done=0)
-            redo |= damaged_shards(target, split, _finished_of_part(target, split, where), meter=meter)
-        run = Run(setup, where=where, max_failures=max_failures, callback=callback, redo=redo)
+            redo |= damaged_shards(target, split, _finished_of_part(target, split, part_of), meter=meter)
+        run = Run(setup, part=part_of, max_failures=max_failures, callback=callback, redo=redo)
         if printer is not None:
             for note in filter(None, (*redo.values(), *run.notes)):
                 printer.note(note)
@@ -267,22 +267,22 @@ def _kind_of_replacement(
     return "retry"
 
 
-def _finished_of_part(store: Store, split: str, where: tuple[int, int]) -> list[ShardId]:
+def _finished_of_part(store: Store, split: str, part: tuple[int, int]) -> list[ShardId]:
     """Return the finished shards of this part: parts that run beside it look at their own."""
-    return [shard for shard in sorted(finished_shards(store, split)) if shard.unit % where[1] == where[0]]
+    return [shard for shard in sorted(finished_shards(store, split)) if shard.unit % part[1] == part[0]]
 
 
-def _check_pictures(store: Store, split: str, source: Source, *, where: tuple[int, int]) -> None:
+def _check_pictures(store: Store, split: str, source: Source, *, part: tuple[int, int]) -> None:
     """Refuse pictures that have changed since they were encoded; of another number of them `begin` speaks."""
     begun = read_plan(store, split)
     if begun is None or begun.is_old_stream:
         return
     if (begun.num_items, begun.num_fragments) == (source.num_items, source.num_fragments):
-        check_source(store, begun, source, part=where)
+        check_source(store, begun, source, part=part)
 
 
-def _part_tag(split: str, where: tuple[int, int]) -> str:
-    return f"{split}-{where[0] + 1}-of-{where[1]}"
+def _part_tag(split: str, part: tuple[int, int]) -> str:
+    return f"{split}-{part[0] + 1}-of-{part[1]}"
 
 
 def _check_folder(store: Store, source: Source) -> None:

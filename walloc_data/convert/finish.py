@@ -144,7 +144,9 @@ class Places:
         for unit, end in ends.items():
             fragments = plan.fragments(unit)
             if len(end.items) != len(fragments):
-                raise FormatError(f"{store.where(end_name(plan.split, unit))}: not of the {len(fragments)} fragments")
+                raise FormatError(
+                    f"{store.location(end_name(plan.split, unit))}: not of the {len(fragments)} fragments"
+                )
             items[fragments] = end.items
         begins = np.concatenate([[0], np.cumsum(items)])
         units = {}
@@ -182,7 +184,7 @@ def _join(
         for shard, done in zip(places.shards, done_marks(store, split, places.shards), strict=True):
             expected = num_items if shard.number is None else shard.number * plan.settings.samples_per_shard
             if done.first != expected:
-                raise FormatError(f"{store.where(done_name(split, shard))}: begins at {done.first}, not {expected}")
+                raise FormatError(f"{store.location(done_name(split, shard))}: begins at {done.first}, not {expected}")
             num_items += done.last - done.first
             for failure in done.failures:
                 [index] = places.in_source(shard.unit, [failure.source_index]).tolist()
@@ -195,7 +197,7 @@ def _join(
                 continue
             if sizes.get(done.shard.name) != done.shard.num_bytes:
                 raise ConversionError(
-                    f"{store.where(done.shard.name)}: {sizes.get(done.shard.name)} bytes, but its record says "
+                    f"{store.location(done.shard.name)}: {sizes.get(done.shard.name)} bytes, but its record says "
                     f"{done.shard.num_bytes}: the encode command that made it makes it anew"
                 )
             counts += np.asarray(done.statistics.counts, dtype=np.int64)
@@ -223,7 +225,7 @@ def _join(
     [shape] = shapes if len(shapes) == 1 else [None]
     columns = join_column_types(types)
     rows = (
-        (store.where(rows_name(split, shard)), data, kinds, partial(places.in_source, shard.unit))
+        (store.location(rows_name(split, shard)), data, kinds, partial(places.in_source, shard.unit))
         for shard, data, kinds in zip(written, _rows(store, split, written), types, strict=True)
     )
     labels = join_rows(rows, folder / "index.parquet", mirror=plan.settings.mirror, columns=columns)

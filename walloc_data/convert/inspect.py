@@ -54,7 +54,9 @@ def local_file(store: Store, path: str, *, max_bytes: int | None = None) -> Iter
         yield target
 
 
-def index_rows(file: Path, *, mirror: bool, columns: Mapping[str, Any] | None, where: str) -> Iterator[dict[str, Any]]:
+def index_rows(
+    file: Path, *, mirror: bool, columns: Mapping[str, Any] | None, context: str
+) -> Iterator[dict[str, Any]]:
     """Yield rows of a split's index, in order, in memory that does not grow with it. Optional columns may be absent.
 
     The columns of the source must be those of the manifest, and are not among the rows.
@@ -71,15 +73,15 @@ def index_rows(file: Path, *, mirror: bool, columns: Mapping[str, Any] | None, w
                 if absent in schema.names:
                     schema = schema.remove(schema.get_field_index(absent))
             if found != schema:
-                raise FormatError(f"{where}: {_first_difference(found, schema)}")
+                raise FormatError(f"{context}: {_first_difference(found, schema)}")
             if (num_rows := parquet.metadata.num_rows) > MAX_ROWS_PER_BYTE * (num_bytes := file.stat().st_size):
-                raise FormatError(f"{where}: {num_rows} rows in {num_bytes} bytes; refused")
+                raise FormatError(f"{context}: {num_rows} rows in {num_bytes} bytes; refused")
             ours = [name for name in schema.names if name not in (columns or {})]
             for batch in parquet.iter_batches(batch_size=4096, columns=ours):
-                _check_rows(batch, where=where)
+                _check_rows(batch, context=context)
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise FormatError(f"{where}: not a readable index ({error})") from error
+        raise FormatError(f"{context}: not a readable index ({error})") from error
 
 
 def _first_difference(found: Any, expected: Any) -> str:
@@ -92,7 +94,7 @@ def _first_difference(found: Any, expected: Any) -> str:
     )
 
 
-def _check_rows(batch: Any, *, where: str) -> None:
+def _check_rows(batch: Any, *, context: str) -> None:
     """Refuse what no index holds: empty cells, places before the beginning, sides and keys beyond all others."""
     import pyarrow.compute as pc
 
@@ -109,18 +111,18 @@ def _check_rows(batch: Any, *, where: str) -> None:
     for name in batch.schema.names:
         column = batch.column(name)
         if column.null_count and (name == "key" or name in limits):
-            raise FormatError(f"{where}: column {name!r} has empty rows")
+            raise FormatError(f"{context}: column {name!r} has empty rows")
         if name == "key" and (longest := pc.max(pc.binary_length(column)).as_py() or 0) > _MAX_KEY_BYTES:
-            raise FormatError(f"{where}: a key of {longest} bytes; they end at {_MAX_KEY_BYTES}")
+            raise FormatError(f"{context}: a key of {longest} bytes; they end at {_MAX_KEY_BYTES}")
         if name in limits and len(column):
             low, high = limits[name]
             found = pc.min_max(column).as_py()
             if found["min"] < low or found["max"] > high:
                 value = found["min"] if found["min"] < low else found["max"]
-                raise FormatError(f"{where}: a {name} of {value} is not in [{low}, {high}]")
+                raise FormatError(f"{context}: a {name} of {value} is not in [{low}, {high}]")
 
 
-def failure_lines(file: Path, *, where: str) -> Iterator[dict[str, Any]]:
+def failure_lines(file: Path, *, context: str) -> Iterator[dict[str, Any]]:
     """Yield parsed lines of a failures file."""
     with open_regular(file) as lines:
         number = 0
@@ -135,7 +137,7 @@ def failure_lines(file: Path, *, where: str) -> Iterator[dict[str, Any]]:
                     if not isinstance(value[name], str):
                         raise ValueError(f"its {name} is no text")
             except (ValueError, KeyError, RecursionError) as error:
-                raise FormatError(f"{where}: line {number} is not a failure ({error})") from error
+                raise FormatError(f"{context}: line {number} is not a failure ({error})") from error
             yield value
 
 

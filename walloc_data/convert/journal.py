@@ -101,9 +101,9 @@ class UnitEnd:
         return dump_json(asdict(self)).encode()
 
     @classmethod
-    def from_json(cls, data: bytes, *, where: str) -> Self:
-        """Parse and check; `where` is named in errors."""
-        value = load_json(data, where=where)
+    def from_json(cls, data: bytes, *, context: str) -> Self:
+        """Parse and check; `context` is named in errors."""
+        value = load_json(data, context=context)
         num_shards, items, versions = (value.get(name) for name in ("num_shards", "items", "versions"))
         if not (
             type(num_shards) is int
@@ -114,7 +114,7 @@ class UnitEnd:
             and all(type(number) is int and 0 <= number < 2**53 for number in items)
             and all(version is None or isinstance(version, str) for version in versions)
         ):
-            raise FormatError(f"{where}: not the end mark of a unit")
+            raise FormatError(f"{context}: not the end mark of a unit")
         return cls(num_shards, tuple(items), tuple(versions))
 
 
@@ -159,13 +159,13 @@ class ShardDone:
         return dump_json(asdict(self)).encode()
 
     @classmethod
-    def from_json(cls, data: bytes, *, where: str) -> Self:
-        """Parse and check; `where` is named in errors."""
-        value: dict[str, Any] = load_json(data, where=where)
+    def from_json(cls, data: bytes, *, context: str) -> Self:
+        """Parse and check; `context` is named in errors."""
+        value: dict[str, Any] = load_json(data, context=context)
         try:
             shard = value["shard"]
-            value["shard"] = None if shard is None else ShardRecord.from_dict(shard, where=where)
-            value["statistics"] = ChannelStatistics.from_dict(value["statistics"], where=where)
+            value["shard"] = None if shard is None else ShardRecord.from_dict(shard, context=context)
+            value["statistics"] = ChannelStatistics.from_dict(value["statistics"], context=context)
             value["failures"] = tuple(_failure(item) for item in value["failures"])
             shape = value["latent_shape"]
             value["latent_shape"] = None if shape is None else tuple(int(side) for side in shape)
@@ -176,14 +176,14 @@ class ShardDone:
             names = ["first", "last", "num_pixels", "source_bytes", "webp_bytes"]
             for name in names + (["largest_picture"] if done.largest_picture is not None else []):
                 if type(getattr(done, name)) is not int or getattr(done, name) < 0:
-                    raise FormatError(f"{where}: {name} must be a non-negative integer")
+                    raise FormatError(f"{context}: {name} must be a non-negative integer")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, FormatError):
                 raise
-            raise FormatError(f"{where}: not a done mark ({error!r})") from error
+            raise FormatError(f"{context}: not a done mark ({error!r})") from error
         if done.num_samples + len(done.failures) != done.last - done.first:
             raise FormatError(
-                f"{where}: {done.num_samples} samples and {len(done.failures)} failures are not the "
+                f"{context}: {done.num_samples} samples and {len(done.failures)} failures are not the "
                 f"{done.last - done.first} pictures of [{done.first}, {done.last})"
             )
         return done
@@ -272,22 +272,22 @@ def read_plan(store: Store, split: str) -> Plan | None:
     if not store.exists(plan_name(split)):
         return None
     try:
-        plan = Plan.from_dict(_json(store, plan_name(split)), where=store.where(plan_name(split)))
+        plan = Plan.from_dict(_json(store, plan_name(split)), context=store.location(plan_name(split)))
     except FormatError as error:
         raise FormatError(f"{error}. Nothing goes on without it: overwrite the split (--overwrite)") from error
     if plan.split != split:
-        raise FormatError(f"{store.where(plan_name(split))}: the plan of split {plan.split!r}")
+        raise FormatError(f"{store.location(plan_name(split))}: the plan of split {plan.split!r}")
     if plan.is_old_stream and store.exists(old_end_name(split)):
-        where = store.where(old_end_name(split))
+        context = store.location(old_end_name(split))
         value = _json(store, old_end_name(split)).get("num_items")
         if type(value) is not int or value < 1:
-            raise FormatError(f"{where}: num_items must be a positive integer, not {value!r}")
+            raise FormatError(f"{context}: num_items must be a positive integer, not {value!r}")
         plan = plan.with_num_items(value)
     return plan
 
 
 def _json(store: Store, path: str) -> dict[str, Any]:
-    return load_json(store.read_bytes(path, max_bytes=MAX_JSON_BYTES), where=store.where(path))
+    return load_json(store.read_bytes(path, max_bytes=MAX_JSON_BYTES), context=store.location(path))
 
 
 def finished_shards(store: Store, split: str) -> set[ShardId]:
@@ -322,7 +322,7 @@ def unit_ends(store: Store, split: str) -> dict[int, UnitEnd]:
         path = end_name(split, unit)
         data = store.read_bytes(path, max_bytes=MAX_JSON_BYTES)
         try:
-            return UnitEnd.from_json(data, where=store.where(path))
+            return UnitEnd.from_json(data, context=store.location(path))
         except FormatError:
             return None
 
@@ -337,10 +337,10 @@ def done_marks(store: Store, split: str, shards: Sequence[ShardId]) -> Iterator[
         path = done_name(split, shard)
         data = store.read_bytes(path, max_bytes=MAX_JSON_BYTES)
         try:
-            done = ShardDone.from_json(data, where=store.where(path))
+            done = ShardDone.from_json(data, context=store.location(path))
             if done.shard is not None and done.shard.name != shard_name(split, *shard):
                 raise FormatError(
-                    f"{store.where(path)}: speaks of {done.shard.name}, not of {shard_name(split, *shard)}"
+                    f"{store.location(path)}: speaks of {done.shard.name}, not of {shard_name(split, *shard)}"
                 )
         except FormatError as error:
             raise FormatError(f"{error}. To make this shard anew, encode with repair=True (--repair)") from error

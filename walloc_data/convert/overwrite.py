@@ -127,7 +127,7 @@ def take_over(store: Store, split: str, *, kind: Kind) -> None:
     manifest, new = read_manifest(store), read_manifest(replacement(store, split, kind=kind))
     root = _root(split, kind)
     if new is None:
-        raise ConversionError(f"{store.where(root)}: not finished")
+        raise ConversionError(f"{store.location(root)}: not finished")
     record = new.splits[split]
     record = replace(record, shards=tuple(replace(shard, name=root + shard.name) for shard in record.shards))
     splits = {**(manifest.splits if manifest else {}), split: record}

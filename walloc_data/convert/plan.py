@@ -97,7 +97,7 @@ class Plan:
     written_by: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        check_name(self.split, what="split", where="plan")
+        check_name(self.split, what="split", context="plan")
         if not isinstance(self.settings, EncodeSettings) or not isinstance(self.codec, CodecSpec):
             raise FormatError("settings and codec must be records of their own")
         check_json("source", self.source)
@@ -232,8 +232,8 @@ class Plan:
         }
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Self:
-        """Check and build; `where` is named in errors."""
+    def from_dict(cls, value: Mapping[str, Any], *, context: str) -> Self:
+        """Check and build; `context` is named in errors."""
         try:
             names = value["class_names"]
             if not (names is None or isinstance(names, list)):
@@ -243,15 +243,15 @@ class Plan:
             return cls(
                 split=value["split"],
                 source=value["source"],
-                settings=EncodeSettings.from_dict(settings, where="settings"),
-                codec=CodecSpec.from_dict(value["codec"], where="codec"),
+                settings=EncodeSettings.from_dict(settings, context="settings"),
+                codec=CodecSpec.from_dict(value["codec"], context="codec"),
                 class_names=None if names is None else tuple(names),
                 written_by=value["written_by"],
             )
         except FormatError as error:
-            raise FormatError(f"{where}: {error}") from error
+            raise FormatError(f"{context}: {error}") from error
         except (KeyError, TypeError) as error:
-            raise FormatError(f"{where}: not a plan ({error!r})") from error
+            raise FormatError(f"{context}: not a plan ({error!r})") from error
 
 
 def differences(before: Plan, now: Plan) -> list[str]:

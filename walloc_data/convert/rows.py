@@ -130,14 +130,14 @@ def join_rows(
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
                 waiting.clear()
 
-        for position, (where, data, types, in_source) in enumerate(shards):
+        for position, (context, data, types, in_source) in enumerate(shards):
             try:
                 table = _as_schema(pa.parquet.read_table(pa.BufferReader(data)), schema, types or {}, columns or {})
                 place = schema.get_field_index("source_index")
                 indices = pa.array(in_source(table["source_index"].to_numpy()))
                 table = table.set_column(place, schema.field(place), indices)
             except (pa.ArrowException, LookupError, TypeError, ValueError) as error:
-                raise FormatError(f"{where}: not the rows of an index ({error})") from error
+                raise FormatError(f"{context}: not the rows of an index ({error})") from error
             labels.update(table["label"].unique().drop_null().to_pylist())
             number = pa.array(np.full(len(table), position, dtype=np.int32))
             waiting.append(table.set_column(schema.get_field_index("shard"), schema.field("shard"), number))

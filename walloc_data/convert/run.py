@@ -22,7 +22,7 @@ class Run:
     """Tasks out, done marks in.
 
     Args:
-        where: (i, n): the units whose number is i modulo n.
+        part: (i, n): the units whose number is i modulo n.
         max_failures: stop when more pictures than this are broken, earlier runs' included.
         redo: finished shards that are made again all the same.
 
@@ -34,13 +34,13 @@ class Run:
         self,
         setup: WorkSetup,
         *,
-        where: tuple[int, int],
+        part: tuple[int, int],
         max_failures: int | None,
         callback: Callable[[Progress], None] | None,
         redo: Collection[ShardId] = (),
     ) -> None:
         self.notes: list[str] = []
-        self.setup, self.where, self.max_failures = setup, where, max_failures
+        self.setup, self.part, self.max_failures = setup, part, max_failures
         self.store, self.plan = setup.store, setup.plan
         shards = finished_shards(self.store, self.plan.split) - set(redo)
         self.mine: set[ShardId] = set()  # finished shards of this part
@@ -52,7 +52,7 @@ class Run:
             if done.shard is not None and sizes.get(done.shard.name) != done.shard.num_bytes:
                 shards.discard(shard)
                 self.notes.append(
-                    f"{self.store.where(done.shard.name)}: {sizes.get(done.shard.name)} bytes, but its record says "
+                    f"{self.store.location(done.shard.name)}: {sizes.get(done.shard.name)} bytes, but its record says "
                     f"{done.shard.num_bytes}: made anew"
                 )
                 continue
@@ -64,10 +64,10 @@ class Run:
 
     def _num_items(self) -> int | None:
         """Return the number of pictures of this part."""
-        if self.plan.num_items is None or self.where[1] == 1:
+        if self.plan.num_items is None or self.part[1] == 1:
             return self.plan.num_items
         size = self.plan.settings.samples_per_shard
-        mine = range(self.where[0], self.plan.num_units, self.where[1])
+        mine = range(self.part[0], self.plan.num_units, self.part[1])
         return sum(min(size, self.plan.num_items - unit * size) for unit in mine)
 
     def _count(self, shard: ShardId, done: ShardDone) -> None:
@@ -127,7 +127,7 @@ class Run:
         return any(map(self._is_due, range(self.plan.num_units)))
 
     def _is_mine(self, unit: int) -> bool:
-        return unit % self.where[1] == self.where[0]
+        return unit % self.part[1] == self.part[0]
 
     def _is_due(self, unit: int) -> bool:
         return self._is_mine(unit) and unit not in self.finished

@@ -99,7 +99,7 @@ def verify_dataset(
     store = Store(out, storage_options=storage_options)
     manifest = open_manifest(store)
     splits = [split] if split is not None else sorted(manifest.splits)
-    records = {name: manifest.split(name, where=store.url) for name in splits}
+    records = {name: manifest.split(name, context=store.url) for name in splits}
     if source is not None and (split is None or not store.exists(plan_name(split))):
         raise FormatError(
             f"{store.url}: to compare a source, name the split that was encoded from it; what was encoded is recorded "
@@ -152,21 +152,21 @@ def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="walloc_data-")))
             codec, _ = load_codec(fetch_codec(store, scratch=folder))
             if codec.spec != manifest.codec:
-                yield f"{store.where('codec')}: {codec.spec} is not the manifest's {manifest.codec}"
+                yield f"{store.location('codec')}: {codec.spec} is not the manifest's {manifest.codec}"
         except WallocDataError as error:
-            yield f"{store.where('codec')}: {error}"
+            yield f"{store.location('codec')}: {error}"
     others = {f"{manifest.splits[name].root}index/{name}.wids.json": name for name in splits}
     for path in ("_info.json", *others):
         if path == "_info.json" and any(record.root for record in manifest.splits.values()):
             continue  # it speaks of the usual places, to which `settle` will bring the files
         try:
-            value = load_json(store.read_bytes(path, max_bytes=2**28), where=store.where(path))
+            value = load_json(store.read_bytes(path, max_bytes=2**28), context=store.location(path))
         except WallocDataError as error:
             yield str(error)
             continue
         if path == "_info.json":
             if value != _expected_timm(manifest):
-                yield f"{store.where(path)}: does not agree with the manifest"
+                yield f"{store.location(path)}: does not agree with the manifest"
             continue
         record = manifest.splits[others[path]]
         entries = value.get("shardlist")
@@ -179,7 +179,7 @@ def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator
         if found != [
             (name, shard.num_samples, shard.num_bytes) for name, shard in zip(names, record.shards, strict=True)
         ]:
-            yield f"{store.where(path)}: does not agree with the manifest"
+            yield f"{store.location(path)}: does not agree with the manifest"
 
 
 def _expected_timm(manifest: Manifest) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class SplitCheck:
         self.num_done = 0
 
     def check(self) -> Iterator[str]:
-        where = self.store.where(self.record.index_name(self.name))
+        context = self.store.location(self.record.index_name(self.name))
         most = self._most_items()
         if self.num_items > most and not self.num_removed:
             yield (
@@ -125,16 +125,18 @@ class SplitCheck:
         self.positions = Positions(num_items, num_removed=self.num_removed)
         try:
             with local_file(self.store, self.record.index_name(self.name)) as file:
-                rows = index_rows(file, mirror=self.manifest.settings.mirror, columns=self.record.columns, where=where)
+                rows = index_rows(
+                    file, mirror=self.manifest.settings.mirror, columns=self.record.columns, context=context
+                )
                 for position, shard in enumerate(self.record.shards):
                     mine = list(islice(rows, min(shard.num_samples, shard.num_bytes // (2 * BLOCK_BYTES))))
                     if len(mine) < shard.num_samples:
-                        yield f"{where}: ends inside {shard.name}, after {self.num_done + len(mine)} rows"
+                        yield f"{context}: ends inside {shard.name}, after {self.num_done + len(mine)} rows"
                     yield from self._shard(position, shard, mine)
                 if next(rows, None) is not None:
-                    yield f"{where}: has more rows than the manifest's {self.record.num_samples} samples"
+                    yield f"{context}: has more rows than the manifest's {self.record.num_samples} samples"
                 if self.record.index_sha256 is not None and _sha256(file) != self.record.index_sha256:
-                    yield f"{where}: its SHA-256 is not the manifest's"
+                    yield f"{context}: its SHA-256 is not the manifest's"
         except (FormatError, StorageError) as error:
             yield str(error)
         yield from self._failures()
@@ -158,53 +160,53 @@ class SplitCheck:
 
     def _failures(self) -> Iterator[str]:
         path = f"{self.record.root}failures/{self.name}.jsonl"
-        where = self.store.where(path)
+        context = self.store.location(path)
         number = 0
         try:
             with local_file(self.store, path) as file:
-                for number, line in enumerate(failure_lines(file, where=where), start=1):
-                    yield from self._mark(line["source_index"], what=f"{where}: line {number}")
+                for number, line in enumerate(failure_lines(file, context=context), start=1):
+                    yield from self._mark(line["source_index"], what=f"{context}: line {number}")
         except WallocDataError as error:
             yield str(error)
         if number != self.record.num_failures:
-            yield f"{where}: {number} lines, but the manifest counts {self.record.num_failures} failures"
+            yield f"{context}: {number} lines, but the manifest counts {self.record.num_failures} failures"
 
     def _totals(self) -> Iterator[str]:
-        where = f"{self.store.url}: split {self.name!r}"
-        yield from (f"{where}: {problem}" for problem in self.positions.problems())
+        context = f"{self.store.url}: split {self.name!r}"
+        yield from (f"{context}: {problem}" for problem in self.positions.problems())
         expected = self.shapes.pop() if len(self.shapes) == 1 else None
         if self.num_done == self.record.num_samples and expected != self.record.latent_shape:
-            yield f"{where}: latent_shape is {self.record.latent_shape}, but the latents' is {expected}"
+            yield f"{context}: latent_shape is {self.record.latent_shape}, but the latents' is {expected}"
         if self.num_done == self.record.num_samples and not np.array_equal(
             self.counts, np.asarray(self.record.statistics.counts)
         ):
             channel = int(np.argmax((self.counts != np.asarray(self.record.statistics.counts)).any(axis=1)))
-            yield f"{where}: the statistics are not those of its latents, first in channel {channel}"
+            yield f"{context}: the statistics are not those of its latents, first in channel {channel}"
 
     def _shard(self, position: int, shard: ShardRecord, rows: list[dict[str, Any]]) -> Iterator[str]:
-        where = self.store.where(shard.name)
+        context = self.store.location(shard.name)
         try:
             with local_file(self.store, shard.name, max_bytes=shard.num_bytes + MAX_END_BYTES) as path:
                 num_bytes = check_regular(path)
                 if num_bytes != shard.num_bytes:
-                    yield f"{where}: {num_bytes} bytes, but the manifest says {shard.num_bytes}"
+                    yield f"{context}: {num_bytes} bytes, but the manifest says {shard.num_bytes}"
                 if num_bytes == 0 or num_bytes > shard.num_bytes:
                     return
-                data = ShardFile(path, num_bytes=num_bytes, where=where)
+                data = ShardFile(path, num_bytes=num_bytes, context=context)
                 if _sha256(path) != shard.sha256:
-                    yield f"{where}: its SHA-256 is not the manifest's"
-                yield from self._members(where, position, data, rows)
+                    yield f"{context}: its SHA-256 is not the manifest's"
+                yield from self._members(context, position, data, rows)
         except (FormatError, StorageError) as error:
             yield str(error)
         except OSError as error:
-            yield f"{where}: cannot be read ({error.strerror or error})"
+            yield f"{context}: cannot be read ({error.strerror or error})"
 
-    def _members(self, where: str, position: int, data: ShardFile, rows: list[dict[str, Any]]) -> Iterator[str]:
+    def _members(self, context: str, position: int, data: ShardFile, rows: list[dict[str, Any]]) -> Iterator[str]:
         """Walk the tar by what the index says must come next; after the first surprise the rest has no place."""
         offset = 0
         for row in rows:
             self.meter.tick(num_done=self.num_done, num_failures=0)
-            what = f"{where}: sample {row['key']}"
+            what = f"{context}: sample {row['key']}"
             try:
                 offset = self._sample(what, position, data, row, offset)
             except FormatError as error:
@@ -214,7 +216,7 @@ class SplitCheck:
             self.num_done += 1
         rest = len(data) - offset
         if rest < 2 * BLOCK_BYTES or rest > MAX_END_BYTES or any(data.read(offset, rest)):
-            yield f"{where}: something else follows the last sample"
+            yield f"{context}: something else follows the last sample"
 
     def _sample(self, what: str, position: int, data: ShardFile, row: dict[str, Any], offset: int) -> int:
         spec, settings, record = self.manifest.codec, self.manifest.settings, self.record
@@ -307,7 +309,7 @@ def _check_key(what: str, key: str, shard: ShardRecord, samples_per_shard: int) 
 
 
 def _picture(what: str, member: bytes, channels: int) -> Any:
-    picture = decode_webp(member, where=what)
+    picture = decode_webp(member, context=what)
     return picture if channels == 3 else picture[..., :1]
 
 

@@ -84,10 +84,10 @@ class Worker(ShardWriter):
         except (MemoryError, RuntimeError) as error:
             if not is_trouble(error):
                 raise
-            raise trouble(self.store.where(name), error) from error
+            raise trouble(self.store.location(name), error) from error
         except OSError as error:
             raise ConversionError(
-                f"{self.store.where(name)}: cannot be written ({error.strerror or error}); what is published stays, "
+                f"{self.store.location(name)}: cannot be written ({error.strerror or error}); what is published stays, "
                 "and the same command goes on from there"
             ) from error
         finally:

@@ -192,14 +192,14 @@ def _numbers(array: Any, kind: ColumnType, scalar: ColumnType, *, nulls: bool) -
     return values.reshape(num_rows, *kind.shape)
 
 
-def unknown_column(name: str, types: Mapping[str, ColumnType], record: SplitRecord, *, where: str) -> LoaderError:
+def unknown_column(name: str, types: Mapping[str, ColumnType], record: SplitRecord, *, context: str) -> LoaderError:
     """Return the error for a name that is no column of the index."""
     if record.columns is None:
         return LoaderError(
-            f"{where}: no column {name!r} in its index: the split was written by version 1 of the format, which kept "
+            f"{context}: no column {name!r} in its index: the split was written by version 1 of the format, which kept "
             f"the source's columns in every sample's JSON alone. Encode it again to have them; it has {sorted(types)}"
         )
-    return LoaderError(f"{where}: no column {name!r} in its index; it has {sorted(types)}")
+    return LoaderError(f"{context}: no column {name!r} in its index; it has {sorted(types)}")
 
 
 def check_names(names: Sequence[str], what: str) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def decode_latents(
     *,
     shape: tuple[int, int, int],
     colours: int,
-    where: Callable[[int], str],
+    context: Callable[[int], str],
     executor: Executor | None = None,
     num_threads: int = 1,
 ) -> npt.NDArray[np.int8]:
@@ -73,7 +73,7 @@ def decode_latents(
         payloads: the WebP files.
         shape: (C, h, w) that every one of them must have.
         colours: colour planes that carry the channels, 1 or 3.
-        where: names the i-th payload in errors.
+        context: names the i-th payload in errors.
         executor: threads to spread the pictures over, `num_threads` of them.
 
     Returns:
@@ -89,16 +89,16 @@ def decode_latents(
     sizes = [webp_size(data) for data in payloads]
     for i, size in enumerate(sizes):  # before any memory is asked for
         if size not in (None, side):
-            decode_webp(payloads[i], size=side, where=where(i))
+            decode_webp(payloads[i], size=side, context=context(i))
     if payloads:
-        check_packed_pixels(*side, where=where(0))
+        check_packed_pixels(*side, context=context(0))
     pictures = np.empty((len(payloads), *side, 3), np.uint8)
 
     def run(first: int, last: int) -> None:
         for i in range(first, last):
             if fast is None or sizes[i] != side or not fast(payloads[i], pictures[i]):
                 # Pillow also judges what the fast decoder would not take: the reason is the same with and without it.
-                pictures[i] = decode_webp(payloads[i], size=pictures.shape[1:3], where=where(i))
+                pictures[i] = decode_webp(payloads[i], size=pictures.shape[1:3], context=context(i))
 
     if executor is None:
         run(0, len(payloads))

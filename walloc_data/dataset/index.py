@@ -126,7 +126,7 @@ def load_columns(
     types, found = column_types(record, mirror=mirror), dict[str, Column]()
     for name in names:
         if name not in types:
-            raise unknown_column(name, types, record, where=f"{store.url}, split {split!r}")
+            raise unknown_column(name, types, record, context=f"{store.url}, split {split!r}")
     if not names:
         return found
     with _Parquet(store, split, record) as parquet:
@@ -158,7 +158,7 @@ class _Parquet:
 
     def __init__(self, store: Store, split: str, record: SplitRecord) -> None:
         self.store, self.record, self.name = store, record, record.index_name(split)
-        self.where = store.where(self.name)
+        self.location = store.location(self.name)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._path: Path | None = None
 
@@ -190,18 +190,18 @@ class _Parquet:
             try:
                 yield file
             except WallocDataError as error:
-                raise type(error)(f"{self.where}: {error}") from error
+                raise type(error)(f"{self.location}: {error}") from error
             except Exception as error:  # pyarrow raises many kinds on damaged files
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise  # of what is written meanwhile
-                raise FormatError(f"{self.where}: not a readable index ({type(error).__name__}: {error})") from error
+                raise FormatError(f"{self.location}: not a readable index ({type(error).__name__}: {error})") from error
 
     def _checked(self, file: BufferedReader) -> str:
         expected, found = self.record.index_sha256, hashlib.file_digest(file, "sha256").hexdigest()
         if expected is not None and found != expected:
             raise FormatError(
-                f"{self.where}: its sha256 is {found}, the manifest says {expected}: it was damaged, or changed after "
-                "it was written. Copy it again, or let `walloc-data finish` write it again from the conversion's "
+                f"{self.location}: its sha256 is {found}, the manifest says {expected}: it was damaged, or changed "
+                "after it was written. Copy it again, or let `walloc-data finish` write it again from the conversion's "
                 "records; if the change is meant, put its new sha256 into the manifest as index_sha256"
             )
         return found
@@ -229,11 +229,11 @@ class _Parquet:
             if isinstance(error, WallocDataError):
                 raise
             if isinstance(error, FileNotFoundError):
-                raise StorageError(f"{self.where}: no such file; the manifest lists this split") from error
-            raise StorageError(f"{self.where}: cannot be read ({error.strerror or error})") from error
+                raise StorageError(f"{self.location}: no such file; the manifest lists this split") from error
+            raise StorageError(f"{self.location}: cannot be read ({error.strerror or error})") from error
         with file:
             if (num_bytes := os.fstat(file.fileno()).st_size) > limit:
-                raise FormatError(f"{self.where}: {num_bytes} bytes for {self.record.num_samples} samples; refused")
+                raise FormatError(f"{self.location}: {num_bytes} bytes for {self.record.num_samples} samples; refused")
             yield file
 
 

@@ -33,13 +33,13 @@ class OpenedSplit:
     def __init__(self, store: Store, split: str | None, *, cache: ShardCache, num_threads: int = 1) -> None:
         self.store, self.cache = store, cache
         self.manifest: Manifest = read_manifest(store)
-        where = store.where(MANIFEST_NAME)
+        context = store.location(MANIFEST_NAME)
         if split is None:
             if not self.manifest.splits:
-                raise FormatError(f"{where}: no split in it")
+                raise FormatError(f"{context}: no split in it")
             split = "train" if "train" in self.manifest.splits else min(self.manifest.splits)
         self.split = split
-        self.record: SplitRecord = self.manifest.split(split, where=where)
+        self.record: SplitRecord = self.manifest.split(split, context=context)
         spec = self.manifest.codec
         self.table = load_index(store, split=split, record=self.record, spec=spec, folder=cache.folder)
         self._keys: Column | None = None
@@ -61,8 +61,8 @@ class OpenedSplit:
                 folder=self.cache.folder,
                 names=["key"],
             )["key"]
-        where = self.store.where(self.record.index_name(self.split))
-        return [check_key(key, where=where) for key in self._keys.take(np.asarray(rows, dtype=np.int64))]
+        context = self.store.location(self.record.index_name(self.split))
+        return [check_key(key, context=context) for key in self._keys.take(np.asarray(rows, dtype=np.int64))]
 
     def rows_of(self, keys: Collection[str]) -> list[int]:
         """Return the rows of the samples with these keys, in the order given.

@@ -134,9 +134,9 @@ class ShardReader:
             self._open.drop(number)
         return attempt()
 
-    def _where(self, entries: npt.NDArray[np.void], shards: Ints, i: int) -> str:
+    def _context(self, entries: npt.NDArray[np.void], shards: Ints, i: int) -> str:
         name = self.record.shards[shards[i]].name
-        return f"{self.store.where(name)}: sample {sample_key(int(entries['source_index'][i]))}"
+        return f"{self.store.location(name)}: sample {sample_key(int(entries['source_index'][i]))}"
 
     def _check(
         self, entries: npt.NDArray[np.void], shards: Ints, payloads: Sequence[memoryview], checksums: npt.NDArray[Any]
@@ -145,23 +145,23 @@ class ShardReader:
             if checksum and zlib.crc32(payload) != checksum:
                 found = f"CRC-32 {zlib.crc32(payload):08x}, the index says {checksum:08x}"
                 raise CorruptShardError(
-                    f"{self._where(entries, shards, i)}: its bytes are not those that were encoded ({found}). "
+                    f"{self._context(entries, shards, i)}: its bytes are not those that were encoded ({found}). "
                     f"{self._remedy(self.record.shards[shards[i]])}"
                 )
 
     def _latents(self, entries: npt.NDArray[np.void], shards: Ints, payloads: Sequence[memoryview]) -> Latents:
-        where = partial(self._where, entries, shards)
+        context = partial(self._context, entries, shards)
         cell = self.spec.cell_px
         sides = np.stack([-(-entries["height"] // cell), -(-entries["width"] // cell)], axis=1)
         if len(payloads) and (sides == sides[0]).all():
-            return self._decode(payloads, (int(sides[0, 0]), int(sides[0, 1])), where)
+            return self._decode(payloads, (int(sides[0, 0]), int(sides[0, 1])), context)
         latents: list[npt.NDArray[np.int8]] = []
         for i, (h, w) in enumerate(sides.tolist()):
-            latents.append(self._decode([payloads[i]], (h, w), partial(_at, where, i))[0])
+            latents.append(self._decode([payloads[i]], (h, w), partial(_at, context, i))[0])
         return latents
 
     def _decode(
-        self, payloads: Sequence[memoryview], sides: tuple[int, int], where: Callable[[int], str]
+        self, payloads: Sequence[memoryview], sides: tuple[int, int], context: Callable[[int], str]
     ) -> npt.NDArray[np.int8]:
         executor = None
         if self.num_threads > 1 and len(payloads) > 1:
@@ -172,7 +172,7 @@ class ShardReader:
             payloads,
             shape=(self.spec.latent_dim, *sides),
             colours=self.spec.channels,
-            where=where,
+            context=context,
             executor=executor,
             num_threads=self.num_threads,
         )
@@ -200,18 +200,18 @@ class ShardReader:
     def _opened(self, shard: ShardRecord) -> ShardFile:
         if self.store.local_path is None:
             return self.cache.open(self.store, shard)
-        where = self.store.where(shard.name)
+        context = self.store.location(shard.name)
         try:
-            opened = ShardFile(self.store.local_path / shard.name, num_bytes=shard.num_bytes, where=where)
+            opened = ShardFile(self.store.local_path / shard.name, num_bytes=shard.num_bytes, context=context)
         except CorruptShardError as error:
             raise CorruptShardError(f"{error} {self._remedy(shard)}") from error
         except OSError as error:
             if isinstance(error, FileNotFoundError) and _replaced(self.store, shard):
-                raise StorageError(f"{where}: {error.strerror}. {_ENCODED_AGAIN}") from error
-            raise StorageError(f"{where}: {error.strerror}. The manifest lists this shard") from error
+                raise StorageError(f"{context}: {error.strerror}. {_ENCODED_AGAIN}") from error
+            raise StorageError(f"{context}: {error.strerror}. The manifest lists this shard") from error
         # An open file stays what it is when another takes its name. Checksums need no look at the manifest.
         if not self._checked and self._manifest != _stamp(self.store) and _replaced(self.store, shard):
-            raise CorruptShardError(f"{where}: {_ENCODED_AGAIN}")
+            raise CorruptShardError(f"{context}: {_ENCODED_AGAIN}")
         return opened
 
     def fetch(self, number: int) -> None:
@@ -223,8 +223,8 @@ class ShardReader:
             self.cache.fetch(self._ahead, self.record.shards[number])
 
 
-def _at(where: Callable[[int], str], i: int, _: int) -> str:
-    return where(i)
+def _at(context: Callable[[int], str], i: int, _: int) -> str:
+    return context(i)
 
 
 def _stamp(store: Store) -> tuple[int, ...] | None:

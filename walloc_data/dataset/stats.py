@@ -110,9 +110,9 @@ class LoaderStats:
     def __str__(self) -> str:
         total = self.waiting_for_batches_s + self.waiting_for_trainer_s
         share = 100 * self.waiting_for_batches_s / total if total else 0.0
-        where = f" in {self.num_workers} workers" if self.num_workers else ""
+        workers = f" in {self.num_workers} workers" if self.num_workers else ""
         return (
             f"{self.num_batches} batches: the trainer waited {self.waiting_for_batches_s:.1f} s for them, "
             f"{share:.0f} % of the time; reading shards took {self.waiting_for_shards_s:.1f} s, decoding "
-            f"{self.decoding_s:.1f} s{where}"
+            f"{self.decoding_s:.1f} s{workers}"
         )

@@ -26,19 +26,19 @@ class Record:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload, no-any-return]
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Self:
+    def from_dict(cls, value: Mapping[str, Any], *, context: str) -> Self:
         """Build and validate from a parsed JSON object; unknown and missing fields are errors that name them."""
         if not isinstance(value, Mapping):
-            raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
+            raise FormatError(f"{context}: expected an object, found {type(value).__name__}")
         names, needed = _names(cls)  # type: ignore[arg-type]
         if unknown := sorted(str(name) for name in set(value) - names):
-            raise FormatError(f"{where}: unknown fields {unknown[:5]}; written by a newer walloc_data?")
+            raise FormatError(f"{context}: unknown fields {unknown[:5]}; written by a newer walloc_data?")
         if missing := [name for name in needed if name not in value]:
-            raise FormatError(f"{where}: no {missing[0]!r} in it")
+            raise FormatError(f"{context}: no {missing[0]!r} in it")
         try:
             return cls(**{name: _freeze(item) for name, item in value.items()})
         except FormatError as error:
-            raise FormatError(f"{where}: {error}") from error
+            raise FormatError(f"{context}: {error}") from error
 
 
 @cache

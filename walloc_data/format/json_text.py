@@ -53,8 +53,8 @@ def finite_json(value: Any) -> Any:
     return [finite_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def load_json(data: bytes | str, *, where: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Parse one JSON object; `where` is named in every error.
+def load_json(data: bytes | str, *, context: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Parse one JSON object; `context` is named in every error.
 
     Integers lie in [-2^63, 2^64), floats are finite, text is UTF-8 and whole characters, and nothing lies deeper than
     32 lists and objects.
@@ -68,18 +68,18 @@ def load_json(data: bytes | str, *, where: str, max_bytes: int = MAX_JSON_BYTES)
 
     Example:
         >>> from walloc_data.format import load_json
-        >>> load_json(b'{"size_px": 256}', where="settings.json")
+        >>> load_json(b'{"size_px": 256}', context="settings.json")
         {'size_px': 256}
-        >>> load_json(b'{"size_px": 256', where="settings.json")
+        >>> load_json(b'{"size_px": 256', context="settings.json")
         Traceback (most recent call last):
         walloc_data.errors.FormatError: settings.json: not valid JSON (...)
     """
     if len(data) > max_bytes:
-        raise FormatError(f"{where}: {len(data)} bytes of JSON; at most {max_bytes} are read")
+        raise FormatError(f"{context}: {len(data)} bytes of JSON; at most {max_bytes} are read")
     try:
         raw = data if isinstance(data, bytes) else data.encode()
         if (values := raw.count(b",") + raw.count(b"[") + raw.count(b"{")) > MAX_JSON_VALUES:
-            raise FormatError(f"{where}: {values} values of JSON; at most {MAX_JSON_VALUES} are read")
+            raise FormatError(f"{context}: {values} values of JSON; at most {MAX_JSON_VALUES} are read")
         text = data if isinstance(data, str) else str(data, "utf-8")
         value = json.loads(text, parse_int=_integer, parse_float=_float, parse_constant=_no_number)
         _check_depth(value)
@@ -88,9 +88,9 @@ def load_json(data: bytes | str, *, where: str, max_bytes: int = MAX_JSON_BYTES)
     except (ValueError, RecursionError) as error:
         if isinstance(error, FormatError):
             raise
-        raise FormatError(f"{where}: not valid JSON ({error})") from error
+        raise FormatError(f"{context}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
-        raise FormatError(f"{where}: expected a JSON object, found {type(value).__name__}")
+        raise FormatError(f"{context}: expected a JSON object, found {type(value).__name__}")
     return value
 
 

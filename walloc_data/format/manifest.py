@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError
 from walloc_data.format.checks import Record, check_bool, check_int, check_json, check_text, check_texts, shown
 from walloc_data.format.columns import check_columns
@@ -36,7 +37,7 @@ class ShardRecord(Record):
     sha256: str
 
     def __post_init__(self) -> None:
-        check_relative_path(self.name, where="shard name")
+        check_relative_path(self.name, context="shard name")
         check_text("shard name", self.name)
         check_int("num_samples", self.num_samples, low=1, high=_MAX_SAMPLES)
         check_int("num_bytes", self.num_bytes, low=1, high=_MAX_SHARD_BYTES)
@@ -58,7 +59,7 @@ class ShardsFile(Record):
     num_shards: int
 
     def __post_init__(self) -> None:
-        check_relative_path(self.name, where="shards_file")
+        check_relative_path(self.name, context="shards_file")
         check_text("shards_file", self.name)
         check_sha256("shards_file's sha256", self.sha256)
         check_int("shards_file's num_shards", self.num_shards, low=1, high=2**26)
@@ -151,35 +152,35 @@ class SplitRecord(Record):
         return self.root + index_name(split)
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any], *, where: str, read_shards: ReadShards | None = None) -> Self:
+    def from_dict(cls, value: Mapping[str, Any], *, context: str, read_shards: ReadShards | None = None) -> Self:
         """Build and validate from a parsed JSON object.
 
         Args:
             value: what `Manifest.to_json` writes of a split.
-            where: names it in errors.
+            context: names it in errors.
             read_shards: reads the list of shards, where that is a file of its own.
         """
         if not isinstance(value, Mapping):
-            raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
+            raise FormatError(f"{context}: expected an object, found {type(value).__name__}")
         shards, statistics = value.get("shards"), value.get("statistics")
         parsed = dict(value)
         if (file := parsed.pop("shards_file", None)) is not None:
-            listed = ShardsFile.from_dict(file, where=f"{where}: shards_file")
+            listed = ShardsFile.from_dict(file, context=f"{context}: shards_file")
             if read_shards is None or shards is not None:
                 raise FormatError(
-                    f"{where}: its shards are listed in {listed.name}: walloc_data.storage reads that too"
+                    f"{context}: its shards are listed in {listed.name}: walloc_data.storage reads that too"
                 )
             parsed["shards"] = read_shards(listed)
         elif not isinstance(shards, list):
-            raise FormatError(f"{where}: shards must be a list")
+            raise FormatError(f"{context}: shards must be a list")
         else:
             parsed["shards"] = tuple(
-                ShardRecord.from_dict(shard, where=f"{where}: shard {i}") for i, shard in enumerate(shards)
+                ShardRecord.from_dict(shard, context=f"{context}: shard {i}") for i, shard in enumerate(shards)
             )
         parsed["statistics"] = ChannelStatistics.from_dict(
-            statistics if isinstance(statistics, Mapping) else {}, where=f"{where}: statistics"
+            statistics if isinstance(statistics, Mapping) else {}, context=f"{context}: statistics"
         )
-        return super().from_dict(parsed, where=where)
+        return super().from_dict(parsed, context=context)
 
 
 @dataclass(frozen=True)
@@ -189,12 +190,12 @@ class Manifest(Record):
     Example:
         >>> from pathlib import Path
         >>> from walloc_data import Manifest
-        >>> manifest = Manifest.from_json(Path("my-latents/walloc.json").read_bytes(), where="walloc.json")
+        >>> manifest = Manifest.from_json(Path("my-latents/walloc.json").read_bytes(), context="walloc.json")
         >>> manifest.class_names, manifest.settings.size_px, manifest.codec.name
         (('cat', 'coffee'), 96, 'rgb-16x-v1')
-        >>> manifest.split("train", where="walloc.json").num_samples
+        >>> manifest.split("train", context="walloc.json").num_samples
         8
-        >>> manifest.held_out_split(where="walloc.json")
+        >>> manifest.held_out_split(context="walloc.json")
         Traceback (most recent call last):
         walloc_data.errors.FormatError: walloc.json: no split to validate on; it has ['train']: ...
     """
@@ -218,7 +219,7 @@ class Manifest(Record):
         if not isinstance(self.splits, Mapping):
             raise FormatError(f"splits must be an object, not {shown(self.splits)}")
         for split, record in self.splits.items():
-            check_name(split, what="split", where="manifest")
+            check_name(split, what="split", context="manifest")
             if not isinstance(record, SplitRecord):
                 raise FormatError(f"split {split!r} must be a split's record, not {shown(record)}")
             if record.latent_shape is not None and record.latent_shape[0] != self.codec.latent_dim:
@@ -232,13 +233,13 @@ class Manifest(Record):
                     f"split {split!r}: the statistics do not fit the codec's {self.codec.latent_dim} channels"
                 )
 
-    def split(self, name: str, *, where: str) -> SplitRecord:
+    def split(self, name: str, *, context: str) -> SplitRecord:
         """Return the named split, or raise an error that lists the ones there are."""
         if name not in self.splits:
-            raise FormatError(f"{where}: no split {name!r}; it has {sorted(self.splits)}")
+            raise FormatError(f"{context}: no split {name!r}; it has {sorted(self.splits)}")
         return self.splits[name]
 
-    def held_out_split(self, name: str | None = None, *, where: str) -> str:
+    def held_out_split(self, name: str | None = None, *, context: str) -> str:
         """Return the split to validate on: `name`, else the first of val, validation, valid, dev, test that is there.
 
         Raises:
@@ -248,9 +249,9 @@ class Manifest(Record):
             name = next((split for split in HELD_OUT_SPLITS if split in self.splits), None)
         if name is None:
             raise FormatError(
-                f"{where}: no split to validate on; it has {sorted(self.splits)}: encode one, or name one of these"
+                f"{context}: no split to validate on; it has {sorted(self.splits)}: encode one, or name one of these"
             )
-        self.split(name, where=where)
+        self.split(name, context=context)
         return name
 
     def to_json(self, *, shards_files: Mapping[str, ShardsFile] | None = None) -> str:
@@ -283,29 +284,30 @@ class Manifest(Record):
         return text
 
     @classmethod
-    def from_json(cls, data: bytes | str, *, where: str, read_shards: ReadShards | None = None) -> Self:
-        """Parse and check `walloc.json`. `where` is the path or URL that errors name."""
-        value = load_json(data, where=where)
+    @renamed_arguments(where="context")
+    def from_json(cls, data: bytes | str, *, context: str, read_shards: ReadShards | None = None) -> Self:
+        """Parse and check `walloc.json`. `context` is the path or URL that errors name."""
+        value = load_json(data, context=context)
         if value.pop("format", None) != "walloc_data":
-            raise FormatError(f"{where}: not a walloc_data manifest")
+            raise FormatError(f"{context}: not a walloc_data manifest")
         version = value.pop("format_version", None)
         if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise FormatError(
-                f"{where}: format version {version!r}; this walloc_data reads up to {FORMAT_VERSION}: upgrade it"
+                f"{context}: format version {version!r}; this walloc_data reads up to {FORMAT_VERSION}: upgrade it"
             )
         splits = value.get("splits")
         if not isinstance(splits, dict):
-            raise FormatError(f"{where}: splits must be an object")
+            raise FormatError(f"{context}: splits must be an object")
         for record in splits.values():
             if isinstance(record, dict) and isinstance(record.get("statistics"), dict):
                 record["statistics"] = {"counts": record["statistics"].get("counts")}
-        value["codec"] = CodecSpec.from_dict(value.get("codec") or {}, where=f"{where}: codec")
+        value["codec"] = CodecSpec.from_dict(value.get("codec") or {}, context=f"{context}: codec")
         settings = value.get("settings") or {}
         if version == 1 and isinstance(settings, dict):
             settings = {"sample_json": True, **settings}  # there was one beside every latent
-        value["settings"] = EncodeSettings.from_dict(settings, where=f"{where}: settings")
+        value["settings"] = EncodeSettings.from_dict(settings, context=f"{context}: settings")
         value["splits"] = {
-            name: SplitRecord.from_dict(record, where=f"{where}: split {name!r}", read_shards=read_shards)
+            name: SplitRecord.from_dict(record, context=f"{context}: split {name!r}", read_shards=read_shards)
             for name, record in splits.items()
         }
-        return super().from_dict(value, where=where)
+        return super().from_dict(value, context=context)

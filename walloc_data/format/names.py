@@ -53,53 +53,53 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def check_name(name: str, *, what: str, where: str) -> str:
+def check_name(name: str, *, what: str, context: str) -> str:
     """Check a split, codec or key: lower case, digits, '_' and '-', at most 100 characters (ustar and Hub rules).
 
     Example:
         >>> from walloc_data.format import check_name
-        >>> check_name("validation", what="split", where="encode")
+        >>> check_name("validation", what="split", context="encode")
         'validation'
-        >>> check_name("Validation", what="split", where="encode")
+        >>> check_name("Validation", what="split", context="encode")
         Traceback (most recent call last):
         walloc_data.errors.FormatError: encode: split 'Validation' must be lower-case letters, digits, '_' or '-', ...
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise FormatError(
-            f"{where}: {what} {name!r} must be lower-case letters, digits, '_' or '-', at most 100 characters, "
+            f"{context}: {what} {name!r} must be lower-case letters, digits, '_' or '-', at most 100 characters, "
             "starting with a letter or digit"
         )
     return name
 
 
-def check_key(key: str, *, where: str) -> str:
+def check_key(key: str, *, context: str) -> str:
     """Check a sample's key. Dots would end the key early for WebDataset readers, upper case breaks HF's.
 
     Example:
         >>> from walloc_data.format import check_key
-        >>> check_key("000000042", where="train.csv")
+        >>> check_key("000000042", context="train.csv")
         '000000042'
-        >>> check_key("IMG_1.jpg", where="train.csv")
+        >>> check_key("IMG_1.jpg", context="train.csv")
         Traceback (most recent call last):
         walloc_data.errors.FormatError: train.csv: key 'IMG_1.jpg' must be lower-case letters, digits, '_' or '-', ...
     """
-    return check_name(key, what="key", where=where)
+    return check_name(key, what="key", context=context)
 
 
-def check_relative_path(path: str, *, where: str) -> str:
+def check_relative_path(path: str, *, context: str) -> str:
     """Check a path inside a data set: relative, '/'-separated, without '..', so that nothing outside is touched.
 
     Example:
         >>> from walloc_data.format import check_relative_path
-        >>> check_relative_path("data/train-00000.tar", where="walloc.json")
+        >>> check_relative_path("data/train-00000.tar", context="walloc.json")
         'data/train-00000.tar'
-        >>> check_relative_path("../secrets", where="walloc.json")
+        >>> check_relative_path("../secrets", context="walloc.json")
         Traceback (most recent call last):
         walloc_data.errors.FormatError: walloc.json: '../secrets' is not a relative path inside the data set
     """
     parts = [part for part in path.split("/") if part not in ("", ".")] if isinstance(path, str) else []
     if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or ":" in parts[0]:
-        raise FormatError(f"{where}: {path!r} is not a relative path inside the data set")
+        raise FormatError(f"{context}: {path!r} is not a relative path inside the data set")
     return path
 
 

@@ -35,7 +35,7 @@ class CodecSpec(Record):
     encoder_sha256: str
 
     def __post_init__(self) -> None:
-        check_name(self.name, what="codec name", where="codec")
+        check_name(self.name, what="codec name", context="codec")
         check_int("channels", self.channels, low=1, high=4)
         check_int("J", self.J, low=1, high=8)
         check_int("latent_dim", self.latent_dim, low=1, high=4096)
@@ -108,7 +108,7 @@ class EncodeSettings(Record):
         >>> settings = EncodeSettings(size_px=256, mirror=True)
         >>> settings.samples_per_shard, settings.background
         (2048, (255, 255, 255))
-        >>> EncodeSettings.from_dict(settings.to_dict(), where="settings") == settings
+        >>> EncodeSettings.from_dict(settings.to_dict(), context="settings") == settings
         True
     """
 

@@ -84,7 +84,7 @@ def append_dataset(
     with held_dataset(out, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
         from walloc_data.codec import fetch_codec
 
-        record = manifest.split(split, where=store.url)
+        record = manifest.split(split, context=store.url)
         if not again:
             _refuse_twice(store, split, record, opened.identity)
         if opened.labelled != record.labelled:
@@ -113,14 +113,14 @@ def append_dataset(
                 "command, or forget it with restart=True (--restart)"
             ) from error
         new = open_manifest(inner)
-        names, labels = joined_classes(manifest.class_names, new.class_names, where=f"{store.url}, {opened.location}")
+        names, labels = joined_classes(manifest.class_names, new.class_names, context=f"{store.url}, {opened.location}")
         offset = record.source["num_items"]
         parts = [
             Part(store, manifest, split, Change()),
             Part(inner, new, split, Change(offset=offset, labels=labels, new_keys=True)),
         ]
         built = build_split(store, split, parts, root=edit_root(split), folder=folder)
-        joined = joined_record(parts, built, where=f"{store.url}: split {split!r}")
+        joined = joined_record(parts, built, context=f"{store.url}: split {split!r}")
         change_split(store, split, joined, built.made, class_names=names)
         discard_append(store, split)
         return EditSummary(
@@ -166,7 +166,7 @@ def retry_failures(source: Any, out: str | Path, *, split: str = "train", **opti
     """
     store = Store(out, storage_options=options.get("storage_options"))
     if not store.exists(plan_name(split)):
-        open_manifest(store).split(split, where=store.url)
+        open_manifest(store).split(split, context=store.url)
         raise FormatError(
             f"{store.url}: split {split!r} was made of several sources, or changed, and has no plan any more: its "
             "failures cannot be done again by themselves. Append the mended pictures"

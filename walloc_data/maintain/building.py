@@ -119,10 +119,10 @@ def build_split(
     Raises:
         CorruptShardError: a shard that must be read is damaged.
     """
-    where = f"{target.url}: split {split!r}"
+    context = f"{target.url}: split {split!r}"
     columns = parts[0].record.columns
     for part in parts[1:]:
-        columns = joined_columns(columns, part.record.columns, where=where)
+        columns = joined_columns(columns, part.record.columns, context=context)
     manifest = parts[0].manifest
     files = SplitFiles(folder, manifest.settings.mirror, columns, manifest.codec)
     units = [int(match[1]) for shard in parts[0].record.shards if (match := _UNIT.search(shard.name))]
@@ -143,8 +143,8 @@ def build_split(
                 files.add(shard, known[shard.name], table, part.record.columns, {})
                 continue
             with local_file(part.store, shard.name) as file:
-                place = part.store.where(shard.name)
-                md5 = check_shard(file, shard, where=place)
+                place = part.store.location(shard.name)
+                md5 = check_shard(file, shard, context=place)
                 unfinished = folder / "shard.tar"
                 if trivial and keep is None:
                     if part.store.url == target.url:
@@ -161,7 +161,7 @@ def build_split(
                         rows,
                         unfinished,
                         name=name,
-                        where=place,
+                        context=place,
                         change=part.change,
                         keep=kept,
                         dropped=dropped,

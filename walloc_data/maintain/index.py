@@ -32,13 +32,13 @@ def tables_of(store: Store, manifest: Manifest, split: str) -> Iterator[tuple[Sh
     import pyarrow.parquet
 
     record = manifest.splits[split]
-    where = store.where(record.index_name(split))
+    context = store.location(record.index_name(split))
     schema = index_schema(mirror=manifest.settings.mirror, columns=record.columns)
     with local_file(store, record.index_name(split)) as file:
         if record.index_sha256 is not None:
             with file.open("rb") as opened:
                 if hashlib.file_digest(opened, "sha256").hexdigest() != record.index_sha256:
-                    raise FormatError(f"{where}: its SHA-256 is not the manifest's. Nothing was changed")
+                    raise FormatError(f"{context}: its SHA-256 is not the manifest's. Nothing was changed")
         try:
             with pa.parquet.ParquetFile(file) as parquet:
                 waiting = schema.empty_table()
@@ -48,11 +48,11 @@ def tables_of(store: Store, manifest: Manifest, split: str) -> Iterator[tuple[Sh
                         table = pa.table(_filled(batch, schema), schema=schema)
                         waiting = pa.concat_tables([waiting, table])
                     if len(waiting) < shard.num_samples:
-                        raise FormatError(f"{where}: ends inside {shard.name}")
+                        raise FormatError(f"{context}: ends inside {shard.name}")
                     yield shard, waiting.slice(0, shard.num_samples).combine_chunks()
                     waiting = waiting.slice(shard.num_samples)
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise FormatError(f"{where}: not a readable index ({error})") from error
+            raise FormatError(f"{context}: not a readable index ({error})") from error
 
 
 def _filled(batch: Any, schema: Any) -> list[Any]:
@@ -67,7 +67,7 @@ def _filled(batch: Any, schema: Any) -> list[Any]:
 
 
 def joined_columns(
-    first: Mapping[str, Any] | None, second: Mapping[str, Any] | None, *, where: str
+    first: Mapping[str, Any] | None, second: Mapping[str, Any] | None, *, context: str
 ) -> dict[str, Any] | None:
     """Return the types of the columns of two parts of one split.
 
@@ -76,7 +76,7 @@ def joined_columns(
     """
     if (first is None) != (second is None):
         raise FormatError(
-            f"{where}: one part was written by version 1 of the format, whose index does not hold what the other's "
+            f"{context}: one part was written by version 1 of the format, whose index does not hold what the other's "
             "does: encode it again"
         )
     if first is None or second is None:
@@ -182,7 +182,7 @@ def write_failures(store: Store, manifest: Manifest, split: str, target: Path, *
     path = f"{manifest.splits[split].root}failures/{split}.jsonl"
     number = 0
     with local_file(store, path) as file, target.open("a", encoding="utf-8") as lines:
-        for line in failure_lines(file, where=store.where(path)):
+        for line in failure_lines(file, context=store.location(path)):
             index = line["source_index"] + change.offset
             moved = line | {"source_index": index} | ({"key": sample_key(index)} if change.new_keys else {})
             lines.write(json.dumps(moved, sort_keys=True) + "\n")

@@ -58,9 +58,9 @@ def merge_datasets(
     stores = [Store(place, storage_options=storage_options) for place in (first, second)]
     manifests = [open_manifest(store) for store in stores]
     target = Store(out, storage_options=storage_options)
-    where = f"{stores[0].url} and {stores[1].url}"
-    refuse_differences(*manifests, where=where)
-    names, labels = joined_classes(manifests[0].class_names, manifests[1].class_names, where=where)
+    context = f"{stores[0].url} and {stores[1].url}"
+    refuse_differences(*manifests, context=context)
+    names, labels = joined_classes(manifests[0].class_names, manifests[1].class_names, context=context)
     _check_target(target)
     with disk_errors(target), conversion_lock(target), staging_folder(target, tag="edit") as folder:
         target.write_bytes(_MARKER, dump_json({"first": stores[0].url, "second": stores[1].url}).encode())
@@ -81,7 +81,7 @@ def merge_datasets(
                     change = Change(offset=offset, labels=mapping, new_keys=new_keys)
                     parts.append(Part(store, manifest, split, change))
             built = build_split(target, split, parts, root="", folder=folder)
-            records[split] = joined_record(parts, built, where=f"{where}: split {split!r}")
+            records[split] = joined_record(parts, built, context=f"{context}: split {split!r}")
             summaries.append(EditSummary(target.url, split, records[split].num_samples, shards_made=len(built.made)))
         publish_manifest(target, replace(manifests[0], class_names=names, splits=records))
         target.delete(_MARKER)
@@ -107,7 +107,7 @@ def _check_target(target: Store) -> None:
         raise StorageError(f"{target.url}: not an empty folder: choose a new one")
 
 
-def refuse_differences(first: Manifest, second: Manifest, *, where: str) -> None:
+def refuse_differences(first: Manifest, second: Manifest, *, context: str) -> None:
     """Raise SettingsMismatchError unless latents of both mean the same."""
     found = []
     for group in ("codec", "settings"):
@@ -116,11 +116,11 @@ def refuse_differences(first: Manifest, second: Manifest, *, where: str) -> None
             if name not in _FREE and old.get(name) != new.get(name):
                 found.append(f"{group}.{name}: {old.get(name)!r} and {new.get(name)!r}")
     if found:
-        raise SettingsMismatchError(f"{where} differ:\n  " + "\n  ".join(found) + "\nEncode one as the other was")
+        raise SettingsMismatchError(f"{context} differ:\n  " + "\n  ".join(found) + "\nEncode one as the other was")
 
 
 def joined_classes(
-    first: tuple[str, ...] | None, second: tuple[str, ...] | None, *, where: str
+    first: tuple[str, ...] | None, second: tuple[str, ...] | None, *, context: str
 ) -> tuple[tuple[str, ...] | None, dict[int, int] | None]:
     """Return all class names, and the numbers that the second's get; None where they keep theirs.
 
@@ -133,21 +133,21 @@ def joined_classes(
         return second, None
     for names in (first, second):
         if len(set(names)) < len(names):
-            raise FormatError(f"{where}: a class name occurs twice, so that classes cannot be told by their names")
+            raise FormatError(f"{context}: a class name occurs twice, so that classes cannot be told by their names")
     every = [*first, *(name for name in second if name not in set(first))]
     position = {name: number for number, name in enumerate(every)}
     labels = {number: position[name] for number, name in enumerate(second)}
     return tuple(every), None if all(old == new for old, new in labels.items()) else labels
 
 
-def joined_record(parts: list[Part], built: Built, *, where: str) -> SplitRecord:
+def joined_record(parts: list[Part], built: Built, *, context: str) -> SplitRecord:
     """Return the record of a split that was made of parts."""
     records = [part.record for part in parts]
     first = records[0]
     if len({record.labelled for record in records}) > 1:
-        raise FormatError(f"{where}: one part has labels and the other has none")
+        raise FormatError(f"{context}: one part has labels and the other has none")
     if len({tuple(record.source.get("pictures", ())) for record in records}) > 1:
-        raise FormatError(f"{where}: second pictures (--keep-picture) are not those of both parts")
+        raise FormatError(f"{context}: second pictures (--keep-picture) are not those of both parts")
     if len(records) == 1 and not parts[0].change.new_keys:
         return replace(
             first,

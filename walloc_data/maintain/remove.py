@@ -48,7 +48,7 @@ def remove_split(out: str | Path, *, split: str, storage_options: Mapping[str, A
         2
     """
     with held_dataset(out, storage_options) as (store, manifest):
-        record = manifest.split(split, where=store.url)
+        record = manifest.split(split, context=store.url)
         drop_split(store, split)
         return EditSummary(store.url, split, 0, num_removed=record.num_samples)
 
@@ -93,14 +93,14 @@ def remove_samples(
         (6, 2)
     """
     with held_dataset(out, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
-        record = manifest.split(split, where=store.url)
+        record = manifest.split(split, context=store.url)
         rule = _Rule(store, manifest, split, keys=keys, names=names, classes=classes)
         root = edit_root(split)
         counts = np.array(record.statistics.counts, dtype=np.int64)
         removed = np.zeros_like(counts)
 
         def dropped(webp: bytes) -> None:
-            picture = decode_webp(webp, where=f"{store.url}: a sample to be removed")
+            picture = decode_webp(webp, context=f"{store.url}: a sample to be removed")
             latent = unpack(picture[..., : manifest.codec.channels], latent_dim=manifest.codec.latent_dim)
             count_levels(latent[None], removed)
 

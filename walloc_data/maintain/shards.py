@@ -42,7 +42,7 @@ class MadeShard:
     changes: dict[str, list[Any]]  # columns of the index, by row
 
 
-def check_shard(file: Path, shard: ShardRecord, *, where: str) -> str:
+def check_shard(file: Path, shard: ShardRecord, *, context: str) -> str:
     """Check a shard's length and SHA-256; return its MD5, which files for wids hold.
 
     Raises:
@@ -57,14 +57,14 @@ def check_shard(file: Path, shard: ShardRecord, *, where: str) -> str:
             num_bytes += len(chunk)
     if (num_bytes, sha256.hexdigest()) != (shard.num_bytes, shard.sha256):
         raise CorruptShardError(
-            f"{where}: not the bytes that the manifest speaks of ({num_bytes} of {shard.num_bytes}): repair the data "
+            f"{context}: not the bytes that the manifest speaks of ({num_bytes} of {shard.num_bytes}): repair the data "
             "set first; `walloc-data verify` finds all damage. Nothing was changed"
         )
     return md5.hexdigest()
 
 
 def samples_of(
-    file: Path, rows: Sequence[Mapping[str, Any]], *, where: str
+    file: Path, rows: Sequence[Mapping[str, Any]], *, context: str
 ) -> Iterator[tuple[Mapping[str, Any], Members]]:
     """Yield each row of the index with its sample's members, in the shard's order.
 
@@ -72,27 +72,27 @@ def samples_of(
         CorruptShardError: the shard does not hold these samples.
     """
     with file.open("rb") as opened:
-        name, waiting = _next_header(opened, where)
+        name, waiting = _next_header(opened, context)
         for row in rows:
             key, members = row["key"], Members()
             while name is not None and name.partition(".")[0] == key:
                 if waiting > _MAX_MEMBER_BYTES or len(data := opened.read(waiting)) != waiting:
-                    raise CorruptShardError(f"{where}: {name} ends early")
+                    raise CorruptShardError(f"{context}: {name} ends early")
                 opened.seek(-waiting % BLOCK_BYTES, 1)
                 members.append((name[len(key) :], data))
-                name, waiting = _next_header(opened, where)
+                name, waiting = _next_header(opened, context)
             if not members or members[0][0] != ".webp" or not _is_whole(members[0][1], row.get("crc32")):
-                raise CorruptShardError(f"{where}: sample {key} is not what the index says")
+                raise CorruptShardError(f"{context}: sample {key} is not what the index says")
             yield row, members
         if name is not None:
-            raise CorruptShardError(f"{where}: {name} is in no row of the index")
+            raise CorruptShardError(f"{context}: {name} is in no row of the index")
 
 
 def _is_whole(webp: bytes, crc32: int | None) -> bool:
     return crc32 is None or zlib.crc32(webp) == crc32
 
 
-def _next_header(file: BinaryIO, where: str) -> tuple[str | None, int]:
+def _next_header(file: BinaryIO, context: str) -> tuple[str | None, int]:
     """Return the name and length of the member that follows; no name at the end."""
     block = file.read(BLOCK_BYTES)
     if not any(block):
@@ -103,7 +103,7 @@ def _next_header(file: BinaryIO, where: str) -> tuple[str | None, int]:
             return name, num_bytes
     except ValueError:
         pass
-    raise CorruptShardError(f"{where}: no header of ours at byte {file.tell() - BLOCK_BYTES}")
+    raise CorruptShardError(f"{context}: no header of ours at byte {file.tell() - BLOCK_BYTES}")
 
 
 def rewrite_shard(
@@ -112,7 +112,7 @@ def rewrite_shard(
     target: Path,
     *,
     name: str,
-    where: str,
+    context: str,
     change: Change,
     keep: Callable[[Mapping[str, Any]], bool] = lambda row: True,
     dropped: Callable[[bytes], None] = lambda webp: None,
@@ -133,7 +133,7 @@ def rewrite_shard(
     columns = ("key", "label", "source_index", "offset", *(("mirror_offset",) if "mirror_offset" in rows[0] else ()))
     changes: dict[str, list[Any]] = {column: [] for column in columns}
     with TarWriter(target) as tar:
-        for row, members in samples_of(file, rows, where=where):
+        for row, members in samples_of(file, rows, context=context):
             if not keep(row):
                 dropped(members[0][1])
                 continue

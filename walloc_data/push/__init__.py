@@ -191,8 +191,8 @@ def _reconcile(target: Target, ours: Manifest, *, destination: str, replace: boo
                 raise FormatError(f"{destination}/{path} is missing")
             return data
 
-        lists = shards_reader(read, where=lambda path: f"{destination}/{path}")
-        theirs = Manifest.from_json(there, where=f"{destination}/{MANIFEST_NAME}", read_shards=lists)
+        lists = shards_reader(read, context=lambda path: f"{destination}/{path}")
+        theirs = Manifest.from_json(there, context=f"{destination}/{MANIFEST_NAME}", read_shards=lists)
     except FormatError as error:
         reason = str(error)
     else:

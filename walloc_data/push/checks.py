@@ -46,7 +46,7 @@ def check_readable(root: Path, manifest: Manifest) -> Iterator[None]:
             failures = f"{record.root}failures/{split}.jsonl"
             if (record.num_failures > 0) != (store.exists(failures) and store.num_bytes(failures) > 0):
                 raise FormatError(
-                    f"{store.where(failures)}: does not list the {record.num_failures} failures of the manifest"
+                    f"{store.location(failures)}: does not list the {record.num_failures} failures of the manifest"
                 )
         yield
         for split, record in manifest.splits.items():

@@ -43,7 +43,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 def read_failures(store: Store, split: str) -> tuple[list[tuple[str, str, str]], list[tuple[str, int]]]:
     """Return the first failures as (source index, name, reason), and the number of each reason, most frequent first."""
-    lines = _lines(store, f"failures/{check_name(split, what='split', where=store.url)}.jsonl")
+    lines = _lines(store, f"failures/{check_name(split, what='split', context=store.url)}.jsonl")
     failures = [
         (_short(line.get("source_index", "")), _short(line.get("name", "")), _short(line.get("reason", "")))
         for line in lines
@@ -60,7 +60,7 @@ def read_runs(store: Store, split: str) -> tuple[list[tuple[int, float]], dict[s
     """
     runs: list[tuple[int, float]] = []
     stages: dict[str, float] = {}
-    for line in _lines(store, f".walloc/{check_name(split, what='split', where=store.url)}/log.jsonl"):
+    for line in _lines(store, f".walloc/{check_name(split, what='split', context=store.url)}/log.jsonl"):
         samples, seconds, parts = line.get("samples"), line.get("seconds"), line.get("stages_s")
         if not (_is_number(samples) and _is_number(seconds)):
             continue

@@ -321,7 +321,7 @@ def _speed(opened: OpenSplit) -> str:
         f'<th scope="col" class="num">samples per second</th></tr></thead><tbody>{rows}</tbody></table>'
     )
     total = sum(stages.values()) or 1.0
-    where = bar_table(
+    times = bar_table(
         (
             (name, seconds, f"{number(seconds)} s, {100 * seconds / total:.0f} %")
             for name, seconds in sorted(stages.items(), key=lambda item: -item[1])
@@ -329,7 +329,7 @@ def _speed(opened: OpenSplit) -> str:
         caption="Where the time went, all workers together",
         head=("stage", "seconds"),
     )
-    return f"<h3>Speed of the conversion</h3>{table}{where if stages else ''}"
+    return f"<h3>Speed of the conversion</h3>{table}{times if stages else ''}"
 
 
 def _checksums(record: SplitRecord) -> str:

@@ -78,8 +78,8 @@ class OpenSplit(OpenedSplit):
         codec, info = load_codec(fetch_codec(self.store, scratch=self.cache.folder))
         if info.encoder_sha256 != self.manifest.codec.encoder_sha256:
             raise CodecError(
-                f"{self.store.where('codec')}: this codec ({info.name}, encoder {info.encoder_sha256[:12]}) is not the "
-                f"one that made the latents ({self.manifest.codec.name}, {self.manifest.codec.encoder_sha256[:12]})"
+                f"{self.store.location('codec')}: this codec ({info.name}, encoder {info.encoder_sha256[:12]}) is not "
+                f"the one that made the latents ({self.manifest.codec.name}, {self.manifest.codec.encoder_sha256[:12]})"
             )
         return codec, info
 

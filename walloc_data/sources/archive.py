@@ -74,7 +74,7 @@ class ArchiveSource(FolderSource):
         self._is_zip = archive.suffix.lower() == ".zip"
         found, folders = Listing(), set[str]()
         walk = _zip_members if self._is_zip else _tar_members
-        members = {member.path: member for member in walk(self._file_path, found, folders, where=location)}
+        members = {member.path: member for member in walk(self._file_path, found, folders, context=location)}
         if not self._is_zip and any(path.endswith(".cls") for path in members):
             raise _SamplesError
         above = _shared_folder([path for path in members if Path(path).suffix.lower() in PICTURE_SUFFIXES])
@@ -172,7 +172,7 @@ def _clean(name: str, found: Listing) -> str | None:
     return "/".join(parts) or None
 
 
-def _zip_members(file: Path, found: Listing, folders: set[str], *, where: str) -> Iterator[_Member]:
+def _zip_members(file: Path, found: Listing, folders: set[str], *, context: str) -> Iterator[_Member]:
     try:
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
@@ -197,13 +197,13 @@ def _zip_members(file: Path, found: Listing, folders: set[str], *, where: str) -
                         info.CRC,
                     )
     except (OSError, zipfile.BadZipFile, ValueError) as error:
-        raise SourceError(f"{where}: not a readable ZIP file ({error})") from error
+        raise SourceError(f"{context}: not a readable ZIP file ({error})") from error
 
 
-def _tar_members(file: Path, found: Listing, folders: set[str], *, where: str) -> Iterator[_Member]:
+def _tar_members(file: Path, found: Listing, folders: set[str], *, context: str) -> Iterator[_Member]:
     # A compressed tar's own checksum finds damage; in a plain one tarfile takes it for the end.
     compressed = file.name.lower().endswith(_COMPRESSED)
-    for info in _unpacked_headers(file, where=where) if compressed else members_of(file, where=where):
+    for info in _unpacked_headers(file, context=context) if compressed else members_of(file, context=context):
         path = _clean(info.name, found)
         if path is None:
             continue
@@ -215,14 +215,14 @@ def _tar_members(file: Path, found: Listing, folders: set[str], *, where: str) -
             yield _Member(path, info.size, info.offset_data, info.size, _STORED, -1)
 
 
-def _unpacked_headers(file: Path, *, where: str) -> Iterator[tarfile.TarInfo]:
+def _unpacked_headers(file: Path, *, context: str) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(file, "r:*") as archive:
             for info in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
                 yield info
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
-        raise SourceError(f"{where}: not a readable tar ({error})") from error
+        raise SourceError(f"{context}: not a readable tar ({error})") from error
 
 
 def archive_of(path: Path) -> tuple[Path, str] | None:
@@ -233,13 +233,13 @@ def archive_of(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def top_folders(archive: Path, inside: str, *, where: str) -> list[str]:
+def top_folders(archive: Path, inside: str, *, context: str) -> list[str]:
     """Return the first folders of an archive below those that all its pictures share, or below a folder of it."""
     found, folders = Listing(), set[str]()
     if archive.suffix.lower() == ".zip":
-        paths = [member.path for member in _zip_members(archive, found, folders, where=where)]
+        paths = [member.path for member in _zip_members(archive, found, folders, context=context)]
     else:
-        paths = [member.path for member in _tar_members(archive, found, folders, where=where)]
+        paths = [member.path for member in _tar_members(archive, found, folders, context=context)]
     above = _shared_folder([path for path in paths if Path(path).suffix.lower() in PICTURE_SUFFIXES])
     above += f"{inside}/" if inside else ""
     below = {path.removeprefix(above).partition("/")[0] for path in paths if path.startswith(above)}
@@ -263,7 +263,7 @@ def open_archive(
     folder = Path(tempfile.mkdtemp(prefix="walloc_data-"))
     try:
         file = folder / "archive.tar"
-        _decompress(archive, file, where=location)
+        _decompress(archive, file, context=location)
         source = _source(archive, file, inside, location=location, **columns)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -290,7 +290,7 @@ def _source(archive: Path, file: Path, inside: str, *, location: str, image: str
     return TarSource([str(file)], location=location, image_column=image, label_column=label)
 
 
-def _decompress(archive: Path, file: Path, *, where: str) -> None:
+def _decompress(archive: Path, file: Path, *, context: str) -> None:
     name = archive.name.lower()
     opener: Any = gzip.open if name.endswith(("gz",)) else bz2.open if name.endswith(("bz2",)) else lzma.open
     status = archive.stat()
@@ -298,10 +298,10 @@ def _decompress(archive: Path, file: Path, *, where: str) -> None:
         with opener(archive, "rb") as packed, file.open("wb") as unpacked:
             shutil.copyfileobj(packed, unpacked, 2**20)
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise SourceError(f"{where}: not a readable compressed tar ({error})") from error
+        raise SourceError(f"{context}: not a readable compressed tar ({error})") from error
     except OSError as error:
         reason = error.strerror or error
         raise SourceError(
-            f"{where}: cannot be decompressed to {file.parent} ({reason}): decompress it yourself"
+            f"{context}: cannot be decompressed to {file.parent} ({reason}): decompress it yourself"
         ) from error
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # so that it is the same file when it is read again

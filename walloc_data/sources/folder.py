@@ -60,7 +60,7 @@ class FolderSource(Source):
         sidecars = listing.sidecars()
         self.labelled, guess = False, None
         if label_column != "none":
-            self.labelled, guess = listing.has_classes(where=location, sidecars=sidecars)
+            self.labelled, guess = listing.has_classes(context=location, sidecars=sidecars)
             self.labelled |= guess is not None and label_column == "folder"
             if label_column == "folder" and not self.labelled:
                 raise SourceError(f"{location}: its pictures lie in no folders, so folders are no labels")
@@ -113,7 +113,7 @@ class FolderSource(Source):
         data, _ = self._file(index, ".json", most=MAX_JSON_BYTES + 1)
         if len(data) > MAX_JSON_BYTES:
             raise ValueError(f"its JSON has more than {MAX_JSON_BYTES} bytes")
-        return load_json(data, where="its JSON")
+        return load_json(data, context="its JSON")
 
     def _sidecars(self, index: int) -> tuple[Mapping[str, Any], tuple[str, ...]]:
         """Return columns of a picture, and what of its sidecars is left out."""

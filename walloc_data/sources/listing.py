@@ -65,7 +65,7 @@ class Listing:
             notes.append(f"left out: files that are not named like pictures: {listed(self.others)}")
         return tuple(notes)
 
-    def has_classes(self, *, where: str, sidecars: Mapping[str, Mapping[str, int]]) -> tuple[bool, str | None]:
+    def has_classes(self, *, context: str, sidecars: Mapping[str, Mapping[str, int]]) -> tuple[bool, str | None]:
         """Return whether the folders in the root are classes, and a note where that is a guess.
 
         Raises:
@@ -77,7 +77,7 @@ class Listing:
             return False, None
         if top:
             raise SourceError(
-                f"{where}: {len(top)} pictures lie beside {len(populated)} folders, e.g. {top[0]!r}: "
+                f"{context}: {len(top)} pictures lie beside {len(populated)} folders, e.g. {top[0]!r}: "
                 "move them into class folders, or pass label_column='none' to encode all of it without labels"
             )
         if any(sidecars.values()) and all(_NUMBERED.fullmatch(name) for name in populated):
@@ -87,12 +87,12 @@ class Listing:
             )
         return True, None
 
-    def refuse_splits(self, where: str) -> None:
+    def refuse_splits(self, context: str) -> None:
         """Raise SourceError where the folders in the root are named like splits."""
         if are_splits(self.folders):
-            path = where.removeprefix("folder:").rstrip("/")
+            path = context.removeprefix("folder:").rstrip("/")
             raise SourceError(
-                f"{where}: its folders {self.folders} are named like splits, not classes: name one of them, e.g. "
+                f"{context}: its folders {self.folders} are named like splits, not classes: name one of them, e.g. "
                 f"{path}/{self.folders[0]}, or encode all of them (--split all)"
             )
 

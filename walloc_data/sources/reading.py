@@ -27,7 +27,7 @@ class NotAFileError(SourceError):
     """A pipe, a device or a folder where a file was expected, or a file that is too long to be a picture."""
 
 
-def unreadable(where: object, error: BaseException | str) -> UnreadableError:
+def unreadable(context: object, error: BaseException | str) -> UnreadableError:
     """Return the error for what cannot be read although it was there: not the picture's fault, so nothing is
     recorded.
     """
@@ -38,11 +38,11 @@ def unreadable(where: object, error: BaseException | str) -> UnreadableError:
     else:
         reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     found = UnreadableError(
-        f"{where}: cannot be read ({reason}). This is trouble of the machine or the store and no fault of the picture, "
-        "so it is not recorded as one: what is published stays, and the same command goes on once it can be read. If "
-        "that will never be, --on-error record-unreadable (on_error='record-unreadable') lists it as a failure"
+        f"{context}: cannot be read ({reason}). This is trouble of the machine or the store and no fault of the "
+        "picture, so it is not recorded as one: what is published stays, and the same command goes on once it can be "
+        "read. If that will never be, --on-error record-unreadable (on_error='record-unreadable') lists it as a failure"
     )
-    found.name, found.reason = Path(str(where)).name, reason
+    found.name, found.reason = Path(str(context)).name, reason
     return found
 
 

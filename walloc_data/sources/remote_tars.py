@@ -150,7 +150,7 @@ class RemoteTars(Source):
                     meta = parse_meta(ranges.read(*span))
                 except (ValueError, RecursionError) as error:
                     raise SourceError(f"{url}: the first sample, {pictures[0].key!r}: {error}") from error
-            layout = layout_of(pictures[0], meta, where=url, names=names, image=image, label=label)
+            layout = layout_of(pictures[0], meta, context=url, names=names, image=image, label=label)
             number = sum("cls" in group.members for group in found)
             if number and layout.label_from != "cls" and label is None:
                 raise misplaced_labels(url, number)
@@ -173,7 +173,7 @@ class RemoteTars(Source):
         found: list[Group] = []
         try:
             # The last of them may be cut off by the end of what was looked at.
-            for group in islice(groups_in(ranges.read, num_bytes=num_bytes, where=name), HEAD_SAMPLES):
+            for group in islice(groups_in(ranges.read, num_bytes=num_bytes, context=name), HEAD_SAMPLES):
                 found.append(group)
         except DamagedTarError as error:
             if not found and fragment == 0 and len(self._urls) == 1:
@@ -205,7 +205,7 @@ class RemoteTars(Source):
             except StorageError as error:
                 raise unreadable(url, error) from error
             version = self._version_now(fragment) or "a tar without an ETag"
-            for group in groups(path, where=url, scan=scan):
+            for group in groups(path, context=url, scan=scan):
                 if self._refuses_labels and "cls" in group.members:
                     raise misplaced_labels(f"{url}: sample {group.key!r}", 1)
                 label = next(

@@ -37,11 +37,11 @@ def find_splits(spec: Any, *, names: Sequence[str] | None = None) -> dict[str, t
         {'train': (['pictures/cat/0.jpg'], 'train'), 'val': (['pictures/coffee/0.jpg'], 'val')}
     """
     found = _splits_of(spec)
-    where = spec if isinstance(spec, str | os.PathLike) else type(spec).__name__
+    context = spec if isinstance(spec, str | os.PathLike) else type(spec).__name__
     splits: dict[str, tuple[Any, str]] = {}
     for name in sorted(found, key=lambda name: (name.lower() not in _FIRST, name)):
         try:
-            check_name(name.lower(), what="split", where=str(where))
+            check_name(name.lower(), what="split", context=str(context))
         except FormatError as error:
             raise SourceError(
                 f"{error}: encode it by itself, with another --split and --source-split {name}"
@@ -50,7 +50,7 @@ def find_splits(spec: Any, *, names: Sequence[str] | None = None) -> dict[str, t
     if names is None:
         return splits
     if unknown := [name for name in names if name not in splits]:
-        raise SourceError(f"{where}: no splits {unknown}; it has {sorted(splits)}")
+        raise SourceError(f"{context}: no splits {unknown}; it has {sorted(splits)}")
     return {name: splits[name] for name in names}
 
 
@@ -61,16 +61,16 @@ def _splits_of(spec: Any) -> dict[str, Any]:
         raise SourceError(f"a {type(spec).__name__} has no splits: encode it as one (--split NAME)")
     text = os.fspath(spec)
     if text.startswith("hf:"):
-        return dict.fromkeys(_hub_splits(text.removeprefix("hf:"), where=text), text)
+        return dict.fromkeys(_hub_splits(text.removeprefix("hf:"), context=text), text)
     path = Path(text.removeprefix("folder:")).expanduser()
     if not path.is_dir():
         if (found := archive_of(path)) is None:
             raise SourceError(f"{text}: has no splits that can be told: encode each by itself (--split NAME)")
-        folders = top_folders(*found, where=text)
+        folders = top_folders(*found, context=text)
     elif (path / "dataset_dict.json").is_file():
         return dict.fromkeys(_saved_splits(path / "dataset_dict.json"), text)
     elif is_parquet_folder(path):
-        return dict.fromkeys(_hub_splits(str(path.absolute()), where=text), text)
+        return dict.fromkeys(_hub_splits(str(path.absolute()), context=text), text)
     else:
         folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not is_stray(entry.name))
     if not are_splits(folders):
@@ -81,10 +81,10 @@ def _splits_of(spec: Any) -> dict[str, Any]:
     return {name: f"{text.rstrip('/')}/{name}" for name in folders}
 
 
-def _hub_splits(name: str, *, where: str) -> list[str]:
+def _hub_splits(name: str, *, context: str) -> list[str]:
     from walloc_data.sources.hub import split_names
 
-    return split_names(name, location=where)
+    return split_names(name, location=context)
 
 
 def _saved_splits(path: Path) -> list[str]:

@@ -33,7 +33,7 @@ def folder_of(key: str) -> tuple[str, ...]:
 
 
 def class_folders(
-    keys: Iterable[str], folders: Iterable[str], *, where: str, names: Sequence[str] | None
+    keys: Iterable[str], folders: Iterable[str], *, context: str, names: Sequence[str] | None
 ) -> ClassFolders | None:
     """Find the class folders of samples with these keys; None where all samples lie in one folder.
 
@@ -57,13 +57,13 @@ def class_folders(
     populated = {path[depth] for path in found if len(path) > depth}
     if len(found) != sum(len(path) > depth for path in found):
         raise SourceError(
-            f"{where}: some pictures lie beside the folders {names_listed(sorted(populated))}: is each a class? "
+            f"{context}: some pictures lie beside the folders {names_listed(sorted(populated))}: is each a class? "
             "label_column='none' (--label-column none) encodes all of it without labels"
         )
     if are_splits(populated):
         raise SourceError(
-            f"{where}: its folders {names_listed(sorted(populated))} are named like splits, not classes: unpack it and "
-            "name one of them, or encode without labels with label_column='none' (--label-column none)"
+            f"{context}: its folders {names_listed(sorted(populated))} are named like splits, not classes: unpack it "
+            "and name one of them, or encode without labels with label_column='none' (--label-column none)"
         )
     below = {tuple(part for part in folder.split("/") if part) for folder in folders}
     every = populated | {path[depth] for path in below if len(path) > depth and path[:depth] == first[:depth]}

@@ -79,7 +79,7 @@ class _TarBytes:
         return self._position
 
 
-def groups(path: Path, *, where: str, scan: TarScan | None = None) -> Iterator[Group]:
+def groups(path: Path, *, context: str, scan: TarScan | None = None) -> Iterator[Group]:
     """Yield samples of one local tar, by reading headers only.
 
     A key is the path up to the first dot of its last part. Members of one key that follow each other, once what
@@ -90,26 +90,26 @@ def groups(path: Path, *, where: str, scan: TarScan | None = None) -> Iterator[G
         DamagedTarError: after the samples before the damage; one that may have lost members is not among them.
         UnreadableError: the machine does not give it.
     """
-    with _bytes_of(path, where=where) as data:
-        yield from _groups(data, where=where, scan=scan if scan is not None else TarScan())
+    with _bytes_of(path, context=context) as data:
+        yield from _groups(data, context=context, scan=scan if scan is not None else TarScan())
 
 
-def members_of(path: Path, *, where: str) -> Iterator[tarfile.TarInfo]:
+def members_of(path: Path, *, context: str) -> Iterator[tarfile.TarInfo]:
     """Yield the members of a local tar, by reading headers only.
 
     Raises:
         DamagedTarError: after the members before the damage.
         UnreadableError: the machine does not give it.
     """
-    with _bytes_of(path, where=where) as data:
-        for member in _members(data, where=where):
+    with _bytes_of(path, context=context) as data:
+        for member in _members(data, context=context):
             if isinstance(member, DamagedTarError):
                 raise member
             yield member
 
 
 @contextmanager
-def _bytes_of(path: Path, *, where: str) -> Iterator[_TarBytes]:
+def _bytes_of(path: Path, *, context: str) -> Iterator[_TarBytes]:
     try:
         with open_file(path) as file:
 
@@ -119,21 +119,21 @@ def _bytes_of(path: Path, *, where: str) -> Iterator[_TarBytes]:
 
             yield _TarBytes(read_at, num_bytes=os.fstat(file.fileno()).st_size)
     except OSError as error:
-        raise unreadable(where, error) from error
+        raise unreadable(context, error) from error
 
 
 def groups_in(
-    read_at: Callable[[int, int], bytes], *, num_bytes: int, where: str, scan: TarScan | None = None
+    read_at: Callable[[int, int], bytes], *, num_bytes: int, context: str, scan: TarScan | None = None
 ) -> Iterator[Group]:
     """Yield `groups` of a tar of `num_bytes` bytes, of which ``read_at(start, number)`` gives some."""
     data = _TarBytes(read_at, num_bytes=num_bytes)
-    yield from _groups(data, where=where, scan=scan if scan is not None else TarScan())
+    yield from _groups(data, context=context, scan=scan if scan is not None else TarScan())
 
 
-def _groups(data: _TarBytes, *, where: str, scan: TarScan) -> Iterator[Group]:
+def _groups(data: _TarBytes, *, context: str, scan: TarScan) -> Iterator[Group]:
     key, members, problem = "", dict[str, list[tuple[int, int]]](), None
     extensions: set[str] | None = None  # of the sample before
-    for member in _members(data, where=where):
+    for member in _members(data, context=context):
         if isinstance(member, DamagedTarError):
             if members and extensions == set(members):  # none is missing, by what the sample before has
                 yield from _apart(key, members, problem)
@@ -159,13 +159,13 @@ def _groups(data: _TarBytes, *, where: str, scan: TarScan) -> Iterator[Group]:
         yield from _apart(key, members, problem)
 
 
-def _members(data: _TarBytes, *, where: str) -> Iterator[tarfile.TarInfo | DamagedTarError]:
+def _members(data: _TarBytes, *, context: str) -> Iterator[tarfile.TarInfo | DamagedTarError]:
     """Yield members of a tar, and last what is wrong with it: `tarfile` takes a damaged header for the end,
     silently.
     """
 
     def damaged(reason: object) -> DamagedTarError:
-        return DamagedTarError(f"{where}: not a readable tar, or damaged: {reason}")
+        return DamagedTarError(f"{context}: not a readable tar, or damaged: {reason}")
 
     head = data.read(8)
     data.seek(0)

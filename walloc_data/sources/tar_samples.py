@@ -203,7 +203,7 @@ def left_out_members(group: Group, layout: Layout) -> list[str]:
     return [f".{name}" for name, span in group.members.items() if name not in taken and span != picture]
 
 
-def json_of(path: str, group: Group, *, where: str) -> dict[str, Any]:
+def json_of(path: str, group: Group, *, context: str) -> dict[str, Any]:
     """Return the JSON of the first sample of a local tar, by which all others are read.
 
     Raises:
@@ -213,7 +213,7 @@ def json_of(path: str, group: Group, *, where: str) -> dict[str, Any]:
     try:
         return _json_member(tars, path, group) if "json" in group.members else {}
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{where}: the first sample, {group.key!r}: {error}") from error
+        raise SourceError(f"{context}: the first sample, {group.key!r}: {error}") from error
     finally:
         tars.close()
 
@@ -222,7 +222,7 @@ def layout_of(
     group: Group,
     meta: Mapping[str, Any],
     *,
-    where: str,
+    context: str,
     names: tuple[str, ...] | None,
     image: str | None,
     label: str | None,
@@ -245,12 +245,12 @@ def layout_of(
         and label_from != FOLDER
     ):
         raise SourceError(
-            f"{where}: the first sample, {group.key!r}, has no label {label!r}; "
+            f"{context}: the first sample, {group.key!r}, has no label {label!r}; "
             f"its members are {sorted(group.members)} and its JSON has {sorted(meta)}"
         )
     if label_from is not None and isinstance(meta.get(label_from), str) and not names:
         raise SourceError(
-            f"{where}: labels are text, {meta[label_from][:MAX_LABEL_BYTES]!r} for the first sample: put a file "
+            f"{context}: labels are text, {meta[label_from][:MAX_LABEL_BYTES]!r} for the first sample: put a file "
             "classnames.txt with all of them, one a line, beside the tars; or encode without labels with "
             "label_column='none' (--label-column none), which keeps the text"
         )
@@ -270,17 +270,18 @@ def lines_of(data: bytes) -> tuple[str, ...]:
     return tuple(line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip())
 
 
-def no_picture(where: str, group: Group, image: str | None) -> SourceError:
+def no_picture(context: str, group: Group, image: str | None) -> SourceError:
     """Return the error for a source in which no sample has a picture; `group` is its first sample."""
     return SourceError(
-        f"{where}: the first sample, {group.key!r}, has no {image or 'picture'} among its members "
+        f"{context}: the first sample, {group.key!r}, has no {image or 'picture'} among its members "
         f"{sorted(group.members)}, nor has any other: name the picture's extension with image_column (--image-column)"
     )
 
 
-def misplaced_labels(where: str, number: int) -> SourceError:
+def misplaced_labels(context: str, number: int) -> SourceError:
     """Return the error for labels that the first sample, after which all others are read, does not have."""
     return SourceError(
-        f"{where}: {number} samples have a label (.cls), but the first with a picture has none. Members of one sample "
-        "must follow each other (tar --sort=name); label_column='none' (--label-column none) encodes without labels"
+        f"{context}: {number} samples have a label (.cls), but the first with a picture has none. Members of one "
+        "sample must follow each other (tar --sort=name); label_column='none' (--label-column none) encodes "
+        "without labels"
     )

@@ -102,12 +102,12 @@ class TarSource(Source):
         num_with_label_files = 0
         for number, path in enumerate(paths):
             try:
-                for group in groups(Path(path), where=path, scan=scan):
+                for group in groups(Path(path), context=path, scan=scan):
                     first = first or (path, group)
                     picture = picture_of(group, image)
                     if layout is None and picture is not None and group.problem is None:
-                        meta = json_of(path, group, where=path)
-                        layout = layout_of(group, meta, where=path, names=names, image=image, label=label_column)
+                        meta = json_of(path, group, context=path)
+                        layout = layout_of(group, meta, context=path, names=names, image=image, label=label_column)
                     if layout is not None and picture is not None:  # a failure names its members itself
                         others.update(left_out_members(group, layout))
                     num_with_label_files += "cls" in group.members
@@ -160,7 +160,7 @@ class TarSource(Source):
                     "label_column='folder' (--label-column folder) takes them",
                 )
             return layout
-        found = class_folders(pictures, folders, where=self.location, names=names)
+        found = class_folders(pictures, folders, context=self.location, names=names)
         if found is None:
             if asked:
                 raise SourceError(f"{self.location}: all its pictures lie in one folder, so folders are no labels")

@@ -130,12 +130,12 @@ class ShardCache:
         path = self.path(record)
         while True:
             try:
-                shard = ShardFile(path, num_bytes=record.num_bytes, where=store.where(record.name))
+                shard = ShardFile(path, num_bytes=record.num_bytes, context=store.location(record.name))
             except FileNotFoundError:  # not fetched yet, or evicted a moment ago
                 if (fetched := self._fetch(store, record)) is not None:
                     return fetched
             except CorruptShardError:  # somebody touched the cache: what is there is not what was put there
-                with cache_errors(self.folder, what=f"another copy of {store.where(record.name)}"):
+                with cache_errors(self.folder, what=f"another copy of {store.location(record.name)}"):
                     path.unlink(missing_ok=True)
             except PermissionError as error:
                 raise StorageError(
@@ -183,12 +183,12 @@ class ShardCache:
         path = self.path(record)
         if path.exists():  # no lock is needed, so that a folder that may not be written serves as well
             return None
-        where = store.where(record.name)
+        context = store.location(record.name)
         if record.num_bytes > self.max_bytes:
             raise StorageError(
-                f"{where}: {record.num_bytes} bytes do not fit a cache of max_cache_bytes={self.max_bytes}: raise it"
+                f"{context}: {record.num_bytes} bytes do not fit a cache of max_cache_bytes={self.max_bytes}: raise it"
             )
-        with cache_errors(self.folder, what=f"{where} ({record.num_bytes} bytes)"):
+        with cache_errors(self.folder, what=f"{context} ({record.num_bytes} bytes)"):
             for name in ("shards", "locks"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             with file_lock(self.folder / "locks" / f"{record.sha256}.lock"):
@@ -198,7 +198,7 @@ class ShardCache:
                 try:
                     self._make_room(record, partial)
                     self._download(store, record, partial)
-                    shard = ShardFile(partial, num_bytes=record.num_bytes, where=where)
+                    shard = ShardFile(partial, num_bytes=record.num_bytes, context=context)
                     partial.replace(path)
                     return shard
                 finally:
@@ -212,7 +212,7 @@ class ShardCache:
                 return
             if attempt == DOWNLOADS_OF_A_CORRUPT_SHARD:
                 raise CorruptShardError(
-                    f"{store.where(record.name)}: {problem}, {attempt} times. The shard was damaged or "
+                    f"{store.location(record.name)}: {problem}, {attempt} times. The shard was damaged or "
                     "replaced after its manifest was written: verify the data set at its source"
                 )
 

@@ -49,8 +49,8 @@ def read_manifest(store: Store) -> Manifest:
             f"{store.url}: no {MANIFEST_NAME} there{at} ({said}): not a data set of latents, or its conversion or "
             f"upload has not been finished yet. Check the URL{store.endpoint_remedy}"
         ) from error
-    read = shards_reader(store.read_bytes, where=store.where)
-    return Manifest.from_json(data, where=store.where(MANIFEST_NAME), read_shards=read)
+    read = shards_reader(store.read_bytes, context=store.location)
+    return Manifest.from_json(data, context=store.location(MANIFEST_NAME), read_shards=read)
 
 
 def write_manifest(store: Store, manifest: Manifest, *, max_listed_shards: int | None = None) -> None:
@@ -76,28 +76,28 @@ def write_manifest(store: Store, manifest: Manifest, *, max_listed_shards: int |
     store.write_bytes(MANIFEST_NAME, manifest.to_json(shards_files=files).encode())
 
 
-def shards_reader(read: Callable[..., bytes], *, where: Callable[[str], str]) -> ReadShards:
+def shards_reader(read: Callable[..., bytes], *, context: Callable[[str], str]) -> ReadShards:
     """Return what `Manifest.from_json` reads lists of shards with, given how a file of the data set is read.
 
     Args:
         read: called with a path inside the data set and `max_bytes`.
-        where: names a path in errors.
+        context: names a path in errors.
 
     Example:
         >>> from walloc_data.format import MANIFEST_NAME, Manifest
         >>> from walloc_data.storage import Store, shards_reader
         >>> store = Store("my-latents")
         >>> text = store.read_bytes(MANIFEST_NAME, max_bytes=2**20)
-        >>> lists = shards_reader(store.read_bytes, where=store.where)
-        >>> Manifest.from_json(text, where="walloc.json", read_shards=lists).splits["train"].num_samples
+        >>> lists = shards_reader(store.read_bytes, context=store.location)
+        >>> Manifest.from_json(text, context="walloc.json", read_shards=lists).splits["train"].num_samples
         8
     """
 
     def read_list(file: ShardsFile) -> tuple[ShardRecord, ...]:
         data = read(file.name, max_bytes=2**20 + _MAX_BYTES_PER_SHARD * file.num_shards)
         if (found := hashlib.sha256(data).hexdigest()) != file.sha256:
-            raise FormatError(f"{where(file.name)}: its sha256 is {found}, the manifest says {file.sha256}")
+            raise FormatError(f"{context(file.name)}: its sha256 is {found}, the manifest says {file.sha256}")
         root = file.name.rpartition("index/")[0]
-        return read_shards(data, num_shards=file.num_shards, root=root, where=where(file.name))
+        return read_shards(data, num_shards=file.num_shards, root=root, context=context(file.name))
 
     return read_list

@@ -33,7 +33,7 @@ class ShardFile:
     Args:
         path: a regular file.
         num_bytes: its length must be this, what its record says, so that no stored offset points outside.
-        where: names it in errors.
+        context: names it in errors.
 
     Raises:
         CorruptShardError: it is longer or shorter.
@@ -43,20 +43,20 @@ class ShardFile:
         >>> from pathlib import Path
         >>> from walloc_data.storage import ShardFile
         >>> path = Path("my-latents/data/train-00000.tar")
-        >>> shard = ShardFile(path, num_bytes=path.stat().st_size, where=str(path))
+        >>> shard = ShardFile(path, num_bytes=path.stat().st_size, context=str(path))
         >>> shard.read(257, 5)  # what makes it a tar
         b'ustar'
     """
 
-    def __init__(self, path: Path, *, num_bytes: int, where: str) -> None:
-        self.where, self._num_bytes = where, num_bytes
+    def __init__(self, path: Path, *, num_bytes: int, context: str) -> None:
+        self.location, self._num_bytes = context, num_bytes
         self._file = open_regular(path).detach()
         self._turn = None if hasattr(os, "pread") else threading.Lock()  # Windows reads at the file's one position
         found = os.fstat(self._file.fileno()).st_size
         if found != num_bytes:
             self._file.close()
             raise CorruptShardError(
-                f"{where}: {found} bytes; its record says {num_bytes}. Was it changed or cut short?"
+                f"{context}: {found} bytes; its record says {num_bytes}. Was it changed or cut short?"
             )
 
     def __len__(self) -> int:
@@ -78,10 +78,10 @@ class ShardFile:
             while len(data) < length and (more := self._at(offset + len(data), length - len(data))):
                 data += more
         except OSError as error:
-            raise StorageError(f"{self.where}: cannot be read ({error.strerror or error})") from error
+            raise StorageError(f"{self.location}: cannot be read ({error.strerror or error})") from error
         if len(data) != length:
             raise CorruptShardError(
-                f"{self.where}: ends before byte {offset + length}; its record says {self._num_bytes} bytes. It was "
+                f"{self.location}: ends before byte {offset + length}; its record says {self._num_bytes} bytes. It was "
                 "cut short after it was opened"
             )
         return data
@@ -124,7 +124,7 @@ class OpenShards:
         >>> path = Path("my-latents/data/train-00000.tar")
         >>> shards = OpenShards(most=2)
         >>> for number in (0, 1, 2):
-        ...     shard = shards.get(number, lambda: ShardFile(path, num_bytes=path.stat().st_size, where=str(path)))
+        ...     shard = shards.get(number, lambda: ShardFile(path, num_bytes=path.stat().st_size, context=str(path)))
         >>> len(shards)
         2
     """

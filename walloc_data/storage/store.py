@@ -103,7 +103,7 @@ class Store:
             ", and AWS_ENDPOINT_URL" if self.endpoint else ", or set AWS_ENDPOINT_URL where the store is not Amazon's"
         )
 
-    def where(self, path: str) -> str:
+    def location(self, path: str) -> str:
         """Return the full name of a file, for messages."""
         return f"{self.url}/{path}"
 
@@ -138,10 +138,10 @@ class Store:
 
     def _local(self, path: str) -> Path:
         assert self.local_path is not None  # noqa: S101
-        return self.local_path / check_relative_path(path, where=self.url)
+        return self.local_path / check_relative_path(path, context=self.url)
 
     def _full(self, path: str) -> str:
-        return self.where(check_relative_path(path, where=self.url))
+        return self.location(check_relative_path(path, context=self.url))
 
     def _retry(self, action: Callable[[], Result], *, what: str) -> Result:
         return self._tries(action, what=what)
@@ -175,7 +175,7 @@ class Store:
             try:
                 return read_regular(self._local(path), max_bytes=max_bytes)
             except OSError as error:
-                raise StorageError(f"{self.where(path)}: {reason(error)}") from error
+                raise StorageError(f"{self.location(path)}: {reason(error)}") from error
         full = self._full(path)
         data = bytes(self._retry(lambda: self._fs.cat_file(full, start=0, end=max_bytes + 1), what=f"reading {full}"))
         if len(data) > max_bytes:
@@ -188,7 +188,7 @@ class Store:
             try:
                 return check_regular(self._local(path))
             except OSError as error:
-                raise StorageError(f"{self.where(path)}: {reason(error)}") from error
+                raise StorageError(f"{self.location(path)}: {reason(error)}") from error
         full = self._full(path)
         size = self._retry(lambda: self._info(full), what=f"looking at {full}")["size"]
         if size is None:
@@ -219,7 +219,9 @@ class Store:
                             elif entry.is_file():
                                 found.append(Entry(entry.name, "file", entry.stat().st_size, None))
             except OSError as error:
-                raise StorageError(f"{self.url if folder is None else self.where(folder)}: {reason(error)}") from error
+                raise StorageError(
+                    f"{self.url if folder is None else self.location(folder)}: {reason(error)}"
+                ) from error
             return found
         full = self.url if folder is None else self._full(folder)
 
@@ -267,7 +269,7 @@ class Store:
                     file.seek(start)
                     return file.read(num_bytes)
             except OSError as error:
-                raise StorageError(f"{self.where(path)}: {reason(error)}") from error
+                raise StorageError(f"{self.location(path)}: {reason(error)}") from error
         full, end = self._full(path), start + num_bytes
         data = bytes(self._retry(lambda: self._fs.cat_file(full, start=start, end=end), what=f"reading {full}"))
         return data if len(data) <= num_bytes else data[start:end]  # a server that knows no ranges sends all of it
@@ -316,7 +318,7 @@ class Store:
                 check_regular(self._local(path), max_bytes=max_bytes)
                 shutil.copyfile(self._local(path), target)
             except OSError as error:
-                raise StorageError(f"{self.where(path)}: {reason(error)}") from error
+                raise StorageError(f"{self.location(path)}: {reason(error)}") from error
             return
         full = self._full(path)
         self._retry(

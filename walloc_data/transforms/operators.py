@@ -126,13 +126,13 @@ class LatentOperators:
         for path in (OPERATORS_NAME, f"codec/{OPERATORS_NAME}"):
             if store.exists(path):
                 data = store.read_bytes(path, max_bytes=MAX_OPERATORS_BYTES)
-                return cls._parse(data, where=store.where(path), spec=spec)
+                return cls._parse(data, context=store.location(path), spec=spec)
         raise StorageError(
             f"{store.url}: no {OPERATORS_NAME} there or in its codec folder: fit it with fit_operators(codec, pictures)"
         )
 
     @classmethod
-    def _parse(cls, data: bytes, *, where: str, spec: CodecSpec | None) -> "LatentOperators":
+    def _parse(cls, data: bytes, *, context: str, spec: CodecSpec | None) -> "LatentOperators":
         from safetensors import SafetensorError
         from safetensors.torch import load
 
@@ -151,10 +151,10 @@ class LatentOperators:
                 **{name: tensors[name] for name in _FLAT},
             )
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            raise CodecError(f"{where}: not a file of latent operators ({error})") from error
+            raise CodecError(f"{context}: not a file of latent operators ({error})") from error
         if spec is not None and operators.encoder_sha256 != spec.encoder_sha256:
             raise CodecError(
-                f"{where}: fitted for encoder {operators.encoder_sha256[:12]}, these latents are of {spec.name!r} "
+                f"{context}: fitted for encoder {operators.encoder_sha256[:12]}, these latents are of {spec.name!r} "
                 f"({spec.encoder_sha256[:12]}): fit them for this codec"
             )
         return operators

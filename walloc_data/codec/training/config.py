@@ -59,7 +59,7 @@ class TrainConfig:
     data_licence: str = "not stated"
 
     def __post_init__(self) -> None:
-        check_name(self.name, what="codec name", where="train-codec")
+        check_name(self.name, what="codec name", context="train-codec")
         _check_length(self.steps, self.minutes, needed=not self.closed_form)
         tiles, rest = divmod(self.latent_dim, 3)
         if rest or tiles < 1 or math.isqrt(tiles) ** 2 != tiles:
@@ -165,7 +165,7 @@ class DecoderTrainConfig:
     data_licence: str = "not stated"
 
     def __post_init__(self) -> None:
-        check_name(self.version, what="decoder version", where="train-codec")
+        check_name(self.version, what="decoder version", context="train-codec")
         _check_length(self.steps, self.minutes)
         if self.optimizer not in ("muon", "adam") or self.start not in ("linear", "decoder"):
             raise CodecError(

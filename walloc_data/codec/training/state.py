@@ -95,20 +95,20 @@ def open_run(
         (out / "log.jsonl").unlink(missing_ok=True)
     checkpoint = Checkpoint.load(work, state_types=state_types)
     if checkpoint is not None:
-        _check_settings(checkpoint.config, settings, where=out)
+        _check_settings(checkpoint.config, settings, context=out)
     corpus = Corpus(work) if Corpus.exists(work) else Corpus.build(pictures, work)
     say(f"{len(corpus)} pictures, {corpus.shapes.prod(1).sum() / 1e6:.0f} MP, {len(corpus.held_out)} held out")
     return corpus, checkpoint
 
 
-def _check_settings(begun: Mapping[str, Any], now: Mapping[str, Any], *, where: Path) -> None:
+def _check_settings(begun: Mapping[str, Any], now: Mapping[str, Any], *, context: Path) -> None:
     """Raise SettingsMismatchError where a run that goes on was begun with other settings."""
     names = sorted((set(begun) | set(now)) - {"checkpoint_seconds", "validate_seconds"})
     if differing := [
         f"{name} {begun.get(name)!r}, now {now.get(name)!r}" for name in names if begun.get(name) != now.get(name)
     ]:
         raise SettingsMismatchError(
-            f"{where}: training was begun with other settings: {'; '.join(differing)}. "
+            f"{context}: training was begun with other settings: {'; '.join(differing)}. "
             "Repeat those, use another folder, or start again with resume=False (--restart)"
         )
 

@@ -55,7 +55,9 @@ class WorkSetup:
 
         codec, _ = load_codec(folder, decoder=False, device=self.device)
         if codec.spec.encoder_sha256 != self.plan.codec.encoder_sha256:
-            raise CodecError(f"{self.store.where('codec')}: not the codec that the plan names; was the folder changed?")
+            raise CodecError(
+                f"{self.store.location('codec')}: not the codec that the plan names; was the folder changed?"
+            )
         return codec
 
     def describe(self, unit: int) -> str:
