@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
                 output=args.work / name,
                 config=config,
                 device=args.device,
-                say=say,
+                log=print_line,
             )
             line |= {"training": training} if settings.trained else {}
             line |= {"report": report.to_dict()}
@@ -253,14 +253,14 @@ def main(argv: list[str] | None = None) -> None:
         line |= {"seconds": round(time.monotonic() - begun), "device": args.device, "machine": machine_facts()["cpu"]}
         with log.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        say(f"{arm}: {line['among']:.1f} among {len(validation.classes)}, {line['of_1000']:.1f} of 1000")
+        print_line(f"{arm}: {line['among']:.1f} among {len(validation.classes)}, {line['of_1000']:.1f} of 1000")
 
 
 def _of_latents(model: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return lambda z, pictures, whole: model(z)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -57,11 +57,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     config = TrainConfig(name="rgb-16x-v1", steps=args.steps, target_bpp=0.62, device=args.device, data_licence=LICENCE)
     sets = [
-        PictureSet("photos-halfres.tar", read_pictures(args.shared / "photos-halfres.tar", say=print), 5.5),
+        PictureSet("photos-halfres.tar", read_pictures(args.shared / "photos-halfres.tar", log=print), 5.5),
         PictureSet("wallpapers of four Debian packages", wallpapers(args.wallpapers), 2.0),
-        PictureSet("imagenette160-train.tar", read_pictures(args.shared / "imagenette160-train.tar", say=print), 2.5),
+        PictureSet("imagenette160-train.tar", read_pictures(args.shared / "imagenette160-train.tar", log=print), 2.5),
     ]
-    print(train_codec(sets, args.out, config=config, say=print))
+    print(train_codec(sets, args.out, config=config, log=print))
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def main() -> None:
         validate_seconds=60,
         data_licence=LICENCE,
     )  # fmt: skip
-    print(train_decoder([], args.out, codec=codec, config=config, say=lambda line: print(line, flush=True)))
+    print(train_decoder([], args.out, codec=codec, config=config, log=lambda line: print(line, flush=True)))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class Run:
                 step += 1
                 scheduler.step_update(step)
             accuracies.append(self.accuracy(model, on))
-            say(f"{label}, epoch {epoch}: {accuracies[-1]:.1f} % ({time.monotonic() - begun:.0f} s)")
+            log(f"{label}, epoch {epoch}: {accuracies[-1]:.1f} % ({time.monotonic() - begun:.0f} s)")
         return accuracies
 
     @torch.inference_mode()
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         stem_epochs=0.0 if args.geometry == "pixel_grid" and not args.stem_blocks else args.stem_epochs,
         epochs=args.imitate_epochs, batch_size=args.batch_size, seed=args.seed,
     )  # fmt: skip
-    model, _ = adapt_model(pixel, dataset=run.train, pictures=args.train_pictures, config=config, say=say)
+    model, _ = adapt_model(pixel, dataset=run.train, pictures=args.train_pictures, config=config, log=log)
 
     def fresh(pretrained: Any) -> Any:
         return create_latent_model(
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     results["copied, stem random"] = run.accuracy(fresh(pixel), "latents")
     results["before fine-tuning"] = run.accuracy(model, "latents")
-    say(f"{summarize(model)}\npixels {results['pixels']:.1f} %, adapted {results['before fine-tuning']:.1f} %")
+    log(f"{summarize(model)}\npixels {results['pixels']:.1f} %, adapted {results['before fine-tuning']:.1f} %")
     groups = parameter_groups(model, stem_lr_scale=args.stem_lr_scale)
     tuned = run.fit(model, args.epochs, lr=args.finetune_lr, on="latents", groups=groups, label="fine-tuning")
     results["fine-tuned"] = tuned
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,10 +1,14 @@
 """Old names of arguments work for one more version, and say what the new name is."""
 
 import warnings
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from walloc_data import Manifest
+from walloc_data.codec import read_pictures
+from walloc_data.convert import dataset_info
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError
 
@@ -37,3 +41,18 @@ def test_manifests_are_read_with_the_old_name_of_context() -> None:
         pytest.raises(FormatError, match=r"^walloc.json: not a walloc_data manifest"),
     ):
         Manifest.from_json("{}", where="walloc.json")  # type: ignore[call-arg]
+
+
+def test_the_old_names_of_public_arguments_work(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.warns(DeprecationWarning, match=r"read_pictures\(say=\) is now read_pictures\(log=\)"):
+        reading = read_pictures(tmp_path, say=said.append)  # type: ignore[call-arg]
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.png")
+    assert len(list(reading)) == 1
+    assert "a.png skipped" in said[0]
+    with (
+        pytest.warns(DeprecationWarning, match=r"dataset_info\(out=\) is now dataset_info\(dataset=\)"),
+        pytest.raises(FormatError, match="not a data set of latents"),
+    ):
+        dataset_info(out=tmp_path)  # type: ignore[call-arg]

@@ -21,6 +21,7 @@ from torch import nn
 from walloc_data.adapters import create_latent_model, summarize
 from walloc_data.convert import encode_dataset, verify_dataset
 from walloc_data.dataset import LatentDataset
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import ConversionError, MissingExtraError
 from walloc_data.format import EncodeSettings
 from walloc_data.pictures import original_pictures
@@ -92,14 +93,14 @@ def write_crops(folder: Path, *, seed: int = 0) -> None:
                 crop.resize((CROP_PX, CROP_PX), Image.Resampling.BICUBIC).save(target / f"{i:03d}.png")
 
 
-def _train(data: Path, *, epochs: int, say: Callable[[str], None]) -> tuple[float, float]:
+def _train(data: Path, *, epochs: int, log: Callable[[str], None]) -> tuple[float, float]:
     """Return the accuracy on the validation split, and training samples per second."""
     torch.manual_seed(0)
     train = LatentDataset(data, split="train", shuffle=True, seed=0)
     model = create_latent_model(
         "vit_tiny_patch16_224", dataset=train, embed_dim=128, depth=6, num_heads=4, drop_path_rate=0.1
     )
-    say(f"train: {summarize(model)}")
+    log(f"train: {summarize(model)}")
     loader = train.loader(batch_size=64, drop_last=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * len(loader))
@@ -115,7 +116,7 @@ def _train(data: Path, *, epochs: int, say: Callable[[str], None]) -> tuple[floa
             schedule.step()
         if epoch + 1 == epochs or (epoch + 1) % 5 == 0:
             accuracy = evaluate(model, LatentDataset(data, split="validation"))
-            say(f"train: epoch {epoch + 1:2d} of {epochs}, loss {loss.item():.3f}, validation accuracy {accuracy:.1%}")
+            log(f"train: epoch {epoch + 1:2d} of {epochs}, loss {loss.item():.3f}, validation accuracy {accuracy:.1%}")
     seen = epochs * len(loader) * 64
     return accuracy, seen / (time.perf_counter() - started)
 
@@ -128,16 +129,17 @@ def evaluate(model: nn.Module, dataset: LatentDataset) -> float:
     return correct / len(dataset)
 
 
+@renamed_arguments(out="folder", say="log")
 def run_demo(
-    out: str | os.PathLike[str], *, epochs: int = 10, workers: int = 1, say: Callable[[str], None] = print
+    folder: str | os.PathLike[str], *, epochs: int = 10, workers: int = 1, log: Callable[[str], None] = print
 ) -> DemoResult:
     """Encode, verify, train, look.
 
     Args:
-        out: a folder to work in; crops go to `crops/`, latents to `latents/`, the picture to `demo.png`.
+        folder: to work in; crops go to `crops/`, latents to `latents/`, the picture to `demo.png`.
         epochs: of training; ten take one to two minutes on two cores.
         workers: of the conversion.
-        say: receives the progress, line by line.
+        log: receives the progress, line by line.
 
     Example:
         >>> from walloc_data.demo import run_demo
@@ -148,19 +150,19 @@ def run_demo(
         train: vit_tiny_patch16_224 (skip_early): latents (12, 12, 12) of 96 x 96 px pictures, 1.20 M parameters, ...
         train: epoch  1 of 1, loss ..., validation accuracy ...%
     """
-    folder = Path(out)
-    data = folder / "latents"
-    write_crops(folder / "crops")
+    root = Path(folder)
+    data = root / "latents"
+    write_crops(root / "crops")
     for split in CROPS:
-        summary = encode_dataset(folder / "crops" / split, data, split=split, workers=workers, overwrite=True)
-        say(f"encode: {summary}")
+        summary = encode_dataset(root / "crops" / split, data, split=split, workers=workers, overwrite=True)
+        log(f"encode: {summary}")
     verification = verify_dataset(data)
-    say(f"verify: {verification}")
+    log(f"verify: {verification}")
     if verification.problems:
         raise ConversionError(f"{data}: {verification.problems[0]}")
-    accuracy, rate = _train(data, epochs=epochs, say=say)
-    original = original_pictures(open_source(folder / "crops" / "validation"), settings=EncodeSettings())
-    picture = preview(data, folder / "demo.png", split="validation", num_samples=6, original=original)
+    accuracy, rate = _train(data, epochs=epochs, log=log)
+    original = original_pictures(open_source(root / "crops" / "validation"), settings=EncodeSettings())
+    picture = preview(data, root / "demo.png", split="validation", num_samples=6, original=original)
     return DemoResult(
         accuracy=accuracy,
         chance=1 / len(PHOTOGRAPHS),

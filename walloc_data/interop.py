@@ -4,9 +4,9 @@ The shards are plain WebDataset tars, so webdataset, wids, `datasets` and timm's
 hand over is the packed picture; these functions turn it into the integers, the same that `LatentDataset` gives.
 
     webdataset   WebDataset(urls, shardshuffle=False).map(unpack_sample)
-    wids         ShardListDataset("OUT/index/train.wids.json", transformations=unpack_sample)
-    datasets     load_dataset("OUT", split="train").with_transform(unpack_rows)
-    timm         create_dataset("wds/latents", root="OUT", split="train", transform=unpack_picture)
+    wids         ShardListDataset("my-latents/index/train.wids.json", transformations=unpack_sample)
+    datasets     load_dataset("my-latents", split="train").with_transform(unpack_rows)
+    timm         create_dataset("wds/latents", root="my-latents", split="train", transform=unpack_picture)
 
 A packed picture does not tell how many channels it packs. 12 are taken for granted; for a codec of another number pass
 latent_dim=, as `partial(unpack_sample, latent_dim=48)` of functools; `walloc.json` tells it.

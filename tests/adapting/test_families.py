@@ -57,7 +57,7 @@ def test_every_family_is_adapted_saved_and_served(
         stem_epochs=0.5, epochs=0.5, batch_size=16, held_out=5, fold_pictures=20,
     )  # fmt: skip
     model, report = adapt_model(
-        pixel, dataset=latents, pictures=imagenette_folder, output=tmp_path, config=config, say=said.append
+        pixel, dataset=latents, pictures=imagenette_folder, output=tmp_path, config=config, log=said.append
     )
     assert any(line.startswith("folded from 20 pictures") for line in said) == closed_form
     assert (report.geometry, report.num_held_out, report.num_steps) == (geometry, 5, 2)

@@ -106,7 +106,7 @@ def _begin(pictures: list[Pixels], out: Path) -> None:
     """A run as a kill leaves it, before its first step."""
     config = TrainConfig(**TINY, steps=12)  # type: ignore[arg-type]
     corpus = Corpus.build([PictureSet("photographs", pictures)], out / ".training")
-    _Trainer(corpus, config, None, out=out, say=print)._save()
+    _Trainer(corpus, config, None, out=out, log=print)._save()
 
 
 def test_a_checkpoint_is_data_and_runs_nothing(pictures: list[Pixels], tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_finished_codec_is_not_trained_over(pictures: list[Pixels], tmp_path: 
 
 def test_training_starts_as_the_closed_form(pictures: list[Pixels], tmp_path: Path) -> None:
     corpus = Corpus.build([PictureSet("photographs", pictures)], tmp_path / ".training")
-    trainer = _Trainer(corpus, TrainConfig(**TINY, steps=5), None, out=tmp_path, say=print)  # type: ignore[arg-type]
+    trainer = _Trainer(corpus, TrainConfig(**TINY, steps=5), None, out=tmp_path, log=print)  # type: ignore[arg-type]
     closed, _ = load_codec(train(pictures, tmp_path / "closed", closed_form=True))
     images = torch.from_numpy(pictures[0]).permute(2, 0, 1)[None]
     begun = trainer.codec()
@@ -169,7 +169,7 @@ def test_any_shape_that_packs_can_be_trained(
 def test_arranged_channels_are_the_same_latent_in_fewer_bytes(pictures: list[Pixels]) -> None:
     plain, arranged = (load_codec("klt-16x")[0] for _ in range(2))
     said: list[str] = []
-    assert arrange_channels(arranged, pictures[:6], rounds=1, say=said.append) < 1
+    assert arrange_channels(arranged, pictures[:6], rounds=1, log=said.append) < 1
     assert said[0] == "arranging channels for the fewest bytes: up to 78 trials"
     images = [torch.from_numpy(picture).permute(2, 0, 1)[None] for picture in pictures[:6]]
     before, after = ([codec.encode(image) for image in images] for codec in (plain, arranged))
@@ -272,7 +272,7 @@ def test_pictures_are_read_from_folders_and_tars(tmp_path: Path) -> None:
             tar.addfile(info, io.BytesIO(buffer.getvalue()))
     for source in (tmp_path / "folder", tmp_path / "all.tar"):
         said: list[str] = []
-        shapes = {picture.shape for picture in read_pictures(source, say=said.append)}
+        shapes = {picture.shape for picture in read_pictures(source, log=said.append)}
         # What a camera took is halved at least.
         assert shapes == {(24, 40, 3), (8, 16, 3), (5, 1000, 3)}
         assert len(said) == 1

@@ -52,7 +52,7 @@ def test_postscript_that_is_named_like_a_photograph_reaches_no_interpreter(
     ran.unlink()
     said: list[str] = []
     with pytest.raises(CodecError, match="no picture could be read"):
-        list(read_pictures(folder, say=said.append))
+        list(read_pictures(folder, log=said.append))
     assert said == [f"{folder}: a.jpg skipped: not a picture in a format that is read"]
     (folder / "b.png").write_bytes(as_bytes(picture(1)))
     summary = encode_dataset(folder, tmp_path / "out", progress=False)
@@ -88,7 +88,7 @@ def test_training_leaves_pictures_over_the_limit_out_by_name_unless_it_is_raised
     path = tmp_path / "large.png" if kind == "file" else tmp_path
     said: list[str] = []
     with pytest.raises(CodecError, match=r"no picture could be read \(1 failed\)"):
-        list(read_pictures(path, settings=EncodeSettings(max_pixels=1919), say=said.append))
+        list(read_pictures(path, settings=EncodeSettings(max_pixels=1919), log=said.append))
     assert said == [f"{path}: large.png skipped: 48 x 40 pixels; at most 1919 are read"]
     assert [found.shape for found in read_pictures(path, settings=EncodeSettings(max_pixels=1920))] == [(40, 48, 3)]
 

@@ -101,7 +101,7 @@ def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], 
     """Build a config's module and load a state dict into it; for training checkpoints of one's own.
 
     Args:
-        config: e.g. `LatentModelConfig.from_dict(checkpoint["config"], where=path)`.
+        config: e.g. `LatentModelConfig.from_dict(checkpoint["config"], context=path)`.
         weights: the model's `state_dict()`, also that of a compiled or DDP model.
         context: named in errors.
 

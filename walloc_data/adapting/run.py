@@ -34,6 +34,7 @@ from walloc_data.adapting.pairs import PairedViews, Pairs
 from walloc_data.adapting.report import compare, name_classes
 from walloc_data.adapting.settings import AdaptConfig, AdaptReport
 from walloc_data.dataset import LatentDataset
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.devices import usable_device
 from walloc_data.errors import BusyError, ModelError, StorageError
 from walloc_data.pictures import original_pictures
@@ -44,12 +45,13 @@ from walloc_data.transforms import LatentOperators
 
 __all__ = ["adapt_model"]
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 _SAY_SECONDS = 15.0
 # A model whose own input is nearly as large as what is stored takes the middle of it, as its evaluation does of pixels.
 _SMALLEST_CROP = 0.8
 
 
+@renamed_arguments(say="log")
 def adapt_model(
     model: str | nn.Module,
     *,
@@ -61,7 +63,7 @@ def adapt_model(
     config: AdaptConfig | None = None,
     device: str = "cpu",
     resume: bool = True,
-    say: Say | None = None,
+    log: Log | None = None,
 ) -> tuple[Any, AdaptReport]:
     """Make a latent classifier of a classifier of pixels, without labels.
 
@@ -81,7 +83,7 @@ def adapt_model(
         config: geometry, stem, rates, lengths.
         device: where it is trained, e.g. "cuda".
         resume: False begins again.
-        say: called with lines of progress.
+        log: called with lines of progress.
 
     Returns:
         The model, in eval mode on `device`, as `load_latent_model` returns it; and what it reached on pictures that
@@ -107,7 +109,7 @@ def adapt_model(
         >>> predict("adapted", ["pictures/cat/0.jpg"])[0].name in ("cat", "coffee")
         True
     """
-    say = say or (lambda line: None)
+    log = log or (lambda line: None)
     config = config or AdaptConfig()
     target = usable_device(device)
     data = dataset if isinstance(dataset, LatentDataset) else LatentDataset(dataset, split=config.split)
@@ -120,15 +122,15 @@ def adapt_model(
         "model": build["name"], "weights": weights_sha256(pixel), "data": data.identity, "num_classes": num_classes,
     }  # fmt: skip
     if output is None:
-        return _adapt(pixel, build, pairs, config=config, num_classes=num_classes, device=target, place=None, say=say)
+        return _adapt(pixel, build, pairs, config=config, num_classes=num_classes, device=target, place=None, log=log)
     place = Place(output, settings=settings, resume=resume)
     with file_lock(place.folder / ".adapting.lock", wait=False) as held:
         if held is None:
             raise BusyError(f"{place.folder}: another process adapts a model there")
         if (report := place.finished()) is not None:
-            say(f"{place.folder}: done before")
+            log(f"{place.folder}: done before")
             return load_latent_model(place.folder, device=device), AdaptReport(**report)
-        return _adapt(pixel, build, pairs, config=config, num_classes=num_classes, device=target, place=place, say=say)
+        return _adapt(pixel, build, pairs, config=config, num_classes=num_classes, device=target, place=place, log=log)
 
 
 def _models(
@@ -215,7 +217,7 @@ def _adapt(
     num_classes: int | None,
     device: torch.device,
     place: Place | None,
-    say: Say,
+    log: Log,
 ) -> tuple[Any, AdaptReport]:
     begun = time.monotonic()
     data, codec = pairs.dataset, pairs.dataset.manifest.codec
@@ -231,22 +233,22 @@ def _adapt(
     views = PairedViews(
         *_training_size(model, config),
         cell_px=codec.cell_px,
-        operators=_operators(data, say=say),
+        operators=_operators(data, log=log),
         scale=config.scale,
         flip_p=config.flip_p,
     )
     run = Imitation(model, pixel, pairs, views, rows, mean=mean, std=std, config=config)
-    say(f"{summarize(model)}; {len(rows)} pictures to learn from, {len(held)} held out; stages {', '.join(run.stages)}")
+    log(f"{summarize(model)}; {len(rows)} pictures to learn from, {len(held)} held out; stages {', '.join(run.stages)}")
     state = None if place is None else place.load()
     if state is not None:
         run.load(state)
-        say(f"going on from step {run.step} of {run.num_steps}")
+        log(f"going on from step {run.step} of {run.num_steps}")
     elif model.stem_site.feeds is None:
-        _fold(run, rows[: config.fold_pictures], say=say)
-    _train(run, whole, rows[: config.match_pictures], config=config, place=place, say=say)
+        _fold(run, rows[: config.fold_pictures], log=log)
+    _train(run, whole, rows[: config.match_pictures], config=config, place=place, log=log)
     report = compare(run, held, views=whole, seconds=time.monotonic() - begun)
     name_classes(model, data, num_classes=num_classes)
-    say(str(report))
+    log(str(report))
     if place is not None:
         save_latent_model(model, place.folder)
         attach_codec(place.folder, dataset=data.url)
@@ -265,36 +267,36 @@ def _training_size(model: Any, config: AdaptConfig) -> tuple[tuple[int, int], tu
     return (side, side), (pixels[0] * side // cells[0], pixels[1] * side // cells[1])
 
 
-def _operators(data: LatentDataset, *, say: Say) -> LatentOperators | None:
+def _operators(data: LatentDataset, *, log: Log) -> LatentOperators | None:
     try:
         return LatentOperators.load(data.url, spec=data.manifest.codec)
     except StorageError:
-        say(
+        log(
             f"{data.url}: its codec has no fitted operators: crops alone, no flips or sizes (walloc-data fit-operators)"
         )
         return None
 
 
-def _fold(run: Imitation, rows: npt.NDArray[Any], *, say: Say) -> None:
+def _fold(run: Imitation, rows: npt.NDArray[Any], *, log: Log) -> None:
     """Set the stem in closed form, where the pixel model's stem and the window allow it."""
     try:
         sums = PixelPrediction.for_model(run.model, run.pixel_model)
     except ModelError as error:
-        say(f"no closed form for this stem ({error}): it is trained from random weights")
+        log(f"no closed form for this stem ({error}): it is trained from random weights")
         return
     for batch in run.pairs.batches(rows, size=run.config.batch_size):
         sums.update(batch.latents, batch.pictures)
     fold_stem(run.model, run.pixel_model, prediction=sums, mean=tuple(run.mean), std=tuple(run.std))
-    say(f"folded from {len(rows)} pictures: the stem sees pixels at {sums.psnr_db(sums.solve()):.1f} dB")
+    log(f"folded from {len(rows)} pictures: the stem sees pixels at {sums.psnr_db(sums.solve()):.1f} dB")
 
 
-def _match(run: Imitation, views: PairedViews, rows: npt.NDArray[Any], *, say: Say) -> None:
+def _match(run: Imitation, views: PairedViews, rows: npt.NDArray[Any], *, log: Log) -> None:
     """Match normalisation layers, on the middle of some pictures."""
     if not len(rows):
         return
     latents, pictures, _ = views.middle(run.pairs.read(np.sort(rows)))
     count = match_moments(run.model, run.pixel_model, inputs=latents.to(run.device), pictures=run.normalised(pictures))
-    say(f"matched {count} normalisation layers to the pixel model's, on {len(rows)} pictures")
+    log(f"matched {count} normalisation layers to the pixel model's, on {len(rows)} pictures")
 
 
 def _train(
@@ -304,17 +306,17 @@ def _train(
     *,
     config: AdaptConfig,
     place: Place | None,
-    say: Say,
+    log: Log,
 ) -> None:
     """Imitate; layers are matched once the stem has been trained."""
     saved = said = time.monotonic()
     errors: list[tuple[float, float]] = []
     first = run.step
     if run.step == run.lengths["stem"] == 0:
-        _match(run, views, rows, say=say)
+        _match(run, views, rows, log=log)
     for progress in imitate(run):
         if progress.step == run.lengths["stem"]:
-            _match(run, views, rows, say=say)
+            _match(run, views, rows, log=log)
         errors.append((progress.feature_error, progress.divergence or 0.0))
         now = time.monotonic()
         if place is not None and (now - saved >= config.checkpoint_seconds or progress.step == progress.num_steps):
@@ -325,5 +327,5 @@ def _train(
             left = (progress.num_steps - progress.step) * progress.seconds / (progress.step - first)
             text = f"{progress.phase} {progress.step}/{progress.num_steps}: feature error {feature:.3f}"
             text += f", divergence {divergence:.3f}" if progress.phase == "whole" else ""
-            say(f"{text}, {left / 60:.0f} min left")
+            log(f"{text}, {left / 60:.0f} min left")
             said, errors = now, []

@@ -51,7 +51,7 @@ class Command:
 
 def add_dataset(parser: Parser) -> None:
     """Add the argument for the data set."""
-    parser.add_argument("out", metavar="OUT", help="the data set: a folder or URL")
+    parser.add_argument("dataset", metavar="DATASET", help="the data set: a folder or URL")
     add_storage(parser)
 
 

@@ -30,7 +30,7 @@ def _encode_arguments(parser: Parser) -> None:
         metavar="SOURCE",
         help="a folder or archive of class folders, hf:NAME[/CONFIG], saved HF data, wds:URLS, parquet",
     )
-    add("out", metavar="OUT", help="the data set's folder, or s3://bucket/prefix")
+    add("dataset", metavar="DATASET", help="the data set's folder, or s3://bucket/prefix")
     add("--split", default="train", help="the split to write; all, or A,B: those of the source (default: train)")
     _source_arguments(parser)
     add("--codec", metavar="CODEC", help="a bundled name, a folder, a .pth or hf://owner/repo/file.pth")
@@ -124,7 +124,7 @@ def _encode(args: Args) -> Outcome:
         return _encode_splits(args)
     with log_if_slow(f"{args.source}: looking at what is there ..."):
         source = _open_source(args)
-    summary = encode_dataset(source, args.out, split=args.split, **_encode_options(args))
+    summary = encode_dataset(source, args.dataset, split=args.split, **_encode_options(args))
     notes = _preview_notes(args) if args.part is None and summary.num_samples else []
     return Outcome(summary.to_dict() | {"preview_notes": notes}, "\n".join((str(summary), *notes)))
 
@@ -136,7 +136,7 @@ def _encode_splits(args: Args) -> Outcome:
         raise SourceError(f"--source-split {args.source_split} names one split, and --split {args.split} several")
     summaries = encode_splits(
         args.source,
-        args.out,
+        args.dataset,
         splits=None if args.split == "all" else args.split.split(","),
         image_column=args.image_column,
         label_column=args.label_column,
@@ -195,7 +195,7 @@ def _preview_notes(args: Args) -> list[str]:
     from walloc_data.report import add_preview
 
     try:
-        add_preview(args.out, storage_options=args.storage_options)
+        add_preview(args.dataset, storage_options=args.storage_options)
     except Exception as error:
         return [f"The data set is finished, but its preview could not be drawn ({type(error).__name__}: {error})"]
     return []
@@ -209,7 +209,7 @@ def _finish_arguments(parser: Parser) -> None:
 def _finish(args: Args) -> Outcome:
     from walloc_data.convert import finish_dataset
 
-    summaries = finish_dataset(args.out, split=args.split, storage_options=args.storage_options)
+    summaries = finish_dataset(args.dataset, split=args.split, storage_options=args.storage_options)
     notes = _preview_notes(args) if summaries else []
     return Outcome(
         {"splits": {name: summary.to_dict() for name, summary in summaries.items()}, "preview_notes": notes},
@@ -220,7 +220,7 @@ def _finish(args: Args) -> Outcome:
 def _info(args: Args) -> Outcome:
     from walloc_data.convert import dataset_info
 
-    info = dataset_info(args.out, storage_options=args.storage_options)
+    info = dataset_info(args.dataset, storage_options=args.storage_options)
     return Outcome(info.to_dict(), str(info))
 
 
@@ -234,7 +234,7 @@ def _verify(args: Args) -> Outcome:
         if args.split is None:
             raise FormatError(f"{args.source}: say with --split which split was encoded from it")
         source = _open_source(args)
-    found = verify_dataset(args.out, split=args.split, source=source, storage_options=args.storage_options)
+    found = verify_dataset(args.dataset, split=args.split, source=source, storage_options=args.storage_options)
     return Outcome(found.to_dict(), str(found), exit_code=1 if found.problems else 0)
 
 
@@ -249,7 +249,7 @@ def _decode(args: Args) -> Outcome:
     from walloc_data.convert import decode_dataset
 
     paths = decode_dataset(
-        args.out,
+        args.dataset,
         args.output,
         split=args.split,
         keys=args.keys,

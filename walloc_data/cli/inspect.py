@@ -24,11 +24,14 @@ def _preview(args: Args) -> Outcome:
 
     original = None
     options = args.storage_options
-    if args.original is not None and (manifest := dataset_info(args.out, storage_options=options).manifest) is not None:
+    if (
+        args.original is not None
+        and (manifest := dataset_info(args.dataset, storage_options=options).manifest) is not None
+    ):
         source = open_source(args.original, split=args.split, storage_options=options)
         original = original_pictures(source, settings=manifest.settings)
     path = preview(
-        args.out,
+        args.dataset,
         args.output,
         split=args.split,
         keys=args.keys,
@@ -50,7 +53,7 @@ def _report(args: Args) -> Outcome:
     from walloc_data.report import report
 
     path = report(
-        args.out,
+        args.dataset,
         args.output,
         samples_per_class=args.samples_per_class,
         max_classes=args.max_classes,
@@ -76,7 +79,7 @@ def _push(args: Args) -> Outcome:
         print(f"{sent / 1e6:.1f} of {total / 1e6:.1f} MB  {printable(path)}", file=sys.stderr)
 
     result = push(
-        args.out,
+        args.dataset,
         args.destination,
         dry_run=args.dry_run,
         replace=args.replace,

@@ -69,7 +69,7 @@ def _adopt(args: Args) -> Outcome:
         storage_options=args.storage_options,
     )
     given = {name: getattr(args, name) for name in ("resize", "samples_per_shard") if hasattr(args, name)}
-    summary = adopt_dataset(source, args.out, codec=args.codec, trusted=args.trusted, **_work(args), **given)
+    summary = adopt_dataset(source, args.dataset, codec=args.codec, trusted=args.trusted, **_work(args), **given)
     return Outcome(summary.to_dict(), str(summary))
 
 
@@ -84,7 +84,7 @@ def _append(args: Args) -> Outcome:
 
     summary = append_dataset(
         args.source,
-        args.out,
+        args.dataset,
         again=args.again,
         restart=args.restart,
         image_column=args.image_column,
@@ -107,7 +107,7 @@ def _retry(args: Args) -> Outcome:
         keep_pictures=args.keep_picture,
         storage_options=args.storage_options,
     )
-    summary = retry_failures(source, args.out, **_work(args))
+    summary = retry_failures(source, args.dataset, **_work(args))
     return Outcome(summary.to_dict(), str(summary))
 
 
@@ -126,10 +126,10 @@ def _remove(args: Args) -> Outcome:
 
     names = [*args.names, *(_lines(args.names_from) if args.names_from is not None else ())]
     if args.names_from is None and not (names or args.keys or args.classes):
-        summary = remove_split(args.out, split=args.split, storage_options=args.storage_options)
+        summary = remove_split(args.dataset, split=args.split, storage_options=args.storage_options)
     else:
         summary = remove_samples(
-            args.out,
+            args.dataset,
             split=args.split,
             keys=args.keys,
             names=names,
@@ -152,7 +152,7 @@ def _lines(path: str) -> list[str]:
 def _merge_arguments(parser: Parser) -> None:
     parser.add_argument("first", metavar="FIRST", help="a finished data set")
     parser.add_argument("second", metavar="SECOND", help="another, of the same codec and settings")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="a new folder or URL")
+    parser.add_argument("-o", "--output", required=True, metavar="DATASET", help="a new folder or URL")
     add_storage(parser)
 
 

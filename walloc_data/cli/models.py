@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     # Progress goes to stderr, so that --json leaves one object on stdout.
     print(printable(line), file=sys.stderr, flush=True)
 
@@ -28,7 +28,7 @@ def _demo_arguments(parser: Parser) -> None:
 def _demo(args: Args) -> Outcome:
     from walloc_data.demo import run_demo
 
-    result = run_demo(args.out, epochs=args.epochs, workers=args.workers, say=_say)
+    result = run_demo(args.folder, epochs=args.epochs, workers=args.workers, log=_log)
     return Outcome(result.to_dict(), str(result))
 
 
@@ -108,7 +108,7 @@ def _train_codec(args: Args) -> Outcome:
     sets = []
     for source in args.source:
         path, weight = _weighted(source)
-        reading = read_pictures(path, reduce=not hasattr(args, "keep_size"), settings=settings, say=_say)
+        reading = read_pictures(path, reduce=not hasattr(args, "keep_size"), settings=settings, log=_log)
         sets.append(PictureSet(Path(path).name, reading, weight))
     if args.encoder is not None:
         return _train_decoder(args, sets)
@@ -124,7 +124,7 @@ def _train_codec(args: Args) -> Outcome:
         device=args.device,
         data_licence=args.data_licence,
     )
-    result = train_codec(sets, args.output, config=config, resume=not args.restart, say=_say)
+    result = train_codec(sets, args.output, config=config, resume=not args.restart, log=_log)
     return Outcome(result.to_dict(), str(result))
 
 
@@ -144,7 +144,7 @@ def _train_decoder(args: Args, sets: "list[PictureSet]") -> Outcome:
         device=args.device,
         data_licence=args.data_licence,
     )
-    result = train_decoder(sets, args.output, codec=codec, config=config, resume=not args.restart, say=_say)
+    result = train_decoder(sets, args.output, codec=codec, config=config, resume=not args.restart, log=_log)
     return Outcome(result.to_dict(), str(result))
 
 
@@ -249,7 +249,7 @@ def _adapt(args: Args) -> Outcome:
         config=AdaptConfig(**{name: value for name, value in given.items() if value is not None}),
         device=args.device,
         resume=not args.restart,
-        say=_say,
+        log=_log,
     )
     return Outcome(report.to_dict(), f"{report}\nwalloc-data predict {args.output} PICTURES...")
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from walloc_data.dataset.opened import OpenedSplit
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import CodecError, StorageError, WallocDataError
 from walloc_data.files import whole_file
 from walloc_data.pictures import decoded_pixels
@@ -20,8 +21,9 @@ __all__ = ["decode_dataset"]
 KEYS_AT_ONCE = 4096
 
 
+@renamed_arguments(out="dataset")
 def decode_dataset(
-    out: str | Path,
+    dataset: str | Path,
     target: str | Path,
     *,
     split: str = "train",
@@ -33,7 +35,7 @@ def decode_dataset(
     """Decode latents to PNG pictures of the size they were encoded at, ``target/{key}.png``.
 
     Args:
-        out: the data set.
+        dataset: the data set.
         target: a folder, made if absent.
         keys: which samples; None decodes the whole split.
         codec: what `load_codec` takes; None is the data set's own.
@@ -52,7 +54,7 @@ def decode_dataset(
     """
     from walloc_data.codec import fetch_codec, load_codec
 
-    store = Store(out, storage_options=storage_options)
+    store = Store(dataset, storage_options=storage_options)
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
         opened = OpenedSplit(store, split, cache=ShardCache(Path(scratch)))
         opened.cache.max_bytes = max((shard.num_bytes for shard in opened.record.shards), default=1)  # one at a time

@@ -44,6 +44,7 @@ from walloc_data.convert.plan import ShardId, parse_part
 from walloc_data.convert.progress import ConversionSummary, Progress, ProgressMeter, ProgressPrinter
 from walloc_data.convert.run import Run
 from walloc_data.convert.units import OnError
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.devices import usable_device
 from walloc_data.errors import FormatError, SettingsMismatchError, SourceError, StorageError
 from walloc_data.format import MANIFEST_NAME, EncodeSettings, SettingFields, check_name
@@ -54,9 +55,10 @@ from walloc_data.storage import Store
 __all__ = ["encode_dataset"]
 
 
+@renamed_arguments(out="dataset")
 def encode_dataset(
     source: Any,
-    out: str | Path,
+    dataset: str | Path,
     *,
     split: str = "train",
     codec: Any = None,
@@ -85,7 +87,7 @@ def encode_dataset(
 
     Args:
         source: what `open_source` takes, or what it returns.
-        out: a local folder or ``s3://bucket/prefix``.
+        dataset: a local folder or ``s3://bucket/prefix``.
         split: the split's name.
         codec: a codec, or what `load_codec` takes; None is the data set's own where it has one, else the bundled one.
         settings: an `EncodeSettings`; or give its fields here (``size_px=256``). Fields that are not given are those of
@@ -104,7 +106,7 @@ def encode_dataset(
         retry_failures: do the pictures listed in ``failures/`` again, and the others of their shards with them. A
             finished split is replaced once all of it is done, as by `overwrite`.
         part: ``"I/N"`` does the I-th of N parts of the work, for schedulers; `finish_dataset` joins them.
-        storage_options: for remote file systems, of `out` and of remote tars.
+        storage_options: for remote file systems, of `dataset` and of remote tars.
         progress: True writes to stderr; or a callable that gets a `Progress` several times a second.
         image_column: as `open_source` takes it, for sources that it opens.
         label_column: the same of labels; ``none`` encodes without.
@@ -114,8 +116,8 @@ def encode_dataset(
 
     Raises:
         SourceError: the source cannot be read as asked.
-        SettingsMismatchError: `out` was begun with other settings, another codec or another source.
-        BusyError: another conversion writes to `out`.
+        SettingsMismatchError: `dataset` was begun with other settings, another codec or another source.
+        BusyError: another conversion writes to `dataset`.
         ConversionError: stopped before the end; what is published stays, and the same call goes on from there.
 
     Example:
@@ -137,7 +139,7 @@ def encode_dataset(
         raise FormatError("overwrite and part exclude each other: parts of one conversion run side by side")
     if engine == "local":
         usable_device(device)
-    store = Store(out, storage_options=storage_options)
+    store = Store(dataset, storage_options=storage_options)
     if isinstance(source, Source) and (image_column, label_column) != (None, None):
         raise SourceError(f"{source.location}: is open already: give image_column and label_column to open_source")
     opened: Source = open_source(

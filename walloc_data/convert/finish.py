@@ -33,6 +33,7 @@ from walloc_data.convert.overwrite import clean_leftovers
 from walloc_data.convert.plan import Plan, ShardId
 from walloc_data.convert.progress import ConversionSummary, kept_of, notes_of
 from walloc_data.convert.rows import join_column_types, join_rows
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import ConversionError, FormatError
 from walloc_data.format import (
     ChannelStatistics,
@@ -47,13 +48,14 @@ from walloc_data.storage import Store, write_manifest
 __all__ = ["finish_dataset", "join_split", "timm_info"]
 
 
+@renamed_arguments(out="dataset")
 def finish_dataset(
-    out: str, *, split: str | None = None, storage_options: Mapping[str, Any] | None = None
+    dataset: str, *, split: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, ConversionSummary]:
     """Join the shards that parts have made into the manifest.
 
     Args:
-        out: the data set.
+        dataset: the data set.
         split: one split; None joins every split that has a plan.
 
     Returns:
@@ -72,7 +74,7 @@ def finish_dataset(
     """
     from walloc_data.convert.overwrite import settle
 
-    store = Store(out, storage_options=storage_options)
+    store = Store(dataset, storage_options=storage_options)
     with disk_errors(store), conversion_lock(store):
         settle(store)
         splits = [split] if split is not None else planned_splits(store)

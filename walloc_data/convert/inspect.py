@@ -12,6 +12,7 @@ from walloc_data.convert.journal import finished_shards, finished_units, planned
 from walloc_data.convert.overwrite import replaced_splits, replacement
 from walloc_data.convert.plan import Plan
 from walloc_data.convert.progress import counted, format_bytes
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError
 from walloc_data.files import check_regular, open_regular
 from walloc_data.format import MANIFEST_NAME, OPTIONAL_INDEX_COLUMNS, ColumnType, Manifest
@@ -206,7 +207,8 @@ def _share(done: int, planned: int | None) -> str:
     return f"{done} of {planned} units of work are done; the encode command that began it goes on"
 
 
-def dataset_info(out: str | Path, *, storage_options: Mapping[str, Any] | None = None) -> DatasetInfo:
+@renamed_arguments(out="dataset")
+def dataset_info(dataset: str | Path, *, storage_options: Mapping[str, Any] | None = None) -> DatasetInfo:
     """Read what a data set says of itself; nothing is checked against its shards.
 
     Raises:
@@ -220,7 +222,7 @@ def dataset_info(out: str | Path, *, storage_options: Mapping[str, Any] | None =
         pictures at 96 x 96 px, the centre square; 2 classes
         train: 8 samples, 0 failures, 2 shards, ... kB; latents 12x12x12
     """
-    store = Store(out, storage_options=storage_options)
+    store = Store(dataset, storage_options=storage_options)
     unfinished = {}
     planned = planned_splits(store)
     manifest = read_manifest(store) if planned else open_manifest(store)

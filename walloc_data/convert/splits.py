@@ -6,15 +6,17 @@ from typing import Any
 
 from walloc_data.convert.encode import encode_dataset
 from walloc_data.convert.progress import ConversionSummary
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import SourceError
 from walloc_data.sources import find_splits, open_source
 
 __all__ = ["encode_splits"]
 
 
+@renamed_arguments(out="dataset")
 def encode_splits(
     source: Any,
-    out: str | Path,
+    dataset: str | Path,
     *,
     splits: Sequence[str] | None = None,
     image_column: str | None = None,
@@ -32,10 +34,10 @@ def encode_splits(
     Args:
         source: a dictionary of splits, such as `datasets.DatasetDict`; ``hf:NAME``; a folder written by `save_to_disk`
             or of parquet files; a folder or an archive whose folders are named like splits (``train``, ``val``, ...).
-        out: a local folder or ``s3://bucket/prefix``.
+        dataset: a local folder or ``s3://bucket/prefix``.
         splits: only these, in this order; None: all.
         image_column, label_column, keep_pictures, streaming: as in `open_source`, for each split.
-        storage_options: for the file system of `out`.
+        storage_options: for the file system of `dataset`.
         options: `encode_dataset`'s, for each split.
 
     Returns:
@@ -68,6 +70,6 @@ def encode_splits(
                 f"split {split!r}: {error}. Nothing was encoded; --split A,B (splits=[...]) encodes only those"
             ) from error
     return {
-        name: encode_dataset(found, out, split=name, storage_options=storage_options, **options)
+        name: encode_dataset(found, dataset, split=name, storage_options=storage_options, **options)
         for name, found in opened.items()
     }

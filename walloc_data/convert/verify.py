@@ -12,6 +12,7 @@ from walloc_data.convert.inspect import open_manifest
 from walloc_data.convert.journal import plan_name
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, counted, format_bytes
 from walloc_data.convert.verify_split import SplitCheck
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError, WallocDataError
 from walloc_data.format import (
     Manifest,
@@ -64,8 +65,9 @@ class Verification:
         )
 
 
+@renamed_arguments(out="dataset")
 def verify_dataset(
-    out: str | Path,
+    dataset: str | Path,
     *,
     split: str | None = None,
     source: Source | None = None,
@@ -79,7 +81,7 @@ def verify_dataset(
     timm; and that samples and failures together are each picture of the source, once.
 
     Args:
-        out: the data set.
+        dataset: the data set.
         split: only this one; None checks all.
         source: what `split` was encoded from, of which every picture is read and compared with what was recorded of it.
         progress: True writes to stderr.
@@ -96,7 +98,7 @@ def verify_dataset(
         >>> print(verify_dataset("my-latents").problems[0])
         my-latents/index/train.wids.json: ...
     """
-    store = Store(out, storage_options=storage_options)
+    store = Store(dataset, storage_options=storage_options)
     manifest = open_manifest(store)
     splits = [split] if split is not None else sorted(manifest.splits)
     records = {name: manifest.split(name, context=store.url) for name in splits}

@@ -11,6 +11,7 @@ import numpy as np
 from walloc_data.convert.adopted import read_packed
 from walloc_data.convert.encode import encode_dataset
 from walloc_data.convert.progress import ConversionSummary
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import CodecError, FormatError, SourceError
 from walloc_data.latents import unpack
 from walloc_data.pictures import PictureError
@@ -23,9 +24,10 @@ _CELLS_TRIED = 32  # of their height and width, at most
 _MAX_ERROR = 0.25  # of their variance; latents are off by less than 0.02, photographs by 0.5 and more
 
 
+@renamed_arguments(out="dataset")
 def adopt_dataset(
     source: Any,
-    out: str | Path,
+    dataset: str | Path,
     *,
     codec: Any,
     split: str = "train",
@@ -48,7 +50,7 @@ def adopt_dataset(
 
     Args:
         source: what `open_source` takes: ``hf:OWNER/NAME``, ``parquet:FILES``, ``wds:URLS``, a folder of files, ...
-        out: a local folder or ``s3://bucket/prefix``.
+        dataset: a local folder or ``s3://bucket/prefix``.
         codec: what made the latents; what `load_codec` takes.
         split: the split's name, and that which is read of a Hugging Face data set.
         image_column: the column of latents, or their extension in tars. Found by type where there is only one.
@@ -86,7 +88,7 @@ def adopt_dataset(
     adopted = AdoptedSource(opened)
     if not trusted:
         _try_codec(adopted, codec)
-    return encode_dataset(adopted, out, split=split, codec=codec, storage_options=storage_options, **options)
+    return encode_dataset(adopted, dataset, split=split, codec=codec, storage_options=storage_options, **options)
 
 
 class AdoptedSource(Source):

@@ -10,6 +10,7 @@ from walloc_data.convert.inspect import open_manifest
 from walloc_data.convert.journal import plan_name
 from walloc_data.convert.lock import staging_folder
 from walloc_data.convert.progress import ConversionSummary
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError, SettingsMismatchError, SourceError
 from walloc_data.format import SplitRecord
 from walloc_data.maintain.building import (
@@ -28,9 +29,10 @@ from walloc_data.storage import Store
 __all__ = ["append_dataset", "retry_failures"]
 
 
+@renamed_arguments(out="dataset")
 def append_dataset(
     source: Any,
-    out: str | Path,
+    dataset: str | Path,
     *,
     split: str = "train",
     again: bool = False,
@@ -52,12 +54,12 @@ def append_dataset(
 
     Args:
         source: what `open_source` takes, or what it returns.
-        out: a finished data set.
+        dataset: a finished data set.
         split: the split.
         again: also where these very pictures are in the split already.
         restart: forget what an interrupted append of other pictures left.
         image_column, label_column, keep_pictures: as in `open_source`.
-        storage_options: for the file system of `out`, and of remote tars.
+        storage_options: for the file system of `dataset`, and of remote tars.
         options: `encode_dataset`'s: `workers`, `engine`, `device`, `on_error`, `max_failures`, `progress`, ...
 
     Raises:
@@ -81,7 +83,7 @@ def append_dataset(
         keep_pictures=keep_pictures,
         storage_options=storage_options,
     )
-    with held_dataset(out, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
+    with held_dataset(dataset, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
         from walloc_data.codec import fetch_codec
 
         record = manifest.split(split, context=store.url)
@@ -142,7 +144,8 @@ def _refuse_twice(store: Store, split: str, record: SplitRecord, identity: str) 
             )
 
 
-def retry_failures(source: Any, out: str | Path, *, split: str = "train", **options: Any) -> ConversionSummary:
+@renamed_arguments(out="dataset")
+def retry_failures(source: Any, dataset: str | Path, *, split: str = "train", **options: Any) -> ConversionSummary:
     """Do the pictures listed in ``failures/`` again, and the others of their shards with them.
 
     A finished split is replaced once all of it is done; until then it stays as it was. The same as `encode_dataset`
@@ -150,7 +153,7 @@ def retry_failures(source: Any, out: str | Path, *, split: str = "train", **opti
 
     Args:
         source: what the split was encoded from.
-        out: the data set.
+        dataset: the data set.
         split: the split.
         options: `encode_dataset`'s.
 
@@ -164,11 +167,11 @@ def retry_failures(source: Any, out: str | Path, *, split: str = "train", **opti
         >>> retry_failures("pictures", "latents").new_samples  # nothing had failed
         0
     """
-    store = Store(out, storage_options=options.get("storage_options"))
+    store = Store(dataset, storage_options=options.get("storage_options"))
     if not store.exists(plan_name(split)):
         open_manifest(store).split(split, context=store.url)
         raise FormatError(
             f"{store.url}: split {split!r} was made of several sources, or changed, and has no plan any more: its "
             "failures cannot be done again by themselves. Append the mended pictures"
         )
-    return encode_dataset(source, out, split=split, retry_failures=True, **options)
+    return encode_dataset(source, dataset, split=split, retry_failures=True, **options)

@@ -52,14 +52,14 @@ class Built:
 
 
 @contextmanager
-def held_dataset(out: str | Path, storage_options: Mapping[str, Any] | None) -> Iterator[tuple[Store, Manifest]]:
+def held_dataset(dataset: str | Path, storage_options: Mapping[str, Any] | None) -> Iterator[tuple[Store, Manifest]]:
     """Open a finished data set for writing, locked; interrupted changes are completed first.
 
     Raises:
         BusyError: a conversion is writing there.
         FormatError: there is no finished data set.
     """
-    store = Store(out, storage_options=storage_options)
+    store = Store(dataset, storage_options=storage_options)
     open_manifest(store)  # before anything is written, such as a lock
     with disk_errors(store), conversion_lock(store):
         settle(store)

@@ -8,6 +8,7 @@ from typing import Any
 from walloc_data.convert.edit import publish_manifest
 from walloc_data.convert.inspect import open_manifest
 from walloc_data.convert.lock import conversion_lock, disk_errors, staging_folder
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import MANIFEST_NAME, Manifest, SplitRecord, dump_json
 from walloc_data.maintain.building import Built, Part, build_split
@@ -23,8 +24,9 @@ _FREE = ("samples_per_shard", "shuffle_seed", "webp_effort", "max_pixels", "samp
 _MARKER = ".walloc/merge.json"
 
 
+@renamed_arguments(out="output")
 def merge_datasets(
-    first: str | Path, second: str | Path, out: str | Path, *, storage_options: Mapping[str, Any] | None = None
+    first: str | Path, second: str | Path, output: str | Path, *, storage_options: Mapping[str, Any] | None = None
 ) -> list[EditSummary]:
     """Make one data set of two that were encoded by the same codec and settings. Neither is changed.
 
@@ -36,7 +38,7 @@ def merge_datasets(
 
     Args:
         first, second: finished data sets.
-        out: a new folder or URL.
+        output: a new folder or URL.
         storage_options: for the file systems of all three.
 
     Returns:
@@ -45,7 +47,7 @@ def merge_datasets(
     Raises:
         SettingsMismatchError: the codecs or settings differ; names every one that does.
         FormatError: splits of one name, only one of which has labels, or of different versions of the format.
-        StorageError: `out` is not empty.
+        StorageError: `output` is not empty.
 
     Example:
         >>> from walloc_data import encode_dataset
@@ -57,7 +59,7 @@ def merge_datasets(
     """
     stores = [Store(place, storage_options=storage_options) for place in (first, second)]
     manifests = [open_manifest(store) for store in stores]
-    target = Store(out, storage_options=storage_options)
+    target = Store(output, storage_options=storage_options)
     context = f"{stores[0].url} and {stores[1].url}"
     refuse_differences(*manifests, context=context)
     names, labels = joined_classes(manifests[0].class_names, manifests[1].class_names, context=context)

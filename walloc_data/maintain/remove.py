@@ -10,6 +10,7 @@ import numpy as np
 from walloc_data.convert.edit import change_split, drop_split, edit_root
 from walloc_data.convert.lock import staging_folder
 from walloc_data.convert.shard import count_levels
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError
 from walloc_data.format import ChannelStatistics, Manifest, ShardRecord
 from walloc_data.latents import decode_webp, unpack
@@ -24,16 +25,17 @@ __all__ = ["remove_samples", "remove_split"]
 _MAX_NAMED = 5
 
 
-def remove_split(out: str | Path, *, split: str, storage_options: Mapping[str, Any] | None = None) -> EditSummary:
+@renamed_arguments(out="dataset")
+def remove_split(dataset: str | Path, *, split: str, storage_options: Mapping[str, Any] | None = None) -> EditSummary:
     """Remove a whole split from a data set.
 
     One write of the manifest removes it; its files are deleted after that. Killed in between, the next change or
     conversion deletes them.
 
     Args:
-        out: the data set.
+        dataset: the data set.
         split: the split; not the only one.
-        storage_options: for the file system of `out`.
+        storage_options: for the file system of `dataset`.
 
     Raises:
         FormatError: there is no such split, or no other.
@@ -47,14 +49,15 @@ def remove_split(out: str | Path, *, split: str, storage_options: Mapping[str, A
         >>> remove_split("latents-to-change", split="val").num_removed
         2
     """
-    with held_dataset(out, storage_options) as (store, manifest):
+    with held_dataset(dataset, storage_options) as (store, manifest):
         record = manifest.split(split, context=store.url)
         drop_split(store, split)
         return EditSummary(store.url, split, 0, num_removed=record.num_samples)
 
 
+@renamed_arguments(out="dataset")
 def remove_samples(
-    out: str | Path,
+    dataset: str | Path,
     *,
     split: str,
     keys: Collection[str] = (),
@@ -72,12 +75,12 @@ def remove_samples(
     resumed, repaired or compared with its source.
 
     Args:
-        out: the data set.
+        dataset: the data set.
         split: the split.
         keys: of samples.
         names: of pictures in the source, as the index has them in `source_name`.
         classes: names or numbers; all samples of these.
-        storage_options: for the file system of `out`.
+        storage_options: for the file system of `dataset`.
 
     Raises:
         FormatError: there is no such split, class, key or name, or nothing would be left.
@@ -92,7 +95,7 @@ def remove_samples(
         >>> summary.num_samples, summary.num_removed
         (6, 2)
     """
-    with held_dataset(out, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
+    with held_dataset(dataset, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
         record = manifest.split(split, context=store.url)
         rule = _Rule(store, manifest, split, keys=keys, names=names, classes=classes)
         root = edit_root(split)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import CorruptShardError, FormatError, SettingsMismatchError, StorageError
 from walloc_data.files import check_regular, open_regular
 from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, Manifest
@@ -46,8 +47,9 @@ class PushResult:
     dry_run: bool
 
 
+@renamed_arguments(out="dataset")
 def push(
-    out: str | os.PathLike[str],
+    dataset: str | os.PathLike[str],
     destination: str,
     *,
     dry_run: bool = False,
@@ -56,10 +58,10 @@ def push(
     storage_options: Mapping[str, Any] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> PushResult:
-    """Upload the data set in the folder `out`.
+    """Upload the data set in the folder `dataset`.
 
     Args:
-        out: a local folder with a `walloc.json`; a data set that is in a store already is not sent on from there.
+        dataset: a local folder with a `walloc.json`; a data set that is in a store already is not sent on from there.
         destination: ``hf://datasets/OWNER/NAME``, or ``s3://bucket/prefix`` and what else `Store` takes.
         dry_run: look at both sides and say what would be sent; send nothing.
         replace: allow the destination to hold another data set; its manifest, and the shards that the new one does
@@ -83,11 +85,11 @@ def push(
         >>> result.uploaded[0], result.uploaded[-1]
         ('data/train-00000.tar', 'walloc.json')
     """
-    root = Store(out).local_path
+    root = Store(dataset).local_path
     if root is None:
         raise StorageError(
-            f"{os.fspath(out)}: push sends a folder of this machine, and this is a URL: copy the data set here first "
-            "(`aws s3 sync`, `hf download`, ...), or copy it from store to store with the store's own tools"
+            f"{os.fspath(dataset)}: push sends a folder of this machine, and this is a URL: copy the data set here "
+            "first (`aws s3 sync`, `hf download`, ...), or copy it from store to store with the store's own tools"
         )
     manifest_bytes, manifest = _read_manifest(root)
     with check_readable(root, manifest):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import StorageError
 from walloc_data.files import whole_file
 from walloc_data.format import Manifest, SplitRecord
@@ -30,8 +31,9 @@ MAX_SHARDS_LISTED = 2000
 _SHARD_COLUMNS = (("shard", ""), ("samples", ' class="num"'), ("bytes", ' class="num"'), ("sha256", ""))
 
 
+@renamed_arguments(out="dataset")
 def report(
-    out: str | os.PathLike[str],
+    dataset: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
     samples_per_class: int = 3,
@@ -45,7 +47,7 @@ def report(
     (where its log is at hand) and checksums. The same data set gives the same page.
 
     Args:
-        out: the data set.
+        dataset: the data set.
         target: the file to write.
         samples_per_class, max_classes: how many pictures to show.
 
@@ -57,13 +59,13 @@ def report(
         >>> report("my-latents", "report.html")
         PosixPath('report.html')
     """
-    store = Store(out, storage_options=storage_options)
+    store = Store(dataset, storage_options=storage_options)
     manifest = read_manifest(store)
     charts = Charts()
     name = store.url.rstrip("/").rpartition("/")[2]
     sections = []
     for split in manifest.splits:
-        with open_split(out, split=split, storage_options=storage_options) as opened:
+        with open_split(dataset, split=split, storage_options=storage_options) as opened:
             sections.append(_split(opened, charts, per_class=samples_per_class, max_classes=max_classes))
     page = _page(name, _head(name, manifest) + _codec(manifest) + "".join(sections))
     path = Path(target)

@@ -86,10 +86,10 @@ class OpenSplit(OpenedSplit):
 
 @contextmanager
 def open_split(
-    out: str | os.PathLike[str], *, split: str | None, storage_options: Mapping[str, Any] | None = None
+    dataset: str | os.PathLike[str], *, split: str | None, storage_options: Mapping[str, Any] | None = None
 ) -> Iterator[OpenSplit]:
     """Open one split; None is the first by name, training before others."""
-    store = Store(out, storage_options=storage_options)
+    store = Store(dataset, storage_options=storage_options)
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
         yield OpenSplit(store, split, cache=ShardCache(Path(scratch)))
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from walloc_data.card import PREVIEW_NAME, show_preview
 from walloc_data.codec import CodecInfo, WallocCodec
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError, StorageError
 from walloc_data.files import whole_file
 from walloc_data.format import ChannelStatistics, SplitRecord
@@ -45,8 +46,9 @@ Decoders = list[tuple[str, Literal["own", "linear"]]]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
+@renamed_arguments(out="dataset")
 def preview(
-    out: str | os.PathLike[str],
+    dataset: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
     split: str | None = None,
@@ -62,7 +64,7 @@ def preview(
     codec makes of it, by its linear decoder and by its other one where there is one.
 
     Args:
-        out: the data set.
+        dataset: the data set.
         target: the file to write; its suffix says the format (.png, .webp, .jpg).
         split: None is "train", or else the first by name.
         keys: which samples; None chooses `num_samples` that show as many classes as possible.
@@ -80,7 +82,7 @@ def preview(
         >>> preview("my-latents", "preview.png", num_samples=2)
         PosixPath('preview.png')
     """
-    with open_split(out, split=split, storage_options=storage_options) as opened:
+    with open_split(dataset, split=split, storage_options=storage_options) as opened:
         if keys is not None:
             rows = opened.rows_of(keys)
         else:
@@ -109,8 +111,9 @@ def draw_sheet(
     return _sheet(opened, strips, height_px=height_px)
 
 
+@renamed_arguments(out="dataset")
 def add_preview(
-    out: str | os.PathLike[str],
+    dataset: str | os.PathLike[str],
     *,
     split: str | None = None,
     num_samples: int = 4,
@@ -125,10 +128,10 @@ def add_preview(
         >>> "](preview.webp)" in Path("my-latents/README.md").read_text()
         True
     """
-    store = Store(out, storage_options=storage_options)
+    store = Store(dataset, storage_options=storage_options)
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
         picture = Path(folder) / PREVIEW_NAME
-        preview(out, picture, split=split, num_samples=num_samples, storage_options=storage_options)
+        preview(dataset, picture, split=split, num_samples=num_samples, storage_options=storage_options)
         store.write_bytes(PREVIEW_NAME, picture.read_bytes())
     show_preview(store)
 

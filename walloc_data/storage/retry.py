@@ -99,11 +99,11 @@ class Retry:
                     raise StorageError(
                         f"{what}: failed {attempt} times in {spent:.0f} s, last with {reason(error)}{later}"
                     ) from error
-                self._say(what, error)
+                self._log(what, error)
                 time.sleep(delay)
         raise AssertionError("unreachable")
 
-    def _say(self, what: str, error: BaseException) -> None:
+    def _log(self, what: str, error: BaseException) -> None:
         if time.monotonic() - self._said_at > _SAY_AGAIN_AFTER_S:
             self._said_at = time.monotonic()
             logging.getLogger(__name__).warning(

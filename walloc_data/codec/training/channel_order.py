@@ -18,6 +18,7 @@ from walloc_data.codec.model import WallocCodec
 from walloc_data.codec.training.closed_form import whole_cells
 from walloc_data.codec.training.picture_sets import Pixels
 from walloc_data.codec.training.rate_model import measured_bytes
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import CodecError
 
 __all__ = ["arrange_channels"]
@@ -27,8 +28,9 @@ Signs = list[int]
 _SAY_EVERY_S = 20.0
 
 
+@renamed_arguments(say="log")
 def arrange_channels(
-    codec: WallocCodec, pictures: Iterable[Pixels], *, rounds: int = 2, say: Callable[[str], None] | None = None
+    codec: WallocCodec, pictures: Iterable[Pixels], *, rounds: int = 2, log: Callable[[str], None] | None = None
 ) -> float:
     """Reorder and negate a codec's latent channels, in place, for the fewest bytes on `pictures`.
 
@@ -39,13 +41,13 @@ def arrange_channels(
         codec: whose channels are arranged.
         pictures: (H, W, 3) uint8.
         rounds: at most so many times.
-        say: takes a line at the start, and one every 20 seconds.
+        log: takes a line at the start, and one every 20 seconds.
 
     Returns:
         Bytes after as a part of the bytes before, at most 1.
     """
     trials = codec.latent_dim * (codec.latent_dim + 1) // 2
-    progress = _Progress(say, total=rounds * trials)
+    progress = _Progress(log, total=rounds * trials)
     latents = [codec.encode(images) for images in whole_cells(pictures, J=codec.J)]
     order, signs = list(range(codec.latent_dim)), [1] * codec.latent_dim
     start = best = _bytes(latents, order, signs, colours=codec.channels)
@@ -70,17 +72,17 @@ def arrange_channels(
 class _Progress:
     """Lines that say how far the search is."""
 
-    def __init__(self, say: Callable[[str], None] | None, *, total: int) -> None:
-        self.say, self.total = say or (lambda line: None), total
+    def __init__(self, log: Callable[[str], None] | None, *, total: int) -> None:
+        self.log, self.total = log or (lambda line: None), total
         self._started = self._said = time.monotonic()
-        self.say(f"arranging channels for the fewest bytes: up to {total} trials")
+        self.log(f"arranging channels for the fewest bytes: up to {total} trials")
 
     def show(self, done: int, *, saved: float) -> None:
         now = time.monotonic()
         if now - self._said >= _SAY_EVERY_S:
             self._said = now
             left = math.ceil((now - self._started) / max(1, done) * (self.total - done) / 60)
-            self.say(
+            self.log(
                 f"arranging channels: {done} of at most {self.total} trials, {saved:.1%} fewer bytes, "
                 f"at most {left} min left"
             )

@@ -7,10 +7,10 @@ additive uniform noise (Balle et al., arXiv 1611.01704). Then the encoder is fro
 are final, and the decoder finishes on rounded latents. The learning rate falls to zero along a cosine, and the result
 is the exponential moving average of the weights.
 
-    OUT/log.jsonl, OUT/rd.png              what happened
-    OUT/.training/pictures.u8              the decoded pictures
-    OUT/.training/checkpoint.safetensors   everything a run needs to go on: bit for bit as if it had not stopped
-    OUT/codec.json, model.safetensors, README.md      the codec, at the end; .training then goes
+    OUTPUT/log.jsonl, OUTPUT/rd.png              what happened
+    OUTPUT/.training/pictures.u8              the decoded pictures
+    OUTPUT/.training/checkpoint.safetensors   everything a run needs to go on: bit for bit as if it had not stopped
+    OUTPUT/codec.json, model.safetensors, README.md      the codec, at the end; .training then goes
 """
 
 import copy
@@ -34,6 +34,7 @@ from walloc_data.codec.training.picture_sets import Corpus, PictureSet
 from walloc_data.codec.training.rate_model import estimated_bits, measured_bytes
 from walloc_data.codec.training.state import Checkpoint, append_log, draw_log, model_card, open_run
 from walloc_data.codec.wavelets import wavelet_analysis, wavelet_synthesis
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError
 from walloc_data.latents import compand, expand
@@ -48,26 +49,27 @@ _TIMED_STEPS = 20  # that tell how many steps fit in the minutes given
 _ENCODER_SPEED = 3.0  # its entries are about ten times as large as the decoder's
 
 
+@renamed_arguments(out="output", say="log")
 def train_codec(
     pictures: Sequence[PictureSet],
-    out: str | Path,
+    output: str | Path,
     *,
     config: TrainConfig,
     resume: bool = True,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train a codec and write it as a folder that `load_codec` reads.
 
     Args:
         pictures: the training pictures; they are read once, at the start of a new run.
-        out: the codec's folder. A run that was stopped there goes on.
+        output: the codec's folder. A run that was stopped there goes on.
         config: what to do.
         resume: False starts again.
-        say: takes lines of progress.
+        log: takes lines of progress.
 
     Raises:
-        SettingsMismatchError: a run was begun in `out` with other settings.
-        CodecError: `out` holds a finished codec, or the pictures cannot be used.
+        SettingsMismatchError: a run was begun in `output` with other settings.
+        CodecError: `output` holds a finished codec, or the pictures cannot be used.
 
     Example:
         >>> from walloc_data.codec import PictureSet, TrainConfig, load_codec, read_pictures, train_codec
@@ -77,17 +79,17 @@ def train_codec(
         >>> info.name, info.decoder, result.held_out_pictures
         ('mine', 'linear', 1)
     """
-    out, say = Path(out), say or (lambda line: None)
-    if (out / "codec.json").exists():
-        raise CodecError(f"{out} already holds a codec: choose another folder, or delete it")
-    corpus, checkpoint = open_run(out, pictures, config.to_dict(), resume=resume, say=say)
+    output, log = Path(output), log or (lambda line: None)
+    if (output / "codec.json").exists():
+        raise CodecError(f"{output} already holds a codec: choose another folder, or delete it")
+    corpus, checkpoint = open_run(output, pictures, config.to_dict(), resume=resume, log=log)
     if config.closed_form:
         steps, codec = 0, _klt_codec(corpus, config)
     else:
-        trainer = _Trainer(corpus, config, checkpoint, out=out, say=say)
+        trainer = _Trainer(corpus, config, checkpoint, output=output, log=log)
         steps, codec = trainer.run(), trainer.codec()
-    result = _finish(codec, corpus, config, out=out, steps=steps, say=say)
-    shutil.rmtree(out / ".training")
+    result = _finish(codec, corpus, config, output=output, steps=steps, log=log)
+    shutil.rmtree(output / ".training")
     return result
 
 
@@ -142,28 +144,28 @@ def _evaluate(codec: WallocCodec, corpus: Corpus, *, linear: bool = False) -> tu
 
 
 def _finish(
-    codec: WallocCodec, corpus: Corpus, config: TrainConfig, *, out: Path, steps: int, say: Callable[[str], None]
+    codec: WallocCodec, corpus: Corpus, config: TrainConfig, *, output: Path, steps: int, log: Callable[[str], None]
 ) -> TrainResult:
     """Write the folder, read it back, and measure what was read."""
     codec = codec.cpu().eval()
     if config.arrange:
         sample = corpus.training_pictures(limit=_MAX_ARRANGE_PICTURES, seed=config.seed)
-        arrange_channels(codec, (corpus[i][:512, :768] for i in sample), say=say)
+        arrange_channels(codec, (corpus[i][:512, :768] for i in sample), log=log)
     if codec.linear_decoder is None:
         codec._linear_decoder = fit_linear_decoder(codec, _fit_pictures(corpus, config))
     codec.statistics = latent_statistics(codec, _fit_pictures(corpus, config))
-    partial = out / ".training" / "codec"
+    partial = output / ".training" / "codec"
     save_codec(codec, partial, name=config.name, decoder_dtype=torch.float16)
     written, info = load_codec(partial)
     bpp, psnr = _evaluate(written, corpus)
     linear = _evaluate(written, corpus, linear=True)[1]
     result = TrainResult(
-        str(out), config.name, steps, round(bpp, 4), round(psnr, 3), round(linear, 3), len(corpus.held_out)
+        str(output), config.name, steps, round(bpp, 4), round(psnr, 3), round(linear, 3), len(corpus.held_out)
     )
     card = model_card(info, config.to_dict(), corpus=corpus, result=result.to_dict())
-    if (out / "log.jsonl").exists():
-        draw_log(out / "log.jsonl", out / "rd.png")
-    save_codec(codec, out, name=config.name, decoder_dtype=torch.float16, card=card)
+    if (output / "log.jsonl").exists():
+        draw_log(output / "log.jsonl", output / "rd.png")
+    save_codec(codec, output, name=config.name, decoder_dtype=torch.float16, card=card)
     return result
 
 
@@ -187,10 +189,10 @@ class _Trainer:
         config: TrainConfig,
         checkpoint: Checkpoint | None,
         *,
-        out: Path,
-        say: Callable[[str], None],
+        output: Path,
+        log: Callable[[str], None],
     ) -> None:
-        self.corpus, self.config, self.out, self.say = corpus, config, out, say
+        self.corpus, self.config, self.output, self.log = corpus, config, output, log
         self.device = usable_device(config.device)
         height, width = config.crop_px
         self.sampler = corpus.sampler(height_px=height, width_px=width, enlarged=config.enlarged)
@@ -252,7 +254,7 @@ class _Trainer:
                     per_step = (self.seconds - timed) / (self.step - _TIMED_STEPS // 2)
                     self.total_steps = max(self.step + 1, round((config.minutes or 0) * 60 / per_step))
             if self.step % 100 == 0:
-                append_log(self.out, {"step": self.step, "seconds": round(self.seconds, 1), **losses})
+                append_log(self.output, {"step": self.step, "seconds": round(self.seconds, 1), **losses})
             now = time.monotonic()
             if now - validated >= config.validate_seconds:
                 self._validate()
@@ -297,7 +299,7 @@ class _Trainer:
         squared = error.square().mean((1, 2, 3))
         loss = (squared + _LOG_OFFSET).log().mean() + weight * rate
         if not math.isfinite(value := loss.item()):
-            raise CodecError(f"{self.out}: the loss became {value} at step {self.step}; lower the learning_rate")
+            raise CodecError(f"{self.output}: the loss became {value} at step {self.step}; lower the learning_rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
@@ -333,11 +335,11 @@ class _Trainer:
     def _validate(self) -> None:
         bpp, psnr = _evaluate(self.codec(), self.corpus)
         append_log(
-            self.out,
+            self.output,
             {"step": self.step, "seconds": round(self.seconds, 1), "validation_bpp": bpp, "validation_psnr_db": psnr},
         )
         left = self.seconds / max(1, self.step) * max(0, self.total_steps - self.step)
-        self.say(
+        self.log(
             f"step {self.step} of {self.total_steps}: {psnr:.2f} dB at {bpp:.3f} bpp on held-out pictures, "
             f"{self.seconds / 60:.1f} min, {left / 60:.0f} min left"
         )
@@ -352,7 +354,7 @@ class _Trainer:
             "step": self.step, "total_steps": self.total_steps, "seconds": self.seconds, "frozen": self.frozen,
             "log_weight": self.log_weight, "mean_bpp": self.mean_bpp,
         }  # fmt: skip
-        Checkpoint(self.config.to_dict(), state, tensors).save(self.out / ".training")
+        Checkpoint(self.config.to_dict(), state, tensors).save(self.output / ".training")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state, tensors = checkpoint.state, checkpoint.tensors
@@ -367,4 +369,4 @@ class _Trainer:
         self.optimizer.load_state_dict(stored)
         self.step, self.total_steps, self.seconds = state["step"], state["total_steps"], state["seconds"]
         self.log_weight, self.mean_bpp, self.frozen = state["log_weight"], state["mean_bpp"], state["frozen"]
-        self.say(f"continuing at step {self.step} of {self.total_steps}")
+        self.log(f"continuing at step {self.step} of {self.total_steps}")

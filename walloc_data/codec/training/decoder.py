@@ -8,10 +8,10 @@ larger analysis, as from the middle of a picture. The last part of a run takes c
 many. Kernels learn by Muon, everything else by Adam; the rate rises over the first 2 % and falls to zero along a
 cosine; the result is the exponential moving average of the weights. On a GPU a step is one replayed CUDA graph.
 
-    OUT/log.jsonl, OUT/rd.png              the course of the training
-    OUT/.training/pictures.u8              the decoded pictures
-    OUT/.training/checkpoint.safetensors   everything a run needs to go on
-    OUT/decoder.safetensors, README.md     the decoder, at the end; .training is then deleted
+    OUTPUT/log.jsonl, OUTPUT/rd.png              the course of the training
+    OUTPUT/.training/pictures.u8              the decoded pictures
+    OUTPUT/.training/checkpoint.safetensors   everything a run needs to go on
+    OUTPUT/decoder.safetensors, README.md     the decoder, at the end; .training is then deleted
 """
 
 import copy
@@ -35,6 +35,7 @@ from walloc_data.codec.training.muon import Muon
 from walloc_data.codec.training.picture_sets import Corpus, PictureSet
 from walloc_data.codec.training.state import Checkpoint, append_log, decoder_card, draw_log, open_run
 from walloc_data.codec.wavelets import analysis_matrix, bands_of, interleave, synthesis_matrix, wavelet_synthesis
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError
 from walloc_data.files import whole_file
@@ -49,56 +50,57 @@ _LOG_EVERY, _SYNC_EVERY = 200, 20
 _STATE_TYPES = {"step": int, "seconds": float}
 
 
+@renamed_arguments(out="output", say="log")
 def train_decoder(
     pictures: Sequence[PictureSet],
-    out: str | Path,
+    output: str | Path,
     *,
     codec: WallocCodec,
     config: DecoderTrainConfig,
     resume: bool = True,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> DecoderTrainResult:
     """Train a decoder for a codec's encoder, and write it as a file that `load_codec(..., decoder=FILE)` reads.
 
     Args:
         pictures: the training pictures; they are read once, at the start of a new run.
-        out: the folder to write. A run that was stopped there continues.
+        output: the folder to write. A run that was stopped there continues.
         codec: its encoder is used as it is; its linear decoder, if it has one, is where training starts.
         config: the settings.
         resume: False starts again.
-        say: takes lines of progress.
+        log: takes lines of progress.
 
     Raises:
-        SettingsMismatchError: a run was begun in `out` with other settings.
-        CodecError: `out` holds a finished decoder, or the pictures cannot be used.
+        SettingsMismatchError: a run was begun in `output` with other settings.
+        CodecError: `output` holds a finished decoder, or the pictures cannot be used.
 
     Example:
         >>> from walloc_data.codec import DecoderTrainConfig, PictureSet, load_codec, read_pictures, train_decoder
         >>> codec, info = load_codec("klt-16x")
         >>> config = DecoderTrainConfig(steps=2, width=16, blocks=3, batch_size=4, crop_cells=4, wide_from=1.0)
-        >>> result = train_decoder([PictureSet("mine", read_pictures("pictures"))], "out", codec=codec, config=config)
-        >>> codec, info = load_codec("klt-16x", decoder="out/decoder.safetensors")
+        >>> result = train_decoder([PictureSet("mine", read_pictures("pictures"))], "mine", codec=codec, config=config)
+        >>> codec, info = load_codec("klt-16x", decoder="mine/decoder.safetensors")
         >>> info.decoder, info.decoder_version
         ('unet', '2')
     """
-    out, say = Path(out), say or (lambda line: None)
-    if (out / "decoder.safetensors").exists():
-        raise CodecError(f"{out} already holds a decoder: choose another folder, or delete it")
+    output, log = Path(output), log or (lambda line: None)
+    if (output / "decoder.safetensors").exists():
+        raise CodecError(f"{output} already holds a decoder: choose another folder, or delete it")
     settings = {**config.to_dict(), "encoder_sha256": codec.encoder_sha256}
-    corpus, checkpoint = open_run(out, pictures, settings, resume=resume, say=say, state_types=_STATE_TYPES)
-    trainer = _Trainer(corpus, codec, config, settings, checkpoint, out=out, say=say)
+    corpus, checkpoint = open_run(output, pictures, settings, resume=resume, log=log, state_types=_STATE_TYPES)
+    trainer = _Trainer(corpus, codec, config, settings, checkpoint, output=output, log=log)
     trainer.run()
     trained = trainer.codec()
     psnr = trainer.psnr(trained.decoder[1].to(trainer.device), scaled=False)
     card = decoder_card(codec.spec, settings, corpus=corpus, steps=trainer.step, psnr_db=psnr)
-    with whole_file(out / "README.md") as unfinished:
+    with whole_file(output / "README.md") as unfinished:
         unfinished.write_text(card)
-    draw_log(out / "log.jsonl", out / "rd.png")
-    save_decoder(trained, out / "decoder.safetensors", version=config.version, dtype=torch.float16)
+    draw_log(output / "log.jsonl", output / "rd.png")
+    save_decoder(trained, output / "decoder.safetensors", version=config.version, dtype=torch.float16)
     result = DecoderTrainResult(
-        str(out / "decoder.safetensors"), config.version, trainer.step, round(psnr, 3), len(corpus.held_out)
+        str(output / "decoder.safetensors"), config.version, trainer.step, round(psnr, 3), len(corpus.held_out)
     )
-    shutil.rmtree(out / ".training")
+    shutil.rmtree(output / ".training")
     return result
 
 
@@ -111,7 +113,7 @@ class _Step:
             trainer.corpus, trainer.pixels, side_px=(cells + 2 * _MARGIN_CELLS) * trainer.base_cell_px
         )
         if self.crops.left_out:
-            trainer.say(f"crops of {self.crops.side_px} px: {', '.join(self.crops.left_out)} has no picture so large")
+            trainer.log(f"crops of {self.crops.side_px} px: {', '.join(self.crops.left_out)} has no picture so large")
         device = trainer.device
         self.whole = batch_size // 4  # crops that are analysed on their own
         self.analysis = {
@@ -192,11 +194,11 @@ class _Trainer:
         settings: dict[str, Any],
         checkpoint: Checkpoint | None,
         *,
-        out: Path,
-        say: Callable[[str], None],
+        output: Path,
+        log: Callable[[str], None],
     ) -> None:
         self.corpus, self.base, self.config, self.settings = corpus, codec, config, settings
-        self.out, self.say = out, say
+        self.output, self.log = output, log
         self.base_cell_px = 2**codec.J
         self.device = device = usable_device(config.device)
         self.pixels = torch.from_numpy(corpus.pixels).to(device)
@@ -309,11 +311,11 @@ class _Trainer:
                 value = loss.item()  # waits for the device, so that the clock tells the truth
                 if not math.isfinite(value):
                     raise CodecError(
-                        f"{self.out}: the loss became {value} at step {self.step}; lower the learning rate"
+                        f"{self.output}: the loss became {value} at step {self.step}; lower the learning rate"
                     )
             self.seconds = time.monotonic() - started
             if self.step % _LOG_EVERY == 0:
-                append_log(self.out, {"step": self.step, "seconds": round(self.seconds, 1), "loss": loss.item()})
+                append_log(self.output, {"step": self.step, "seconds": round(self.seconds, 1), "loss": loss.item()})
             now = time.monotonic()
             if now - validated >= config.validate_seconds:
                 self._validate()
@@ -364,8 +366,8 @@ class _Trainer:
 
     def _validate(self) -> None:
         psnr = self.psnr(self.average, scaled=True)
-        append_log(self.out, {"step": self.step, "seconds": round(self.seconds, 1), "validation_psnr_db": psnr})
-        self.say(f"step {self.step}, {100 * self._progress():.0f} %: {psnr:.3f} dB on held-out pictures")
+        append_log(self.output, {"step": self.step, "seconds": round(self.seconds, 1), "validation_psnr_db": psnr})
+        self.log(f"step {self.step}, {100 * self._progress():.0f} %: {psnr:.3f} dB on held-out pictures")
 
     def _save(self) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -374,7 +376,7 @@ class _Trainer:
             for number, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{which}.{number}.{name}": tensor for name, tensor in state.items()}
         state = {"step": self.step, "seconds": self.seconds}
-        Checkpoint(self.settings, state, tensors).save(self.out / ".training")
+        Checkpoint(self.settings, state, tensors).save(self.output / ".training")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint.group("model."))
@@ -388,4 +390,4 @@ class _Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate
         self.step, self.seconds = checkpoint.state["step"], checkpoint.state["seconds"]
-        self.say(f"continuing at step {self.step}")
+        self.log(f"continuing at step {self.step}")

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import CodecError
 from walloc_data.files import whole_file
 from walloc_data.format import EncodeSettings
@@ -46,12 +47,13 @@ class PictureSet:
     weight: float = 1.0
 
 
+@renamed_arguments(say="log")
 def read_pictures(
     path: str | Path,
     *,
     reduce: bool = True,
     settings: EncodeSettings | None = None,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Iterator[Pixels]:
     """Read every picture in a folder (with its subfolders) or an uncompressed tar, or one picture file; RGB, in order.
 
@@ -62,7 +64,7 @@ def read_pictures(
         reduce: halve pictures of more than 1,250 pixels along a side, or more than halve them: such pictures come from
             cameras, whose detail ends below the pixel grid. False takes pictures as they are.
         settings: the converter's, of which `background`, `max_pixels` and `max_value` matter here.
-        say: takes a line for every picture that cannot be read; it is left out.
+        log: takes a line for every picture that cannot be read; it is left out.
 
     Example:
         >>> from walloc_data.codec import read_pictures
@@ -84,8 +86,8 @@ def read_pictures(
             picture = _decode(data(), reduce=reduce, settings=settings or EncodeSettings())
         except (PictureError, OSError, tarfile.TarError) as error:
             bad += 1
-            if say is not None:
-                say(f"{path}: {name} skipped: {error}")
+            if log is not None:
+                log(f"{path}: {name} skipped: {error}")
             continue
         count += 1
         yield picture

@@ -73,31 +73,31 @@ class Checkpoint:
         return cls(config, state, tensors)
 
 
-def append_log(out: Path, entry: Mapping[str, Any]) -> None:
-    """Add one line to OUT/log.jsonl. After a kill, lines past the checkpoint appear a second time, as they happened."""
-    with (out / "log.jsonl").open("a") as file:
+def append_log(output: Path, entry: Mapping[str, Any]) -> None:
+    """Add one line to OUTPUT/log.jsonl. After a kill, lines past the checkpoint appear a second time."""
+    with (output / "log.jsonl").open("a") as file:
         file.write(json.dumps(entry) + "\n")
 
 
 def open_run(
-    out: Path,
+    output: Path,
     pictures: Sequence[PictureSet],
     settings: Mapping[str, Any],
     *,
     resume: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     state_types: Mapping[str, type] | None = None,
 ) -> tuple[Corpus, Checkpoint | None]:
-    """Return the decoded pictures of a run in `out`, and its checkpoint where one was begun with these settings."""
-    work = out / ".training"
+    """Return the decoded pictures of a run in `output`, and its checkpoint where one was begun with these settings."""
+    work = output / ".training"
     if not resume and work.exists():
         shutil.rmtree(work)
-        (out / "log.jsonl").unlink(missing_ok=True)
+        (output / "log.jsonl").unlink(missing_ok=True)
     checkpoint = Checkpoint.load(work, state_types=state_types)
     if checkpoint is not None:
-        _check_settings(checkpoint.config, settings, context=out)
+        _check_settings(checkpoint.config, settings, context=output)
     corpus = Corpus(work) if Corpus.exists(work) else Corpus.build(pictures, work)
-    say(f"{len(corpus)} pictures, {corpus.shapes.prod(1).sum() / 1e6:.0f} MP, {len(corpus.held_out)} held out")
+    log(f"{len(corpus)} pictures, {corpus.shapes.prod(1).sum() / 1e6:.0f} MP, {len(corpus.held_out)} held out")
     return corpus, checkpoint
 
 
