@@ -96,8 +96,19 @@ def test_a_damaged_data_set_is_read_checked_and_described_or_named(
         assert (codes["verify"] == 0) == (name in STILL_WHOLE), "verify overlooks it, or finds what is not there"
 
 
+# Whatever opens a file refuses what is none in the same words, which FAST has seen for each; so of most files only what
+# would hang, never end or be parsed is tried with every command.
+WHOLLY = ("manifest", "index", "shard")
+SEEN = {
+    f"{file}_{how}"
+    for file in mutations.FILES
+    for how in mutations.SPECIAL
+    if file not in WHOLLY and how not in ("fifo", "zero", "garbage")
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", mutations.MUTATIONS)
+@pytest.mark.parametrize("name", [name for name in mutations.MUTATIONS if name not in SEEN])
 def test_every_command_ends_with_a_result_or_one_error(
     name: str, root: Path, within: Within, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ from walloc_data.codec.decoder_files import load_decoder
 from walloc_data.dataset import index as dataset_index
 from walloc_data.errors import CodecError, CorruptShardError, FormatError, LoaderError, SourceError, StorageError
 from walloc_data.format import ChannelStatistics, EncodeSettings, Manifest, ShardRecord, SplitRecord
+from walloc_data.format.json_text import MAX_JSON_BYTES, MAX_JSON_VALUES
 from walloc_data.latents import check_packed_pixels, decode_webp
 from walloc_data.report import preview
 from walloc_data.serving import PictureClassifier, attach_codec, load_classifier
@@ -235,23 +236,23 @@ def test_an_index_is_converted_in_memory_that_does_not_grow_with_it(
     assert files[0] == files[1]
 
 
-@pytest.mark.slow
-def test_the_manifest_of_a_billion_pictures_is_read(within: Within) -> None:
+def test_a_manifest_has_room_for_a_billion_pictures_and_is_read_in_seconds(within: Within) -> None:
+    """Of a tenth of them: every number grows in step with the pictures."""
     spec = load_codec("klt-16x", decoder=False)[1].spec
     shards = tuple(
-        ShardRecord(f"data/train-{i:05d}.tar", 2048, 2048 * 8000 + i, f"{i:064x}") for i in range(10**9 // 2048)
+        ShardRecord(f"data/train-{i:05d}.tar", 2048, 2048 * 8000 + i, f"{i:064x}") for i in range(10**8 // 2048)
     )
     num_samples = 2048 * len(shards)
     split = SplitRecord(
         {"num_items": num_samples}, num_samples, 0, shards, (12, 32, 32), True, ChannelStatistics.zero(spec)
     )
     text = Manifest(spec, EncodeSettings(), None, {"train": split}, {"walloc_data": "0.1.0"}).to_json()
-    assert len(text) > 90e6
-    del shards, split
+    assert 10 * len(text) < MAX_JSON_BYTES
+    assert 10 * sum(map(text.count, ",[{")) < MAX_JSON_VALUES
     began = time.process_time()
-    with within(seconds=300):
+    with within(num_bytes=3 * 2**29 // 10):
         assert Manifest.from_json(text.encode(), context="walloc.json").splits["train"].num_samples == num_samples
-    assert time.process_time() - began < 30
+    assert time.process_time() - began < 5
 
 
 def test_a_manifest_that_nobody_could_read_is_not_written() -> None:
