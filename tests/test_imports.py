@@ -14,7 +14,7 @@ PACKAGE = Path(walloc_data.__file__).parent
 
 # Packages of one layer do not import each other.
 LAYERS = [
-    {"deprecated", "text"},
+    {"deprecated", "templating", "text"},
     {"errors"},
     {"devices", "files", "format", "permutations", "webp"},
     {"tables"},

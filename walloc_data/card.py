@@ -1,17 +1,17 @@
 """The data set card: README.md with the YAML by which the Hugging Face Hub and `datasets` find the splits.
 
-A conversion writes it anew for each split. What a person has changed stays: every key of the YAML but those that
-follow from the data, and all text outside the two comments that enclose ours.
+Every conversion rewrites it. What a user has changed is kept: all keys of the YAML except those computed from the data,
+and all text outside the two comments that enclose the generated part (`templates/card.md.j2`).
 """
 
 import json
 import re
 from collections.abc import Iterable
-from html import escape
 from pathlib import PurePosixPath
 
 from walloc_data.format import ColumnType, Manifest, SplitRecord
 from walloc_data.storage import Store
+from walloc_data.templating import render
 
 __all__ = ["PREVIEW_NAME", "render_card", "shard_urls", "show_preview", "write_card"]
 
@@ -26,8 +26,6 @@ _SHOWN = f"![Samples: stored latent, its channels, decoded picture]({PREVIEW_NAM
 _END = "<!-- walloc_data: end -->"
 _FOLLOWS_FROM_DATA = ("configs", "size_categories")
 _TOP_KEY = re.compile(r"([A-Za-z_][\w-]*):")
-# Marks that would format text, begin a link, or end a table's cell.
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
 
 
 def write_card(store: Store, manifest: Manifest) -> None:
@@ -83,7 +81,7 @@ def render_card(manifest: Manifest, *, previous: str | None = None, preview: boo
         license: o
     """
     yaml = _front_matter(manifest)
-    ours = "\n".join([_BEGIN, *_body(manifest, preview=preview), _END])
+    ours = _body(manifest, preview=preview)
     if previous is None:
         return _join(yaml, ours)
     kept, body = _take_apart(previous)
@@ -170,138 +168,47 @@ def _size_category(manifest: Manifest) -> str:
     return "n>1T"
 
 
-def _plain(text: str) -> str:
-    """Return text from a data set on one line, harmless in Markdown and HTML."""
-    return _MARKDOWN.sub(r"\\\1", escape(" ".join(text.split()), quote=False))
-
-
-def _body(manifest: Manifest, *, preview: bool) -> list[str]:
-    spec, settings = manifest.codec, manifest.settings
+def _body(manifest: Manifest, *, preview: bool) -> str:
+    """Return the generated part of the card, with the comments that enclose it."""
     splits = sorted(manifest.splits.items(), key=_training_first)
-    size = settings.resized
-    lines = [
-        f"# {_plain(_title(manifest))}",
-        "",
-        f"Pictures ({size}) as latents of the codec `{spec.name}`: {spec.latent_dim} integers of {spec.latent_bits} "
-        f"bits for every {spec.cell_px} x {spec.cell_px} pixels, {spec.dimensionality_reduction:g} times fewer values "
-        "than the pictures have. Models train on the integers as they are; the codec in `codec/` turns them back into "
-        "pictures. The method is WaLLoC ([arXiv 2412.09405](https://arxiv.org/abs/2412.09405)).",
-        "",
-        _PREVIEW,
-    ]
-    if preview:
-        lines += ["", _SHOWN]
-    lines += ["", "| split | samples | not encoded | shards | bytes | latents | labels |"]
-    lines.append("|---|--:|--:|--:|--:|---|---|")
-    for split, record in splits:
-        shape = "several shapes" if record.latent_shape is None else " x ".join(map(str, record.latent_shape))
-        lines.append(
-            f"| {split} | {record.num_samples:,} | {record.num_failures:,} | {len(record.shards):,} | "
-            f"{record.num_bytes:,} | {shape} | {'yes' if record.labelled else 'no'} |"
-        )
-    if splits and splits[0][1].shards:
-        lines += ["", "## Loading", "", *_loading(manifest, *splits[0])]
-    lines += ["", "## What is in it", "", *_contents(manifest)]
-    if manifest.class_names:
-        lines += ["", *_classes(manifest.class_names)]
-    lines += [
-        "",
-        "## Licence",
-        "",
-        "The licence of the pictures is their source's; `license` above says `other` until somebody who knows it "
-        "writes it there. Latents decode to the pictures, so what holds for the pictures holds for them.",
-        "",
-    ]
-    return lines
+    columns = _columns(manifest)
+    return render(
+        "card.md.j2",
+        begin=_BEGIN,
+        end=_END,
+        preview_mark=_PREVIEW,
+        preview=_SHOWN if preview else None,
+        title=_title(manifest),
+        codec=manifest.codec,
+        codec_settings=manifest.settings,
+        splits=splits,
+        first=_loading(manifest, *splits[0]) if splits and splits[0][1].shards else None,
+        labelled=any(record.labelled for record in manifest.splits.values()),
+        columns=columns[:MAX_NAMES_LISTED],
+        more_columns=max(0, len(columns) - MAX_NAMES_LISTED),
+        class_names=manifest.class_names or (),
+        max_names=MAX_NAMES_LISTED,
+    ).rstrip("\n")
 
 
-def _loading(manifest: Manifest, split: str, record: SplitRecord) -> list[str]:
-    """Return five lines for each way to read; `OWNER/NAME` stands for the data set on the Hub, or a folder."""
-    blocks = [
-        (
-            "With walloc_data (`pip install walloc_data`), shuffled by (seed, epoch), resumable, with a "
-            "cache of bounded size:",
-            "from walloc_data import LatentDataset\n\n"
-            f'dataset = LatentDataset("hf://datasets/OWNER/NAME", split="{split}", shuffle=True)\n'
-            "latent, label = dataset[0]  # int8 (C, h, w), int",
-        )
-    ]
-    if manifest.class_names is not None and record.labelled and record.latent_shape is not None:
-        blocks.append(
-            (
-                "A timm model that takes these latents:",
-                "from walloc_data import LatentDataset, create_latent_model\n\n"
-                f'dataset = LatentDataset("hf://datasets/OWNER/NAME", split="{split}", shuffle=True)\n'
-                'model = create_latent_model("resnet18", dataset=dataset)\n'
-                "latents, labels = next(iter(dataset.loader(batch_size=8)))\n"
-                "logits = model(latents)  # (8, classes)",
-            )
-        )
-    return [
-        line
-        for text, code in [*blocks, *_other_readers(split, record, latent_dim=manifest.codec.latent_dim)]
-        for line in (text, "", "```python", *code.splitlines(), "```", "")
-    ][:-1]
+def _loading(manifest: Manifest, split: str, record: SplitRecord) -> dict[str, object]:
+    """Return the values of the examples of loading, which read one split."""
+    return {
+        "name": split,
+        "hub_name": _hub_split(split),
+        "trainable": manifest.class_names is not None and record.labelled and record.latent_shape is not None,
+        "shards": shard_urls((shard.name for shard in record.shards), prefix="NAME/"),
+    }
 
 
-def _other_readers(split: str, record: SplitRecord, *, latent_dim: int) -> list[tuple[str, str]]:
-    shards = shard_urls((shard.name for shard in record.shards), prefix="NAME/")
-    return [
-        (
-            "With `datasets`; the picture is the packed latent, and `unpack` gives its integers:",
-            "import numpy as np\nfrom datasets import load_dataset\nfrom walloc_data.latents import unpack\n\n"
-            f'sample = next(iter(load_dataset("OWNER/NAME", split="{_hub_split(split)}", streaming=True)))\n'
-            f'latent = unpack(np.asarray(sample["webp"]), latent_dim={latent_dim})  # int8 (C, h, w)',
-        ),
-        (
-            "With `webdataset`, from a folder:",
-            "import webdataset\nfrom walloc_data.latents import unpack\n\n"
-            f'samples = webdataset.WebDataset("{shards}", shardshuffle=False).decode("rgb8")\n'
-            f'latent = unpack(next(iter(samples))["webp"], latent_dim={latent_dim})  # int8 (C, h, w)',
-        ),
-        (
-            "The index alone, without a codec or torch:",
-            f'import pandas\n\nindex = pandas.read_parquet("NAME/index/{split}.parquet")\n'
-            'print(index[["label", "height", "width", "length"]].describe())',
-        ),
-    ]
-
-
-def _contents(manifest: Manifest) -> list[str]:
-    spec = manifest.codec
-    labelled = "; `{key}.cls`, its class as a number" if any(r.labelled for r in manifest.splits.values()) else ""
-    mirror = "; `{key}.mirror.webp`, the latent of the mirrored picture" if manifest.settings.mirror else ""
-    meta = "; `{key}.json`: size of the picture, padding, place in the source" if manifest.settings.sample_json else ""
-    return [
-        "- `data/*.tar`: WebDataset shards. A sample is `{key}.webp`, the latent packed into one lossless picture"
-        f"{mirror}{labelled}{meta}.",
-        "- `walloc.json`: the manifest, with checksums of the shards and the exact counts of every latent value.",
-        "- `index/*.parquet`: one row a sample: shard, offset, length, label, size; name, size and crop in the source; "
-        "the source's columns.",
-        *_columns(manifest),
-        "- `codec/`: what encodes and decodes. Its encoder has the SHA-256 "
-        f"`{spec.encoder_sha256}`; latents of another one do not mix with these.",
-        "- `failures/*.jsonl`: every picture of the source that could not be encoded, and why.",
-    ]
-
-
-def _columns(manifest: Manifest) -> list[str]:
-    """Return a line for each column of the sources, with its type in each split that has it under another."""
-    lines = []
+def _columns(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the name and type of each column of the sources; a column with several types names them all."""
     splits = [record.columns or {} for record in manifest.splits.values()]
+    named = {}
     for name in dict.fromkeys(name for columns in splits for name in columns):
-        kinds = [columns[name] for columns in splits if name in columns]
-        types = dict.fromkeys(str(ColumnType.from_json(kind)) for kind in kinds)
-        lines.append(f"  - {_plain(name)}: {_plain(' or '.join(types))}")
-    more = len(lines) - MAX_NAMES_LISTED
-    return lines[:MAX_NAMES_LISTED] + ([f"  - and {more:,} more, in `walloc.json`"] if more > 0 else [])
-
-
-def _classes(names: tuple[str, ...]) -> list[str]:
-    listed = [f"{i}: {_plain(name)}" for i, name in enumerate(names[:MAX_NAMES_LISTED])]
-    more = [f"… and {len(names) - len(listed):,} more, in `walloc.json`"] if len(listed) < len(names) else []
-    head = f"<details><summary>The {len(names):,} classes</summary>"
-    return [head, "", *(f"- {line}" for line in [*listed, *more]), "", "</details>"]
+        types = dict.fromkeys(str(ColumnType.from_json(columns[name])) for columns in splits if name in columns)
+        named[name] = " or ".join(types)
+    return list(named.items())
 
 
 def shard_urls(names: Iterable[str], *, prefix: str = "") -> str:

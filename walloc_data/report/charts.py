@@ -5,12 +5,15 @@ several side by side. Every chart has a title, axes with units, and a descriptio
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
+
+from walloc_data.templating import render_html
 
 __all__ = ["Charts", "bar_table", "number", "picture_bytes"]
 
@@ -54,15 +57,24 @@ class Charts:
         self._numbers = count(1)
 
     def _figure(
-        self, body: str, *, title: str, description: str, facts: str = "", width: int = _W, height: int = _H
-    ) -> str:
-        n = next(self._numbers)
-        small = f"<small>{escape(facts)}</small>" if facts else ""
-        return (
-            f'<figure class="chart"><figcaption>{escape(title)}{small}</figcaption>'
-            f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="c{n}t c{n}d">'
-            f'<title id="c{n}t">{escape(title)}</title><desc id="c{n}d">{escape(description)}</desc>'
-            f"{body}</svg></figure>"
+        self,
+        shapes: Sequence["_Shape"],
+        *,
+        title: str,
+        description: str,
+        facts: str = "",
+        width: int = _W,
+        height: int = _H,
+    ) -> Markup:
+        return render_html(
+            "chart.html.j2",
+            n=next(self._numbers),
+            shapes=shapes,
+            title=title,
+            description=description,
+            facts=facts,
+            width=width,
+            height=height,
         )
 
     def histogram(
@@ -74,7 +86,7 @@ class Charts:
         what: str = "pictures",
         bins: int = 32,
         whole: bool = False,
-    ) -> str:
+    ) -> Markup:
         """Draw bars over equal intervals of a value, with its mean marked.
 
         Args:
@@ -93,18 +105,18 @@ class Charts:
         x = _Scale(low, high, _LEFT, _W - _RIGHT)
         y = _Scale(0, top, _H - _BOTTOM, _TOP)
         whole_ticks = [tick for tick in _ticks(0, top, 4) if tick.is_integer()]
-        parts = [_axes(x, y, x_label=unit, y_label=what, y_ticks=whole_ticks)]
+        shapes = _axes(x, y, x_label=unit, y_label=what, y_ticks=whole_ticks)
         for i, value in enumerate(counts.tolist()):
             if value:
                 left, right = x(edges[i]), x(edges[i + 1])
-                parts.append(_rect(left, y(value), max(right - left - 1, 0.5), y(0) - y(value), "bar"))
+                shapes.append(_bar(left, y(value), max(right - left - 1, 0.5), y(0) - y(value)))
         mean, median = float(values.mean()), float(np.median(values))
-        parts.append(_mark(x(mean), f"mean {number(mean)}"))
+        shapes += _mark(x(mean), f"mean {number(mean)}")
         description = (
             f"{len(values):,} {what}: from {number(float(values.min()))} to {number(float(values.max()))} {unit}, "
             f"mean {number(mean)}, median {number(median)}"
         )
-        return self._figure("".join(parts), title=title, description=description)
+        return self._figure(shapes, title=title, description=description)
 
     def columns(
         self,
@@ -115,26 +127,26 @@ class Charts:
         what: str,
         line: float | None = None,
         line_text: str = "",
-    ) -> str:
+    ) -> Markup:
         """Draw one column for each numbered thing (channels, ranks), and a level to compare them with."""
         top = max([*values, line or 0.0, 1e-9])
         x = _Scale(-0.5, len(values) - 0.5, _LEFT, _W - _RIGHT)
         y = _Scale(0, top * (1.2 if line is not None else 1.0), _H - _BOTTOM, _TOP)
         every = max(1, math.ceil(len(values) / 12))
         ticks = [float(i) for i in range(0, len(values), every)]
-        parts = [_axes(x, y, x_label=what, y_label=unit, y_ticks=_ticks(0, top, 4), x_ticks=ticks)]
+        shapes = _axes(x, y, x_label=what, y_label=unit, y_ticks=_ticks(0, top, 4), x_ticks=ticks)
         width = max((x(1) - x(0)) * 0.76, 0.4)
         for i, value in enumerate(values):
-            parts.append(_rect(x(i) - width / 2, y(value), width, y(0) - y(value), "bar"))
+            shapes.append(_bar(x(i) - width / 2, y(value), width, y(0) - y(value)))
         description = f"{what} 0 to {len(values) - 1}: " + ", ".join(number(value) for value in values[:40])
         if line is not None:
-            right, level = _W - _RIGHT, y(line)
-            parts.append(f'<line class="level" x1="{_LEFT}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}"/>')
-            parts.append(_text(right, _TOP + 2, line_text, anchor="end", name="note"))
+            right = _W - _RIGHT
+            shapes.append(_line((_LEFT, y(line)), (right, y(line)), "level"))
+            shapes.append(_text((right, _TOP + 2), line_text, anchor="end", name="note"))
             description += f" {unit}; {line_text}"
-        return self._figure("".join(parts), title=title, description=description)
+        return self._figure(shapes, title=title, description=description)
 
-    def channel(self, counts: Sequence[int], *, index: int, low: int, high: int, facts: str) -> str:
+    def channel(self, counts: Sequence[int], *, index: int, low: int, high: int, facts: str) -> Markup:
         """Draw the histogram of one latent channel: how often each integer occurs, on a logarithmic scale."""
         width, height, left, bottom = 180, 92, 8, 18
         offset = len(counts) // 2
@@ -145,21 +157,30 @@ class Charts:
             level = y(math.log10(counts[value + offset] + 1))
             points += [f"{x(value - 0.5):.1f},{level:.1f}", f"{x(value + 0.5):.1f},{level:.1f}"]
         points.append(f"{x(high + 0.5):.1f},{y(0):.1f}")
-        body = f'<polygon class="bar" points="{" ".join(points)}"/>'
-        body += f'<line class="axis" x1="{left}" x2="{width - 8}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>'
+        shapes = [
+            _Shape("polygon", {"class": "bar", "points": " ".join(points)}),
+            _line((left, y(0)), (width - 8, y(0)), "axis"),
+        ]
         for tick in (low, 0, high):
             anchor = "start" if tick == low else "end" if tick == high else "middle"
-            body += (
-                f'<text x="{x(tick):.1f}" y="{height - 5}" text-anchor="{anchor}">{str(tick).replace("-", "−")}</text>'
-            )
+            shapes.append(_text((x(tick), height - 5), str(tick).replace("-", "−"), anchor=anchor))
         return self._figure(
-            body,
+            shapes,
             title=f"Channel {index}",
             facts=facts,
             description=f"{facts}; {_describe(counts)}",
             width=width,
             height=height,
         )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """An SVG element of a drawing; the template escapes its attributes and its text."""
+
+    tag: str
+    attributes: Mapping[str, str]
+    text: str = ""
 
 
 class _Scale:
@@ -181,21 +202,22 @@ def _axes(
     y_label: str,
     y_ticks: Sequence[float],
     x_ticks: Sequence[float] | None = None,
-) -> str:
-    parts = []
+) -> list[_Shape]:
+    left, right, bottom = _LEFT, _W - _RIGHT, _H - _BOTTOM
+    shapes = []
     for tick in y_ticks:
-        at = y(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{at + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
+        shapes.append(_line((left, y(tick)), (right, y(tick)), "grid"))
+        shapes.append(_text((left - 5, y(tick) + 4), _short(tick), anchor="end"))
     for tick in x_ticks if x_ticks is not None else _ticks(x.low, x.high, 5):
-        parts.append(f'<text x="{x(tick):.1f}" y="{_H - _BOTTOM + 15}" text-anchor="middle">{_short(tick)}</text>')
-    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{_H - _BOTTOM}" y2="{_H - _BOTTOM}"/>')
-    middle = (_LEFT + _W - _RIGHT) / 2
-    parts.append(f'<text class="label" x="{middle}" y="{_H - 7}" text-anchor="middle">{escape(x_label)}</text>')
-    centre = (_TOP + _H - _BOTTOM) / 2
-    turned = f"translate(11 {centre}) rotate(-90)"
-    parts.append(f'<text class="label" transform="{turned}" text-anchor="middle">{escape(y_label)}</text>')
-    return "".join(parts)
+        shapes.append(_text((x(tick), bottom + 15), _short(tick), anchor="middle"))
+    shapes.append(_line((left, bottom), (right, bottom), "axis"))
+    shapes.append(_text(((left + right) / 2, _H - 7), x_label, anchor="middle", name="label"))
+    turned = {
+        "class": "label",
+        "transform": f"translate(11 {(_TOP + bottom) / 2}) rotate(-90)",
+        "text-anchor": "middle",
+    }
+    return [*shapes, _Shape("text", turned, y_label)]
 
 
 def _short(value: float) -> str:
@@ -207,19 +229,28 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _rect(x: float, y: float, width: float, height: float, name: str) -> str:
-    return f'<rect class="{name}" x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{max(height, 0):.2f}"/>'
+def _bar(x: float, y: float, width: float, height: float) -> _Shape:
+    size = {"width": f"{width:.2f}", "height": f"{max(height, 0):.2f}"}
+    return _Shape("rect", {"class": "bar", "x": f"{x:.2f}", "y": f"{y:.2f}", **size})
 
 
-def _text(x: float, y: float, text: str, *, anchor: str, name: str) -> str:
-    return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _line(start: tuple[float, float], end: tuple[float, float], name: str) -> _Shape:
+    (x1, y1), (x2, y2) = start, end
+    ends = {"x1": f"{x1:.1f}", "x2": f"{x2:.1f}", "y1": f"{y1:.1f}", "y2": f"{y2:.1f}"}
+    return _Shape("line", {"class": name, **ends})
 
 
-def _mark(x: float, text: str) -> str:
-    """Draw a dashed upright line with its text on the side that has room."""
+def _text(at: tuple[float, float], text: str, *, anchor: str, name: str | None = None) -> _Shape:
+    named = {} if name is None else {"class": name}
+    return _Shape("text", {**named, "x": f"{at[0]:.1f}", "y": f"{at[1]:.1f}", "text-anchor": anchor}, text)
+
+
+def _mark(x: float, text: str) -> list[_Shape]:
+    """Draw a dashed vertical line, with its text on the side that has more space."""
     right = x > (_LEFT + _W - _RIGHT) / 2
-    line = f'<line class="level" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 4}" y2="{_H - _BOTTOM}"/>'
-    return line + _text(x - 5 if right else x + 5, _TOP + 5, text, anchor="end" if right else "start", name="note")
+    line = _line((x, _TOP - 4), (x, _H - _BOTTOM), "level")
+    at = (x - 5 if right else x + 5, _TOP + 5)
+    return [line, _text(at, text, anchor="end" if right else "start", name="note")]
 
 
 def _describe(counts: Sequence[int]) -> str:
@@ -230,18 +261,8 @@ def _describe(counts: Sequence[int]) -> str:
     return f"values from {seen[0]} to {seen[-1]}, {common} the most frequent; how often each occurs, logarithmic"
 
 
-def bar_table(rows: Iterable[tuple[str, float, str]], *, caption: str, head: tuple[str, str]) -> str:
+def bar_table(rows: Iterable[tuple[str, float, str]], *, caption: str, head: tuple[str, str]) -> Markup:
     """Return a table whose second column is drawn as bars: (name, value, the value as text)."""
     listed = list(rows)
     top = max((value for _, value, _ in listed), default=0) or 1
-    body = "".join(
-        f'<tr><th scope="row"><bdi>{escape(name)}</bdi></th><td><span class="track" aria-hidden="true">'
-        f'<span class="fill" style="width:{100 * value / top:.1f}%"></span></span></td>'
-        f'<td class="num">{escape(text)}</td></tr>'
-        for name, value, text in listed
-    )
-    return (
-        f'<table class="bars"><caption>{escape(caption)}</caption><thead><tr><th scope="col">{escape(head[0])}</th>'
-        f'<th scope="col"><span class="hidden">as a bar</span></th><th scope="col" class="num">{escape(head[1])}</th>'
-        f"</tr></thead><tbody>{body}</tbody></table>"
-    )
+    return render_html("bar_table.html.j2", rows=listed, top=top, caption=caption, head=head)

@@ -4,9 +4,9 @@ import base64
 import io
 from collections.abc import Sequence
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 
+from markupsafe import Markup
 from PIL import Image
 
 from walloc_data.codec import CodecInfo, WallocCodec
@@ -43,7 +43,8 @@ class ContactSheet:
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self._repr_png_()).decode("ascii")
-        return f'<img alt="{escape(self.title)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
+        element = Markup('<img alt="{}" style="max-width: 100%" src="data:image/png;base64,{}">')
+        return element.format(self.title, data)
 
 
 @lru_cache(maxsize=4)

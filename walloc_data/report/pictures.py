@@ -1,8 +1,8 @@
-"""Pictures inside the report, as data URIs."""
+"""The pictures of the report."""
 
 import base64
 import io
-from html import escape
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,7 @@ from walloc_data.report.samples import OpenSplit, ReportSample, decode
 from walloc_data.report.sheet import channel_grid, decoders_of, packed_picture
 from walloc_data.webp import MAX_SIDE
 
-__all__ = ["class_pictures", "walk_through"]
+__all__ = ["Gallery", "PageImage", "Strip", "class_pictures", "walk_through"]
 
 _THUMB_PX = 88  # heights, in CSS pixels
 _STRIP_PX = 176
@@ -21,8 +21,36 @@ _NUM_STRIPS = 2
 _MAX_DECODED_PIXELS = 8_000_000
 
 
-def _photo(picture: Image.Image, *, alt: str, height_px: int) -> str:
-    """Return an <img> `height_px` CSS pixels high, stored at up to twice that for dense screens."""
+@dataclass(frozen=True)
+class PageImage:
+    """A WebP file with what an <img> element says about it."""
+
+    width: int  # CSS pixels
+    height: int
+    alt: str
+    webp_base64: str
+    exact: bool  # stored values: enlarged without smoothing
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One sample, from its packed latent to decoded pictures."""
+
+    title: str
+    facts: str
+    pictures: list[tuple[str, PageImage]]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Decoded pictures, in groups with a class name (empty where there is none)."""
+
+    note: str
+    groups: list[tuple[str, list[PageImage]]]
+
+
+def _photo(picture: Image.Image, *, alt: str, height_px: int) -> PageImage:
+    """Encode a picture with loss at up to twice `height_px`, for screens with two pixels per CSS pixel."""
     scale = min(1.0, 2 * height_px / picture.height)
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -30,15 +58,15 @@ def _photo(picture: Image.Image, *, alt: str, height_px: int) -> str:
     return _img(picture, alt=alt, height_px=height_px, quality=86)
 
 
-def _values(picture: Image.Image, *, alt: str, height_px: int) -> str:
-    """Return an <img> of stored numbers: lossless, with sharp edges when enlarged."""
+def _values(picture: Image.Image, *, alt: str, height_px: int) -> PageImage:
+    """Encode a picture of stored values without loss."""
     if picture.height > 2 * height_px:
         size = (max(1, round(picture.width * 2 * height_px / picture.height)), 2 * height_px)
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     return _img(picture, alt=alt, height_px=height_px, quality=None)
 
 
-def _img(picture: Image.Image, *, alt: str, height_px: int, quality: int | None) -> str:
+def _img(picture: Image.Image, *, alt: str, height_px: int, quality: int | None) -> PageImage:
     width = max(1, round(picture.width * height_px / picture.height))
     if max(picture.size) > MAX_SIDE:  # the browser stretches it again
         picture = picture.resize((min(MAX_SIDE, picture.width), min(MAX_SIDE, picture.height)))
@@ -48,14 +76,13 @@ def _img(picture: Image.Image, *, alt: str, height_px: int, quality: int | None)
     else:
         picture.save(buffer, "WEBP", quality=quality, method=4)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    name = ' class="values"' if quality is None else ""
-    return f'<img{name} width="{width}" height="{height_px}" alt="{escape(alt)}" src="data:image/webp;base64,{data}">'
+    return PageImage(width=width, height=height_px, alt=alt, webp_base64=data, exact=quality is None)
 
 
-def walk_through(opened: OpenSplit, codec: WallocCodec, info: CodecInfo) -> str:
+def walk_through(opened: OpenSplit, codec: WallocCodec, info: CodecInfo) -> list[Strip]:
     """Return two samples, each as its packed latent, its channels and the decoders' pictures."""
     statistics = opened.record.statistics
-    strips = ["<p>In the channels, blue is below the channel's mean, orange above it.</p>"]
+    strips = []
     for shown in opened.read(opened.choose(_NUM_STRIPS, seed=1)):
         c, h, w = shown.latent.shape
         packed = packed_picture(shown.latent, colours=codec.channels)
@@ -68,13 +95,12 @@ def walk_through(opened: OpenSplit, codec: WallocCodec, info: CodecInfo) -> str:
         for title, how in decoders_of(codec, info):
             picture = decode(codec, shown, how=how)
             cells.append((title, _photo(picture, alt=f"{title}: picture {of}", height_px=_STRIP_PX)))
-        figures = "".join(f"<figure>{img}<figcaption>{escape(title)}</figcaption></figure>" for title, img in cells)
-        strips.append(
-            f'<p class="caption"><bdi>{escape(_title(shown))}</bdi>: {shown.width} × {shown.height} pixels became '
-            f"{c} × {h} × {w} integers, stored in {shown.num_bytes:,} bytes "
-            f'({shown.bits_per_pixel:.2f} bits per pixel).</p><div class="strip">{figures}</div>'
+        facts = (
+            f"{shown.width} × {shown.height} pixels became {c} × {h} × {w} integers, stored in {shown.num_bytes:,} "
+            f"bytes ({shown.bits_per_pixel:.2f} bits per pixel)."
         )
-    return "".join(strips)
+        strips.append(Strip(title=_title(shown), facts=facts, pictures=cells))
+    return strips
 
 
 def _title(shown: ReportSample) -> str:
@@ -84,7 +110,9 @@ def _title(shown: ReportSample) -> str:
     return f"{name}, sample {shown.key}" if name else f"Sample {shown.key}"
 
 
-def class_pictures(opened: OpenSplit, codec: WallocCodec, info: CodecInfo, *, per_class: int, max_classes: int) -> str:
+def class_pictures(
+    opened: OpenSplit, codec: WallocCodec, info: CodecInfo, *, per_class: int, max_classes: int
+) -> Gallery:
     """Return pictures of as many classes as fit; of unlabelled splits, pictures of any samples."""
     drawable = opened.drawable()
     labels = opened.index["label"][drawable]
@@ -101,21 +129,19 @@ def class_pictures(opened: OpenSplit, codec: WallocCodec, info: CodecInfo, *, pe
         groups[label] = sorted(rng.choice(rows, min(per_class, len(rows)), replace=False).tolist())
     available = [how for _, how in decoders_of(codec, info)]
     if not available:
-        return "<p>The codec in this data set has no decoder, so no pictures are shown.</p>"
+        return Gallery("The codec in this data set has no decoder, so no pictures are shown.", [])
     chosen = [row for group in groups.values() for row in group]
     pixels = int((opened.index["height"][chosen].astype(np.int64) * opened.index["width"][chosen]).sum())
     how = available[-1] if pixels <= _MAX_DECODED_PIXELS else available[0]
-    parts = []
+    pictures: list[tuple[str, list[PageImage]]] = []
     for label, group in groups.items():
         images, name = [], ""
         for shown in opened.read(group):
             name = shown.class_name or (f"label {label}" if label >= 0 else "")
             picture = decode(codec, shown, how=how)
             images.append(_photo(picture, alt=f"{name} {shown.key}".strip(), height_px=_THUMB_PX))
-        heading = f'<p class="class"><bdi>{escape(name)}</bdi></p>' if name else ""
-        parts.append(f'<div class="class">{heading}<div class="thumbs">{"".join(images)}</div></div>')
-    which = "Decoded by the codec's linear decoder." if how == "linear" else "Decoded by the codec's decoder."
+        pictures.append((name, images))
+    note = "Decoded by the codec's linear decoder." if how == "linear" else "Decoded by the codec's decoder."
     if len(classes) < len(present):
-        which = f"{len(classes):,} of {len(present):,} classes, chosen by chance. {which}"
-    layout = "classes" if opened.record.labelled else "unlabelled"
-    return f'<p>{which}</p><div class="{layout}">{"".join(parts)}</div>'
+        note = f"{len(classes):,} of {len(present):,} classes, chosen at random. {note}"
+    return Gallery(note, pictures)
