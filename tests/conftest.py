@@ -27,7 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file share their fixtures, and those of the object store share one store: keep them together."""
     for item in items:
         together = "object_store" if item.get_closest_marker("object_store") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(together))
+        if item.get_closest_marker("xdist_group") is None:  # else the file says with which others
+            item.add_marker(pytest.mark.xdist_group(together))
         if together == "object_store":  # the endpoint alone takes several seconds to start
             item.add_marker(pytest.mark.slow)
 

@@ -1,7 +1,10 @@
 """New Python processes in a few hundredths of a second, for tests of whole programs: `subprocess`, but warm.
 
-`run` and `Popen` take what `subprocess.run([sys.executable, ...])` takes of these. See `tests/warm_server.py` for what
-such a process is. Tests of what is imported, and when, need a cold one.
+`run` and `Popen` take what `subprocess.run([sys.executable, ...])` takes of these, and `launch` starts a script as
+torchrun does. See `tests/warm_server.py` for what such a process is. Tests of what is imported, and when, need a cold
+one.
+
+`preload` names modules that such a process has imported before it begins, as it has torch: frameworks take seconds.
 """
 
 import atexit
@@ -17,26 +20,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Popen", "run"]
+__all__ = ["Popen", "launch", "run"]
 
 _SERVER = Path(__file__).with_name("warm_server.py")
-_connections: dict[int, socket.socket] = {}  # by process: one server for each worker of the test run
+_Modules = tuple[str, ...]
+# By process, as each worker of the test run has servers of its own, and by what they have imported.
+_connections: dict[tuple[int, _Modules], socket.socket] = {}
 
 
-def _server() -> socket.socket:
-    if os.getpid() not in _connections:
+def _server(preload: _Modules) -> socket.socket:
+    if (os.getpid(), preload) not in _connections:
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = subprocess.Popen(
-            [sys.executable, _SERVER, str(there.fileno())],
+            [sys.executable, _SERVER, str(there.fileno()), *preload],
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
             pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C to the tests is not for it
         )
         there.close()
-        _connections[os.getpid()] = here
+        _connections[os.getpid(), preload] = here
         atexit.register(_end, here, process)
-    return _connections[os.getpid()]
+    return _connections[os.getpid(), preload]
 
 
 def _end(connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
@@ -57,6 +63,7 @@ class Popen:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         start_new_session: bool = False,
+        preload: _Modules = (),
     ) -> None:
         self.args, self.returncode = list(arguments), None
         self.stdin = self.stdout = self.stderr = None
@@ -83,7 +90,7 @@ class Popen:
             "cwd": os.fspath(cwd or Path.cwd()),
             "new_session": start_new_session,
         }
-        connection = _server()
+        connection = _server(preload)
         socket.send_fds(connection, [json.dumps(request).encode()], [*given, answer])
         for descriptor in (*opened, answer):
             os.close(descriptor)
@@ -185,3 +192,49 @@ def run(
     if check and code:
         raise AssertionError(f"exit code {code} of {process.args}:\n{out}\n{err}")
     return subprocess.CompletedProcess(process.args, code, out, err)
+
+
+def launch(
+    arguments: Sequence[Any],
+    *,
+    world_size: int = 1,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    preload: _Modules = (),
+    timeout: float = 400,
+) -> None:
+    """Run a script in as many processes as torchrun would, with its variables; in one, without.
+
+    On the CPU, one thread each, and without the warnings of the packages that are run.
+
+    Raises:
+        AssertionError: a process failed; its output is in the message.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    common = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+    of_ranks: list[dict[str, str]] = [{}]
+    if world_size > 1:
+        names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+        sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world_size))
+        of_ranks = [names | sizes | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+    processes = [
+        Popen(
+            [str(argument) for argument in arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **common, **(env or {}), **of_rank},
+            cwd=cwd,
+            preload=preload,
+        )
+        for of_rank in of_ranks
+    ]
+    outputs = []
+    try:
+        for process in processes:
+            outputs.append(process.communicate(timeout=timeout)[0][-4000:])
+    finally:
+        for process in processes:
+            process.kill()
+    codes = [process.returncode for process in processes]
+    assert not any(codes), f"exit codes {codes} of {arguments}:\n" + "\n".join(outputs)

@@ -1,12 +1,13 @@
 """A Python that has imported torch, and forks into the programs that it is asked to be: see `tests.warm`.
 
 Torch takes two seconds of a processor to import, more than most tests of whole programs take without it. The fork has
-nothing else imported, and is its own process in every other way: it has its own streams, environment, folder and
-signals, and ends as any Python does.
+nothing else imported, but for the modules that the server's arguments name, and is its own process in every other way:
+it has its own streams, environment, folder and signals, and ends as any Python does.
 """
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -117,6 +118,9 @@ def end(request: dict[str, Any]) -> None:
 
 
 torch.set_num_threads(1)
+with warnings.catch_warnings(action="ignore"):
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
 gc.collect()
 gc.freeze()  # what is imported is never collected, so that forks share its memory
 end(serve(socket.socket(fileno=int(sys.argv[1]))))

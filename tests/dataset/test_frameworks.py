@@ -4,10 +4,7 @@ Every class has one sample, so a batch's labels say which samples it holds, and 
 in the stored latents.
 """
 
-import os
-import socket
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,10 @@ import torch
 from tests import warm
 from walloc_data import LatentDataset
 
-pytestmark = pytest.mark.slow
+# With the tests of the examples, so that the frameworks are imported once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("frameworks")]
 
+FRAMEWORKS = ("lightning.pytorch", "transformers.trainer", "timm")
 NUM_SAMPLES = 48
 Expected = Callable[..., np.ndarray]
 
@@ -32,32 +31,11 @@ def latents(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[...
     return root
 
 
-def run(script: str, folder: Path, *arguments: object, places: Sequence[dict[str, str]] = ({},)) -> None:
-    """Run a script, in one process for each place; a free port is in the environment."""
+def run(script: str, folder: Path, *arguments: object, world_size: int = 1) -> None:
+    """Run a script, in processes as torchrun starts them."""
     path = folder / "script.py"
     path.write_text(script)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore",  # theirs
-    }
-    processes = [
-        warm.Popen(
-            [path, *map(str, arguments)],
-            cwd=folder,
-            env=environment | place,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for place in places
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, output[-4000:]
+    warm.launch([path, *arguments], world_size=world_size, cwd=folder, preload=FRAMEWORKS)
 
 
 def drawn(expected_latent: Expected, latent: torch.Tensor, label: int) -> tuple[int, int, bool]:
@@ -141,12 +119,11 @@ for name, loader in loaders.items():
 )
 
 
-@pytest.mark.slow
 def test_lightning_in_two_processes_shares_every_batch(
     latents: Path, tmp_path: Path, expected_latent: Expected
 ) -> None:
     pytest.importorskip("lightning")
-    run(LIGHTNING_DDP, tmp_path, latents, tmp_path)
+    run(LIGHTNING_DDP, tmp_path, latents, tmp_path, world_size=2)
     for name in ("own", "plain"):
         ranks = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2)]
         epochs: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[], []]
@@ -182,7 +159,6 @@ torch.save([straight, got], f"{out}/result.pt")
 )
 
 
-@pytest.mark.slow
 def test_lightning_resumes_within_an_epoch_as_if_never_stopped(latents: Path, tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     run(LIGHTNING_RESUME, tmp_path, latents, tmp_path)
@@ -247,7 +223,6 @@ torch.save(result, f"{out}/result.pt")
 """
 
 
-@pytest.mark.slow
 def test_the_trainer_draws_anew_every_epoch_and_resumes_exactly(
     latents: Path, tmp_path: Path, expected_latent: Expected
 ) -> None:
@@ -308,15 +283,11 @@ accelerator.end_training()
 """
 
 
-@pytest.mark.slow
 def test_accelerate_counts_every_batch_and_steps_at_the_end_of_an_epoch(
     latents: Path, tmp_path: Path, expected_latent: Expected
 ) -> None:
     pytest.importorskip("accelerate")
-    places = [
-        {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"} for rank in range(2)
-    ]
-    run(ACCELERATE, tmp_path, latents, tmp_path, places=places)
+    run(ACCELERATE, tmp_path, latents, tmp_path, world_size=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
 
     def joined(name: str) -> list[tuple[torch.Tensor, torch.Tensor]]:

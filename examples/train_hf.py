@@ -1,0 +1,71 @@
+"""Train a timm model on an encoded data set with the Hugging Face Trainer; run again, it goes on where it stopped.
+
+    python examples/train_hf.py my-latents --model resnet18 --epochs 12 --output runs/hf
+    torchrun --nproc-per-node 2 examples/train_hf.py my-latents --model resnet18 --epochs 12 --output runs/hf
+
+The Trainer shares batches among processes and skips what a resumed run has had. So it is given whole batches in the
+data set's own order, of which every epoch has its own.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import transformers
+from torch.utils.data import DataLoader
+
+from walloc_data import LatentDataset, create_latent_model
+from walloc_data.dataset import TrainerCollator
+
+
+class Classifier(torch.nn.Module):
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.model(pixel_values)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class LatentTrainer(transformers.Trainer):
+    def get_train_dataloader(self) -> DataLoader:
+        size = self.args.per_device_train_batch_size
+        sampler = self.train_dataset.batch_sampler(batch_size=size, drop_last=True, rank=0, world_size=1)
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+        return self.accelerator.prepare(loader)
+
+
+def main(argv: list[str] | None = None) -> LatentTrainer:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="folder or URL that walloc-data encode wrote")
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--max-steps", type=int, default=-1)
+    parser.add_argument("--batch-size", type=int, default=128, help="of each process")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--save-steps", type=int, default=200, help="steps from one checkpoint to the next")
+    parser.add_argument("--output", type=Path, default=Path("runs/hf"))
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    settings = transformers.TrainingArguments(
+        str(args.output), num_train_epochs=args.epochs, max_steps=args.max_steps, save_steps=args.save_steps,
+        save_total_limit=2, per_device_train_batch_size=args.batch_size, dataloader_num_workers=args.workers,
+        learning_rate=1e-3, lr_scheduler_type="constant", logging_steps=args.save_steps, report_to=[], seed=0,
+        use_cpu=not torch.cuda.is_available(),
+    )  # fmt: skip
+    train = LatentDataset(args.data, shuffle=True, seed=0)
+    transformers.set_seed(0)
+    model = Classifier(create_latent_model(args.model, dataset=train))
+    trainer = LatentTrainer(model=model, args=settings, train_dataset=train, data_collator=TrainerCollator())
+    trainer.train(resume_from_checkpoint=transformers.trainer_utils.get_last_checkpoint(args.output))
+    return trainer
+
+
+if __name__ == "__main__":
+    main()
