@@ -154,15 +154,15 @@ def test_a_codec_is_trained_and_used_from_the_command_line(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--encoder", "rgb-16x-v1", "--closed-form"], "--closed-form: of no use with --encoder"),
-        (["--encoder", "rgb-16x-v1", "--rate-weight", "0.01"], "--rate-weight: of no use with --encoder"),
-        (["--encoder", "rgb-16x-v1", "--target-bpp", "1"], "--target-bpp: of no use with --encoder"),
+        (["--encoder", "rgb-16x-v1", "--closed-form"], "--closed-form: cannot be combined with --encoder"),
+        (["--encoder", "rgb-16x-v1", "--rate-weight", "0.01"], "--rate-weight: cannot be combined with --encoder"),
+        (["--encoder", "rgb-16x-v1", "--target-bpp", "1"], "--target-bpp: cannot be combined with --encoder"),
         (
             ["--encoder", "rgb-16x-v1", "--levels", "3", "--latent-channels", "12", "--name", "x"],
-            "--name, --latent-channels, --levels: of no use with --encoder",
+            "--name, --latent-channels, --levels: cannot be combined with --encoder",
         ),
-        (["--from-decoder", "x", "--keep-size"], "--from-decoder, --keep-size: of use only with --encoder CODEC"),
-        (["--decoder-version", "3"], "--decoder-version: of use only with --encoder CODEC"),
+        (["--from-decoder", "x", "--keep-size"], "--from-decoder, --keep-size: only valid with --encoder CODEC"),
+        (["--decoder-version", "3"], "--decoder-version: only valid with --encoder CODEC"),
     ],
 )
 def test_options_of_the_other_kind_of_training_are_refused(

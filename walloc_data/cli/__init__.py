@@ -1,6 +1,7 @@
-"""`walloc-data`: one subcommand, one call. Parsing and printing only; packages load when their command runs.
+"""The command `walloc-data`. Every subcommand parses its arguments, calls one public function and prints the result.
 
-Exit codes: 0 done; 1 it failed, or `verify` found damage; 2 the command line is wrong; 130 interrupted.
+The package behind a subcommand is imported when the subcommand runs. Exit codes: 0 success; 1 failure, or `verify`
+found damage; 2 wrong command line; 130 interrupted.
 """
 
 import argparse
@@ -21,7 +22,7 @@ __all__ = ["COMMANDS", "build_parser", "main"]
 
 
 def _completion_arguments(parser: Parser) -> None:
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="whose completion to print")
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="shell to print the completion script for")
 
 
 def _completion(args: Args) -> Outcome:
@@ -41,7 +42,7 @@ COMMANDS: dict[str, Command] = {
     **models.COMMANDS,
     **cache.COMMANDS,
     "completion": Command(
-        "print a shell's completion script",
+        "print the completion script of a shell",
         _completion_arguments,
         _completion,
         ('eval "$(walloc-data completion bash)"', "walloc-data completion zsh > ~/.zfunc/_walloc-data"),
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"walloc-data: not enough memory ({printable(str(error)) or 'none is left'})", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        # The converter's own message says how to resume.
+        # The message of an interrupted conversion says how to resume.
         print(f"\nwalloc-data: interrupted{': ' + printable(str(error)) if str(error) else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `walloc-data ... | head`
@@ -97,4 +98,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _as_json(data: dict[str, Any]) -> str:
     text = json.dumps(data, ensure_ascii=False)
-    return text if printable(text) == text else json.dumps(data)  # what could steer a terminal is then \\u....
+    return text if printable(text) == text else json.dumps(data)  # escape terminal control characters

@@ -1,4 +1,4 @@
-"""Commands of the cache folder."""
+"""The command for the cache folder."""
 
 from typing import Any
 
@@ -11,9 +11,19 @@ _KINDS = ("shards", "arrays", "index")
 
 def _cache_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("action", choices=("list", "clear"), help="say what lies there, or remove it")
-    add("--folder", metavar="FOLDER", help="(default: $XDG_CACHE_HOME/walloc_data, else ~/.cache/walloc_data)")
-    add("--only", choices=_KINDS, nargs="+", default=list(_KINDS), help="fetched shards, decoded arrays, or indices")
+    add("action", choices=("list", "clear"), help="show the sizes of the cached files, or delete them")
+    add(
+        "--folder",
+        metavar="FOLDER",
+        help="cache folder (default: $XDG_CACHE_HOME/walloc_data, else ~/.cache/walloc_data)",
+    )
+    add(
+        "--only",
+        choices=_KINDS,
+        nargs="+",
+        default=list(_KINDS),
+        help="kinds of files: downloaded shards, decoded arrays, indices (default: all)",
+    )
 
 
 def _cache(args: Args) -> Outcome:
@@ -35,7 +45,7 @@ def _cache(args: Args) -> Outcome:
 
 COMMANDS = {
     "cache": Command(
-        "list or clear what is kept of data sets on this machine",
+        "list or clear the local cache of data sets",
         _cache_arguments,
         _cache,
         ("walloc-data cache list", "walloc-data cache clear --only arrays --folder /scratch/cache"),

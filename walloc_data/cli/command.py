@@ -1,4 +1,4 @@
-"""Base of the subcommands: arguments, a call, and its result."""
+"""Types and arguments shared by the subcommands."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ Args = argparse.Namespace
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a command: `data` for --json, `text` for people."""
+    """Result of a command: `data` is printed with --json, `text` without."""
 
     data: dict[str, Any]
     text: str
@@ -41,7 +41,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its one-line help, arguments, the call behind it, and examples."""
+    """Subcommand: its one-line help, its arguments, the function that runs it, and examples."""
 
     help: str
     arguments: Callable[[Parser], None]
@@ -51,17 +51,18 @@ class Command:
 
 def add_dataset(parser: Parser) -> None:
     """Add the argument for the data set."""
-    parser.add_argument("dataset", metavar="DATASET", help="the data set: a folder or URL")
+    parser.add_argument("dataset", metavar="DATASET", help="folder or URL of the data set")
     add_storage(parser)
 
 
 def add_storage(parser: Parser) -> None:
-    """Add the options of the file system behind a URL."""
+    """Add the option for the file system behind a URL."""
     parser.add_argument(
         "--storage-options",
         type=_json_object,
         metavar="JSON",
-        help="for the URL's file system, such as '{\"anon\": true}' for a public bucket; secrets go in the environment",
+        help="options of the URL's file system, such as '{\"anon\": true}' for a public bucket; give secrets in the "
+        "environment instead",
     )
 
 
@@ -78,27 +79,27 @@ def _json_object(text: str) -> dict[str, Any]:
 def add_split(parser: Parser, *, default: str | None = None) -> None:
     """Add the arguments for the data set and one of its splits."""
     add_dataset(parser)
-    parser.add_argument("--split", default=default, help=f"one split (default: {default or 'all'})")
+    parser.add_argument("--split", default=default, help=f"split to work on (default: {default or 'all'})")
 
 
 def add_reading(parser: "Parser | argparse._ArgumentGroup") -> None:
-    """Return how picture files are read; options that are not given are absent from the arguments."""
+    """Add the options for reading picture files; options that are not given are absent from the arguments."""
 
     def add(name: str, **options: Any) -> None:
         parser.add_argument(name, default=argparse.SUPPRESS, **options)
 
-    add("--max-pixels", type=int, metavar="N", help="larger pictures are not read (default: 89478485)")
+    add("--max-pixels", type=int, metavar="N", help="refuse pictures of more than N pixels (default: 89478485)")
     add(
         "--max-value",
         type=int,
         metavar="N",
-        help="full brightness of PNG and TIFF above 8 bits, e.g. 1023, 4095 (default: 65535)",
+        help="value of white in PNG and TIFF files of more than 8 bits, e.g. 1023 or 4095 (default: 65535)",
     )
-    add("--background", type=_colour, metavar="R,G,B", help="under alpha (default: white)")
+    add("--background", type=_colour, metavar="R,G,B", help="colour under transparent pixels (default: 255,255,255)")
 
 
 def _colour(text: str) -> tuple[int, ...]:
-    """Parse three numbers; `EncodeSettings` checks that they are a colour."""
+    """Parse three integers; `EncodeSettings` checks their range."""
     try:
         return tuple(int(value) for value in text.split(","))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Commands that make and check data sets."""
+"""Commands that make, check and decode data sets."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -28,36 +28,45 @@ def _encode_arguments(parser: Parser) -> None:
     add(
         "source",
         metavar="SOURCE",
-        help="a folder or archive of class folders, hf:NAME[/CONFIG], saved HF data, wds:URLS, parquet",
+        help="folder or archive of class folders, hf:NAME[/CONFIG], saved HF data set, wds:URLS or parquet",
     )
-    add("dataset", metavar="DATASET", help="the data set's folder, or s3://bucket/prefix")
-    add("--split", default="train", help="the split to write; all, or A,B: those of the source (default: train)")
+    add("dataset", metavar="DATASET", help="folder or URL of the data set, such as s3://bucket/prefix")
+    add(
+        "--split",
+        default="train",
+        help="split to write; 'all' or 'A,B' encodes these splits of the source (default: train)",
+    )
     _source_arguments(parser)
-    add("--codec", metavar="CODEC", help="a bundled name, a folder, a .pth or hf://owner/repo/file.pth")
+    add(
+        "--codec",
+        metavar="CODEC",
+        help="bundled name, folder, .pth file or hf://owner/repo/file.pth (default: the data set's, else rgb-16x-v1)",
+    )
     _settings_arguments(parser)
-    add("--no-shuffle", action="store_true", help="keep the source's order")
-    add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
-    add("--engine", choices=("local", "ray"), default="local", help="what runs the workers (default: local)")
-    add("--address", metavar="ADDRESS", help="of a Ray cluster")
-    add("--device", default="cpu", help="of the analysis: cpu or cuda; the latents are the same (default: cpu)")
-    add("--part", metavar="I/N", help="convert the I-th of N parts only; the finish command joins them")
+    add("--no-shuffle", action="store_true", help="keep the order of the source")
+    add("--workers", type=int, default=1, metavar="N", help="number of processes (default: 1)")
+    add("--engine", choices=("local", "ray"), default="local", help="where the workers run (default: local)")
+    add("--address", metavar="ADDRESS", help="address of the Ray cluster, with --engine ray")
+    add("--device", default="cpu", help="cpu or cuda; the latents are identical (default: cpu)")
+    add("--part", metavar="I/N", help="convert only part I of N; run 'walloc-data finish' when all parts are done")
     add(
         "--on-error",
         choices=("record", "record-unreadable", "stop"),
         default="record",
-        help="record broken pictures as failures; files that cannot be read, too; or stop at either (default: record)",
+        help="record: list broken pictures in failures/, stop if a file cannot be read from its store; "
+        "record-unreadable: list both; stop: stop at either (default: record)",
     )
-    add("--max-failures", type=int, metavar="N", help="stop after more than N broken pictures")
-    add("--overwrite", action="store_true", help="make this split anew, then replace the one there")
-    add("--repair", action="store_true", help="check every byte of what is done, and make anew what is damaged")
-    add("--retry-failures", action="store_true", help="do the pictures listed in failures/ again")
+    add("--max-failures", type=int, metavar="N", help="stop when more than N pictures cannot be encoded")
+    add("--overwrite", action="store_true", help="encode the split again, then replace the existing one")
+    add("--repair", action="store_true", help="verify the finished shards and encode damaged or missing ones again")
+    add("--retry-failures", action="store_true", help="encode the pictures listed in failures/ again")
     add_storage(parser)
     _preview_argument(parser)
 
 
 def _settings_arguments(parser: Parser) -> None:
-    """Add the options whose defaults are the settings of the data set that a split joins, or those named here."""
-    group = parser.add_argument_group("settings", "left out, they are those of the data set where it has a split")
+    """Add the encode settings; options that are not given are absent from the arguments."""
+    group = parser.add_argument_group("settings", "if the data set has a split already, its settings are the defaults")
 
     def add(name: str, **options: Any) -> None:
         group.add_argument(name, default=argparse.SUPPRESS, **options)
@@ -66,35 +75,48 @@ def _settings_arguments(parser: Parser) -> None:
     add(
         "--resize",
         metavar="HOW:N",
-        help="crop:N, as --size N; shorter:N, the shorter side to N and nothing cut off; square:N, both sides to N",
+        help="crop:N is --size N; shorter:N resizes the shorter side to N without cropping; square:N resizes both "
+        "sides to N",
     )
-    add("--filter", choices=("bicubic", "lanczos"), help="that resizes (default: bicubic)")
-    add("--snap", type=int, metavar="N", help="crop sides, around the centre, to multiples of N pixels")
-    add("--samples-per-shard", type=int, metavar="N", help="(default: 2048)")
-    add("--shuffle-seed", type=int, metavar="SEED", help="of the order in the shards (default: 0)")
-    add("--effort", choices=("default", "fast"), help="of WebP; fast: a few per cent more bytes")
-    add("--mirror", action="store_true", help="also store the latent of every mirrored picture: twice the bytes")
-    add("--sample-json", action="store_true", help="also write a JSON beside every latent: 1 kB more a sample")
+    add("--filter", choices=("bicubic", "lanczos"), help="resampling filter (default: bicubic)")
+    add("--snap", type=int, metavar="N", help="crop both sides, around the centre, to multiples of N pixels")
+    add("--samples-per-shard", type=int, metavar="N", help="samples per shard (default: 2048)")
+    add("--shuffle-seed", type=int, metavar="SEED", help="seed of the order in the shards (default: 0)")
+    add(
+        "--effort",
+        choices=("default", "fast"),
+        help="effort of WebP compression; fast gives files a few per cent larger",
+    )
+    add("--mirror", action="store_true", help="also store the latent of every mirrored picture; doubles the size")
+    add("--sample-json", action="store_true", help="also write a JSON file for every latent; adds 1 kB per sample")
     add_reading(group)
 
 
 def _preview_argument(parser: Parser) -> None:
-    parser.add_argument("--no-preview", action="store_true", help="do not draw the card's picture, preview.webp")
+    parser.add_argument("--no-preview", action="store_true", help="do not draw preview.webp for the data set card")
 
 
 def _source_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("--source-split", metavar="NAME", help="the split of an HF data set to read (default: that of --split)")
-    add("--image-column", metavar="NAME", help="the column of pictures (default: found by type)")
-    add("--label-column", metavar="NAME", help="the column of labels, folder (of tars), or none (default: found)")
+    add("--source-split", metavar="NAME", help="split of an HF data set to read (default: --split)")
+    add("--image-column", metavar="NAME", help="column of the pictures (default: found by type)")
+    add(
+        "--label-column",
+        metavar="NAME",
+        help="column of the labels; 'folder' (of tars) or 'none' (default: found by type)",
+    )
     add(
         "--keep-picture",
         action="append",
         default=[],
         metavar="COLUMN",
-        help="keep a second picture of every sample, such as a mask, cut and scaled as the picture is; may be repeated",
+        help="store a second picture of every sample, such as a mask, cropped and resized like the first; repeatable",
     )
-    add("--streaming", action="store_true", help="read an HF data set as a stream, in its own order")
+    add(
+        "--streaming",
+        action="store_true",
+        help="read an HF data set as a stream, in its own order, without downloading it first",
+    )
 
 
 def _open_source(args: Args) -> "Source":
@@ -113,7 +135,9 @@ def _open_source(args: Args) -> "Source":
 
 def _verify_arguments(parser: Parser) -> None:
     add_split(parser)
-    parser.add_argument("--source", metavar="SOURCE", help="also read what --split was encoded from, and compare")
+    parser.add_argument(
+        "--source", metavar="SOURCE", help="also compare with this source, from which --split was encoded"
+    )
     _source_arguments(parser)
 
 
@@ -122,7 +146,7 @@ def _encode(args: Args) -> Outcome:
 
     if args.split == "all" or "," in args.split:
         return _encode_splits(args)
-    with log_if_slow(f"{args.source}: looking at what is there ..."):
+    with log_if_slow(f"{args.source}: listing the pictures ..."):
         source = _open_source(args)
     summary = encode_dataset(source, args.dataset, split=args.split, **_encode_options(args))
     notes = _preview_notes(args) if args.part is None and summary.num_samples else []
@@ -171,7 +195,7 @@ def _encode_options(args: Args) -> dict[str, Any]:
 
 
 def _settings(args: Args) -> dict[str, Any]:
-    """Return the settings that were given; the others are the data set's, where it has a split."""
+    """Return the settings that were given; the converter takes the others from the data set if it has a split."""
     names = {
         "size": "size_px",
         "resize": "resize",
@@ -189,7 +213,7 @@ def _settings(args: Args) -> dict[str, Any]:
 
 
 def _preview_notes(args: Args) -> list[str]:
-    """Draw the card's picture. The data set is whole without it, so what goes wrong is a note."""
+    """Draw the preview of the card. The data set is complete without it, so an error becomes a note."""
     if args.no_preview:
         return []
     from walloc_data.report import add_preview
@@ -232,7 +256,7 @@ def _verify(args: Args) -> Outcome:
         from walloc_data.errors import FormatError
 
         if args.split is None:
-            raise FormatError(f"{args.source}: say with --split which split was encoded from it")
+            raise FormatError(f"{args.source}: name the split that was encoded from it with --split")
         source = _open_source(args)
     found = verify_dataset(args.dataset, split=args.split, source=source, storage_options=args.storage_options)
     return Outcome(found.to_dict(), str(found), exit_code=1 if found.problems else 0)
@@ -240,9 +264,9 @@ def _verify(args: Args) -> Outcome:
 
 def _decode_arguments(parser: Parser) -> None:
     add_split(parser, default="train")
-    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where the PNG files go")
-    parser.add_argument("--keys", nargs="+", metavar="KEY", help="which samples (default: all)")
-    parser.add_argument("--codec", metavar="CODEC", help="another decoder than the data set's own")
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder for the PNG files")
+    parser.add_argument("--keys", nargs="+", metavar="KEY", help="keys of the samples to decode (default: all)")
+    parser.add_argument("--codec", metavar="CODEC", help="codec to decode with (default: the data set's own)")
 
 
 def _decode(args: Args) -> Outcome:
@@ -272,14 +296,14 @@ COMMANDS = {
         ),
     ),
     "finish": Command(
-        "join the parts of a conversion into one data set",
+        "write the manifest after all --part conversions are done",
         _finish_arguments,
         _finish,
         ("walloc-data encode photos/ my-latents --part 1/8   # ... --part 8/8", "walloc-data finish my-latents"),
     ),
-    "info": Command("say what a data set is", add_dataset, _info, ("walloc-data info my-latents",)),
+    "info": Command("describe a data set", add_dataset, _info, ("walloc-data info my-latents",)),
     "verify": Command(
-        "check every byte of a data set; exit 1 and the exact places otherwise",
+        "check every byte of a data set; list damaged places and exit with 1 if there are any",
         _verify_arguments,
         _verify,
         ("walloc-data verify my-latents", "walloc-data verify my-latents --split train --source photos/"),

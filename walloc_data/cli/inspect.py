@@ -1,4 +1,4 @@
-"""Commands that show data sets to people, and send them out."""
+"""Commands that draw, describe and upload data sets."""
 
 import sys
 
@@ -10,10 +10,21 @@ __all__ = ["COMMANDS"]
 
 def _preview_arguments(parser: Parser) -> None:
     add_split(parser, default="train")
-    parser.add_argument("-o", "--output", default="preview.png", metavar="FILE", help="(default: preview.png)")
-    parser.add_argument("--keys", nargs="+", metavar="KEY", help="which samples (default: a few of many classes)")
-    parser.add_argument("--num-samples", type=int, default=8, metavar="N", help="(default: 8)")
-    parser.add_argument("--original", metavar="SOURCE", help="show the source's pictures beside, with PSNR")
+    parser.add_argument(
+        "-o", "--output", default="preview.png", metavar="FILE", help="file to write (default: preview.png)"
+    )
+    parser.add_argument(
+        "--keys",
+        nargs="+",
+        metavar="KEY",
+        help="keys of the samples to draw (default: chosen from as many classes as possible)",
+    )
+    parser.add_argument(
+        "--num-samples", type=int, default=8, metavar="N", help="number of samples to draw (default: 8)"
+    )
+    parser.add_argument(
+        "--original", metavar="SOURCE", help="also draw the original pictures from this source, with PSNR"
+    )
 
 
 def _preview(args: Args) -> Outcome:
@@ -44,9 +55,11 @@ def _preview(args: Args) -> Outcome:
 
 def _report_arguments(parser: Parser) -> None:
     add_dataset(parser)
-    parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="(default: report.html)")
-    parser.add_argument("--samples-per-class", type=int, default=3, metavar="N", help="pictures to show (default: 3)")
-    parser.add_argument("--max-classes", type=int, default=24, metavar="N", help="classes to show (default: 24)")
+    parser.add_argument(
+        "-o", "--output", default="report.html", metavar="FILE", help="file to write (default: report.html)"
+    )
+    parser.add_argument("--samples-per-class", type=int, default=3, metavar="N", help="pictures per class (default: 3)")
+    parser.add_argument("--max-classes", type=int, default=24, metavar="N", help="classes with pictures (default: 24)")
 
 
 def _report(args: Args) -> Outcome:
@@ -65,9 +78,11 @@ def _report(args: Args) -> Outcome:
 def _push_arguments(parser: Parser) -> None:
     add_dataset(parser)
     parser.add_argument("destination", metavar="DESTINATION", help="hf://datasets/USER/NAME or s3://bucket/prefix")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be sent; send nothing")
-    parser.add_argument("--replace", action="store_true", help="the destination may hold another data set")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the files that would be uploaded, without uploading"
+    )
+    parser.add_argument("--replace", action="store_true", help="replace another data set at the destination")
+    parser.add_argument("--private", action="store_true", help="create a new repository as private")
 
 
 def _push(args: Args) -> Outcome:
@@ -90,16 +105,16 @@ def _push(args: Args) -> Outcome:
     verb = "would go" if result.dry_run else "sent"
     text = (
         f"{result.destination}: {len(result.uploaded)} files {verb}, {result.num_bytes / 1e6:.1f} MB; "
-        f"{len(result.unchanged)} were there already"
+        f"{len(result.unchanged)} were already there"
     )
     if result.left_out:
-        text += f"; left at home: {', '.join(result.left_out)}"
+        text += f"; not uploaded: {', '.join(result.left_out)}"
     return Outcome(asdict(result), text)
 
 
 COMMANDS = {
     "preview": Command(
-        "draw a contact sheet: latents, channels, reconstructions",
+        "draw a contact sheet of latents, their channels and reconstructions",
         _preview_arguments,
         _preview,
         ("walloc-data preview my-latents -o preview.png --original photos/",),

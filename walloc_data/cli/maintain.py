@@ -1,4 +1,4 @@
-"""Commands of a data set's later life: pictures added or removed, data sets joined, failures done again."""
+"""Commands that change finished data sets: adopt, append, remove, merge, retry."""
 
 import argparse
 from pathlib import Path
@@ -13,16 +13,20 @@ _MAX_LIST_BYTES = 2**28
 
 
 def _work_arguments(parser: Parser) -> None:
-    """Options of the conversion behind a command."""
+    """Add the arguments of commands that encode pictures."""
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="as for encode: a folder or archive, hf:NAME[/CONFIG], wds:URLS, parquet")
+    add("source", metavar="SOURCE", help="folder or archive, hf:NAME[/CONFIG], wds:URLS or parquet, as for encode")
     add_split(parser, default="train")
-    add("--image-column", metavar="NAME", help="the column of pictures (default: found by type)")
-    add("--label-column", metavar="NAME", help="the column of labels, folder (of tars), or none (default: found)")
-    add("--keep-picture", action="append", default=[], metavar="COLUMN", help="as for encode, where the split has it")
+    add("--image-column", metavar="NAME", help="column of the pictures (default: found by type)")
+    add(
+        "--label-column",
+        metavar="NAME",
+        help="column of the labels; 'folder' (of tars) or 'none' (default: found by type)",
+    )
+    add("--keep-picture", action="append", default=[], metavar="COLUMN", help="second picture to keep, as for encode")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
-    add("--device", default="cpu", help="of the analysis: cpu or cuda; the latents are the same (default: cpu)")
-    add("--max-failures", type=int, metavar="N", help="stop after more than N broken pictures")
+    add("--device", default="cpu", help="cpu or cuda; the latents are identical (default: cpu)")
+    add("--max-failures", type=int, metavar="N", help="stop when more than N pictures cannot be encoded")
 
 
 def _work(args: Args) -> dict[str, Any]:
@@ -42,18 +46,24 @@ def _adopt_arguments(parser: Parser) -> None:
         "--codec",
         required=True,
         metavar="CODEC",
-        help="that made the latents: a bundled name, a folder, a .pth, hf://...",
+        help="codec that made the latents: a bundled name, a folder, a .pth file or hf://owner/repo/file.pth",
     )
-    add("--source-split", metavar="NAME", help="the split of an HF data set to read (default: that of --split)")
-    add("--streaming", action="store_true", help="read an HF data set as a stream")
+    add("--source-split", metavar="NAME", help="split of an HF data set to read (default: --split)")
+    add("--streaming", action="store_true", help="read an HF data set as a stream, without downloading it first")
     add(
         "--resize",
         default=argparse.SUPPRESS,
         metavar="HOW:N",
-        help="what their pictures were, e.g. shorter:288",
+        help="resizing of the pictures behind the latents, e.g. shorter:288; only recorded",
     )
-    add("--samples-per-shard", type=int, default=argparse.SUPPRESS, metavar="N", help="(default: 2048)")
-    add("--trusted", action="store_true", help="do not try whether these are latents")
+    add(
+        "--samples-per-shard",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="samples per shard (default: 2048)",
+    )
+    add("--trusted", action="store_true", help="skip the check that the pictures are latents of this codec")
 
 
 def _adopt(args: Args) -> Outcome:
@@ -75,8 +85,8 @@ def _adopt(args: Args) -> Outcome:
 
 def _append_arguments(parser: Parser) -> None:
     _work_arguments(parser)
-    parser.add_argument("--again", action="store_true", help="also where these very pictures are there already")
-    parser.add_argument("--restart", action="store_true", help="forget an interrupted append of other pictures")
+    parser.add_argument("--again", action="store_true", help="append even if the same pictures were appended before")
+    parser.add_argument("--restart", action="store_true", help="discard an interrupted append of other pictures")
 
 
 def _append(args: Args) -> Outcome:
@@ -114,11 +124,11 @@ def _retry(args: Args) -> Outcome:
 def _remove_arguments(parser: Parser) -> None:
     add_dataset(parser)
     add = parser.add_argument
-    add("--split", required=True, help="the split; without more, all of it")
-    add("--keys", nargs="+", default=[], metavar="KEY", help="samples with these keys")
-    add("--names", nargs="+", default=[], metavar="NAME", help="pictures of these names in the source")
-    add("--names-from", metavar="FILE", help="the same, one a line")
-    add("--classes", nargs="+", default=[], metavar="CLASS", help="all samples of these classes")
+    add("--split", required=True, help="split to remove from; without other options, the split itself is removed")
+    add("--keys", nargs="+", default=[], metavar="KEY", help="remove the samples with these keys")
+    add("--names", nargs="+", default=[], metavar="NAME", help="remove the pictures with these names in the source")
+    add("--names-from", metavar="FILE", help="file of names to remove, one per line")
+    add("--classes", nargs="+", default=[], metavar="CLASS", help="remove all samples of these classes")
 
 
 def _remove(args: Args) -> Outcome:
@@ -150,9 +160,9 @@ def _lines(path: str) -> list[str]:
 
 
 def _merge_arguments(parser: Parser) -> None:
-    parser.add_argument("first", metavar="FIRST", help="a finished data set")
-    parser.add_argument("second", metavar="SECOND", help="another, of the same codec and settings")
-    parser.add_argument("-o", "--output", required=True, metavar="DATASET", help="a new folder or URL")
+    parser.add_argument("first", metavar="FIRST", help="folder or URL of a finished data set")
+    parser.add_argument("second", metavar="SECOND", help="another data set with the same codec and settings")
+    parser.add_argument("-o", "--output", required=True, metavar="DATASET", help="folder or URL of the new data set")
     add_storage(parser)
 
 
@@ -167,7 +177,7 @@ def _merge(args: Args) -> Outcome:
 
 COMMANDS = {
     "adopt": Command(
-        "make a data set of packed latents that exist already",
+        "make a data set from published packed latents",
         _adopt_arguments,
         _adopt,
         ("walloc-data adopt hf:OWNER/NAME my-latents --codec rgb-16x-v1 --image-column image --split train",),
@@ -189,13 +199,13 @@ COMMANDS = {
         ),
     ),
     "merge": Command(
-        "make one data set of two",
+        "merge two data sets into a new one",
         _merge_arguments,
         _merge,
         ("walloc-data merge first-latents second-latents -o both-latents",),
     ),
     "retry": Command(
-        "do the pictures listed in failures/ again",
+        "encode the pictures listed in failures/ again",
         _work_arguments,
         _retry,
         ("walloc-data retry photos/ my-latents --split train",),

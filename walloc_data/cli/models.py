@@ -1,4 +1,4 @@
-"""Commands that train codecs and use models."""
+"""Commands that train codecs, adapt models and classify pictures."""
 
 import sys
 from argparse import SUPPRESS
@@ -20,9 +20,11 @@ def _log(line: str) -> None:
 
 
 def _demo_arguments(parser: Parser) -> None:
-    parser.add_argument("out", metavar="FOLDER", nargs="?", default="walloc-demo", help="(default: walloc-demo)")
-    parser.add_argument("--epochs", type=int, default=10, help="of training (default: 10, one to two minutes)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="of the conversion (default: 1)")
+    parser.add_argument(
+        "out", metavar="FOLDER", nargs="?", default="walloc-demo", help="folder for the results (default: walloc-demo)"
+    )
+    parser.add_argument("--epochs", type=int, default=10, help="training epochs (default: 10, one to two minutes)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that encode (default: 1)")
 
 
 def _demo(args: Args) -> Outcome:
@@ -34,51 +36,81 @@ def _demo(args: Args) -> Outcome:
 
 def _train_codec_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("source", nargs="+", metavar="SOURCE", help="folders or tars of pictures; FOLDER=0.5 weighs their crops")
-    add("-o", "--output", required=True, metavar="FOLDER", help="the codec's folder; a stopped run goes on there")
-    add("--name", default=SUPPRESS, help="lower case; data sets refer to it (default: my-codec)")
+    add(
+        "source",
+        nargs="+",
+        metavar="SOURCE",
+        help="folders or tars of pictures; FOLDER=0.5 halves how often its pictures are drawn",
+    )
+    add("-o", "--output", required=True, metavar="FOLDER", help="folder of the codec; an interrupted run resumes there")
+    add("--name", default=SUPPRESS, help="name of the codec, in lower case (default: my-codec)")
     add(
         "--closed-form",
         action="store_true",
         default=SUPPRESS,
-        help="the KLT and a linear decoder: seconds for 12 channels",
+        help="compute the KLT and a linear decoder instead of training; takes seconds for 12 channels",
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, metavar="N", help="optimizer steps: the same on every machine")
-    length.add_argument("--minutes", type=float, metavar="M", help="as many steps as take about this long")
+    length.add_argument(
+        "--steps", type=int, metavar="N", help="number of optimizer steps; gives the same codec on every machine"
+    )
+    length.add_argument("--minutes", type=float, metavar="M", help="train for about M minutes")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--rate-weight", type=float, default=SUPPRESS, metavar="W", help="of a bit (default: 0.01)")
     rate.add_argument(
-        "--target-bpp", type=float, default=SUPPRESS, metavar="BPP", help="move the weight to hold this rate"
+        "--rate-weight",
+        type=float,
+        default=SUPPRESS,
+        metavar="W",
+        help="weight of the bit rate in the loss (default: 0.01)",
     )
-    add("--latent-channels", type=int, default=SUPPRESS, metavar="N", help="3 times a square (default: 12)")
+    rate.add_argument(
+        "--target-bpp", type=float, default=SUPPRESS, metavar="BPP", help="adjust the weight to reach this bit rate"
+    )
     add(
-        "--levels", type=int, default=SUPPRESS, metavar="J", help="of wavelet packets: cells of 2^J pixels (default: 3)"
+        "--latent-channels",
+        type=int,
+        default=SUPPRESS,
+        metavar="N",
+        help="latent channels, 3 times a square (default: 12)",
     )
-    add("--encoder", metavar="CODEC", help="train a decoder for this codec's encoder, which stays as it is")
-    add("--decoder-version", default=SUPPRESS, metavar="NAME", help="of a decoder for --encoder (default: 2)")
+    add(
+        "--levels",
+        type=int,
+        default=SUPPRESS,
+        metavar="J",
+        help="wavelet packet levels; a cell has 2^J pixels a side (default: 3)",
+    )
+    add("--encoder", metavar="CODEC", help="train only a decoder, for the encoder of this codec")
+    add(
+        "--decoder-version",
+        default=SUPPRESS,
+        metavar="NAME",
+        help="with --encoder: version name of the decoder (default: 2)",
+    )
     add(
         "--from-decoder",
         default=SUPPRESS,
         metavar="FILE",
-        help="with --encoder: train this decoder file on, not from the linear one",
+        help="with --encoder: start from this decoder file instead of the linear decoder",
     )
     add(
         "--keep-size",
         action="store_true",
         default=SUPPRESS,
-        help="with --encoder: take large pictures as they are, not reduced",
+        help="with --encoder: do not downscale large pictures",
     )
     add("--decoder-width", type=int, default=192, metavar="N", help="channels of the decoder (default: 192)")
-    add("--decoder-blocks", type=int, metavar="N", help="residual blocks (default: 8; with --encoder 13)")
-    add("--seed", type=int, default=0, help="(default: 0)")
+    add(
+        "--decoder-blocks", type=int, metavar="N", help="residual blocks of the decoder (default: 8; with --encoder 13)"
+    )
+    add("--seed", type=int, default=0, help="random seed (default: 0)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    add("--data-licence", default="not stated", metavar="TEXT", help="of the pictures, for the model card")
-    add("--restart", action="store_true", help="begin again instead of going on")
+    add("--data-licence", default="not stated", metavar="TEXT", help="licence of the pictures, for the model card")
+    add("--restart", action="store_true", help="start again instead of resuming")
     add_reading(parser)
 
 
-# Options that only one of the two trainings has, and the fields of its config: absent from the arguments unless given.
+# Options of one of the two trainings and the fields of its config; absent from the arguments unless given.
 _OF_CODECS = {
     "name": "name",
     "closed_form": "closed_form",
@@ -100,9 +132,9 @@ def _train_codec(args: Args) -> Outcome:
     if strange:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in strange)
         raise CodecError(
-            f"{options}: of no use with --encoder, which trains a decoder and leaves the encoder as it is"
+            f"{options}: cannot be combined with --encoder, which trains a decoder only"
             if args.encoder
-            else f"{options}: of use only with --encoder CODEC, for which a decoder is trained"
+            else f"{options}: only valid with --encoder CODEC, which trains a decoder for that codec"
         )
     settings = EncodeSettings(**{name: getattr(args, name) for name in READING if hasattr(args, name)})
     sets = []
@@ -158,10 +190,12 @@ def _weighted(source: str) -> tuple[str, float]:
 
 
 def _fit_operators_arguments(parser: Parser) -> None:
-    parser.add_argument("codec", metavar="FOLDER", help="a codec's folder, or a data set, whose codec is taken")
-    parser.add_argument("pictures", metavar="SOURCE", help="pictures to fit on, as encode takes them")
-    parser.add_argument("--num-pictures", type=int, default=400, metavar="N", help="(default: 400)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: 0)")
+    parser.add_argument("codec", metavar="FOLDER", help="folder of a codec, or of a data set that contains one")
+    parser.add_argument("pictures", metavar="SOURCE", help="pictures to fit on; a source as for encode")
+    parser.add_argument(
+        "--num-pictures", type=int, default=400, metavar="N", help="number of pictures to fit on (default: 400)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of pictures (default: 0)")
 
 
 def _fit_operators(args: Args) -> Outcome:
@@ -176,12 +210,18 @@ def _fit_operators(args: Args) -> Outcome:
 
 
 def _predict_arguments(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder that save_latent_model or the example wrote")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files, or folders of them")
-    parser.add_argument("--codec", metavar="CODEC", help="a codec, or a data set's folder, where the model's has none")
-    parser.add_argument("--top", type=int, default=1, metavar="K", help="classes to list of each picture (default: 1)")
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder written by adapt, save_latent_model or examples/train_timm.py"
+    )
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files or folders")
+    parser.add_argument(
+        "--codec", metavar="CODEC", help="codec or data set to encode with, if the model's folder has no codec"
+    )
+    parser.add_argument(
+        "--top", type=int, default=1, metavar="K", help="number of classes to list per picture (default: 1)"
+    )
     add_reading(parser)
-    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
 
 
 def _predict(args: Args) -> Outcome:
@@ -198,39 +238,54 @@ def _predict(args: Args) -> Outcome:
 
 def _adapt_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a timm model that was trained on pixels, or hf_hub:OWNER/REPOSITORY")
-    add("dataset", metavar="DATASET", help="an encoded data set: folder or URL")
-    add("--pictures", required=True, metavar="SOURCE", help="what its split was encoded from")
-    add("-o", "--output", required=True, metavar="FOLDER", help="the model's folder; a stopped run goes on there")
-    add("--weights", metavar="FILE", help="a state dict, .safetensors or .pth (default: timm's, from the Hub)")
-    add("--num-classes", type=int, metavar="N", help="another number than the model's gives it a fresh classifier")
-    add("--split", default="train", help="(default: train)")
+    add("model", metavar="MODEL", help="timm model trained on pixels, or hf_hub:OWNER/REPOSITORY")
+    add("dataset", metavar="DATASET", help="folder or URL of an encoded data set")
+    add("--pictures", required=True, metavar="SOURCE", help="source that the split was encoded from")
+    add("-o", "--output", required=True, metavar="FOLDER", help="folder of the model; an interrupted run resumes there")
+    add("--weights", metavar="FILE", help="state dict, .safetensors or .pth (default: timm's pretrained weights)")
+    add(
+        "--num-classes",
+        type=int,
+        metavar="N",
+        help="number of classes, if different from the model's; the classifier is then new",
+    )
+    add("--split", default="train", help="split of the data set (default: train)")
     geometries = ("pixel_grid", "skip_early", "all_stages")
-    add("--geometry", choices=geometries, help="default: pixel_grid; skip_early saves the work of the first stages")
-    add("--input-cells", type=int, metavar="N", help="side of the latents that the model takes")
-    add("--train-cells", type=int, metavar="N", help="side of the latents that it is trained on (default: the same)")
+    add("--geometry", choices=geometries, help="default: pixel_grid; skip_early leaves out the first stages")
+    add(
+        "--input-cells",
+        type=int,
+        metavar="N",
+        help="side of the input latents in cells (default: chosen by the model's input size)",
+    )
+    add("--train-cells", type=int, metavar="N", help="side of the latents during training (default: --input-cells)")
     add("--stem-blocks", type=int, metavar="N", help="residual blocks of the stem (default: 2; 0 if untrained)")
-    add("--stem-channels", type=int, metavar="N", help="features of each cell in it (default: 96, 48 without blocks)")
-    add("--stem-kernel-cells", type=int, metavar="N", help="side of its window (default: the family's own)")
+    add("--stem-channels", type=int, metavar="N", help="channels of the stem (default: 96, or 48 without blocks)")
+    add(
+        "--stem-kernel-cells",
+        type=int,
+        metavar="N",
+        help="kernel size of the stem in cells (default: depends on the model)",
+    )
     add(
         "--stem-epochs",
         type=float,
         metavar="X",
-        help="passes that train what is new alone (default: 0 if it is folded, else 1)",
+        help="epochs that train only the new layers (default: 0 if the stem is folded, else 1)",
     )
     add(
         "--epochs",
         type=float,
         metavar="X",
-        help="passes that train the whole model (default: 0 if the stem is folded, else 4)",
+        help="epochs that train the full model (default: 0 if the stem is folded, else 4)",
     )
-    add("--batch-size", type=int, metavar="N", help="(default: 32)")
-    add("--lr", type=float, metavar="X", help="peak rate of what is not new (default: 2e-4)")
-    add("--stem-lr", type=float, metavar="X", help="peak rate of what is new (default: 2e-3)")
-    add("--held-out", type=int, metavar="N", help="pictures kept for the report (default: 500)")
-    add("--seed", type=int, metavar="N", help="(default: 0)")
+    add("--batch-size", type=int, metavar="N", help="pictures per step (default: 32)")
+    add("--lr", type=float, metavar="X", help="peak learning rate of the pretrained layers (default: 2e-4)")
+    add("--stem-lr", type=float, metavar="X", help="peak learning rate of the new layers (default: 2e-3)")
+    add("--held-out", type=int, metavar="N", help="pictures held out for the report (default: 500)")
+    add("--seed", type=int, metavar="N", help="random seed (default: 0)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    add("--restart", action="store_true", help="begin again instead of going on")
+    add("--restart", action="store_true", help="start again instead of resuming")
 
 
 def _adapt(args: Args) -> Outcome:
@@ -272,13 +327,13 @@ COMMANDS = {
         ),
     ),
     "fit-operators": Command(
-        "fit a codec's flips, colour changes and shrinking of latents",
+        "fit the flip, colour and rescaling operators of a codec",
         _fit_operators_arguments,
         _fit_operators,
         ("walloc-data fit-operators my-latents photos/",),
     ),
     "adapt": Command(
-        "make a classifier of latents of a timm model that was trained on pixels",
+        "turn a timm model trained on pixels into a classifier of latents",
         _adapt_arguments,
         _adapt,
         (
@@ -288,7 +343,7 @@ COMMANDS = {
         ),
     ),
     "predict": Command(
-        "classify picture files with a model that was trained on latents",
+        "classify picture files with a model of latents",
         _predict_arguments,
         _predict,
         ("walloc-data predict runs/latent/model cat.jpg dog.jpg", "walloc-data predict my-classifier photos/ --top 5"),
