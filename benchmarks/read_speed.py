@@ -180,11 +180,11 @@ def index_times(root: Path, *, num_samples: int = 1_281_167) -> dict[str, float]
             loader = dataset.loader(batch_size=256, drop_last=True)
             times[name] = time.process_time() - begin
         begin = time.process_time()
-        loader.plan.batch(3, 2500)
+        loader.batching.batch(3, 2500)
         times["plan_and_first_batch_of_an_epoch_s"] = time.process_time() - begin
         begin = time.process_time()
         for number in range(len(loader)):
-            loader.plan.batch(4, number)
+            loader.batching.batch(4, number)
         times["all_batches_of_an_epoch_s"] = time.process_time() - begin
         begin = time.process_time()
         for _ in range(100):

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> float:
     parser.add_argument("--val-split", help="default: the first there is of val, validation, valid, dev, test")
     parser.add_argument("--model", default="resnet18", help="a timm model")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=128, help="over all processes")
+    parser.add_argument("--batch-size", type=int, default=128, help="of each process")
     parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches to one step of the optimizer")
     parser.add_argument("--output", default="runs/accelerate", help="folder of the final model")
     args = parser.parse_args(argv)

@@ -63,7 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--train-split", default="train")
     parser.add_argument("--val-split", help="default: the first there is of val, validation, valid, dev, test")
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--batch-size", type=int, default=128, help="over all processes")
+    parser.add_argument("--global-batch-size", type=int, default=128, help="over all processes")
     parser.add_argument("--opt", default="adamw")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
@@ -239,8 +239,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         train = LatentDataset(args.data, split=args.train_split, shuffle=True, mirror=True, **shared)
     val_split = train.manifest.held_out_split(args.val_split, context=args.data)
     val = LatentDataset(args.data, split=val_split, **shared)
-    batches = train.loader(batch_size=args.batch_size, num_workers=args.workers, drop_last=True)
-    val_batches = val.loader(batch_size=args.batch_size, pad=True)
+    batches = train.loader(global_batch_size=args.global_batch_size, num_workers=args.workers, drop_last=True)
+    val_batches = val.loader(global_batch_size=args.global_batch_size, pad=True)
     resized = args.size_cells != stored
     augment = Augmentation(args, train, stored_cells=stored).to(device)
     view: nn.Module = nn.Identity()
@@ -336,8 +336,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             step += 1
             scheduler.step_update(step)
             ema.update(model, step=step)
-            seen += args.batch_size
-            loss_sum += loss.detach() * args.batch_size
+            seen += args.global_batch_size
+            loss_sum += loss.detach() * args.global_batch_size
             correct += float((logits.argmax(1) == soft.argmax(1)).sum()) * world_size
             rate = seen / (time.monotonic() - begun)
             progress.step(

@@ -30,7 +30,7 @@ COMMON = [
     "test_convnext",
     "--model-kwargs",
     '{"drop_path_rate": 0.1}',
-    "--batch-size",
+    "--global-batch-size",
     "8",
     "--train-split",
     "train",
@@ -125,7 +125,7 @@ def in_two_processes(arguments: list[str]) -> None:
 @pytest.mark.slow
 def test_two_processes_score_the_model_that_they_save(latents, tmp_path):
     """With a batch norm, whose statistics each rank gathers from batches of its own."""
-    arguments = [str(latents), "--model", "test_vit", "--batch-size", "8", "--epochs", "3", "--lr", "4e-3"]
+    arguments = [str(latents), "--model", "test_vit", "--global-batch-size", "8", "--epochs", "3", "--lr", "4e-3"]
     in_two_processes([*arguments, "--output", str(tmp_path)])
     model = load_latent_model(tmp_path / "model")
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
@@ -140,7 +140,17 @@ def test_two_processes_score_the_model_that_they_save(latents, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(train, latents, tmp_path):
     """Without what depends on the rank (mixup, drop-path, batch norm), two ranks make the same steps as one."""
-    arguments = [str(latents), "--model", "test_convnext", "--batch-size", "8", "--epochs", "2", "--cache", "shards"]
+    arguments = [
+        str(latents),
+        "--model",
+        "test_convnext",
+        "--global-batch-size",
+        "8",
+        "--epochs",
+        "2",
+        "--cache",
+        "shards",
+    ]
     arguments += ["--stem-hidden-channels", "0"]  # a stem of two has a batch norm
     arguments += ["--flip", "none", "--shift-cells", "0"]  # drawn by each rank for itself
     single = train(*arguments, "--output", tmp_path / "one")
@@ -154,7 +164,18 @@ def test_two_processes_train_what_one_does(train, latents, tmp_path):
 
 @pytest.mark.slow
 def test_it_learns(train, latents, tmp_path):
-    arguments = ["--model", "test_convnext", "--batch-size", "8", "--epochs", "12", "--lr", "4e-3", "--cache", "shards"]
+    arguments = [
+        "--model",
+        "test_convnext",
+        "--global-batch-size",
+        "8",
+        "--epochs",
+        "12",
+        "--lr",
+        "4e-3",
+        "--cache",
+        "shards",
+    ]
     arguments += ["--flip", "none", "--shift-cells", "0"]
     history = train(latents, *arguments, "--val-split", "train", "--output", tmp_path)["history"]
     assert history[-1]["top1"] > 60  # of the pictures it trained on; chance is 10
@@ -267,7 +288,17 @@ def test_every_example_explains_itself(path, monkeypatch, capsys):
 def test_the_split_to_validate_on_is_found_or_named(train, imagenette_folder, tmp_path, name):
     data = tmp_path / "latents"
     encode_dataset(imagenette_folder, data, split="fit", size_px=32, progress=False)
-    arguments = [str(data), "--model", "test_convnext", "--epochs", "1", "--batch-size", "8", "--train-split", "fit"]
+    arguments = [
+        str(data),
+        "--model",
+        "test_convnext",
+        "--epochs",
+        "1",
+        "--global-batch-size",
+        "8",
+        "--train-split",
+        "fit",
+    ]
     with pytest.raises(
         FormatError, match=r"no split to validate on; it has \['fit'\]: encode one, or name one of these"
     ):

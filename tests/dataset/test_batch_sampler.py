@@ -54,21 +54,21 @@ def test_ranks_share_every_batch(hundred: Path, ids_of: Ids) -> None:
     whole = [ids_of(latents) for latents, _ in dataset.loader(batch_size=8, drop_last=True)]
     parts = []
     for rank in range(2):
-        sampler = dataset.batch_sampler(batch_size=8, drop_last=True, rank=rank, world_size=2)
+        sampler = dataset.batch_sampler(global_batch_size=8, drop_last=True, rank=rank, world_size=2)
         parts.append([ids_of(latents) for latents, _ in DataLoader(dataset, batch_sampler=sampler)])
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
     with pytest.raises(LoaderError, match=r"100 samples do not fill batches of 8.*drop_last=True"):
-        dataset.batch_sampler(batch_size=8, rank=0, world_size=2)
-    with pytest.raises(LoaderError, match=r"batch_size 9 .* must divide evenly among 2 ranks"):
-        dataset.batch_sampler(batch_size=9, drop_last=True, rank=0, world_size=2)
+        dataset.batch_sampler(batch_size=4, rank=0, world_size=2)
+    with pytest.raises(LoaderError, match=r"global_batch_size 9 does not divide evenly among 2 ranks"):
+        dataset.batch_sampler(global_batch_size=9, drop_last=True, rank=0, world_size=2)
 
 
 def test_what_splits_batches_again_is_told_not_to(hundred: Path) -> None:
     dataset = LatentDataset(hundred)
     assert dataset.batch_sampler(batch_size=8).batch_size == 8
-    sampler = dataset.batch_sampler(batch_size=8, drop_last=True, rank=1, world_size=2)
+    sampler = dataset.batch_sampler(batch_size=4, drop_last=True, rank=1, world_size=2)
     assert sampler.global_batch_size == 8
-    with pytest.raises(LoaderError, match=r"rank 1 of 2 its slice .* pass rank=0, world_size=1"):
+    with pytest.raises(LoaderError, match=r"each of 2 ranks its slice .* pass rank=0, world_size=1"):
         _ = sampler.batch_size
 
 
@@ -140,7 +140,10 @@ def test_a_state_without_what_was_trained_on_is_refused(hundred: Path) -> None:
     assert sampler.state_dict(position=1)["position"] == 1
     with pytest.raises(LoaderError, match=r"position 9 is not in \[0, \d\]"):
         sampler.state_dict(position=9)
-    with pytest.raises(StateError, match="this state has batch_size 5, the loader 10"):
+    with pytest.raises(
+        StateError,
+        match=r"this state is of global batches of 5, the loader makes those of 10: pass global_batch_size=5$",
+    ):
         sampler.load_state_dict(dataset.batch_sampler(batch_size=5).state_dict())
 
 

@@ -453,7 +453,7 @@ def test_through_s3_two_ranks_with_workers_and_a_resume_give_every_row_once(
         data = LatentDataset(
             url, columns=columns, target="brightness", as_dict=True, shuffle=True, seed=3, storage_options=options
         )
-        return data.loader(batch_size=8, num_workers=2, rank=rank, world_size=2)
+        return data.loader(batch_size=4, num_workers=2, rank=rank, world_size=2)
 
     seen: list[int] = []
     for rank in range(2):

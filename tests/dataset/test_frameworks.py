@@ -109,7 +109,7 @@ LIGHTNING_DDP = (
 root, out = sys.argv[1:]
 train = LatentDataset(root, shuffle=True, seed=2, mirror=True, transform=RandomCrop(4))
 loaders = {
-    "own": train.loader(batch_size=8, drop_last=True, num_workers=1),  # before any process group
+    "own": train.loader(batch_size=4, drop_last=True, num_workers=1),  # before any process group
     "plain": DataLoader(LatentDataset(root, mirror=True, transform=RandomCrop(4)), batch_size=4, shuffle=True),
 }
 for name, loader in loaders.items():
@@ -255,7 +255,7 @@ config = DataLoaderConfiguration(split_batches=True)
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4, dataloader_config=config)
 rank = accelerator.process_index
 try:  # one that slices batches by rank must not be split again
-    sliced = accelerator.prepare(DataLoader(data, batch_sampler=data.batch_sampler(batch_size=8, drop_last=True)))
+    sliced = accelerator.prepare(DataLoader(data, batch_sampler=data.batch_sampler(batch_size=4, drop_last=True)))
     next(iter(sliced))
     refused = ""
 except LoaderError as error:
@@ -276,7 +276,7 @@ for epoch in range(2):
         seen.append((latents, labels))
 loader.set_epoch(1)
 skipped = [(latents, labels) for latents, labels in skip_first_batches(loader, 4)]
-own = data.loader(batch_size=8, drop_last=True)  # knows its slice: it is not prepared
+own = data.loader(global_batch_size=8, drop_last=True)  # knows its slice: it is not prepared
 own_seen = [(latents, labels) for latents, labels in own]
 torch.save({"refused": refused, "seen": seen, "steps": steps, "skipped": skipped, "own": own_seen}, f"{out}/{rank}.pt")
 accelerator.end_training()
@@ -305,4 +305,4 @@ def test_accelerate_counts_every_batch_and_steps_at_the_end_of_an_epoch(
         for (a, x), (b, y) in zip(joined(name), expected, strict=True):
             assert torch.equal(x, y)
             assert torch.equal(a, b)
-    assert "gives rank 0 of 2 its slice of every batch" in ranks[0]["refused"]
+    assert "gives each of 2 ranks its slice of every batch" in ranks[0]["refused"]

@@ -62,7 +62,7 @@ def test_the_sequence_does_not_depend_on_workers_or_ranks(
     assert epochs(dataset().loader(batch_size=8, num_workers=2), ids_of) == expected
     for world_size in (2, 4):
         parts = [
-            epochs(dataset().loader(batch_size=8, rank=rank, world_size=world_size, pad=True), ids_of)
+            epochs(dataset().loader(global_batch_size=8, rank=rank, world_size=world_size, pad=True), ids_of)
             for rank in range(world_size)
         ]
         joined = [[flat(slices) for slices in zip(*ranks, strict=True)] for ranks in zip(*parts, strict=True)]
@@ -119,7 +119,7 @@ def test_a_mask_makes_padded_evaluation_exact(hundred: Path, ids_of: Ids) -> Non
     exact = sum(float(latents.float().sum()) for latents, _ in dataset.loader(batch_size=7))
     total, count = 0.0, 0
     for rank in range(4):
-        for latents, labels, valid in dataset.loader(batch_size=24, pad=True, rank=rank, world_size=4):
+        for latents, labels, valid in dataset.loader(batch_size=6, pad=True, rank=rank, world_size=4):
             assert len(latents) == len(labels) == len(valid) == 6
             total += float(latents[valid].float().sum())
             count += int(valid.sum())
@@ -138,10 +138,10 @@ def test_unequal_batches_between_ranks_are_refused(hundred: Path) -> None:
     with pytest.raises(
         LoaderError, match=r"100 samples do not fill batches of 8.*drop_last=True to train, pad=True to"
     ):
-        dataset.loader(batch_size=8, rank=0, world_size=2)
-    assert len(dataset.loader(batch_size=10, rank=0, world_size=2)) == 10
-    with pytest.raises(LoaderError, match=r"batch_size 9 .* must divide evenly among 2 ranks"):
-        dataset.loader(batch_size=9, rank=0, world_size=2)
+        dataset.loader(batch_size=4, rank=0, world_size=2)
+    assert len(dataset.loader(batch_size=5, rank=0, world_size=2)) == 10
+    with pytest.raises(LoaderError, match=r"global_batch_size 9 does not divide evenly among 2 ranks"):
+        dataset.loader(global_batch_size=9, rank=0, world_size=2)
     with pytest.raises(LoaderError, match="exclude each other"):
         dataset.loader(batch_size=8, drop_last=True, pad=True)
     with pytest.raises(LoaderError, match=r"rank 2 is not in \[0, 2\)"):
@@ -198,7 +198,9 @@ def test_a_second_resume_goes_on_from_the_first(hundred: Path, ids_of: Ids) -> N
 def test_a_state_loads_under_another_number_of_ranks_and_workers(hundred: Path, ids_of: Ids) -> None:
     def loader(rank: int, world_size: int, num_workers: int = 0) -> LatentLoader:
         dataset = LatentDataset(hundred, shuffle=True)
-        return dataset.loader(batch_size=8, drop_last=True, rank=rank, world_size=world_size, num_workers=num_workers)
+        return dataset.loader(
+            global_batch_size=8, drop_last=True, rank=rank, world_size=world_size, num_workers=num_workers
+        )
 
     def gather(state: dict | None, world_size: int, batches: int, num_workers: int = 0) -> tuple[list[list[int]], dict]:
         parts, states = [], []
@@ -255,7 +257,6 @@ def test_states_of_something_else_are_refused_by_name(hundred: Path, mirrored: P
         "identity": LatentDataset(mirrored, shuffle=True).loader(batch_size=8),
         "order": LatentDataset(hundred).loader(batch_size=8),
         "seed": LatentDataset(hundred, shuffle=True, seed=1).loader(batch_size=8),
-        "batch_size": dataset.loader(batch_size=16),
         "num_batches": dataset.loader(batch_size=8, drop_last=True),
     }
     for name, other in others.items():
@@ -263,7 +264,7 @@ def test_states_of_something_else_are_refused_by_name(hundred: Path, mirrored: P
             other.load_state_dict(state)
     with pytest.raises(StateError, match=r"identity .*another data set or subset"):
         dataset.subset(classes=[1]).loader(batch_size=8).load_state_dict(state)
-    with pytest.raises(StateError, match="not a loader state: no 'batch_size'"):
+    with pytest.raises(StateError, match="not a loader state: no 'global_batch_size'"):
         loader.load_state_dict({"epoch": 1})
     with pytest.raises(StateError, match="position 99 lies behind the last of 13 batches"):
         loader.load_state_dict(state | {"position": 99})

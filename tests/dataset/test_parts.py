@@ -175,7 +175,7 @@ def test_weighted_draws_resume_and_their_weights_are_part_of_the_state(hundred: 
     assert [ids_of(latents) for latents, _ in second] == whole[4:]
     sampler = data.batch_sampler(batch_size=10, weights=weights.tolist())
     assert [[int(i) for i in batch] for batch in sampler] == whole
-    two = [data.loader(batch_size=10, weights=weights, rank=rank, world_size=2) for rank in range(2)]
+    two = [data.loader(batch_size=5, weights=weights, rank=rank, world_size=2) for rank in range(2)]
     halves = [[ids_of(latents) for latents, _ in loader] for loader in two]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
     with pytest.raises(StateError, match="this state has order 'weights-"):

@@ -24,7 +24,7 @@ from walloc_data import LatentDataset
 
 root, folder = sys.argv[1:]
 dist.init_process_group("gloo")
-train = LatentDataset(root, shuffle=True, seed=3).loader(batch_size=8, drop_last=True, num_workers=1)
+train = LatentDataset(root, shuffle=True, seed=3).loader(global_batch_size=8, drop_last=True, num_workers=1)
 steps = []
 for epoch in range(2):
     for latents, labels in train:
@@ -34,7 +34,7 @@ for epoch in range(2):
         dist.all_gather(gathered, latents)
         steps.append(torch.cat(gathered))
 total = torch.zeros(2, dtype=torch.float64)
-for latents, labels, valid in LatentDataset(root).loader(batch_size=24, pad=True):
+for latents, labels, valid in LatentDataset(root).loader(global_batch_size=24, pad=True):
     total += torch.tensor([latents[valid].double().sum(), valid.sum()])
 dist.all_reduce(total)
 if dist.get_rank() == 0:

@@ -26,8 +26,8 @@ from walloc_data import LatentDataset
 root, result, rank = sys.argv[1:]
 dataset = LatentDataset(root, shuffle=True, seed=3)
 loaders = [
-    dataset.loader(batch_size=8, drop_last=True, num_workers=1),
-    DataLoader(dataset, batch_sampler=dataset.batch_sampler(batch_size=8, drop_last=True), num_workers=1),
+    dataset.loader(global_batch_size=8, drop_last=True, num_workers=1),
+    DataLoader(dataset, batch_sampler=dataset.batch_sampler(global_batch_size=8, drop_last=True), num_workers=1),
 ]
 dist.init_process_group("gloo", rank=int(rank), world_size=2)  # the environment knows of no ranks
 gathered = []
@@ -62,25 +62,25 @@ def test_a_launcher_that_sets_the_environment_is_enough(
     hundred: Path, ids_of: Ids, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = LatentDataset(hundred)
-    loader = dataset.loader(batch_size=10)  # before the launcher's variables are there
+    loader = dataset.loader(global_batch_size=10)  # before the launcher's variables are there
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert [ids_of(latents) for latents, _ in loader][:2] == [[5, 6, 7, 8, 9], [15, 16, 17, 18, 19]]
     given = dataset.loader(batch_size=10, rank=0, world_size=1)
     assert ids_of(next(iter(given))[0]) == list(range(10))
-    with pytest.raises(LoaderError, match=r"batch_size 5 .* must divide evenly among 2 ranks"):
-        dataset.loader(batch_size=5)
+    with pytest.raises(LoaderError, match=r"global_batch_size 5 does not divide evenly among 2 ranks"):
+        dataset.loader(global_batch_size=5)
 
 
 def test_what_does_not_fit_the_ranks_is_refused_when_the_pass_begins(
     hundred: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = LatentDataset(hundred)
-    loader, sampler = dataset.loader(batch_size=8), dataset.batch_sampler(batch_size=8)
+    loader, sampler = dataset.loader(batch_size=4), dataset.batch_sampler(global_batch_size=8)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for batches in (loader, sampler):
-        with pytest.raises(LoaderError, match=r"100 samples do not fill batches of 8.*drop_last=True"):
+        with pytest.raises(LoaderError, match=r"100 samples do not fill batches of 8 \(2 ranks x 4\).*drop_last=True"):
             next(iter(batches))
 
 

@@ -1,10 +1,10 @@
 """Batching: which rows make which global batch, the same for any number of workers and ranks.
 
-A plan is a pure function of (seed, epoch, batch size). Each rank takes its slice of every batch.
+They are a pure function of (seed, epoch, global batch size). Each rank takes its slice of every batch.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -41,6 +41,10 @@ class Batching(Protocol):
         """Name of this batching in a saved state."""
 
     @property
+    def batch_size(self) -> int:
+        """Samples of a global batch."""
+
+    @property
     def num_batches(self) -> int:
         """Global batches an epoch."""
 
@@ -50,6 +54,9 @@ class Batching(Protocol):
 
     def batch(self, epoch: int, number: int) -> Batch:
         """Return one global batch."""
+
+    def resized(self, batch_size: int) -> "Batching":
+        """Return the same order in batches of another size."""
 
 
 def _count(num_samples: int, batch_size: int, last: Last) -> int:
@@ -93,6 +100,9 @@ class SequentialBatches:
             return Batch(tail, valid)
         head = self.order.rows(epoch, 0, min(len(self.order), len(positions)))
         return Batch(np.concatenate([tail, head[positions[len(tail) :]]]), valid)
+
+    def resized(self, batch_size: int) -> "SequentialBatches":
+        return SequentialBatches(self.order, batch_size, self.last)
 
     def _rows(self, epoch: int, number: int) -> Ints:
         chunk = number // _CHUNK_BATCHES
@@ -146,3 +156,6 @@ class BucketedBatches:
         if self.seed is not None:
             positions = permute(positions, size=len(rows), key=derive_key(self.seed, epoch, bucket))
         return Batch(rows[positions], valid)
+
+    def resized(self, batch_size: int) -> "BucketedBatches":
+        return replace(self, batch_size=batch_size)

@@ -1,7 +1,7 @@
 """Batches in an exact, resumable order, for any number of workers and ranks.
 
-The loader knows one number besides its plan: how many global batches of the epoch it has handed out. Workers are told
-batch numbers and compute the rest, so a state is a few integers and knows nothing of workers or ranks.
+The loader counts the global batches of the epoch that it has handed out. Workers are told batch numbers and compute the
+rest, so a state is a few integers, and fits any number of workers and ranks.
 """
 
 import time
@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from walloc_data.dataset.batch_size import RankedBatches
 from walloc_data.dataset.batching import Batching
 from walloc_data.dataset.epoch import as_epoch
 from walloc_data.dataset.order import Ints
 from walloc_data.dataset.prefetch import fetching_ahead
-from walloc_data.dataset.ranks import Place
-from walloc_data.dataset.state import check_state, make_state
 from walloc_data.dataset.stats import LoaderStats, MadeBatch, making
 from walloc_data.dataset.workers import batches_of, in_shared_memory
 from walloc_data.errors import LoaderError
@@ -51,13 +50,13 @@ class _Batches(Dataset[MadeBatch]):
     """Slices of batches by (epoch, number, rank, world size): what workers run."""
 
     samples: Samples
-    plan: Batching
+    batches: RankedBatches
     pad: bool
 
     def __getitem__(self, wanted: tuple[int, int, int, int]) -> MadeBatch:
         epoch, number, rank, world_size = wanted
         with making() as made:
-            batch = self.plan.batch(epoch, number).slice(rank, world_size)
+            batch = self.batches.of(world_size).batch(epoch, number).slice(rank, world_size)
             valid = torch.from_numpy(batch.valid.copy()) if self.pad else None
             made.batch = in_shared_memory(self.samples.read_batch(batch.rows, epoch=epoch, valid=valid))
         return made
@@ -97,7 +96,8 @@ class LatentLoader:
     Attributes:
         epoch: the epoch of the running pass or, between passes, of the next.
         position: global batches handed out in it.
-        batch_size: samples of a global batch, over all ranks.
+        batch_size: samples of this rank's part of a batch.
+        global_batch_size: samples of a batch over all ranks.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -114,26 +114,21 @@ class LatentLoader:
     def __init__(
         self,
         samples: Samples,
-        plan: Batching,
+        batches: RankedBatches,
         *,
-        batch_size: int,
-        drop_last: bool,
         pad: bool,
-        place: Place,
         num_workers: int,
         prefetch_batches: int,
         pin_memory: bool,
     ) -> None:
-        self.samples, self.plan, self.batch_size = samples, plan, batch_size
-        self._place, self._equal = place, drop_last or pad
-        self._check_place()
+        self.samples, self._ranked = samples, batches
         self.epoch = 0
         self.position = 0
         self._running, self._pass = False, 0
         self._stats = LoaderStats(num_workers=num_workers)
         self._numbers = _Numbers()
         self._batches = DataLoader(
-            _Batches(samples, plan, pad),
+            _Batches(samples, batches, pad),
             batch_size=None,  # an item is a whole batch
             sampler=self._numbers,
             collate_fn=_as_it_is,
@@ -144,28 +139,30 @@ class LatentLoader:
             generator=torch.Generator(),  # torch draws a seed for workers: not from the user's generator
         )
 
-    def _check_place(self) -> None:
-        self._place.check(
-            batch_size=self.batch_size,
-            num_samples=self.plan.num_samples,
-            num_batches=len(self),
-            equal=self._equal,
-        )
+    @property
+    def batching(self) -> Batching:
+        """The rows of each global batch."""
+        return self._ranked.batching
+
+    @property
+    def batch_size(self) -> int:
+        return self.global_batch_size // self._ranked.world_size
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.batching.batch_size
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, the same on every rank."""
-        return self.plan.num_batches
+        return self.batching.num_batches
 
     def __repr__(self) -> str:
-        return (
-            f"LatentLoader({self.plan.num_samples} samples in {len(self)} batches of {self.batch_size}, "
-            f"order {self.plan.name!r}, epoch {self.epoch}, position {self.position})"
-        )
+        return f"LatentLoader({self._ranked}, epoch {self.epoch}, position {self.position})"
 
     @property
     def num_samples(self) -> int:
         """Samples an epoch over all ranks, without padding and without what is dropped."""
-        return self.plan.num_samples
+        return self.batching.num_samples
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass this epoch. Naming the epoch that a loaded state is in keeps the state's position."""
@@ -174,19 +171,19 @@ class LatentLoader:
             self.epoch, self.position, self._running = epoch, 0, False
 
     def __iter__(self) -> Iterator[Any]:
-        self._check_place()
-        rank, world_size = self._place.use()
+        batching, rank, world_size = self._ranked.begin()
+        stop = batching.num_batches
         if self._running:  # the pass before was left early
             self.epoch, self.position = self.epoch + 1, 0
         self._running = True
         self._pass = this = self._pass + 1
         epoch = self.epoch
         numbers = self._numbers
-        numbers.epoch, numbers.start, numbers.stop = epoch, self.position, len(self)
+        numbers.epoch, numbers.start, numbers.stop = epoch, self.position, stop
         numbers.rank, numbers.world_size = rank, world_size
         batches = batches_of(self._batches)  # workers start here, before any thread does
-        with fetching_ahead(self.samples, self.plan, epoch=epoch, start=self.position) as reached:
-            for number in range(self.position, len(self)):
+        with fetching_ahead(self.samples, batching, epoch=epoch, start=self.position) as reached:
+            for number in range(self.position, stop):
                 # Before the workers are asked: their batches would be those of the other pass.
                 if self._pass != this:
                     raise LoaderError(
@@ -199,17 +196,17 @@ class LatentLoader:
                     break
                 self._count(made, time.perf_counter() - asked)
                 reached(number)
-                self._place.use()
+                self._ranked.still()
                 # The batch in hand counts as done: a state saved after its step must not give it again.
                 self.position = number + 1
-                if self.position == len(self):
+                if self.position == stop:
                     self.epoch, self.position, self._running = epoch + 1, 0, False
                 given = time.perf_counter()
                 yield made.batch
                 # Not where the pass is left: nobody knows when.
                 waited = self._stats.waiting_for_trainer_s + time.perf_counter() - given
                 self._stats = replace(self._stats, waiting_for_trainer_s=waited)
-        if not len(self):
+        if not stop:
             self.epoch, self._running = epoch + 1, False
 
     def _count(self, made: MadeBatch, waited_s: float) -> None:
@@ -227,14 +224,16 @@ class LatentLoader:
         return self._stats
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the run: a few integers and names, JSON-able, independent of workers and ranks."""
-        return make_state(self.samples, self.plan, self.batch_size, epoch=self.epoch, position=self.position)
+        """Return the position of the run: a few integers and names, JSON-able, the same on every rank."""
+        return self._ranked.state(epoch=self.epoch, position=self.position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where `state_dict` was taken: the next pass yields the rest of that epoch.
 
+        On any number of ranks, as long as the global batch is the same: pass `global_batch_size` to change the number.
+
         Raises:
-            StateError: the state is of another data set, order, seed or batch size; names it.
+            StateError: the state is of another data set, order, seed or global batch size; names it.
         """
-        self.epoch, self.position = check_state(state, self.samples, self.plan, self.batch_size)
+        self.epoch, self.position = self._ranked.load(state)
         self._running = False

@@ -19,11 +19,11 @@ _CONNECTIONS = 4
 
 
 @contextmanager
-def fetching_ahead(samples: Any, plan: Batching, *, epoch: int, start: int) -> Iterator[Callable[[int], None]]:
+def fetching_ahead(samples: Any, batching: Batching, *, epoch: int, start: int) -> Iterator[Callable[[int], None]]:
     """Fetch the shards of batches to come, in the order of their first use.
 
     Args:
-        samples: what the plan's rows belong to.
+        samples: what the rows belong to.
         start: the first batch of this pass.
 
     Yields:
@@ -44,8 +44,8 @@ def fetching_ahead(samples: Any, plan: Batching, *, epoch: int, start: int) -> I
 
     def reached(number: int) -> None:
         nonlocal cursor
-        while cursor < plan.num_batches and sum(batch > number for batch in first_used.values()) < ahead:
-            for shard in np.unique(samples.shards(plan.batch(epoch, cursor).rows)).tolist():
+        while cursor < batching.num_batches and sum(batch > number for batch in first_used.values()) < ahead:
+            for shard in np.unique(samples.shards(batching.batch(epoch, cursor).rows)).tolist():
                 if shard not in first_used:
                     first_used[shard] = cursor
                     threads.submit(fetch, shard)

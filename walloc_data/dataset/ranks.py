@@ -64,27 +64,6 @@ class Place:
             )
         return place
 
-    def check(self, *, batch_size: int, num_samples: int, num_batches: int, equal: bool) -> None:
-        """Refuse a global batch that ranks cannot share equally, as far as they are known already.
-
-        Args:
-            num_samples: of an epoch.
-            equal: whether a last batch that is not full is dropped or filled up.
-        """
-        try:
-            _, world_size = self.find()
-        except LoaderError:
-            return  # not known yet: drawing the first batch asks again
-        if batch_size % world_size:
-            raise LoaderError(
-                f"batch_size {batch_size} is of the global batch and must divide evenly among {world_size} ranks"
-            )
-        if world_size > 1 and not equal and num_samples != num_batches * batch_size:
-            raise LoaderError(
-                f"{num_samples} samples do not fill batches of {batch_size}, so {world_size} ranks would get "
-                "unequal ones: pass drop_last=True to train, pad=True to evaluate"
-            )
-
 
 def _checked(rank: int, world_size: int) -> tuple[int, int]:
     if not 0 <= rank < world_size:

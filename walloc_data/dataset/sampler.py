@@ -2,22 +2,16 @@
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import Sampler
 
+from walloc_data.dataset.batch_size import RankedBatches
 from walloc_data.dataset.batching import Batching
 from walloc_data.dataset.epoch import SampleIndex, as_epoch
-from walloc_data.dataset.ranks import Place
-from walloc_data.dataset.state import check_state, make_state
 from walloc_data.errors import LoaderError
 
 __all__ = ["LatentBatchSampler"]
-
-
-class _Named(Protocol):
-    identity: str
-    seed: int
 
 
 class LatentBatchSampler(Sampler[list[int]]):
@@ -56,45 +50,38 @@ class LatentBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        samples: _Named,
-        plan: Batching | None = None,
+        batches: RankedBatches,
         *,
-        batch_size: int,
+        batch_size: int | None = None,
         drop_last: bool,
-        place: Place | None = None,
     ) -> None:
-        if plan is None or place is None:
+        if not isinstance(batches, RankedBatches):
             # Lightning calls the class of a batch sampler with a sampler of its own, to share samples among ranks.
             raise LoaderError(
                 "this batch sampler has an order of its own and cannot be made anew around another sampler, which "
                 "Lightning does on several devices and to predict: give it dataset.loader(...) instead, or to train "
                 "Trainer(use_distributed_sampler=False) with a batch_sampler() without rank and world_size"
             )
-        self.samples, self.plan = samples, plan
-        self.global_batch_size, self.drop_last = batch_size, drop_last
+        self._ranked, self.drop_last = batches, drop_last
         self.epoch = 0
         self.position = 0
         self._given: tuple[int, int] | None = None  # (epoch, batches given out in it), of a pass that has begun
-        self._place = place
-        self._check_place()
 
     def __repr__(self) -> str:
-        return (
-            f"LatentBatchSampler({self.plan.num_samples} samples in {len(self)} batches of {self.global_batch_size}, "
-            f"order {self.plan.name!r}, epoch {self.epoch}, position {self.position})"
-        )
+        return f"LatentBatchSampler({self._ranked}, epoch {self.epoch}, position {self.position})"
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch, the same on every rank."""
-        return self.plan.num_batches
+        return self.batching.num_batches
 
-    def _check_place(self) -> None:
-        self._place.check(
-            batch_size=self.global_batch_size,
-            num_samples=self.plan.num_samples,
-            num_batches=len(self),
-            equal=self.drop_last,
-        )
+    @property
+    def batching(self) -> Batching:
+        """The rows of each global batch."""
+        return self._ranked.batching
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.batching.batch_size
 
     @property
     def batch_size(self) -> int:
@@ -103,10 +90,9 @@ class LatentBatchSampler(Sampler[list[int]]):
         Raises:
             LoaderError: this sampler already gives each rank its own slice, so splitting again would lose samples.
         """
-        rank, world_size = self._place.find()
-        if world_size > 1:
+        if (world_size := self._ranked.world_size) > 1:
             raise LoaderError(
-                f"this batch sampler gives rank {rank} of {world_size} its slice of every batch, and a library asks "
+                f"this batch sampler gives each of {world_size} ranks its slice of every batch, and a library asks "
                 "for its batch_size to split batches again: pass rank=0, world_size=1 to batch_sampler(), or leave "
                 "the loader out of prepare(); in Lightning, Trainer(use_distributed_sampler=False)"
             )
@@ -129,9 +115,10 @@ class LatentBatchSampler(Sampler[list[int]]):
         # than they use.
         epoch, start = self.epoch, self.position
         self.epoch, self.position = epoch + 1, 0
-        self._check_place()
-        for number in range(start, len(self)):
-            batch = self.plan.batch(epoch, number).slice(*self._place.use())
+        batching, rank, world_size = self._ranked.begin()
+        for number in range(start, batching.num_batches):
+            self._ranked.still()
+            batch = batching.batch(epoch, number).slice(rank, world_size)
             self._given = epoch, number + 1
             yield [SampleIndex(row, epoch) for row in batch.rows.tolist()]
 
@@ -157,7 +144,7 @@ class LatentBatchSampler(Sampler[list[int]]):
             raise LoaderError(f"position {position} is not in [0, {given}], the batches given out in epoch {epoch}")
         if position == len(self):
             epoch, position = epoch + 1, 0
-        return make_state(self.samples, self.plan, self.global_batch_size, epoch=epoch, position=position)
+        return self._ranked.state(epoch=epoch, position=position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where `state_dict` was taken: the next pass yields the rest of that epoch.
@@ -165,9 +152,9 @@ class LatentBatchSampler(Sampler[list[int]]):
         States of a `LatentLoader` over the same batches fit too.
 
         Raises:
-            StateError: the state is of another data set, order, seed or batch size; names it.
+            StateError: the state is of another data set, order, seed or global batch size; names it.
         """
-        self.epoch, self.position = check_state(state, self.samples, self.plan, self.global_batch_size)
+        self.epoch, self.position = self._ranked.load(state)
         self._given = None
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from walloc_data.dataset.batch_size import BatchSize, RankedBatches
 from walloc_data.dataset.batching import Batching, BucketedBatches, SequentialBatches
 from walloc_data.dataset.epoch import SharedEpoch, as_epoch
 from walloc_data.dataset.form import SampleForm
@@ -198,7 +199,8 @@ class LatentSamples(Dataset[Sample]):
     def loader(
         self,
         *,
-        batch_size: int,
+        batch_size: int | None = None,
+        global_batch_size: int | None = None,
         num_workers: int = 0,
         drop_last: bool = False,
         pad: bool = False,
@@ -215,8 +217,10 @@ class LatentSamples(Dataset[Sample]):
         Numbers and arrays of one shape are tensors of their dtype, text and lists of any length are lists.
 
         Args:
-            batch_size: samples of a global batch. Every rank gets an equal slice of each, `batch_size / world_size`, so
-                the sequence of global batches does not depend on how many ranks there are.
+            batch_size: samples of one rank's batch, as in PyTorch. The global batch grows with the number of ranks.
+            global_batch_size: samples of a batch over all ranks, in place of `batch_size`. Every rank gets an equal
+                part, so the sequence of global batches does not depend on how many ranks there are, and a state resumes
+                exactly on another number of them.
             num_workers: processes that read and decode; 0 does it in this one.
             drop_last: leave out the samples that do not fill a last batch (the others get their turn: the order changes
                 every epoch).
@@ -237,19 +241,18 @@ class LatentSamples(Dataset[Sample]):
         """
         if drop_last and pad:
             raise LoaderError("drop_last and pad exclude each other: training drops, evaluation pads")
+        size = BatchSize.given(batch_size, global_batch_size)
+        batching = self._batching(
+            size,
+            "drop" if drop_last else "pad" if pad else "short",
+            class_balanced=class_balanced,
+            weights=weights,
+            bucket_by_shape=bucket_by_shape,
+        )
         return LatentLoader(
             self,
-            self._plan(
-                batch_size,
-                "drop" if drop_last else "pad" if pad else "short",
-                class_balanced=class_balanced,
-                weights=weights,
-                bucket_by_shape=bucket_by_shape,
-            ),
-            batch_size=batch_size,
-            drop_last=drop_last,
+            RankedBatches(self, batching, size, Place(rank, world_size), equal=drop_last or pad),
             pad=pad,
-            place=Place(rank, world_size),
             num_workers=num_workers,
             prefetch_batches=prefetch_batches,
             pin_memory=pin_memory,
@@ -258,7 +261,8 @@ class LatentSamples(Dataset[Sample]):
     def batch_sampler(
         self,
         *,
-        batch_size: int,
+        batch_size: int | None = None,
+        global_batch_size: int | None = None,
         drop_last: bool = False,
         class_balanced: bool = False,
         weights: Weights | None = None,
@@ -269,7 +273,8 @@ class LatentSamples(Dataset[Sample]):
         """Return the batches of `loader` as positions, for ``DataLoader(dataset, batch_sampler=...)``: the same order.
 
         Args:
-            batch_size: samples of a global batch, over all ranks.
+            batch_size: samples of one rank's batch.
+            global_batch_size: samples of a batch over all ranks, in place of `batch_size`, as `loader` has it.
             drop_last: leave out the samples that do not fill a last batch.
             class_balanced: draw every class equally often.
             weights: one for each sample: draw samples in proportion to them, as `loader` does.
@@ -281,27 +286,27 @@ class LatentSamples(Dataset[Sample]):
         Raises:
             LoaderError: the batches cannot be made like this; says what to change.
         """
-        plan = self._plan(
-            batch_size,
+        size = BatchSize.given(batch_size, global_batch_size)
+        batching = self._batching(
+            size,
             "drop" if drop_last else "short",
             class_balanced=class_balanced,
             weights=weights,
             bucket_by_shape=bucket_by_shape,
         )
-        place = Place(rank, world_size)
-        return LatentBatchSampler(self, plan, batch_size=batch_size, drop_last=drop_last, place=place)
+        batches = RankedBatches(self, batching, size, Place(rank, world_size), equal=drop_last)
+        return LatentBatchSampler(batches, drop_last=drop_last)
 
-    def _plan(
+    def _batching(
         self,
-        batch_size: int,
+        size: BatchSize,
         last: Literal["short", "drop", "pad"],
         *,
         class_balanced: bool,
         weights: Weights | None,
         bucket_by_shape: bool,
     ) -> Batching:
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise LoaderError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
+        batch_size = size.samples
         sides = self.latent_sides()
         asked = {"class_balanced": class_balanced, "weights": weights is not None, "bucket_by_shape": bucket_by_shape}
         if len(both := [name for name, given in asked.items() if given]) > 1:

@@ -6,37 +6,42 @@ from typing import Any, Protocol
 from walloc_data.dataset.batching import Batching
 from walloc_data.errors import StateError
 
-__all__ = ["STATE_VERSION", "check_state", "make_state"]
+__all__ = ["STATE_VERSION", "Named", "check_state", "make_state", "sizes"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
-class _Named(Protocol):
+class Named(Protocol):
+    """Samples whose order a state can name."""
+
     identity: str
     seed: int
 
 
-def make_state(samples: _Named, plan: Batching, batch_size: int, *, epoch: int, position: int) -> dict[str, Any]:
+def make_state(samples: Named, batching: Batching, world_size: int, *, epoch: int, position: int) -> dict[str, Any]:
     """Return a state that says that `position` batches of `epoch` are done."""
     return {
         "version": STATE_VERSION,
         "identity": samples.identity,
-        "order": plan.name,
+        "order": batching.name,
         "seed": samples.seed,
-        "batch_size": batch_size,
-        "num_batches": plan.num_batches,
+        "global_batch_size": batching.batch_size,
+        "world_size": world_size,  # for messages: a state fits any number of ranks with this global batch
+        "num_batches": batching.num_batches,
         "epoch": epoch,
         "position": position,
     }
 
 
-def check_state(state: Mapping[str, Any], samples: _Named, plan: Batching, batch_size: int) -> tuple[int, int]:
+def check_state(state: Mapping[str, Any], samples: Named, batching: Batching, world_size: int) -> tuple[int, int]:
     """Return (epoch, position) of a state that belongs to these batches.
 
     Raises:
         StateError: it belongs to others; names the difference.
     """
-    mine = make_state(samples, plan, batch_size, epoch=0, position=0)
+    if state.get("version") == 1 and "batch_size" in state:  # which called the global batch so
+        state = {**state, "version": STATE_VERSION, "global_batch_size": state["batch_size"], "world_size": None}
+    mine = make_state(samples, batching, world_size, epoch=0, position=0)
     if missing := sorted(set(mine) - set(state)):
         raise StateError(f"not a loader state: no {missing[0]!r}")
     remedies = {
@@ -44,16 +49,37 @@ def check_state(state: Mapping[str, Any], samples: _Named, plan: Batching, batch
         "identity": "it is of another data set or subset",
         "order": "pass the same shuffle, window_shards and sampling as when it was saved",
         "seed": "pass the same seed as when it was saved",
-        "batch_size": "pass the same global batch size as when it was saved",
+        "global_batch_size": "",
         "num_batches": "pass the same drop_last as when it was saved",
     }
     for name, remedy in remedies.items():
         if state[name] != mine[name]:
+            if name == "global_batch_size":
+                raise StateError(_other_size(state[name], state["world_size"], batching.batch_size, world_size))
             raise StateError(f"this state has {name} {state[name]!r}, the loader {mine[name]!r}: {remedy}")
     epoch, position = state["epoch"], state["position"]
     for name, value in (("epoch", epoch), ("position", position)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise StateError(f"{name} must be an integer of at least 0, not {value!r}")
-    if position > plan.num_batches:
-        raise StateError(f"position {position} lies behind the last of {plan.num_batches} batches")
+    if position > batching.num_batches:
+        raise StateError(f"position {position} lies behind the last of {batching.num_batches} batches")
     return epoch, position
+
+
+def sizes(global_batch_size: Any, world_size: Any) -> str:
+    """Return a global batch as messages show it: ``16 (4 ranks x 4)``, or its size alone where one rank has it."""
+    whole = all(isinstance(value, int) for value in (global_batch_size, world_size))
+    if not whole or world_size < 2 or global_batch_size % world_size:
+        return repr(global_batch_size)
+    return f"{global_batch_size} ({world_size} ranks x {global_batch_size // world_size})"
+
+
+def _other_size(saved: Any, saved_ranks: Any, ours: int, world_size: int) -> str:
+    fits = isinstance(saved, int) and saved > 0 and saved % world_size == 0
+    remedy = f"pass global_batch_size={saved!r}" + ("" if fits else ", on a number of ranks that divides it")
+    if world_size == 1 and saved_ranks != 1:
+        remedy += "; in one of several ranks, load the state after torch.distributed.init_process_group"
+    return (
+        f"this state is of global batches of {sizes(saved, saved_ranks)}, the loader makes those of "
+        f"{sizes(ours, world_size)}: {remedy}"
+    )
