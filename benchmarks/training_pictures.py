@@ -29,7 +29,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from benchmarks.training_picture_sets import FIRST, SECOND, Selection, Source
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 
 Floats = npt.NDArray[np.float32]
 Images = Iterator[tuple[str, Image.Image | str]]
@@ -113,7 +113,7 @@ def gather(
             file.unlink(missing_ok=True)
         else:
             if not file.exists() and not isinstance(image, str):
-                with whole_file(file) as part:
+                with atomic_file(file) as part:
                     image.save(part, "AVIF", quality=args.quality, speed=SPEED, subsampling="4:4:4", max_threads=1)
             seen.extend(result.views)
             kept[file.name] = replace(result, bytes=file.stat().st_size)

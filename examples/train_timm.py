@@ -44,7 +44,7 @@ from torch.nn.parallel import DistributedDataParallel
 from walloc_data import LatentDataset, create_latent_model
 from walloc_data.adapters import parameter_groups, save_latent_model, summarize
 from walloc_data.errors import StorageError
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.serving import attach_codec
 from walloc_data.transforms import LatentOperators, RandomHorizontalFlip, RandomResizedCrop, RandomTranslate, Resize
 
@@ -216,7 +216,7 @@ class Augmentation(nn.Module):
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint that is there whole or not at all."""
-    with whole_file(path) as unfinished:
+    with atomic_file(path) as unfinished:
         torch.save(state, unfinished)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from walloc_data import LatentDataset, create_latent_model, encode_dataset
 from walloc_data.adapters import save_latent_model
 from walloc_data.codec import PictureSet, TrainConfig, load_codec, save_codec, train_codec
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.fitting import fit_codec_operators
 from walloc_data.report import add_preview, preview, report
 from walloc_data.serving import attach_codec
@@ -76,7 +76,7 @@ def test_every_file_of_every_command_has_the_mode_that_the_umask_gives(
 
 
 def test_a_file_that_a_writer_replaced_has_the_mode_all_the_same(umask: int, tmp_path: Path) -> None:
-    with whole_file(tmp_path / "a") as unfinished:
+    with atomic_file(tmp_path / "a") as unfinished:
         handle, name = tempfile.mkstemp(dir=tmp_path)  # as safetensors' writer does
         os.close(handle)
         Path(name).replace(unfinished)
@@ -93,7 +93,7 @@ def test_stores_keep_the_mode_too(umask: int, tmp_path: Path) -> None:
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     def write_and_fail(write: Callable[[Path], object]) -> None:
-        with whole_file(tmp_path / "a") as unfinished:
+        with atomic_file(tmp_path / "a") as unfinished:
             write(unfinished)
             raise ZeroDivisionError
 
@@ -111,7 +111,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 def test_many_threads_may_write_one_file(tmp_path: Path) -> None:
     def write(number: int) -> None:
         for _ in range(20):
-            with whole_file(tmp_path / "a") as unfinished:
+            with atomic_file(tmp_path / "a") as unfinished:
                 unfinished.write_text(str(number) * 1000)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from walloc_data.errors import SourceError
 from walloc_data.sources import Source, open_source
-from walloc_data.sources.base import Names, json_value
+from walloc_data.sources.base import PackedStrings, json_value
 from walloc_data.sources.wds import expand_urls
 
 NUM = 7
@@ -434,7 +434,7 @@ def test_columns_become_json_or_null() -> None:
 
 
 def test_a_million_names_cost_their_bytes() -> None:
-    names = Names(f"class/{number:07d}.jpg" for number in range(1000))
+    names = PackedStrings(f"class/{number:07d}.jpg" for number in range(1000))
     assert len(names) == 1000
     assert (names[0], names[999]) == ("class/0000000.jpg", "class/0000999.jpg")
     assert len(pickle.dumps(names)) < 1000 * (17 + 8) + 1000

@@ -19,7 +19,7 @@ import pytest
 from walloc_data.errors import CorruptShardError, MissingExtraError, StorageError
 from walloc_data.format import ShardRecord
 from walloc_data.storage import ShardCache, ShardFile, Store, file_lock
-from walloc_data.storage.retry import deserves_retry, retry_after_s
+from walloc_data.storage.retry import is_retryable, retry_after_s
 
 
 def shard(root: Path, number: int, num_bytes: int = 1000) -> ShardRecord:
@@ -243,7 +243,7 @@ def _answer_of_s3(number: int, code: str, status: int) -> OSError:
     ids=lambda value: value if isinstance(value, bool) else repr(value)[:30],
 )
 def test_only_errors_that_may_pass_are_asked_again(error: Exception, again: bool) -> None:
-    assert deserves_retry(error) is again
+    assert is_retryable(error) is again
 
 
 def test_retries_stop_and_name_the_last_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

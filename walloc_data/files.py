@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-__all__ = ["allocate", "check_regular", "open_regular", "read_regular", "sync_file", "sync_folder", "whole_file"]
+__all__ = ["allocate", "atomic_file", "check_regular", "open_regular", "read_regular", "sync_file", "sync_folder"]
 
 _KINDS = (
     (stat.S_ISDIR, errno.EISDIR, "a folder"),
@@ -108,7 +108,7 @@ def _check(found: os.stat_result, path: str | os.PathLike[str], max_bytes: int |
 
 
 @contextmanager
-def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a new empty file to write, beside `target`; move it over `target` on success, remove it on an error.
 
     Args:
@@ -120,8 +120,8 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
 
     Example:
         >>> from pathlib import Path
-        >>> from walloc_data.files import whole_file
-        >>> with whole_file("settings.json") as unfinished:
+        >>> from walloc_data.files import atomic_file
+        >>> with atomic_file("settings.json") as unfinished:
         ...     _ = unfinished.write_text("{}")
         >>> Path("settings.json").read_text(), sorted(path.name for path in Path().glob("*settings*"))
         ('{}', ['settings.json'])

@@ -17,7 +17,7 @@ from tests.test_sources import write_tar
 from walloc_data import encode_dataset
 from walloc_data.convert import verify_dataset
 from walloc_data.errors import FormatError, SourceError
-from walloc_data.pictures.memory import is_trouble, lacks_memory
+from walloc_data.pictures.memory import is_machine_error, lacks_memory
 from walloc_data.sources import open_source
 
 Check = Callable[[Path], None]
@@ -168,10 +168,10 @@ def test_what_the_system_refuses_stops_the_conversion(tmp_path: Path, what: str,
 
 
 def test_a_damaged_picture_that_asks_for_too_much_memory_is_its_own_fault() -> None:
-    assert is_trouble(MemoryError())
+    assert is_machine_error(MemoryError())
     assert not lacks_memory(MemoryError(), as_bytes(picture(1)))  # there is enough for a picture of 48 x 40
     assert not lacks_memory(OSError("out of memory error when reading image file"), b"damaged")
-    assert not is_trouble(OSError("image file is truncated (3 bytes not processed)"))
+    assert not is_machine_error(OSError("image file is truncated (3 bytes not processed)"))
     assert lacks_memory(PermissionError(13, "Permission denied"), as_bytes(picture(1)))
 
 

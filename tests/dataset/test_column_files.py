@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from walloc_data import LatentDataset
-from walloc_data.dataset import checked
+from walloc_data.dataset import checksummed
 from walloc_data.dataset.columns import ArrayColumn, ListColumn, write_column
 from walloc_data.errors import FormatError
 from walloc_data.format import SOURCE_INDEX_COLUMNS, ColumnType, Manifest
@@ -28,7 +28,7 @@ def made(tmp_path: Path, values: list[Any], kind: ColumnType) -> ArrayColumn | L
     pq.write_table(table, path, row_group_size=700)
     target = tmp_path / ("x.npy" if kind.is_array else "x.arrow")
     with path.open("rb") as file:
-        checked.made_once(
+        checksummed.checksummed_file(
             target, lambda out: write_column(file, "x", kind, num_rows=len(values), file=out), what="column"
         )
     return ArrayColumn(target, "x") if kind.is_array else ListColumn(target, "x", kind)

@@ -11,7 +11,7 @@ import pytest
 from walloc_data import LatentDataset
 from walloc_data.errors import StorageError
 from walloc_data.format import Manifest
-from walloc_data.storage import ShardCache, Store, default_cache_folder, file_lock, lock_place, read_manifest
+from walloc_data.storage import ShardCache, Store, default_cache_folder, file_lock, lock_path, read_manifest
 
 
 @pytest.fixture
@@ -128,13 +128,13 @@ def test_a_temporary_folder_of_somebody_else_is_refused(
 ) -> None:
     (tmp_path / f"walloc_data-{os.getuid()}").symlink_to(no_flock)
     with pytest.raises(StorageError, match=r"belongs to somebody else: remove it, or set TMPDIR"):
-        lock_place(no_flock / "lock")
+        lock_path(no_flock / "lock")
 
 
 def test_a_machine_without_locks_is_told_where_they_may_lie(no_flock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(no_flock))
     with pytest.raises(StorageError, match=r"lock: this file system has no file locks, and neither has .*: set TMPDIR"):
-        lock_place(no_flock / "lock")
+        lock_path(no_flock / "lock")
 
 
 def test_an_unfinished_shard_of_another_machine_is_left_alone(

@@ -12,7 +12,7 @@ from walloc_data.adapters.models import HasManifest, build
 from walloc_data.adapters.wrapping import bare_names, whole_state
 from walloc_data.devices import usable_device
 from walloc_data.errors import ModelError, StorageError
-from walloc_data.files import check_regular, read_regular, whole_file
+from walloc_data.files import atomic_file, check_regular, read_regular
 from walloc_data.format import CodecSpec, Manifest, dump_json, load_json
 
 __all__ = ["check_codec", "load_latent_model", "model_from_config", "save_latent_model"]
@@ -44,9 +44,9 @@ def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     if weights is None:
         return target  # rank 0 has them, and writes
     target.mkdir(parents=True, exist_ok=True)
-    with whole_file(target / WEIGHTS) as unfinished:
+    with atomic_file(target / WEIGHTS) as unfinished:
         unfinished.write_bytes(save(weights, metadata={"format": "walloc_data-model"}))
-    with whole_file(target / CONFIG) as unfinished:
+    with atomic_file(target / CONFIG) as unfinished:
         unfinished.write_text(dump_json({"format": "walloc_data-model", "format_version": 1} | config.to_dict()))
     return target
 

@@ -16,7 +16,7 @@ __all__ = ["compared_stages", "picture_size", "relative_error", "stage_output", 
 _MOST_STAGES = 4
 
 
-class _Enough(Exception):  # noqa: N818
+class _StopForward(Exception):  # noqa: N818
     """The last stage that was asked for has run."""
 
 
@@ -50,7 +50,7 @@ def stage_outputs(
         def hook(module: nn.Module, given: Any, output: Tensor) -> None:
             seen[path] = output
             if stop and len(seen) == len(set(paths)):
-                raise _Enough
+                raise _StopForward
 
         return hook
 
@@ -58,7 +58,7 @@ def stage_outputs(
     logits: Tensor | None = None
     try:
         logits = model(inputs)
-    except _Enough:
+    except _StopForward:
         pass
     finally:
         for handle in handles:

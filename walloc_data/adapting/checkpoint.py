@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from walloc_data.errors import ModelError, SettingsMismatchError, StorageError
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.format import dump_json, load_json
 
-__all__ = ["Place", "weights_sha256"]
+__all__ = ["RunFolder", "weights_sha256"]
 
 _RUN, _CHECKPOINT, _FINISHED = ".adapting", "checkpoint.pt", "adapted.json"
 _MAX_CHECKPOINT_BYTES, _MAX_JSON_BYTES = 2**35, 2**22
@@ -28,7 +28,7 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class Place:
+class RunFolder:
     """The folder of a run: its checkpoint while it goes on, its report once it is done.
 
     Args:
@@ -82,12 +82,12 @@ class Place:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint, or leave the one that is there."""
-        with whole_file(self.run / _CHECKPOINT) as unfinished:
+        with atomic_file(self.run / _CHECKPOINT) as unfinished:
             torch.save({"settings": self.settings, "state": state}, unfinished)
 
     def finish(self, report: dict[str, Any]) -> None:
         """Write the report; the checkpoint goes."""
-        with whole_file(self.folder / _FINISHED) as unfinished:
+        with atomic_file(self.folder / _FINISHED) as unfinished:
             unfinished.write_text(dump_json({"settings": self.settings, "report": report}))
         shutil.rmtree(self.run, ignore_errors=True)
 

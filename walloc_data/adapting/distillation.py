@@ -79,7 +79,7 @@ class Imitation:
     optimizer: torch.optim.Optimizer | None = None
 
     def __post_init__(self) -> None:
-        self.config = self.config.settled(foldable=False)
+        self.config = self.config.resolved(foldable=False)
         self.rows = np.asarray(self.rows)
         self.device = next(self.model.parameters()).device
         self.pixel_model.to(self.device).eval().requires_grad_(False)

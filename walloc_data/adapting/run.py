@@ -28,7 +28,7 @@ from walloc_data.adapters import (
     save_latent_model,
     summarize,
 )
-from walloc_data.adapting.checkpoint import Place, weights_sha256
+from walloc_data.adapting.checkpoint import RunFolder, weights_sha256
 from walloc_data.adapting.distillation import Imitation, imitate
 from walloc_data.adapting.pairs import PairedViews, Pairs
 from walloc_data.adapting.report import compare, name_classes
@@ -46,7 +46,7 @@ from walloc_data.transforms import LatentOperators
 __all__ = ["adapt_model"]
 
 Log = Callable[[str], None]
-_SAY_SECONDS = 15.0
+_LOG_SECONDS = 15.0
 # A model whose own input is nearly as large as what is stored takes the middle of it, as its evaluation does of pixels.
 _SMALLEST_CROP = 0.8
 
@@ -122,15 +122,19 @@ def adapt_model(
         "model": build["name"], "weights": weights_sha256(pixel), "data": data.identity, "num_classes": num_classes,
     }  # fmt: skip
     if output is None:
-        return _adapt(pixel, build, pairs, config=config, num_classes=num_classes, device=target, place=None, log=log)
-    place = Place(output, settings=settings, resume=resume)
-    with file_lock(place.folder / ".adapting.lock", wait=False) as held:
+        return _adapt(
+            pixel, build, pairs, config=config, num_classes=num_classes, device=target, run_folder=None, log=log
+        )
+    run_folder = RunFolder(output, settings=settings, resume=resume)
+    with file_lock(run_folder.folder / ".adapting.lock", wait=False) as held:
         if held is None:
-            raise BusyError(f"{place.folder}: another process adapts a model there")
-        if (report := place.finished()) is not None:
-            log(f"{place.folder}: done before")
-            return load_latent_model(place.folder, device=device), AdaptReport(**report)
-        return _adapt(pixel, build, pairs, config=config, num_classes=num_classes, device=target, place=place, log=log)
+            raise BusyError(f"{run_folder.folder}: another process adapts a model there")
+        if (report := run_folder.finished()) is not None:
+            log(f"{run_folder.folder}: done before")
+            return load_latent_model(run_folder.folder, device=device), AdaptReport(**report)
+        return _adapt(
+            pixel, build, pairs, config=config, num_classes=num_classes, device=target, run_folder=run_folder, log=log
+        )
 
 
 def _models(
@@ -178,7 +182,7 @@ def _models(
         pixel = copy.deepcopy(pixel)  # it is frozen, resized and moved; the caller's is not
         if family.sized and hasattr(pixel, "set_input_size"):
             pixel.set_input_size(img_size=size)
-    config = config.settled(foldable=_is_foldable(like, pixel))
+    config = config.resolved(foldable=_is_foldable(like, pixel))
     if not config.stem_linear:
         build |= {"stem_blocks": config.stem_blocks, "stem_hidden_channels": config.stem_channels}
     return pixel, build, config
@@ -216,7 +220,7 @@ def _adapt(
     config: AdaptConfig,
     num_classes: int | None,
     device: torch.device,
-    place: Place | None,
+    run_folder: RunFolder | None,
     log: Log,
 ) -> tuple[Any, AdaptReport]:
     begun = time.monotonic()
@@ -239,20 +243,20 @@ def _adapt(
     )
     run = Imitation(model, pixel, pairs, views, rows, mean=mean, std=std, config=config)
     log(f"{summarize(model)}; {len(rows)} pictures to learn from, {len(held)} held out; stages {', '.join(run.stages)}")
-    state = None if place is None else place.load()
+    state = None if run_folder is None else run_folder.load()
     if state is not None:
         run.load(state)
         log(f"going on from step {run.step} of {run.num_steps}")
     elif model.stem_site.feeds is None:
         _fold(run, rows[: config.fold_pictures], log=log)
-    _train(run, whole, rows[: config.match_pictures], config=config, place=place, log=log)
+    _train(run, whole, rows[: config.match_pictures], config=config, run_folder=run_folder, log=log)
     report = compare(run, held, views=whole, seconds=time.monotonic() - begun)
     name_classes(model, data, num_classes=num_classes)
     log(str(report))
-    if place is not None:
-        save_latent_model(model, place.folder)
-        attach_codec(place.folder, dataset=data.url)
-        place.finish(report.to_dict())
+    if run_folder is not None:
+        save_latent_model(model, run_folder.folder)
+        attach_codec(run_folder.folder, dataset=data.url)
+        run_folder.finish(report.to_dict())
     return model.eval(), report
 
 
@@ -305,7 +309,7 @@ def _train(
     rows: npt.NDArray[Any],
     *,
     config: AdaptConfig,
-    place: Place | None,
+    run_folder: RunFolder | None,
     log: Log,
 ) -> None:
     """Imitate; layers are matched once the stem has been trained."""
@@ -319,10 +323,10 @@ def _train(
             _match(run, views, rows, log=log)
         errors.append((progress.feature_error, progress.divergence or 0.0))
         now = time.monotonic()
-        if place is not None and (now - saved >= config.checkpoint_seconds or progress.step == progress.num_steps):
-            place.save(run.state())
+        if run_folder is not None and (now - saved >= config.checkpoint_seconds or progress.step == progress.num_steps):
+            run_folder.save(run.state())
             saved = now
-        if now - said >= _SAY_SECONDS or progress.step == progress.num_steps:
+        if now - said >= _LOG_SECONDS or progress.step == progress.num_steps:
             feature, divergence = np.mean(errors, 0)
             left = (progress.num_steps - progress.step) * progress.seconds / (progress.step - first)
             text = f"{progress.phase} {progress.step}/{progress.num_steps}: feature error {feature:.3f}"

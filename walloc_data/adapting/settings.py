@@ -96,7 +96,7 @@ class AdaptConfig:
             if getattr(self, name) <= 0:
                 raise ModelError(f"{name} must be above 0, not {getattr(self, name)!r}")
 
-    def settled(self, *, foldable: bool) -> "AdaptConfig":
+    def resolved(self, *, foldable: bool) -> "AdaptConfig":
         """Return these settings with what was left open decided."""
         stem_epochs = self.stem_epochs if self.stem_epochs is not None else (0.0 if foldable else 1.0)
         epochs = self.epochs if self.epochs is not None else (0.0 if foldable else 4.0)

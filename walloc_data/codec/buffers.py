@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["HALO_CELLS", "fill_wrapped", "gather_windows", "shaped", "sum_neighbours", "where_true"]
+__all__ = ["HALO_CELLS", "fill_wrapped", "gather_windows", "shaped", "sum_neighbours", "true_indices"]
 
 HALO_CELLS = (4, 3)  # cells before and after that a kernel of radius R < 4 * 2^J reaches
 
@@ -61,7 +61,7 @@ def sum_neighbours(parts: Tensor, values: Tensor) -> None:
     add(two[..., :outputs], two[..., outputs:], 1, values)
 
 
-def where_true(mask: Tensor) -> tuple[Tensor, ...]:
+def true_indices(mask: Tensor) -> tuple[Tensor, ...]:
     """Return the indices where a mask is true, by dimension. On a CPU numpy is ten times faster than torch."""
     if mask.device.type == "cpu":
         flat = mask.view(-1).numpy().nonzero()[0]

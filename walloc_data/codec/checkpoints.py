@@ -24,7 +24,7 @@ from walloc_data.codec.model import NoDecoder, WallocCodec
 from walloc_data.codec.tensor_files import MAX_WEIGHTS_BYTES, fill, read_tensors
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError, FormatError, WallocDataError
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.format import CodecSpec, dump_json, load_json
 from walloc_data.storage import Store
 
@@ -339,11 +339,11 @@ def save_codec(
         value["statistics"] = {key: list(statistics[key]) for key in ("mean", "std")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / _WEIGHTS) as unfinished:
+        with atomic_file(folder / _WEIGHTS) as unfinished:
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, unfinished)
-        with whole_file(folder / _CARD) as unfinished:
+        with atomic_file(folder / _CARD) as unfinished:
             unfinished.write_text(codec.card if card is None else card)
-        with whole_file(folder / _CODEC_JSON) as unfinished:
+        with atomic_file(folder / _CODEC_JSON) as unfinished:
             unfinished.write_text(dump_json(value))
     except OSError as error:
         raise WallocDataError(f"{folder}: the codec could not be written ({error})") from error

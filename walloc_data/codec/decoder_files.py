@@ -18,7 +18,7 @@ from walloc_data.codec.decoders import Decoder, build_decoder
 from walloc_data.codec.model import WallocCodec
 from walloc_data.codec.tensor_files import fill, read_tensors
 from walloc_data.errors import CodecError, FormatError
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.format import load_json
 
 __all__ = ["load_decoder", "save_decoder"]
@@ -52,7 +52,7 @@ def save_decoder(codec: WallocCodec, path: str | Path, *, version: str, dtype: t
         "decoder": network.config,
     }
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
-    with whole_file(path) as unfinished:
+    with atomic_file(path) as unfinished:
         save_file(tensors, unfinished, metadata={_KEY: json.dumps(value)})
 
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from walloc_data.codec.buffers import HALO_CELLS, fill_wrapped, gather_windows, shaped, sum_neighbours, where_true
+from walloc_data.codec.buffers import HALO_CELLS, fill_wrapped, gather_windows, shaped, sum_neighbours, true_indices
 from walloc_data.codec.precision import keep_freed_memory, plain_float32
 from walloc_data.codec.wavelets import deinterleave, filter_taps
 from walloc_data.errors import CodecError
@@ -321,7 +321,9 @@ class _BoundaryFixups:
         windows = pixels.as_strided(
             (tall, n, w, width, width * channels), (per_row * size, per_picture, channels * size, per_row, 1)
         )
-        for row, picture, column, output in zip(*(torch.split(i, self._limit) for i in where_true(near)), strict=True):
+        for row, picture, column, output in zip(
+            *(torch.split(i, self._limit) for i in true_indices(near)), strict=True
+        ):
             if self._count + len(row) > self._limit:
                 self.apply()
             window = gather_windows(windows, (row, picture, column)).flatten(1)

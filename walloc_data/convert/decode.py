@@ -12,7 +12,7 @@ import torch
 from walloc_data.dataset.opened import OpenedSplit
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import CodecError, StorageError, WallocDataError
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.pictures import decoded_pixels
 from walloc_data.storage import ShardCache, Store
 
@@ -91,5 +91,5 @@ def _save(pixels: npt.NDArray[np.uint8], path: Path) -> None:
     from PIL import Image
 
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else np.ascontiguousarray(pixels[..., 0]))
-    with whole_file(path) as unfinished:
+    with atomic_file(path) as unfinished:
         image.save(unfinished, "PNG")

@@ -8,7 +8,7 @@
 4. The folder is removed.
 
 Killed before step 2, the split is as it was, and the folder is deleted by whatever writes to the data set next. Killed
-after it, the same does the rest (`settle_edits`). A whole split is removed by one write of the manifest, too: an empty
+after it, the same does the rest (`recover_edits`). A whole split is removed by one write of the manifest, too: an empty
 folder ``.walloc/{split}.gone/`` says, until all is done, that its files must follow.
 
 What a split was encoded from is then no longer what its plan says, so that the plan and the records of its shards go:
@@ -27,7 +27,7 @@ from walloc_data.errors import FormatError
 from walloc_data.format import Manifest, SplitRecord, dump_json, index_name
 from walloc_data.storage import Store, write_manifest
 
-__all__ = ["change_split", "delete_tree", "drop_split", "edit_root", "publish_manifest", "settle_edits"]
+__all__ = ["change_split", "delete_tree", "drop_split", "edit_root", "publish_manifest", "recover_edits"]
 
 _GONE = ".gone/marker"
 
@@ -55,7 +55,7 @@ def change_split(
     splits = {**manifest.splits, split: replace(record, shards=shards)}
     changed = replace(manifest, splits=dict(sorted(splits.items())), class_names=class_names)
     write_manifest(store, changed)
-    settle_edits(store)
+    recover_edits(store)
 
 
 def drop_split(store: Store, split: str) -> None:
@@ -67,10 +67,10 @@ def drop_split(store: Store, split: str) -> None:
     store.write_bytes(f".walloc/{split}{_GONE}", b"1")
     others = {name: record for name, record in manifest.splits.items() if name != split}
     write_manifest(store, replace(manifest, splits=others))
-    settle_edits(store)
+    recover_edits(store)
 
 
-def settle_edits(store: Store) -> None:
+def recover_edits(store: Store) -> None:
     """Complete what an interrupted change left to do, or to delete. The caller holds the lock."""
     manifest = read_manifest(store)
     for split, record in sorted(manifest.splits.items()) if manifest is not None else ():

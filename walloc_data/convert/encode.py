@@ -34,9 +34,9 @@ from walloc_data.convert.overwrite import (
     discard,
     is_begun,
     is_only_split,
+    recover,
     refuse_halfway,
     replacement,
-    settle,
     take_along,
     take_over,
 )
@@ -162,7 +162,7 @@ def encode_dataset(
         if part is None:
             if repair:
                 drop_broken_manifest(store)
-            settle(store)
+            recover(store)
             clean_leftovers(store, split)
         afresh = overwrite and is_only_split(store, split)
         # What is overwritten stays whole until its successor is: see `walloc_data.convert.overwrite`.

@@ -72,11 +72,11 @@ def finish_dataset(
         >>> finish_dataset("latents")["train"].num_samples
         8
     """
-    from walloc_data.convert.overwrite import settle
+    from walloc_data.convert.overwrite import recover
 
     store = Store(dataset, storage_options=storage_options)
     with disk_errors(store), conversion_lock(store):
-        settle(store)
+        recover(store)
         splits = [split] if split is not None else planned_splits(store)
         if not splits:
             raise ConversionError(f"{store.url}: no conversion was begun there")
@@ -101,7 +101,7 @@ def join_split(store: Store, split: str) -> ConversionSummary:
     manifest = read_manifest(store)
     check_siblings(store, plan, manifest)
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
-        record, summary, wids = _join(store, plan, Places.of(store, plan), Path(folder))
+        record, summary, wids = _join(store, plan, SourcePositions.of(store, plan), Path(folder))
     _write(store, f"index/{split}.wids.json", dump_json(wids))
     splits = {**(manifest.splits if manifest else {}), split: record}
     known = manifest.class_names if manifest else None
@@ -123,7 +123,7 @@ def _write(store: Store, path: str, text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Places:
+class SourcePositions:
     """Positions in the source of every unit's pictures, known when all units are done.
 
     Attributes:
@@ -170,7 +170,7 @@ class Places:
 
 
 def _join(
-    store: Store, plan: Plan, places: Places, folder: Path
+    store: Store, plan: Plan, positions: SourcePositions, folder: Path
 ) -> tuple[SplitRecord, ConversionSummary, dict[str, Any]]:
     """Read the done marks once, in memory that grows by a few hundred bytes a shard."""
     split = plan.split
@@ -183,13 +183,13 @@ def _join(
     shardlist = []
     sizes = store.sizes("data")
     with (folder / "failures.jsonl").open("w", encoding="utf-8") as failures:
-        for shard, done in zip(places.shards, done_marks(store, split, places.shards), strict=True):
+        for shard, done in zip(positions.shards, done_marks(store, split, positions.shards), strict=True):
             expected = num_items if shard.number is None else shard.number * plan.settings.samples_per_shard
             if done.first != expected:
                 raise FormatError(f"{store.location(done_name(split, shard))}: begins at {done.first}, not {expected}")
             num_items += done.last - done.first
             for failure in done.failures:
-                [index] = places.in_source(shard.unit, [failure.source_index]).tolist()
+                [index] = positions.in_source(shard.unit, [failure.source_index]).tolist()
                 failures.write(json.dumps(vars(failure) | {"source_index": index}, sort_keys=True) + "\n")
             num_failures += len(done.failures)
             first_failures = [*first_failures, *map(str, done.failures)][:3]
@@ -217,8 +217,8 @@ def _join(
                     "filesize": done.shard.num_bytes,
                 }
             )
-    if num_items != places.num_items:
-        raise FormatError(f"{store.url}: the shards of {split!r} have {num_items} of {places.num_items} pictures")
+    if num_items != positions.num_items:
+        raise FormatError(f"{store.url}: the shards of {split!r} have {num_items} of {positions.num_items} pictures")
     if not num_items:
         raise ConversionError(f"{store.url}: the source of split {split!r} has no pictures: its fragments are empty")
     if not shards:
@@ -227,7 +227,7 @@ def _join(
     [shape] = shapes if len(shapes) == 1 else [None]
     columns = join_column_types(types)
     rows = (
-        (store.location(rows_name(split, shard)), data, kinds, partial(places.in_source, shard.unit))
+        (store.location(rows_name(split, shard)), data, kinds, partial(positions.in_source, shard.unit))
         for shard, data, kinds in zip(written, _rows(store, split, written), types, strict=True)
     )
     labels = join_rows(rows, folder / "index.parquet", mirror=plan.settings.mirror, columns=columns)

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from walloc_data.errors import BusyError, StorageError, WallocDataError
-from walloc_data.storage import Store, file_lock, lock_place, machine_folder
+from walloc_data.storage import Store, file_lock, lock_path, machine_folder
 
 __all__ = ["conversion_lock", "disk_errors", "lock_folder", "plan_lock", "staging_folder"]
 
@@ -110,7 +110,7 @@ def _take(path: Path, stack: ExitStack, *, shared: bool) -> tuple[int, ...] | No
     except ImportError:
         taken = shared or stack.enter_context(file_lock(path, wait=False)) is not None
         return () if taken else None
-    place, _ = lock_place(path)
+    place, _ = lock_path(path)
     try:
         descriptor = os.open(place, os.O_RDWR)  # NFS takes an exclusive lock for writing only
     except PermissionError:  # another user's

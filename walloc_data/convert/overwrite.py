@@ -46,10 +46,10 @@ __all__ = [
     "discard",
     "is_begun",
     "is_only_split",
+    "recover",
     "refuse_halfway",
     "replaced_splits",
     "replacement",
-    "settle",
     "take_along",
     "take_over",
 ]
@@ -134,10 +134,10 @@ def take_over(store: Store, split: str, *, kind: Kind) -> None:
     names = new.class_names if new.class_names is not None or manifest is None else manifest.class_names
     changed = replace(new, splits=dict(sorted(splits.items())), class_names=names)
     write_manifest(store, changed)
-    settle(store)
+    recover(store)
 
 
-def settle(store: Store) -> None:
+def recover(store: Store) -> None:
     """Complete what an interrupted replacement left to do. The caller holds the lock."""
     manifest = read_manifest(store)
     for split, record in manifest.splits.items() if manifest else ():
@@ -148,9 +148,9 @@ def settle(store: Store) -> None:
     for split, kind in replaced_splits(store):
         if _is_done_with(store, split, kind):
             discard(store, split, kind=kind)
-    from walloc_data.convert.edit import settle_edits
+    from walloc_data.convert.edit import recover_edits
 
-    settle_edits(store)
+    recover_edits(store)
 
 
 def _is_done_with(store: Store, split: str, kind: Kind) -> bool:

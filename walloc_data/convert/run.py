@@ -10,7 +10,7 @@ from walloc_data.convert.executors.serial import WorkSetup, run_here
 from walloc_data.convert.journal import Failure, ShardDone, done_marks, finished_shards, finished_units, work_folder
 from walloc_data.convert.plan import ShardId
 from walloc_data.convert.progress import ConversionSummary, Progress, ProgressMeter, kept_of, notes_of
-from walloc_data.convert.shard import Tally
+from walloc_data.convert.shard import StageStats
 from walloc_data.convert.units import Task
 from walloc_data.errors import ConversionError
 from walloc_data.storage import Store
@@ -58,8 +58,8 @@ class Run:
                 continue
             self._count(shard, done)
         self.finished = finished_units(self.store, self.plan.split, shards)
-        self.stages = Tally()
-        self._live: dict[int, Tally] = {}  # of units under way, since their last shard
+        self.stages = StageStats()
+        self._live: dict[int, StageStats] = {}  # of units under way, since their last shard
         self.meter = ProgressMeter(callback, split=self.plan.split, num_items=self._num_items(), num_done=self.num_done)
 
     def _num_items(self) -> int | None:
@@ -139,10 +139,10 @@ class Run:
                 done.setdefault(unit, set()).add(number)
         return (Task(unit, frozenset(done.get(unit, ()))) for unit in range(self.plan.num_units) if self._is_due(unit))
 
-    def on_report(self, task: Task, tally: Tally) -> None:
+    def on_report(self, task: Task, stats: StageStats) -> None:
         """Handle a worker's progress report."""
-        self._live.setdefault(task.unit, Tally()).add(tally)
-        self.stages.add(tally)
+        self._live.setdefault(task.unit, StageStats()).add(stats)
+        self.stages.add(stats)
         self.tick()
         self._check_failures()
 
@@ -165,12 +165,12 @@ class Run:
         """Show where things stand."""
         live = self._live.values()
         self.meter.tick(
-            num_done=self.num_done + sum(tally.samples + tally.failures for tally in live),
-            num_failures=self.num_failures + sum(tally.failures for tally in live),
+            num_done=self.num_done + sum(stats.samples + stats.failures for stats in live),
+            num_failures=self.num_failures + sum(stats.failures for stats in live),
         )
 
     def _check_failures(self) -> None:
-        number = self.num_failures + sum(tally.failures for tally in self._live.values())
+        number = self.num_failures + sum(stats.failures for stats in self._live.values())
         if self.max_failures is not None and number > self.max_failures:
             some = "".join(f"\n  {failure}" for failure in self.first_failures)
             raise ConversionError(

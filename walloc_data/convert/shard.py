@@ -21,7 +21,7 @@ from walloc_data.convert.journal import Failure, ShardDone
 from walloc_data.convert.plan import Plan, ShardId
 from walloc_data.convert.rows import ShardRows, columns_that_fit
 from walloc_data.convert.tar import TarWriter
-from walloc_data.convert.units import OnError, trouble
+from walloc_data.convert.units import OnError, machine_error
 from walloc_data.errors import ConversionError
 from walloc_data.format import (
     ChannelStatistics,
@@ -37,7 +37,7 @@ from walloc_data.sources import Sample, Source
 from walloc_data.storage import Store
 from walloc_data.webp import MAX_SIDE
 
-__all__ = ["WINDOW_PICTURES", "ShardWriter", "Tally", "count_levels"]
+__all__ = ["WINDOW_PICTURES", "ShardWriter", "StageStats", "count_levels"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -49,7 +49,7 @@ WINDOW_PIXELS = 2**22  # a larger picture is a window of its own
 
 
 @dataclass
-class Tally:
+class StageStats:
     """Counts since the last report, and the seconds of each stage."""
 
     samples: int = 0
@@ -59,7 +59,7 @@ class Tally:
     webp_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "StageStats") -> None:
         """Count another tally in."""
         for name in ("samples", "failures", "source_bytes", "pixels", "webp_bytes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -121,30 +121,30 @@ class ShardWriter:
         samples: Iterable[tuple[int, Sample]],
         *,
         first: int,
-        report: Callable[[Tally], None],
+        report: Callable[[StageStats], None],
     ) -> tuple[ShardDone, bytes]:
         plan, spec = self.plan, self.plan.codec
         rows = ShardRows(plan.columns, plan.column_types, mirror=plan.settings.mirror)
         failures: list[Failure] = []
         counts = np.zeros((spec.latent_dim, 2**spec.latent_bits), dtype=np.int64)
         shapes: set[tuple[int, ...]] = set()
-        total, left_out, largest = Tally(), Counter[str](), 0
+        total, left_out, largest = StageStats(), Counter[str](), 0
         with TarWriter(local) as tar:
-            for items, failed, tally in self._windows(shard.unit, samples, left_out):
+            for items, failed, stats in self._windows(shard.unit, samples, left_out):
                 self.alive()
-                clock = _Clock(tally)
+                clock = _Clock(stats)
                 failures.extend(failed)
                 self._encode(items, counts, shapes, clock)
                 for item in items:
                     self._append(tar, item, rows, unit=shard.unit)
                     largest = max(largest, item.source_size[0] * item.source_size[1])
-                    tally.samples += 1
-                    tally.pixels += item.size[0] * item.size[1]
-                    tally.webp_bytes += len(item.files[0])
+                    stats.samples += 1
+                    stats.pixels += item.size[0] * item.size[1]
+                    stats.webp_bytes += len(item.files[0])
                 clock.stop("tar")
-                tally.failures = len(failed)
-                total.add(tally)
-                report(tally)
+                stats.failures = len(failed)
+                total.add(stats)
+                report(stats)
         record = None
         if total.samples:
             record = ShardRecord(shard_name(plan.split, *shard), total.samples, tar.num_bytes, tar.sha256)
@@ -168,17 +168,17 @@ class ShardWriter:
 
     def _windows(
         self, unit: int, samples: Iterable[tuple[int, Sample]], left_out: Counter[str]
-    ) -> Iterator[tuple[list[_Item], list[Failure], Tally]]:
+    ) -> Iterator[tuple[list[_Item], list[Failure], StageStats]]:
         """Yield decoded pictures, a window at a time, with the failures among them; what else is lost goes to
         `left_out`.
         """
         items: list[_Item] = []
         failed: list[Failure] = []
-        pixels, tally = 0, Tally()
-        clock = _Clock(tally)
+        pixels, stats = 0, StageStats()
+        clock = _Clock(stats)
         for index, sample in samples:
             clock.stop("read")
-            tally.source_bytes += len(sample.data)
+            stats.source_bytes += len(sample.data)
             _count(left_out, sample.left_out)
             key = self.plan.key(unit, index)
             try:
@@ -193,7 +193,7 @@ class ShardWriter:
                 _count(left_out, lost)
                 clock.stop("resize")
             except (MemoryError, OSError) as error:
-                raise trouble(f"{sample.name} (source index {index})", error) from error
+                raise machine_error(f"{sample.name} (source index {index})", error) from error
             except PictureError as error:
                 failure = Failure(key, sample.name, index, str(error))
                 if self.on_error == "stop":
@@ -205,17 +205,17 @@ class ShardWriter:
                 continue
             area = item.size[0] * item.size[1]
             if items and pixels + area > WINDOW_PIXELS:
-                yield items, failed, tally
-                items, failed, pixels, tally = [], [], 0, Tally()
-                clock = _Clock(tally)
+                yield items, failed, stats
+                items, failed, pixels, stats = [], [], 0, StageStats()
+                clock = _Clock(stats)
             items.append(item)
             pixels += area
             if len(items) + len(failed) >= WINDOW_PICTURES:
-                yield items, failed, tally
-                items, failed, pixels, tally = [], [], 0, Tally()
-                clock = _Clock(tally)
+                yield items, failed, stats
+                items, failed, pixels, stats = [], [], 0, StageStats()
+                clock = _Clock(stats)
         if items or failed:
-            yield items, failed, tally
+            yield items, failed, stats
 
     def _look(
         self, sample: Sample, lost: list[str], clock: "_Clock"
@@ -338,8 +338,8 @@ def _count(left_out: Counter[str], names: Iterable[str]) -> None:
 class _Clock:
     """Adds the time since its last stop to a stage."""
 
-    def __init__(self, tally: Tally) -> None:
-        self._seconds = tally.seconds
+    def __init__(self, stats: StageStats) -> None:
+        self._seconds = stats.seconds
         self._last = time.perf_counter()
 
     def stop(self, stage: str) -> None:

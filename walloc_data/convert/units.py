@@ -10,7 +10,7 @@ from walloc_data.errors import ConversionError, UnreadableError, WallocDataError
 from walloc_data.sources import Sample, Source
 from walloc_data.sources.reading import unreadable
 
-__all__ = ["OnError", "Task", "UnitReader", "trouble"]
+__all__ = ["OnError", "Task", "UnitReader", "machine_error"]
 
 OnError = Literal["record", "record-unreadable", "stop"]
 
@@ -76,7 +76,7 @@ class UnitReader:
 _GO_ON = "What is published stays, and the same command goes on from there"
 
 
-def trouble(what: str, error: BaseException) -> ConversionError:
+def machine_error(what: str, error: BaseException) -> ConversionError:
     """Return the error that stops a conversion, for a picture or a shard."""
     if isinstance(error, MemoryError | RuntimeError) or "out of memory" in str(error):
         return ConversionError(

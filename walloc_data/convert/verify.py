@@ -160,7 +160,7 @@ def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator
     others = {f"{manifest.splits[name].root}index/{name}.wids.json": name for name in splits}
     for path in ("_info.json", *others):
         if path == "_info.json" and any(record.root for record in manifest.splits.values()):
-            continue  # it speaks of the usual places, to which `settle` will bring the files
+            continue  # it speaks of the usual places, to which `recover` will bring the files
         try:
             value = load_json(store.read_bytes(path, max_bytes=2**28), context=store.location(path))
         except WallocDataError as error:

@@ -8,13 +8,13 @@ from contextlib import suppress
 from walloc_data.convert.changes import changed_samples, refuse_changes, rows_of_source
 from walloc_data.convert.journal import ShardDone, UnitEnd, done_name, end_name, rows_name
 from walloc_data.convert.plan import ShardId
-from walloc_data.convert.shard import WINDOW_PICTURES, ShardWriter, Tally
-from walloc_data.convert.units import Task, UnitReader, trouble
+from walloc_data.convert.shard import WINDOW_PICTURES, ShardWriter, StageStats
+from walloc_data.convert.units import Task, UnitReader, machine_error
 from walloc_data.errors import ConversionError, WallocDataError
 from walloc_data.format import (
     shard_name,
 )
-from walloc_data.pictures.memory import is_trouble
+from walloc_data.pictures.memory import is_machine_error
 from walloc_data.sources import Sample
 
 __all__ = ["Worker"]
@@ -27,7 +27,7 @@ class Worker(ShardWriter):
         self,
         task: Task,
         *,
-        report: Callable[[Tally], None] = lambda _: None,
+        report: Callable[[StageStats], None] = lambda _: None,
         on_shard: Callable[[ShardId, ShardDone], None] = lambda _, __: None,
     ) -> None:
         """Make and publish the shards of a unit that are not done, each with its done mark."""
@@ -65,7 +65,7 @@ class Worker(ShardWriter):
         refuse_changes(self.store, self.plan.split, list(changed_samples(recorded, watched())))
 
     def _shard(
-        self, shard: ShardId, samples: Iterable[tuple[int, Sample]], *, first: int, report: Callable[[Tally], None]
+        self, shard: ShardId, samples: Iterable[tuple[int, Sample]], *, first: int, report: Callable[[StageStats], None]
     ) -> ShardDone:
         """Make and publish one shard of (index, sample) pairs, the first of them at position `first`."""
         name = shard_name(self.plan.split, *shard)
@@ -78,13 +78,13 @@ class Worker(ShardWriter):
                 self.store.publish(local, name)
                 self.store.write_bytes(rows_name(self.plan.split, shard), rows)
             self.store.write_bytes(done_name(self.plan.split, shard), done.to_json())
-            report(Tally(seconds={"publish": time.perf_counter() - started}))
+            report(StageStats(seconds={"publish": time.perf_counter() - started}))
         except WallocDataError:
             raise
         except (MemoryError, RuntimeError) as error:
-            if not is_trouble(error):
+            if not is_machine_error(error):
                 raise
-            raise trouble(self.store.location(name), error) from error
+            raise machine_error(self.store.location(name), error) from error
         except OSError as error:
             raise ConversionError(
                 f"{self.store.location(name)}: cannot be written ({error.strerror or error}); what is published stays, "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from walloc_data.dataset.batching import Batching
-from walloc_data.dataset.ranks import Place
+from walloc_data.dataset.ranks import RankInfo
 from walloc_data.dataset.state import Named, check_state, make_state, sizes
 from walloc_data.errors import LoaderError, StateError
 
@@ -61,19 +61,21 @@ class RankedBatches:
         samples: what the rows belong to.
         batching: gives the rows; its own batch size does not count.
         size: of a batch, of one rank or of all.
-        place: this process among the ranks.
+        rank_info: this process among the ranks.
         equal: whether a last batch that is not full is dropped or filled up.
 
     Raises:
         LoaderError: the ranks, if they are known already, cannot share the batches equally.
     """
 
-    def __init__(self, samples: Named, batching: Batching, size: BatchSize, place: Place, *, equal: bool) -> None:
-        self._samples, self._batching, self._size, self._place = samples, batching, size, place
+    def __init__(
+        self, samples: Named, batching: Batching, size: BatchSize, rank_info: RankInfo, *, equal: bool
+    ) -> None:
+        self._samples, self._batching, self._size, self._rank_info = samples, batching, size, rank_info
         self._equal = equal
         self._resumed: int | None = None  # the global batch size that a loaded state was checked against
         try:
-            place.find()
+            rank_info.find()
         except LoaderError:
             return  # drawing the first batch asks again
         self.check()
@@ -81,7 +83,7 @@ class RankedBatches:
     @property
     def world_size(self) -> int:
         """Number of ranks now."""
-        return self._place.find()[1]
+        return self._rank_info.find()[1]
 
     @property
     def batching(self) -> Batching:
@@ -112,7 +114,7 @@ class RankedBatches:
             StateError: the number of ranks has changed since a state was loaded.
         """
         self.check()
-        rank, world_size = self._place.use()
+        rank, world_size = self._rank_info.use()
         batching = self.batching
         if self._resumed not in (None, batching.batch_size):
             raise StateError(
@@ -124,7 +126,7 @@ class RankedBatches:
 
     def still(self) -> None:
         """Raise LoaderError if this process's rank has changed since the pass began."""
-        self._place.use()
+        self._rank_info.use()
 
     def state(self, *, epoch: int, position: int) -> dict[str, Any]:
         """Return the state in which `position` batches of `epoch` are done."""

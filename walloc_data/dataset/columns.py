@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from walloc_data.dataset.checked import DIGEST_BYTES
+from walloc_data.dataset.checksummed import DIGEST_BYTES
 from walloc_data.dataset.order import Ints
 from walloc_data.errors import FormatError, LoaderError
 from walloc_data.format import INDEX_COLUMNS, MIRROR_INDEX_COLUMNS, SOURCE_INDEX_COLUMNS, ColumnType, SplitRecord

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from walloc_data.dataset.checked import made_once
+from walloc_data.dataset.checksummed import checksummed_file
 from walloc_data.dataset.columns import ArrayColumn, Column, ListColumn, column_types, unknown_column, write_column
 from walloc_data.errors import FormatError, StorageError, WallocDataError
 from walloc_data.files import open_regular
@@ -110,7 +110,7 @@ def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec
             for rows in parquet.rows(spec):
                 file.write(rows.data)
 
-        made_once(path, write, what=f"the index of {store.url}")
+        checksummed_file(path, write, what=f"the index of {store.url}")
     return SplitIndex(path, record.num_samples)
 
 
@@ -140,7 +140,7 @@ def load_columns(
                 with parquet.reading() as index:
                     write_column(index, name, kind, num_rows=record.num_samples, file=file)
 
-            made_once(path, write, what=f"column {name!r} of the index of {store.url}")
+            checksummed_file(path, write, what=f"column {name!r} of the index of {store.url}")
             found[name] = ArrayColumn(path, name) if kind.is_array else ListColumn(path, name, kind)
     return found
 

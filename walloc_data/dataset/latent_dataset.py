@@ -19,7 +19,7 @@ from walloc_data.dataset.opened import OpenedSplit
 from walloc_data.dataset.order import EpochOrder, FullShuffle, Ints, StoredOrder, WindowShuffle, coin_flips
 from walloc_data.dataset.parts import rows_chosen
 from walloc_data.dataset.reader import Reader
-from walloc_data.dataset.samples import Drawn, Transform
+from walloc_data.dataset.samples import RowValues, Transform
 from walloc_data.dataset.subset import (
     Condition,
     check_conditions,
@@ -313,7 +313,7 @@ class LatentDataset(IndexedPart):
         self._reader.fetch(shard)
 
     @property
-    def shards_ahead(self) -> int:
+    def num_prefetch_shards(self) -> int:
         if not self._remote:
             return 0
         window = self.window_shards or DEFAULT_REMOTE_WINDOW_SHARDS
@@ -322,7 +322,7 @@ class LatentDataset(IndexedPart):
         # What is fetched must not push out what the window still needs.
         return max(1, min(window, self._room_for_shards - window))
 
-    def read(self, rows: Ints, *, epoch: int | None) -> Drawn:
+    def read(self, rows: Ints, *, epoch: int | None) -> RowValues:
         if self._rows is not None:
             rows = self._rows[rows]
         mirrored = None
@@ -338,7 +338,7 @@ class LatentDataset(IndexedPart):
         )
         if self.transform is not None:
             latents = self._transformed(self.transform, rows, latents, epoch)
-        return Drawn(latents, {name: self._values(name, rows, mirrored) for name in self.form.names})
+        return RowValues(latents, {name: self._values(name, rows, mirrored) for name in self.form.names})
 
     def _transformed(
         self, transform: Transform, rows: Ints, latents: Iterable[Tensor], epoch: int | None

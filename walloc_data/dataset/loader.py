@@ -17,8 +17,8 @@ from walloc_data.dataset.batch_size import RankedBatches
 from walloc_data.dataset.batching import Batching
 from walloc_data.dataset.epoch import as_epoch
 from walloc_data.dataset.order import Ints
-from walloc_data.dataset.prefetch import fetching_ahead
-from walloc_data.dataset.stats import LoaderStats, MadeBatch, making
+from walloc_data.dataset.prefetch import prefetching
+from walloc_data.dataset.stats import LoaderStats, TimedBatch, timed_batch
 from walloc_data.dataset.workers import batches_of, in_shared_memory
 from walloc_data.errors import LoaderError
 
@@ -41,21 +41,21 @@ class Samples(Protocol):
         """Bring a shard here ahead of its use."""
 
     @property
-    def shards_ahead(self) -> int:
+    def num_prefetch_shards(self) -> int:
         """Number of shards to fetch before they are needed; 0 where all are local."""
 
 
 @dataclass(frozen=True)
-class _Batches(Dataset[MadeBatch]):
+class _Batches(Dataset[TimedBatch]):
     """Slices of batches by (epoch, number, rank, world size): what workers run."""
 
     samples: Samples
     batches: RankedBatches
     pad: bool
 
-    def __getitem__(self, wanted: tuple[int, int, int, int]) -> MadeBatch:
+    def __getitem__(self, wanted: tuple[int, int, int, int]) -> TimedBatch:
         epoch, number, rank, world_size = wanted
-        with making() as made:
+        with timed_batch() as made:
             batch = self.batches.of(world_size).batch(epoch, number).slice(rank, world_size)
             valid = torch.from_numpy(batch.valid.copy()) if self.pad else None
             made.batch = in_shared_memory(self.samples.read_batch(batch.rows, epoch=epoch, valid=valid))
@@ -182,7 +182,7 @@ class LatentLoader:
         numbers.epoch, numbers.start, numbers.stop = epoch, self.position, stop
         numbers.rank, numbers.world_size = rank, world_size
         batches = batches_of(self._batches)  # workers start here, before any thread does
-        with fetching_ahead(self.samples, batching, epoch=epoch, start=self.position) as reached:
+        with prefetching(self.samples, batching, epoch=epoch, start=self.position) as reached:
             for number in range(self.position, stop):
                 # Before the workers are asked: their batches would be those of the other pass.
                 if self._pass != this:
@@ -209,7 +209,7 @@ class LatentLoader:
         if not stop:
             self.epoch, self._running = epoch + 1, False
 
-    def _count(self, made: MadeBatch, waited_s: float) -> None:
+    def _count(self, made: TimedBatch, waited_s: float) -> None:
         stats = self._stats
         self._stats = replace(
             stats,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from walloc_data.dataset.latent_dataset import LatentDataset
 from walloc_data.dataset.order import EpochOrder, Ints, WeightedShuffle, shares
-from walloc_data.dataset.samples import Drawn, LatentSamples
+from walloc_data.dataset.samples import LatentSamples, RowValues
 from walloc_data.errors import LoaderError
 from walloc_data.format import ChannelStatistics, Manifest
 
@@ -169,10 +169,10 @@ class LatentMixture(LatentSamples):
         self.datasets[number].fetch(shard - int(self._first_shards[number]))
 
     @property
-    def shards_ahead(self) -> int:
-        return sum(dataset.shards_ahead for dataset in self.datasets)
+    def num_prefetch_shards(self) -> int:
+        return sum(dataset.num_prefetch_shards for dataset in self.datasets)
 
-    def read(self, rows: Ints, *, epoch: int | None) -> Drawn:
+    def read(self, rows: Ints, *, epoch: int | None) -> RowValues:
         latents: list[Tensor] = [torch.empty(0)] * len(rows)
         values = {name: self._room(name, len(rows)) for name in self.form.names}
         for number, at in self._parts(rows):
@@ -185,7 +185,7 @@ class LatentMixture(LatentSamples):
                 else:
                     for place, value in zip(at.tolist(), column, strict=True):
                         values[name][place] = value
-        return Drawn(latents, values)
+        return RowValues(latents, values)
 
     def _room(self, name: str, num_rows: int) -> Any:
         """Return where a column's values of several data sets come together."""

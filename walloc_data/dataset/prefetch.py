@@ -13,13 +13,13 @@ from walloc_data.dataset.batching import Batching
 from walloc_data.errors import WallocDataError
 from walloc_data.storage import DaemonThreads
 
-__all__ = ["fetching_ahead"]
+__all__ = ["prefetching"]
 
 _CONNECTIONS = 4
 
 
 @contextmanager
-def fetching_ahead(samples: Any, batching: Batching, *, epoch: int, start: int) -> Iterator[Callable[[int], None]]:
+def prefetching(samples: Any, batching: Batching, *, epoch: int, start: int) -> Iterator[Callable[[int], None]]:
     """Fetch the shards of batches to come, in the order of their first use.
 
     Args:
@@ -29,7 +29,7 @@ def fetching_ahead(samples: Any, batching: Batching, *, epoch: int, start: int) 
     Yields:
         A function to call with each batch number as it is handed out; it lets the fetching go on.
     """
-    ahead = samples.shards_ahead
+    ahead = samples.num_prefetch_shards
     if not ahead:
         yield lambda number: None
         return

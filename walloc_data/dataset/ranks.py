@@ -6,10 +6,10 @@ import torch
 
 from walloc_data.errors import LoaderError
 
-__all__ = ["Place"]
+__all__ = ["RankInfo"]
 
 
-class Place:
+class RankInfo:
     """(rank, world size) of this process, fixed by whoever made the loader or asked for at every pass.
 
     Asked for, it is torch.distributed's where that is initialised, else that of the environment variables RANK and
@@ -44,7 +44,7 @@ class Place:
             return _checked(int(rank), int(world_size))
         except ValueError as error:
             raise LoaderError(
-                f"RANK={rank} and WORLD_SIZE={world_size} are no place among processes: {error}"
+                f"RANK={rank} and WORLD_SIZE={world_size} are not a rank and a world size: {error}"
             ) from error
 
     def use(self) -> tuple[int, int]:

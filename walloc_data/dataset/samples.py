@@ -19,11 +19,11 @@ from walloc_data.dataset.epoch import SharedEpoch, as_epoch
 from walloc_data.dataset.form import SampleForm
 from walloc_data.dataset.loader import LatentLoader
 from walloc_data.dataset.order import EpochOrder, Ints, RemappedOrder, SampleWeights, WeightedShuffle, shares
-from walloc_data.dataset.ranks import Place
+from walloc_data.dataset.ranks import RankInfo
 from walloc_data.dataset.sampler import LatentBatchSampler
 from walloc_data.errors import LoaderError
 
-__all__ = ["Drawn", "LatentSamples", "Transform"]
+__all__ = ["LatentSamples", "RowValues", "Transform"]
 
 Transform = Callable[[Tensor], Tensor]
 Weights = Sequence[float] | npt.NDArray[Any] | Tensor
@@ -33,7 +33,7 @@ _ITERATION_SAMPLES = 64
 _CLEARLY_IN_ORDER = 8  # a shuffle gives so many rising positions at first in one of 40,320 runs
 
 
-class Drawn(NamedTuple):
+class RowValues(NamedTuple):
     """Values read of some rows."""
 
     latents: Sequence[Tensor] | Tensor  # stacked where they are of one shape
@@ -82,7 +82,7 @@ class LatentSamples(Dataset[Sample]):
 
     @property
     @abstractmethod
-    def shards_ahead(self) -> int:
+    def num_prefetch_shards(self) -> int:
         """Number of shards to fetch before they are needed; 0 where all are local."""
 
     @property
@@ -95,7 +95,7 @@ class LatentSamples(Dataset[Sample]):
         """Return (n, 2) height and width of each row's latent in cells; None where all rows have one shape."""
 
     @abstractmethod
-    def read(self, rows: Ints, *, epoch: int | None) -> Drawn:
+    def read(self, rows: Ints, *, epoch: int | None) -> RowValues:
         """Return latents of rows, and the columns that the form names.
 
         The epoch decides what is random in a sample; None draws it from torch's global generator.
@@ -251,7 +251,7 @@ class LatentSamples(Dataset[Sample]):
         )
         return LatentLoader(
             self,
-            RankedBatches(self, batching, size, Place(rank, world_size), equal=drop_last or pad),
+            RankedBatches(self, batching, size, RankInfo(rank, world_size), equal=drop_last or pad),
             pad=pad,
             num_workers=num_workers,
             prefetch_batches=prefetch_batches,
@@ -294,7 +294,7 @@ class LatentSamples(Dataset[Sample]):
             weights=weights,
             bucket_by_shape=bucket_by_shape,
         )
-        batches = RankedBatches(self, batching, size, Place(rank, world_size), equal=drop_last)
+        batches = RankedBatches(self, batching, size, RankInfo(rank, world_size), equal=drop_last)
         return LatentBatchSampler(batches, drop_last=drop_last)
 
     def _batching(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["LoaderStats", "MadeBatch", "making", "waiting_for_shards"]
+__all__ = ["LoaderStats", "TimedBatch", "timed_batch", "waiting_for_shards"]
 
 
 class _Clock:
@@ -32,7 +32,7 @@ def waiting_for_shards() -> Iterator[None]:
 
 
 @dataclass
-class MadeBatch:
+class TimedBatch:
     """A batch and what it took. It travels from a worker as one piece.
 
     Attributes:
@@ -44,14 +44,14 @@ class MadeBatch:
     shards_s: float = 0.0
     decoding_s: float = 0.0
 
-    def pin_memory(self, device: Any = None) -> "MadeBatch":
+    def pin_memory(self, device: Any = None) -> "TimedBatch":
         """Move it to page-locked memory, as a DataLoader asks; a tuple stays one."""
         del device  # deprecated
         if isinstance(self.batch, dict):
             pinned: Any = {name: _pinned(part) for name, part in self.batch.items()}
         else:
             pinned = tuple(map(_pinned, self.batch)) if isinstance(self.batch, tuple) else _pinned(self.batch)
-        return MadeBatch(pinned, self.shards_s, self.decoding_s)
+        return TimedBatch(pinned, self.shards_s, self.decoding_s)
 
 
 def _pinned(part: Any) -> Any:
@@ -59,9 +59,9 @@ def _pinned(part: Any) -> Any:
 
 
 @contextmanager
-def making() -> Iterator[MadeBatch]:
+def timed_batch() -> Iterator[TimedBatch]:
     """Measure the block, which puts a batch into what this yields."""
-    clock, made, begun = _Clock(), MadeBatch(None), time.perf_counter()
+    clock, made, begun = _Clock(), TimedBatch(None), time.perf_counter()
     token = _CLOCK.set(clock)
     try:
         yield made

@@ -18,7 +18,7 @@ from walloc_data.maintain.building import (
     append_root,
     build_split,
     discard_append,
-    held_dataset,
+    locked_dataset,
 )
 from walloc_data.maintain.merge import joined_classes, joined_record
 from walloc_data.maintain.shards import Change
@@ -83,7 +83,7 @@ def append_dataset(
         keep_pictures=keep_pictures,
         storage_options=storage_options,
     )
-    with held_dataset(dataset, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
+    with locked_dataset(dataset, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
         from walloc_data.codec import fetch_codec
 
         record = manifest.split(split, context=store.url)

@@ -12,13 +12,13 @@ from walloc_data.convert.edit import delete_tree
 from walloc_data.convert.inspect import local_file, open_manifest
 from walloc_data.convert.journal import plan_name, read_plan
 from walloc_data.convert.lock import conversion_lock, disk_errors
-from walloc_data.convert.overwrite import settle
+from walloc_data.convert.overwrite import recover
 from walloc_data.format import Manifest, ShardRecord, SplitRecord, dump_json, index_name, shard_name
 from walloc_data.maintain.index import SplitFiles, joined_columns, md5_of_shards, tables_of, write_failures
 from walloc_data.maintain.shards import Change, check_shard, rewrite_shard
 from walloc_data.storage import Store
 
-__all__ = ["Built", "Part", "append_root", "build_split", "discard_append", "held_dataset"]
+__all__ = ["Built", "Part", "append_root", "build_split", "discard_append", "locked_dataset"]
 
 Keep = Callable[[Mapping[str, Any]], bool]
 _UNIT = re.compile(r"-([0-9]{5,12})(?:-[0-9]{3,12})?\.tar$")
@@ -52,7 +52,7 @@ class Built:
 
 
 @contextmanager
-def held_dataset(dataset: str | Path, storage_options: Mapping[str, Any] | None) -> Iterator[tuple[Store, Manifest]]:
+def locked_dataset(dataset: str | Path, storage_options: Mapping[str, Any] | None) -> Iterator[tuple[Store, Manifest]]:
     """Open a finished data set for writing, locked; interrupted changes are completed first.
 
     Raises:
@@ -62,7 +62,7 @@ def held_dataset(dataset: str | Path, storage_options: Mapping[str, Any] | None)
     store = Store(dataset, storage_options=storage_options)
     open_manifest(store)  # before anything is written, such as a lock
     with disk_errors(store), conversion_lock(store):
-        settle(store)
+        recover(store)
         manifest = open_manifest(store)
         _clean_appends(store, manifest)
         yield store, manifest

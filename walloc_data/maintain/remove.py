@@ -14,7 +14,7 @@ from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError
 from walloc_data.format import ChannelStatistics, Manifest, ShardRecord
 from walloc_data.latents import decode_webp, unpack
-from walloc_data.maintain.building import Keep, Part, build_split, held_dataset
+from walloc_data.maintain.building import Keep, Part, build_split, locked_dataset
 from walloc_data.maintain.index import tables_of
 from walloc_data.maintain.shards import Change
 from walloc_data.maintain.summary import EditSummary
@@ -49,7 +49,7 @@ def remove_split(dataset: str | Path, *, split: str, storage_options: Mapping[st
         >>> remove_split("latents-to-change", split="val").num_removed
         2
     """
-    with held_dataset(dataset, storage_options) as (store, manifest):
+    with locked_dataset(dataset, storage_options) as (store, manifest):
         record = manifest.split(split, context=store.url)
         drop_split(store, split)
         return EditSummary(store.url, split, 0, num_removed=record.num_samples)
@@ -95,7 +95,7 @@ def remove_samples(
         >>> summary.num_samples, summary.num_removed
         (6, 2)
     """
-    with held_dataset(dataset, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
+    with locked_dataset(dataset, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
         record = manifest.split(split, context=store.url)
         rule = _Rule(store, manifest, split, keys=keys, names=names, classes=classes)
         root = edit_root(split)

@@ -30,7 +30,7 @@ from walloc_data.errors import WallocDataError
 from walloc_data.format import EncodeSettings
 from walloc_data.pictures.deep import RangeError, deep_raw_mode, scaled_to_eight_bits, to_eight_bits
 from walloc_data.pictures.formats import FORMATS
-from walloc_data.pictures.memory import is_trouble, lacks_memory
+from walloc_data.pictures.memory import is_machine_error, lacks_memory
 
 __all__ = ["PictureError", "decode_picture"]
 
@@ -111,7 +111,7 @@ def decode_picture(data: bytes, *, settings: EncodeSettings, left_out: list[str]
             raise PictureError("a TIFF with bands, bits or a compression that are not read") from error
         raise PictureError("not a picture in a format that is read") from error
     except Exception as error:  # Pillow's plugins raise many kinds on damaged files
-        if is_trouble(error) and lacks_memory(error, data):
+        if is_machine_error(error) and lacks_memory(error, data):
             raise
         reason = _ADDRESS.sub("", str(error)).strip()
         raise PictureError(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error

@@ -7,13 +7,13 @@ from PIL import Image
 
 from walloc_data.pictures.formats import FORMATS
 
-__all__ = ["is_trouble", "lacks_memory"]
+__all__ = ["is_machine_error", "lacks_memory"]
 
 _BYTES_PER_PIXEL = 16  # more than decoding takes: a few copies as RGBA
 _MARGIN_BYTES = 2**26
 
 
-def is_trouble(error: BaseException) -> bool:
+def is_machine_error(error: BaseException) -> bool:
     """Return whether an error that came up with a picture may say more about the machine than about the picture.
 
     Memory that ran out, and whatever the system itself refused: Pillow's own errors about damaged files have no number.

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import StorageError
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.format import Manifest, SplitRecord
 from walloc_data.report.charts import Charts, bar_table, number, picture_bytes
 from walloc_data.report.history import read_failures, read_runs
@@ -77,7 +77,7 @@ def report(
     )
     path = Path(target)
     try:
-        with whole_file(path) as unfinished:
+        with atomic_file(path) as unfinished:
             unfinished.write_text(page, encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{path}: the report could not be written ({error})") from error

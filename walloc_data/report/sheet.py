@@ -19,7 +19,7 @@ from walloc_data.card import PREVIEW_NAME, show_preview
 from walloc_data.codec import CodecInfo, WallocCodec
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError, StorageError
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.format import ChannelStatistics, SplitRecord
 from walloc_data.latents import pack
 from walloc_data.report.samples import OpenSplit, ReportSample, decode, open_split, psnr
@@ -345,7 +345,7 @@ def save_picture(picture: Image.Image, target: str | os.PathLike[str]) -> Path:
         )
     options: dict[str, Any] = {"quality": 90} if path.suffix.lower() != ".png" else {"optimize": True}
     try:
-        with whole_file(path) as unfinished:
+        with atomic_file(path) as unfinished:
             picture.save(unfinished, formats[path.suffix.lower()], **options)
     except OSError as error:
         raise StorageError(f"{path}: the picture could not be written ({error})") from error

@@ -14,7 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 
-__all__ = ["Names", "Sample", "Source", "fingerprint", "json_columns", "json_value"]
+__all__ = ["PackedStrings", "Sample", "Source", "fingerprint", "json_columns", "json_value"]
 
 MAX_COLUMN_BYTES = 2**20  # of one value as JSON
 
@@ -167,7 +167,7 @@ def _without_folders(path: str) -> str:
     return "/".join(part for part in parts[-kept:] if part not in ("/", "..", ".", "~"))
 
 
-class Names(Sequence[str]):
+class PackedStrings(Sequence[str]):
     """Strings in one buffer: a million file names cost their bytes, not a Python object each."""
 
     def __init__(self, names: Iterable[str]) -> None:

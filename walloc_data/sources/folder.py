@@ -12,7 +12,7 @@ import numpy as np
 from walloc_data.errors import SourceError
 from walloc_data.format import MANIFEST_NAME, load_json
 from walloc_data.pictures import PICTURE_SUFFIXES
-from walloc_data.sources.base import MAX_COLUMN_BYTES, Names, Sample, Source, fingerprint, json_columns
+from walloc_data.sources.base import MAX_COLUMN_BYTES, PackedStrings, Sample, Source, fingerprint, json_columns
 from walloc_data.sources.listing import Listing, as_text, stem_of
 from walloc_data.sources.reading import NotAFileError, file_version, read_file, unreadable
 from walloc_data.sources.stray import is_stray
@@ -65,7 +65,7 @@ class FolderSource(Source):
             if label_column == "folder" and not self.labelled:
                 raise SourceError(f"{location}: its pictures lie in no folders, so folders are no labels")
         self.class_names = tuple(as_text(name) for name in folders) if self.labelled else None
-        self._paths = Names(path for path, _, _ in found)
+        self._paths = PackedStrings(path for path, _, _ in found)
         self._num_bytes = np.array([num_bytes for _, num_bytes, _ in found], dtype=np.int64)
         self._mtimes_ns = np.array([mtime_ns for _, _, mtime_ns in found], dtype=np.int64)
         self.num_items = len(found)

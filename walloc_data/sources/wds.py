@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from walloc_data.errors import SourceError
-from walloc_data.sources.base import Names, Sample, Source, fingerprint
+from walloc_data.sources.base import PackedStrings, Sample, Source, fingerprint
 from walloc_data.sources.remote_tars import RemoteTars
 from walloc_data.sources.stray import listed
 from walloc_data.sources.tar_folders import class_folders, folder_of
@@ -136,7 +136,7 @@ class TarSource(Source):
             self.notes += (f"left out: other members of samples: {listed(others)}",)
         if layout.label_from == FOLDER or (layout.label_from is None and label_column is None):
             layout = self._label_by_folders(keys, scan.folders, layout, names=names)
-        self._keys = Names(keys)
+        self._keys = PackedStrings(keys)
         self._reader = Reader(layout)
         self.num_items = len(keys)
         self.labelled = layout.label_from is not None

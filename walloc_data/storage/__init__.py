@@ -2,7 +2,7 @@
 
 from walloc_data.storage.cache import DEFAULT_MAX_CACHE_BYTES, ShardCache, cache_errors, default_cache_folder
 from walloc_data.storage.cache_contents import CacheContents, cache_contents, clear_cache
-from walloc_data.storage.lock import HeldLock, file_lock, lock_place, machine_folder
+from walloc_data.storage.lock import HeldLock, file_lock, lock_path, machine_folder
 from walloc_data.storage.manifest import read_manifest, shards_reader, write_manifest
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry
 from walloc_data.storage.shards import OpenShards, ShardFile, max_open_shards
@@ -25,7 +25,7 @@ __all__ = [
     "clear_cache",
     "default_cache_folder",
     "file_lock",
-    "lock_place",
+    "lock_path",
     "machine_folder",
     "max_open_shards",
     "read_manifest",

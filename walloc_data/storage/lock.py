@@ -19,7 +19,7 @@ from pathlib import Path
 from walloc_data.errors import StorageError
 from walloc_data.text import printable
 
-__all__ = ["HeldLock", "file_lock", "lock_place", "machine_folder"]
+__all__ = ["HeldLock", "file_lock", "lock_path", "machine_folder"]
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 _told: set[str] = set()  # folders whose file system has no locks: said once
@@ -69,7 +69,7 @@ def machine_folder() -> Path:
     return folder
 
 
-def lock_place(path: Path) -> tuple[Path, bool]:
+def lock_path(path: Path) -> tuple[Path, bool]:
     """Return the file to lock instead of `path`, made if absent: itself, or one on a file system that has locks.
 
     Returns:
@@ -81,8 +81,8 @@ def lock_place(path: Path) -> tuple[Path, bool]:
 
     Example:
         >>> from pathlib import Path
-        >>> from walloc_data.storage import lock_place
-        >>> lock_place(Path("my.lock"))
+        >>> from walloc_data.storage import lock_path
+        >>> lock_path(Path("my.lock"))
         (PosixPath('my.lock'), True)
     """
     if _refusal(path) is None:
@@ -155,7 +155,7 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[HeldLock | None]:
     """
     from filelock import FileLock, Timeout
 
-    place, beside = lock_place(path)
+    place, beside = lock_path(path)
     lock = FileLock(place)
     try:
         lock.acquire(blocking=wait)

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from walloc_data.errors import StorageError, WallocDataError
 from walloc_data.text import printable
 
-__all__ = ["DEFAULT_RETRY_SECONDS", "Retry", "deserves_retry", "error_chain", "reason", "remedy", "retry_after_s"]
+__all__ = ["DEFAULT_RETRY_SECONDS", "Retry", "error_chain", "is_retryable", "reason", "remedy", "retry_after_s"]
 
 Result = TypeVar("Result")
 
 DEFAULT_RETRY_SECONDS = 120.0
-_SAY_AGAIN_AFTER_S = 60.0
+_LOG_AGAIN_AFTER_S = 60.0
 # Asking again cannot help with these: the answer was clear, or the question was wrong.
 _FINAL = (
     FileNotFoundError,
@@ -70,7 +70,7 @@ class Retry:
 
     max_attempts: int = 12
     max_seconds: float = DEFAULT_RETRY_SECONDS
-    _said_at: float = field(default=float("-inf"), repr=False)
+    _logged_at: float = field(default=float("-inf"), repr=False)
 
     def __call__(self, action: Callable[[], Result], *, what: str) -> Result:
         """Run an action until it succeeds, fails for good, or has had its tries.
@@ -87,7 +87,7 @@ class Retry:
             except WallocDataError:
                 raise
             except Exception as error:  # every client library has its own kinds
-                if not deserves_retry(error):
+                if not is_retryable(error):
                     raise StorageError(f"{what}: {reason(error)}") from error
                 # Jitter keeps a thousand workers from asking again in the same instant.
                 delay = random.uniform(0.5, 1.0) * min(20.0, 0.25 * 2**attempt)
@@ -104,8 +104,8 @@ class Retry:
         raise AssertionError("unreachable")
 
     def _log(self, what: str, error: BaseException) -> None:
-        if time.monotonic() - self._said_at > _SAY_AGAIN_AFTER_S:
-            self._said_at = time.monotonic()
+        if time.monotonic() - self._logged_at > _LOG_AGAIN_AFTER_S:
+            self._logged_at = time.monotonic()
             logging.getLogger(__name__).warning(
                 "%s: %s. Trying again, for up to %.0f s", printable(what), printable(reason(error)), self.max_seconds
             )
@@ -143,7 +143,7 @@ def _answer(error: BaseException) -> _Answer:
     return _Answer()
 
 
-def deserves_retry(error: BaseException) -> bool:
+def is_retryable(error: BaseException) -> bool:
     """Return whether the same request may succeed a moment later.
 
     A refusal (301, 401, 403, 404, a name that cannot be a bucket, no credentials) will be the same refusal; a broken

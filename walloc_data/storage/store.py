@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from walloc_data.errors import MissingExtraError, StorageError
-from walloc_data.files import check_regular, read_regular, sync_folder, whole_file
+from walloc_data.files import atomic_file, check_regular, read_regular, sync_folder
 from walloc_data.format import check_relative_path
 from walloc_data.storage.remote import Entry, etag_of, size_limit
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry, reason
@@ -285,7 +285,7 @@ class Store:
             end.parent.mkdir(parents=True, exist_ok=True)
             if end.exists() and end.samefile(source):
                 return
-            with whole_file(end) as partial:
+            with atomic_file(end) as partial:
                 partial.unlink()
                 try:
                     os.link(source, partial)
@@ -308,7 +308,7 @@ class Store:
         Args:
             max_bytes: a longer file is refused, and no more of it is fetched than shows that.
         """
-        with whole_file(target) as partial:
+        with atomic_file(target) as partial:
             self.download_into(path, partial, max_bytes=max_bytes)
 
     def download_into(self, path: str, target: Path, *, max_bytes: int | None = None) -> None:
@@ -346,7 +346,7 @@ class Store:
             try:
                 source.replace(target)
             except OSError:  # another file system: copy beside the target first
-                with whole_file(target) as partial:
+                with atomic_file(target) as partial:
                     shutil.copyfile(source, partial)
                 source.unlink()
             sync_folder(target.parent)
@@ -367,7 +367,7 @@ class Store:
         if self.local_path is not None:
             target = self._local(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(target) as partial:
+            with atomic_file(target) as partial:
                 partial.write_bytes(data)
             sync_folder(target.parent)
             return

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from walloc_data.errors import CodecError, StorageError, TransformError
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.format import CodecSpec
 from walloc_data.latents import expand
 from walloc_data.regression import WindowMap, WindowRegression
@@ -106,7 +106,7 @@ class LatentOperators:
             "held_out_error": json.dumps(dict(self.held_out_error), sort_keys=True),
         }
         target = Path(folder) / OPERATORS_NAME
-        with whole_file(target) as unfinished:
+        with atomic_file(target) as unfinished:
             unfinished.write_bytes(save({name: v.contiguous() for name, v in tensors.items()}, metadata=metadata))
         return target
 

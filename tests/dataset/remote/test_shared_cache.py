@@ -70,7 +70,7 @@ def test_a_full_disk_is_one_clear_error(url: str, tmp_path: Path, monkeypatch: p
         pytest.skip("may not mount a small disk here")
     try:
         dataset = LatentDataset(url, cache_folder=disk)
-        monkeypatch.setattr(LatentDataset, "shards_ahead", 0)
+        monkeypatch.setattr(LatentDataset, "num_prefetch_shards", 0)
         with pytest.raises(
             StorageError, match=r"no room for s3://.*set cache_folder to another disk, or lower max_cache"
         ):

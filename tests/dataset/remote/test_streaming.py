@@ -45,7 +45,7 @@ def test_the_first_batch_needs_one_shard(url: str, faults: Any, monkeypatch: pyt
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
     faults.rules = [("data/train", "slow", 10**6)]
     dataset = LatentDataset(url, shuffle=True)
-    monkeypatch.setattr(LatentDataset, "shards_ahead", 0)
+    monkeypatch.setattr(LatentDataset, "num_prefetch_shards", 0)
     next(iter(dataset.loader(batch_size=16)))
     assert faults.count("data/train") == 1
 
@@ -90,7 +90,7 @@ def test_refusals_are_named_at_once(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
     faults.rules, faults.methods = [(path, fault, 10**6)], ("GET", "HEAD")
-    monkeypatch.setattr(LatentDataset, "shards_ahead", 0)
+    monkeypatch.setattr(LatentDataset, "num_prefetch_shards", 0)
     began = time.monotonic()
     with pytest.raises(StorageError, match=message):
         LatentDataset(url)[0]
@@ -131,7 +131,7 @@ def test_a_corrupt_shard_is_named_after_three_tries(
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
     faults.rules = [("train-00002", "corrupt", 10**6)]
     dataset = LatentDataset(url)
-    monkeypatch.setattr(LatentDataset, "shards_ahead", 0)
+    monkeypatch.setattr(LatentDataset, "num_prefetch_shards", 0)
     with pytest.raises(CorruptShardError, match=r"train-00002.tar: sha256 \w+ where the manifest says \w+, 3 times"):
         list(dataset.loader(batch_size=16, num_workers=num_workers))
     assert faults.count("train-00002") == 3
@@ -144,7 +144,7 @@ def test_a_missing_shard_and_a_missing_bucket_fail_at_once(
     change(url, "data/train-00004.tar", None)
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
     dataset = LatentDataset(url)
-    monkeypatch.setattr(LatentDataset, "shards_ahead", 0)
+    monkeypatch.setattr(LatentDataset, "num_prefetch_shards", 0)
     with pytest.raises(StorageError, match=r"fetching s3://.*train-00004.tar: FileNotFoundError"):
         list(dataset.loader(batch_size=16))
     assert faults.count("train-00004") <= 2  # never eight times
@@ -196,7 +196,7 @@ def test_a_shard_that_was_replaced_is_never_read(
 ) -> None:
     url = upload(source)
     dataset = LatentDataset(url)
-    monkeypatch.setattr(LatentDataset, "shards_ahead", 0)
+    monkeypatch.setattr(LatentDataset, "num_prefetch_shards", 0)
     other = (source / "data" / "train-00001.tar").read_bytes()
     change(url, "data/train-00000.tar", other)
     with pytest.raises(CorruptShardError, match=r"train-00000.tar: .* 3 times. The shard was damaged or replaced"):

@@ -25,7 +25,7 @@ __all__ = ["arrange_channels"]
 
 Signs = list[int]
 
-_SAY_EVERY_S = 20.0
+_LOG_EVERY_S = 20.0
 
 
 @renamed_arguments(say="log")
@@ -79,7 +79,7 @@ class _Progress:
 
     def show(self, done: int, *, saved: float) -> None:
         now = time.monotonic()
-        if now - self._said >= _SAY_EVERY_S:
+        if now - self._said >= _LOG_EVERY_S:
             self._said = now
             left = math.ceil((now - self._started) / max(1, done) * (self.total - done) / 60)
             self.log(

@@ -38,7 +38,7 @@ from walloc_data.codec.wavelets import analysis_matrix, bands_of, interleave, sy
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.devices import usable_device
 from walloc_data.errors import CodecError
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.latents import compand, expand
 
 __all__ = ["DecoderTrainConfig", "DecoderTrainResult", "train_decoder"]
@@ -93,7 +93,7 @@ def train_decoder(
     trained = trainer.codec()
     psnr = trainer.psnr(trained.decoder[1].to(trainer.device), scaled=False)
     card = decoder_card(codec.spec, settings, corpus=corpus, steps=trainer.step, psnr_db=psnr)
-    with whole_file(output / "README.md") as unfinished:
+    with atomic_file(output / "README.md") as unfinished:
         unfinished.write_text(card)
     draw_log(output / "log.jsonl", output / "rd.png")
     save_decoder(trained, output / "decoder.safetensors", version=config.version, dtype=torch.float16)

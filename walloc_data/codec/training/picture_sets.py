@@ -16,7 +16,7 @@ from PIL import Image
 
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import CodecError
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.format import EncodeSettings
 from walloc_data.pictures import MAX_FILE_BYTES, PICTURE_SUFFIXES, PictureError, decode_picture
 
@@ -191,7 +191,7 @@ class Corpus:
                     index["set_of"].append(number)
         if not index["shapes"]:
             raise CodecError("there is no picture to train on")
-        with whole_file(folder / "pictures.json") as unfinished:
+        with atomic_file(folder / "pictures.json") as unfinished:
             unfinished.write_text(json.dumps(index))
         return cls(folder)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from walloc_data.codec.info import CodecInfo
 from walloc_data.codec.training.picture_sets import Corpus, PictureSet
 from walloc_data.errors import CodecError, SettingsMismatchError
-from walloc_data.files import whole_file
+from walloc_data.files import atomic_file
 from walloc_data.format import CodecSpec
 
 __all__ = ["Checkpoint", "append_log", "decoder_card", "draw_log", "model_card", "open_run"]
@@ -45,7 +45,7 @@ class Checkpoint:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         for leftover in folder.glob(f".{_FILE}.*.partial"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
-        with whole_file(folder / _FILE) as unfinished:
+        with atomic_file(folder / _FILE) as unfinished:
             save_file(tensors, unfinished, metadata=metadata)
 
     @classmethod

@@ -16,7 +16,7 @@ from typing import Any
 from walloc_data.convert.executors.serial import WorkSetup
 from walloc_data.convert.journal import ShardDone
 from walloc_data.convert.plan import ShardId
-from walloc_data.convert.shard import Tally
+from walloc_data.convert.shard import StageStats
 from walloc_data.convert.units import Task
 from walloc_data.errors import ConversionError, MissingExtraError, WallocDataError
 
@@ -42,7 +42,7 @@ class _ServerGoneError(Exception):
 @dataclass(eq=False)
 class _Worker:
     process: int
-    talk: Connection
+    connection: Connection
     server: "_Server"
     task: Task | None = None
 
@@ -53,7 +53,7 @@ def run_processes(
     *,
     workers: int,
     locks: tuple[int, ...],
-    on_report: Callable[[Task, Tally], None],
+    on_report: Callable[[Task, StageStats], None],
     on_shard: Callable[[Task, ShardId, ShardDone], None],
     on_lost: Callable[[Task], None],
     on_done: Callable[[Task], None],
@@ -88,11 +88,11 @@ def run_processes(
                         raise ConversionError("the process that starts workers has ended, again and again") from None
             if not pool.busy():
                 return
-            for worker in pool.heard(timeout_s=0.2):
+            for worker in pool.poll(timeout_s=0.2):
                 try:
-                    kind, value = worker.talk.recv()
+                    kind, value = worker.connection.recv()
                 except (EOFError, OSError):
-                    lost, ended = worker.task, pool.bury(worker)
+                    lost, ended = worker.task, pool.reap(worker)
                     if lost is not None:
                         on_lost(lost)
                         attempts[lost.unit] += 1
@@ -229,27 +229,27 @@ class _Pool:
             self._workers.append(worker)
         worker.task = task
         with suppress(OSError):  # it died; its end of file is on the way
-            worker.talk.send(task)
+            worker.connection.send(task)
 
     def busy(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.task is not None]
 
-    def heard(self, *, timeout_s: float) -> list[_Worker]:
+    def poll(self, *, timeout_s: float) -> list[_Worker]:
         """Return workers that have sent something, or whose connection has closed."""
-        by_pipe: dict[Any, _Worker] = {worker.talk: worker for worker in self._workers}
+        by_pipe: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers}
         return [by_pipe[pipe] for pipe in wait(list(by_pipe), timeout_s)]
 
-    def bury(self, worker: _Worker) -> str:
+    def reap(self, worker: _Worker) -> str:
         """Remove a dead worker; returns how it ended."""
         self._workers.remove(worker)
-        worker.talk.close()
+        worker.connection.close()
         code = worker.server.exit_code(worker.process)
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def close(self) -> None:
         """End every process, now; nothing half-done is ever in its place."""
         for worker in self._workers:
-            worker.talk.close()  # an idle one leaves
+            worker.connection.close()  # an idle one leaves
             if worker.task is not None:
                 with suppress(ProcessLookupError):
                     os.kill(worker.process, signal.SIGKILL)  # not another's: the server keeps its process id

@@ -8,7 +8,7 @@ from typing import Any
 
 from walloc_data.convert.journal import ShardDone
 from walloc_data.convert.plan import Plan, ShardId
-from walloc_data.convert.shard import Tally
+from walloc_data.convert.shard import StageStats
 from walloc_data.convert.units import OnError, Task
 from walloc_data.convert.worker import Worker
 from walloc_data.errors import CodecError
@@ -74,7 +74,7 @@ def run_here(
     tasks: Iterable[Task],
     *,
     codec: Any,
-    on_report: Callable[[Task, Tally], None],
+    on_report: Callable[[Task, StageStats], None],
     on_shard: Callable[[Task, ShardId, ShardDone], None],
     on_done: Callable[[Task], None],
 ) -> None:

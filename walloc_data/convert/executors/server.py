@@ -42,29 +42,29 @@ def die_with_parent() -> None:
 def serve(parent: int, descriptor: int) -> None:
     """Start workers for the process `parent` until it closes its end of the socket `descriptor`."""
     control = socket.socket(fileno=descriptor)
-    talk, server = Connection(os.dup(descriptor)), os.getpid()
+    connection, server = Connection(os.dup(descriptor)), os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     try:
-        setup_file, codec_folder = talk.recv()
+        setup_file, codec_folder = connection.recv()
         start = _prepare(Path(setup_file), Path(codec_folder))
-        talk.send(("ready", None))
+        connection.send(("ready", None))
         gc.freeze()  # so that no collection in a worker copies what all share
         while True:
-            kind, value = talk.recv()
+            kind, value = connection.recv()
             if kind == "wait":
-                talk.send(os.waitstatus_to_exitcode(os.waitpid(value, 0)[1]))
+                connection.send(os.waitstatus_to_exitcode(os.waitpid(value, 0)[1]))
                 continue
             _, [pipe], _, _ = socket.recv_fds(control, 1, 1)
             if (child := os.fork()) == 0:
-                talk.close()
+                connection.close()
                 control.close()
                 _run_worker(start, pipe, tag=value, server=server)
             os.close(pipe)
-            talk.send(child)
+            connection.send(child)
     except (EOFError, ConnectionError):
         os._exit(0)  # the parent is gone or has finished; workers end with this process
     except Exception as error:
-        talk.send(("error", _described(error)))
+        connection.send(("error", _described(error)))
 
 
 def _prepare(setup_file: Path, codec_folder: Path) -> Callable[..., Any]:
@@ -93,7 +93,7 @@ def _run_worker(start: Callable[..., Any], pipe: int, *, tag: str, server: int) 
     code = 1
     try:
         die_with_parent()
-        talk = Connection(pipe)
+        connection = Connection(pipe)
 
         def alive() -> None:
             if os.getppid() != server:
@@ -102,17 +102,17 @@ def _run_worker(start: Callable[..., Any], pipe: int, *, tag: str, server: int) 
         try:
             alive()
             worker = start(tag, alive)
-            while (task := talk.recv()) is not None:
+            while (task := connection.recv()) is not None:
                 worker.run(
                     task,
-                    report=lambda tally: talk.send(("report", tally)),
-                    on_shard=lambda shard, done: talk.send(("shard", (shard, done))),
+                    report=lambda stats: connection.send(("report", stats)),
+                    on_shard=lambda shard, done: connection.send(("shard", (shard, done))),
                 )
-                talk.send(("done", None))
+                connection.send(("done", None))
         except (_OrphanError, EOFError, ConnectionError):
             pass
         except Exception as error:
-            talk.send(("error", _described(error)))
+            connection.send(("error", _described(error)))
         code = 0
     finally:
         os._exit(code)

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from walloc_data.files import open_regular, whole_file
+from walloc_data.files import atomic_file, open_regular
 from walloc_data.storage import cache_errors, file_lock
 
-__all__ = ["DIGEST_BYTES", "made_once"]
+__all__ = ["DIGEST_BYTES", "checksummed_file"]
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def made_once(path: Path, write: Callable[[BinaryIO], None], *, what: str) -> Path:
+def checksummed_file(path: Path, write: Callable[[BinaryIO], None], *, what: str) -> Path:
     """Return the path of a file that is there and whole; it is written first where it is not.
 
     Args:
@@ -32,7 +32,7 @@ def made_once(path: Path, write: Callable[[BinaryIO], None], *, what: str) -> Pa
 
 
 def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    with whole_file(path) as partial, partial.open("w+b") as file:
+    with atomic_file(path) as partial, partial.open("w+b") as file:
         write(file)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").digest()
