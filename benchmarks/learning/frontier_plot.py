@@ -48,7 +48,7 @@ def groups(lines: list[dict[str, Any]]) -> dict[tuple[str, int, int], Runs]:
     found: dict[tuple[str, int, int], Runs] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         kwargs = line["model_kwargs"]
-        width = f", {kwargs['channels'][0] / 64:g} of its width" if "channels" in kwargs else ""
+        width = f", width x {kwargs['channels'][0] / 64:g}" if "channels" in kwargs else ""
         found[line["model"] + width, line["cells"], line["epochs"]][line["arm"]].append(line)
     return {
         key: dict(sorted(runs.items(), key=lambda item: list(LABELS).index(item[0]))) for key, runs in found.items()
