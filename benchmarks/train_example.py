@@ -35,7 +35,9 @@ def parse(given: list[str], *, description: str, result: str) -> tuple[argparse.
 
 
 def load_example(name: str) -> Any:
-    """The module examples/NAME.py."""
+    """The module examples/NAME.py, which may import its neighbours."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))
     spec: Any = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> lightning.Trainer:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--max-steps", type=int, default=-1)
-    parser.add_argument("--batch-size", type=int, default=128, help="over all devices")
+    parser.add_argument("--batch-size", type=int, default=128, help="of each device")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--save-steps", type=int, default=200, help="steps from one checkpoint to the next")

@@ -46,10 +46,10 @@ def trainer_state(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("example", "package", "state_of", "devices", "batch_sizes"),
+    ("example", "package", "state_of", "devices"),
     [
-        ("train_lightning.py", "lightning", lightning_state, "--devices", {1: 8, 2: 8}),
-        ("train_hf.py", "transformers", trainer_state, None, {1: 8, 2: 4}),
+        ("train_lightning.py", "lightning", lightning_state, "--devices"),
+        ("train_hf.py", "transformers", trainer_state, None),
     ],
     ids=["lightning", "trainer"],
 )
@@ -58,7 +58,6 @@ def test_two_processes_train_what_one_does_and_resume_within_an_epoch_exactly(
     package: str,
     state_of: Callable[[Path], dict[str, Any]],
     devices: str | None,
-    batch_sizes: dict[int, int],
     latents: Path,
     tmp_path: Path,
 ) -> None:
@@ -67,7 +66,7 @@ def test_two_processes_train_what_one_does_and_resume_within_an_epoch_exactly(
 
     def run(output: str, world_size: int, max_steps: int) -> None:
         arguments: list[object] = [latents, "--model", "test_convnext", "--save-steps", 1, "--max-steps", max_steps]
-        arguments += ["--output", tmp_path / output, "--batch-size", batch_sizes[world_size]]
+        arguments += ["--output", tmp_path / output, "--batch-size", 8 // world_size]
         arguments += [devices, world_size] if devices else []
         warm.launch([script, *arguments], world_size=world_size, cwd=tmp_path, preload=FRAMEWORKS)
 

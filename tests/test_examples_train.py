@@ -49,6 +49,12 @@ COMMON = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example may import its neighbours, as where it is run as a script."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+
+
 @pytest.fixture(scope="module")
 def latents(imagenette_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("latents")
@@ -318,7 +324,7 @@ def test_the_recipe_follows_what_is_stored_and_how_long_the_training_is(latents,
     example = load_example("train_timm")
 
     def recipe(data: Path, *arguments: str) -> tuple[Any, ...]:
-        args = example.parse([str(data), *arguments])
+        args = example.parse([str(data), *arguments], description=None)
         example.fill_in_recipe(args, LatentDataset(data, split="train"))
         return args.size_cells, args.crops, args.shift_cells, args.flip, args.mixup, args.cutmix
 

@@ -11,7 +11,7 @@ from walloc_data.adapters.config import LatentModelConfig, View, latent_config, 
 from walloc_data.adapters.families import find_family
 from walloc_data.adapters.folding import copy_pixel_weights
 from walloc_data.adapters.macs import count_macs
-from walloc_data.adapters.outputs import HasTarget, Outputs, outputs_of
+from walloc_data.adapters.outputs import HasTarget, Outputs, names_of_target, outputs_of
 from walloc_data.adapters.pretrained import Pretrained, pixel_model
 from walloc_data.adapters.residual_stem import ResidualStem
 from walloc_data.adapters.sites import Geometry, Grid
@@ -134,10 +134,7 @@ def create_latent_model(
         codec, sizes = codec or manifest.codec, _sizes(manifest.settings)
         if isinstance(dataset, HasTarget) and split in (None, dataset.split_name):
             statistics, input_shape = statistics or dataset.statistics, input_shape or dataset.latent_shape
-            if num_classes is None:
-                outputs = outputs_of(dataset)
-            elif dataset.form.target in (None, "label"):
-                outputs = num_classes, dataset.class_names
+            outputs = outputs_of(dataset) if num_classes is None else (num_classes, names_of_target(dataset))
         else:
             record = manifest.split(
                 str(split or "train"),

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from walloc_data.errors import ModelError
 from walloc_data.format import ChannelStatistics
 
-__all__ = ["HasTarget", "Outputs", "outputs_of"]
+__all__ = ["HasTarget", "Outputs", "names_of_target", "outputs_of"]
 
 Outputs = tuple[int | None, tuple[str, ...] | None]  # how many, and their names
 
@@ -30,6 +30,12 @@ class HasTarget(Protocol):
     def column_form(self, name: str) -> tuple[str, tuple[int, ...]]: ...
 
 
+def names_of_target(data: HasTarget) -> tuple[str, ...] | None:
+    """Return the class names of a data set's target; None where it has none."""
+    target = data.form.target
+    return data.class_names if target in (None, "label") else data.column_classes.get(target)
+
+
 def outputs_of(data: HasTarget) -> Outputs:
     """Return the number of a model's outputs for a data set's target, and their names where it has any.
 
@@ -38,12 +44,10 @@ def outputs_of(data: HasTarget) -> Outputs:
     Raises:
         ModelError: the target does not say.
     """
-    target = data.form.target
+    target, names = data.form.target, names_of_target(data)
     if target in (None, "label"):
-        names = data.class_names
         return (None if names is None else len(names)), names
     dtype, shape = data.column_form(target)
-    names = data.column_classes.get(target)
     if len(shape) == 1:
         return shape[0], names if names is not None and len(names) == shape[0] else None
     if names is not None:

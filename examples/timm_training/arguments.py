@@ -1,0 +1,133 @@
+"""Arguments of `train_timm.py`: the recipe where they are left open, and what a resumed run may change."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from walloc_data import LatentDataset
+from walloc_data.errors import StorageError
+from walloc_data.transforms import LatentOperators
+
+LONG_EPOCHS = 80  # from here on mixed pictures are the default: shorter runs are not short of pictures
+# What the weights, the optimizer's state or the order of samples depend on.
+FIXED = {
+    "model", "model_kwargs", "geometry", "normalization", "stem_hidden_channels", "size_cells", "target", "task",
+    "train_split", "global_batch_size", "opt", "weight_decay", "layer_decay", "seed",
+}  # fmt: skip
+
+
+def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="folder or URL that walloc-data encode wrote")
+    parser.add_argument("--output", type=Path, default=Path("runs/latent"), help="checkpoints, log and final model")
+    parser.add_argument("--model", default="vit_tiny_patch16_224", help="a timm model")
+    parser.add_argument("--model-kwargs", type=json.loads, default={}, help="JSON for timm, e.g. '{\"depth\": 6}'")
+    parser.add_argument("--geometry", choices=("skip_early", "all_stages", "pixel_grid"))
+    parser.add_argument("--normalization", choices=("standard", "expand"), default="standard")
+    parser.add_argument("--stem-hidden-channels", type=int, default=48, help="between two layers; 0: a stem of one")
+    parser.add_argument("--train-split", default="train")
+    parser.add_argument("--val-split", help="default: the first there is of val, validation, valid, dev, test")
+    parser.add_argument("--target", default="label", metavar="COLUMN", help="what is learned (default: the label)")
+    parser.add_argument(
+        "--task",
+        choices=("auto", "classes", "labels", "numbers"),
+        default="auto",
+        help="one class of several; any of several labels; numbers (default: by the column)",
+    )
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--global-batch-size", type=int, default=128, help="over all processes")
+    parser.add_argument("--opt", default="adamw")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--layer-decay", type=float)
+    parser.add_argument("--clip-grad", type=float, default=1.0)
+    parser.add_argument("--sched", default="cosine")
+    parser.add_argument("--warmup-epochs", type=int, default=1)
+    parser.add_argument("--smoothing", type=float, help="of classes or labels (default: 0.1 for classes)")
+    parser.add_argument("--mixup", type=float, help="alpha; 0 is off (default: 0.2 from 80 epochs on, not for numbers)")
+    parser.add_argument("--cutmix", type=float, help="alpha; 0 is off (default: 1 from 80 epochs on, not for numbers)")
+    parser.add_argument("--ema-decay", type=float, default=0.99)
+    parser.add_argument("--mix-from", type=float, default=0.5, help="share of the epochs before mixup and cutmix begin")
+    parser.add_argument(
+        "--flip",
+        choices=("auto", "none", "naive", "fitted", "stored"),
+        default="auto",
+        help="auto: stored mirrors where there are any, else by the codec's operator where it has one",
+    )
+    parser.add_argument(
+        "--shift-cells",
+        type=int,
+        help="random shift by up to this many cells (default: 2 without random crops, else 0)",
+    )
+    parser.add_argument(
+        "--size-cells", type=int, help="side that the network takes; default: that of the stored latents"
+    )
+    parser.add_argument(
+        "--crops",
+        choices=("auto", "random", "whole"),
+        default="auto",
+        help="to size-cells: RandomResizedCrop, or whole latents shrunk (default: random where it is less than stored)",
+    )
+    parser.add_argument("--crop-scale", type=float, nargs=2, default=(0.35, 1.0), metavar=("LOW", "HIGH"))
+    parser.add_argument(
+        "--progressive-from",
+        type=int,
+        metavar="CELLS",
+        help="begin with random crops of this side, and grow to size-cells over the first two thirds of the epochs",
+    )
+    parser.add_argument("--cache", choices=("shards", "array"), default="array")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint-steps", type=int, default=0, help="also save every so many steps")
+    return parser.parse_args(argv)
+
+
+def fill_in_recipe(args: argparse.Namespace, train: LatentDataset, *, task: str = "classes") -> None:
+    """Decide what the arguments leave open: by the task, the length of training, and what is stored."""
+    long = args.epochs >= LONG_EPOCHS and task != "numbers"
+    args.smoothing = 0.1 * (task == "classes") if args.smoothing is None else args.smoothing
+    args.mixup = 0.2 * long if args.mixup is None else args.mixup
+    args.cutmix = 1.0 * long if args.cutmix is None else args.cutmix
+    shape = train.record.latent_shape
+    stored = max(shape[1:]) if shape is not None else 0
+    args.size_cells = stored if args.size_cells is None else args.size_cells
+    if args.crops == "auto":
+        args.crops = "random" if args.size_cells < stored else "whole"
+    if args.progressive_from is not None and args.crops != "random":
+        raise SystemExit("--progressive-from grows random crops: store latents larger than --size-cells")
+    if args.shift_cells is None:
+        args.shift_cells = 2 * (args.crops == "whole")
+    if args.flip == "auto":
+        args.flip = "stored" if train.manifest.settings.mirror else "fitted"
+        if args.flip == "fitted":
+            try:
+                LatentOperators.load(args.data, spec=train.manifest.codec)
+            except StorageError:  # a codec that none were fitted for
+                args.flip = "none"
+
+
+def compare_arguments(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return what a resumed run's arguments changed, for people; empty where nothing was.
+
+    Raises:
+        SystemExit: one of them cannot change within a run.
+    """
+    changed = {name: (saved[name], now[name]) for name in now if name in saved and saved[name] != now[name]}
+    said = [f"--{name.replace('_', '-')} {old} -> {new}" for name, (old, new) in changed.items()]
+    fixed = [text for text, name in zip(said, changed, strict=True) if name in FIXED]
+    if fixed:
+        raise SystemExit(
+            f"{path} was begun with other arguments, which cannot change within a run: {', '.join(fixed)}. Give them "
+            "as they were, or begin another run with another --output"
+        )
+    return f"changed since {path} was saved: {', '.join(said)}" if said else ""
+
+
+def plain(args: argparse.Namespace) -> dict[str, Any]:
+    """Return arguments as a checkpoint and a JSON file hold them; the data set's place is not one of them."""
+    return json.loads(json.dumps({name: value for name, value in vars(args).items() if name != "data"}, default=str))
