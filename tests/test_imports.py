@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ PACKAGE = Path(walloc_data.__file__).parent
 
 # Packages of one layer do not import each other.
 LAYERS = [
-    {"deprecated", "templating", "text"},
+    {"deprecated", "templating", "text", "version"},
     {"errors"},
     {"devices", "files", "format", "permutations", "webp"},
     {"tables"},
@@ -65,8 +66,6 @@ def test_a_package_imports_only_from_lower_layers(path: Path) -> None:
         head, _, rest = name.partition(".")
         if head == "walloc_data" and rest:
             there = rest.partition(".")[0]
-            if there == "__version__":
-                continue
             assert there == here or layer[there] < layer[here], f"{here} imports {there}"
         elif head in OWNERS:
             assert here in OWNERS[head], f"{here} imports {head}, which belongs to {OWNERS[head]}"
@@ -106,3 +105,20 @@ def test_importing_one_package_does_not_load_another(statement: str, absent: set
     else:
         found = warm.run(["-c", code], check=True)
     assert not absent & set(found.stdout.split())
+
+
+def test_modules_of_a_package_import_each_other_in_no_circle() -> None:
+    modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
+    graph = {}
+    for module, path in modules.items():
+        names = imports_of(path) | {
+            f"{node.module}.{alias.name}"
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        graph[module] = {name for name in names if name in modules and not name.endswith("__init__")}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")

@@ -6,7 +6,7 @@ them.
 
 import lazy_loader
 
-__version__ = "0.1.0"
+from walloc_data.version import __version__ as __version__
 
 __getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
 __all__ = _names

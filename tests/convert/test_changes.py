@@ -130,7 +130,7 @@ def test_verify_compares_every_byte_of_the_source(
     assert "put back what was, or make the split anew with the encode command and --overwrite" in said
     assert "--repair" not in said  # which would be refused
     assert main(["verify", str(out), "--source", str(source)]) == 1
-    assert "say with --split which split was encoded from it" in capsys.readouterr().err
+    assert "name the split that was encoded from it with --split" in capsys.readouterr().err
     (source / "class_1" / "005.jpg").unlink()
     found = verify_dataset(out, split="train", source=open_source(source), progress=False)
     assert found.problems == (f"{source}: 11 pictures, and 12 when it was encoded",)

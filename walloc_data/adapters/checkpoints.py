@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +52,7 @@ def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
 
 def load_latent_model(
     folder: str | os.PathLike[str], *, dataset: HasManifest | Manifest | CodecSpec | None = None, device: str = "cpu"
-) -> Any:
+) -> nn.Module:
     """Rebuild a saved latent model, in eval mode.
 
     Args:
@@ -97,7 +96,7 @@ def load_latent_model(
     return model.to(target).eval()
 
 
-def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], context: str) -> Any:
+def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], context: str) -> nn.Module:
     """Build a config's module and load a state dict into it; for training checkpoints of one's own.
 
     Args:

@@ -5,14 +5,19 @@ import logging
 import torch
 from torch import nn
 
-from walloc_data.adapters.config import LatentModelConfig
 from walloc_data.errors import ModelError
 
 __all__ = ["count_macs"]
 
 
-def count_macs(model: nn.Module, config: LatentModelConfig) -> int:
-    """Run one latent through fake tensors, which cost neither memory nor time, and count."""
+def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Return the multiply-accumulates of convolutions and matrix products for one latent of a shape.
+
+    It runs through fake tensors, which cost neither memory nor time.
+
+    Raises:
+        ModelError: the model cannot take latents of this shape.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -27,11 +32,9 @@ def count_macs(model: nn.Module, config: LatentModelConfig) -> int:
         log.disabled = True
         # The fused attention kernels of the CPU are invisible to the counter; the plain one is two products.
         with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            model(torch.zeros((1, *config.input_shape), dtype=torch.int8, device=device))
+            model(torch.zeros((1, *input_shape), dtype=torch.int8, device=device))
     except Exception as error:  # whatever timm's layers raise on a size that does not fit
-        raise ModelError(
-            f"{config.name}: built as {config.geometry!r} it cannot take latents of shape {config.input_shape}: {error}"
-        ) from error
+        raise ModelError(f"cannot take latents of shape {input_shape}: {error}") from error
     finally:
         log.disabled = disabled
         model.train(training)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -81,7 +81,7 @@ def create_latent_model(
     codec: CodecSpec | None = None,
     statistics: ChannelStatistics | None = None,
     **timm_kwargs: Any,
-) -> Any:
+) -> nn.Module:
     """Build a timm model that takes int8 latents (N, latent_dim, h, w) and gives logits (N, num_classes).
 
     The stored integers are standardised inside, in the first layer, on the model's device. Floats in the same units
@@ -178,7 +178,7 @@ def create_latent_model(
     return model
 
 
-def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
+def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> nn.Module:
     """Build the module that a config describes, with fresh weights and these normalisation buffers."""
     import timm
 
@@ -244,8 +244,11 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> Any:
         "first_conv": site.path if config.stem_hidden_channels is None else f"{site.path}.0",
     }
     model.pretrained_cfg = model.default_cfg = cfg
-    count_macs(model, config)  # also the proof that such a latent goes through
-    return model
+    try:
+        count_macs(model, config.input_shape)  # proof that such a latent goes through
+    except ModelError as error:
+        raise ModelError(f"{config.name}: built as {config.geometry!r} it {error}") from error
+    return cast(nn.Module, model)
 
 
 def grid_of(config: LatentModelConfig) -> Grid:
@@ -273,7 +276,7 @@ def summarize(model: nn.Module) -> LatentModelSummary:
         input_shape=(channels, h, w),
         picture_shape_px=(config.codec.channels, h * cell, w * cell),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_macs=count_macs(unwrap(model), config),
+        num_macs=count_macs(unwrap(model), config.input_shape),
     )
 
 

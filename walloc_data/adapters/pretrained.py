@@ -20,7 +20,7 @@ _HUB_SECONDS = 5.0  # to wait for any answer of the Hub, before timm asks it for
 _HUB_PREFIXES = ("hf_hub:", "hf-hub:")
 
 
-def pixel_model(name: str, pretrained: Pretrained, *, num_classes: int | None = None, **timm_kwargs: Any) -> Any:
+def pixel_model(name: str, pretrained: Pretrained, *, num_classes: int | None = None, **timm_kwargs: Any) -> nn.Module:
     """Return the pixel model of a config's name that has pretrained weights.
 
     Args:
@@ -72,10 +72,11 @@ def pixel_model(name: str, pretrained: Pretrained, *, num_classes: int | None = 
         ) from error
 
 
-def _create(name: str, timm_kwargs: Mapping[str, Any], **kwargs: Any) -> Any:
+def _create(name: str, timm_kwargs: Mapping[str, Any], **kwargs: Any) -> nn.Module:
     import timm
 
-    return timm.create_model(name, **kwargs, **timm_kwargs)
+    model: nn.Module = timm.create_model(name, **kwargs, **timm_kwargs)
+    return model
 
 
 def _hub_cached(name: str) -> bool:
@@ -146,7 +147,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 def _with_weights(
     name: str, num_classes: int | None, timm_kwargs: Mapping[str, Any], state: dict[str, Tensor], *, context: str
-) -> Any:
+) -> nn.Module:
     """Load pixel weights into timm's module; a classifier of another number of classes is left fresh, as timm does."""
     with torch.device("meta"):
         like = _create(name, timm_kwargs)

@@ -64,7 +64,7 @@ def adapt_model(
     device: str = "cpu",
     resume: bool = True,
     log: Log | None = None,
-) -> tuple[Any, AdaptReport]:
+) -> tuple[nn.Module, AdaptReport]:
     """Make a latent classifier of a classifier of pixels, without labels.
 
     Weights are copied, what takes latents is folded in closed form where that is possible, and the model then learns
@@ -229,7 +229,7 @@ def _adapt(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = create_latent_model(**build, num_classes=pixel.num_classes, pretrained=pixel)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     order = np.random.default_rng((config.seed, 2**31)).permutation(len(pairs))
     held = order[: min(config.held_out, max(1, len(pairs) // 8))]
     rows = order[len(held) :] if len(pairs) > 1 else order
@@ -247,7 +247,7 @@ def _adapt(
     if state is not None:
         run.load(state)
         log(f"going on from step {run.step} of {run.num_steps}")
-    elif model.stem_site.feeds is None:
+    elif run.model.stem_site.feeds is None:
         _fold(run, rows[: config.fold_pictures], log=log)
     _train(run, whole, rows[: config.match_pictures], config=config, run_folder=run_folder, log=log)
     report = compare(run, held, views=whole, seconds=time.monotonic() - begun)

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from walloc_data import __version__
 from walloc_data.cli import cache, data, inspect, maintain, models
 from walloc_data.cli.command import Args, Command, Outcome, Parser
 from walloc_data.errors import MissingExtraError, WallocDataError
 from walloc_data.text import printable
+from walloc_data.version import __version__
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from walloc_data import __version__
 from walloc_data.convert.changes import check_source
 from walloc_data.convert.journal import limit_is_fixed, plan_name, planned_splits, read_manifest, read_plan
 from walloc_data.convert.overwrite import Kind, discard, replacement
@@ -23,6 +22,7 @@ from walloc_data.errors import CodecError, FormatError, SettingsMismatchError, S
 from walloc_data.format import CodecSpec, EncodeSettings, Manifest, dump_json
 from walloc_data.sources import Sample, Source
 from walloc_data.storage import Store
+from walloc_data.version import __version__
 
 __all__ = [
     "RelabelledSource",

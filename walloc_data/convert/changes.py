@@ -198,7 +198,7 @@ def drop_broken_manifest(store: Store) -> None:
 
 def join_complete_splits(store: Store) -> None:
     """Put every split that has all of its shards into the manifest, if it is not there."""
-    from walloc_data.convert.finish import join_split
+    from walloc_data.convert.join import join_split
 
     manifest = read_manifest(store)
     for split in planned_splits(store):

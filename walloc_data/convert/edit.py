@@ -21,7 +21,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from walloc_data.card import PREVIEW_NAME, write_card
-from walloc_data.convert.finish import timm_info
+from walloc_data.convert.join import timm_info
 from walloc_data.convert.journal import plan_name, read_manifest, work_folder
 from walloc_data.errors import FormatError
 from walloc_data.format import Manifest, SplitRecord, dump_json, index_name

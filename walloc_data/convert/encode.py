@@ -25,12 +25,11 @@ from walloc_data.convert.changes import (
     shards_with_failures,
 )
 from walloc_data.convert.executors.serial import WorkSetup
-from walloc_data.convert.finish import join_split
+from walloc_data.convert.join import clean_leftovers, join_split
 from walloc_data.convert.journal import check_siblings, finished_shards, read_manifest, read_plan
 from walloc_data.convert.lock import conversion_lock, disk_errors, plan_lock, staging_folder
 from walloc_data.convert.overwrite import (
     Kind,
-    clean_leftovers,
     discard,
     is_begun,
     is_only_split,

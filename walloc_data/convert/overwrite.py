@@ -21,9 +21,10 @@ import re
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
+from walloc_data.convert.edit import recover_edits
+from walloc_data.convert.join import join_split
 from walloc_data.convert.journal import (
     done_name,
     end_name,
@@ -42,7 +43,6 @@ from walloc_data.storage import Store, write_manifest
 
 __all__ = [
     "Kind",
-    "clean_leftovers",
     "discard",
     "is_begun",
     "is_only_split",
@@ -105,23 +105,6 @@ def is_only_split(store: Store, split: str) -> bool:
     return not ({*planned_splits(store), *(manifest.splits if manifest else ())} - {split})
 
 
-def clean_leftovers(store: Store, split: str) -> None:
-    """Delete the unfinished files of killed runs. The caller holds the lock, so nobody is writing them."""
-    if store.local_path is None:
-        return  # an object store shows whole objects only
-    for folder in ("", "data", "index", "failures", "codec", work_folder(split)):
-        for path in (store.local_path / folder).glob(".*.partial"):
-            path.unlink(missing_ok=True)
-    _remove_tree(store.local_path / ".walloc" / "staging", keep=f"{split}-1-of-1")
-
-
-def _remove_tree(folder: Path, *, keep: str) -> None:
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if path.name != keep:
-                shutil.rmtree(path, ignore_errors=True)
-
-
 def take_over(store: Store, split: str, *, kind: Kind) -> None:
     """Put a split's replacement, which is whole, into its place: steps 2 to 4. The caller holds the lock."""
     manifest, new = read_manifest(store), read_manifest(replacement(store, split, kind=kind))
@@ -148,8 +131,6 @@ def recover(store: Store) -> None:
     for split, kind in replaced_splits(store):
         if _is_done_with(store, split, kind):
             discard(store, split, kind=kind)
-    from walloc_data.convert.edit import recover_edits
-
     recover_edits(store)
 
 
@@ -173,8 +154,6 @@ def refuse_halfway(store: Store, split: str, manifest: Manifest | None) -> None:
 
 def _move_in(store: Store, split: str, kind: Kind) -> None:
     """Do steps 3 and 4. Nothing that is deleted or replaced here is named by the manifest."""
-    from walloc_data.convert.finish import join_split
-
     inside, root = replacement(store, split, kind=kind), _root(split, kind)
     for folder in ("data", work_folder(split)):
         new = inside.list(folder)

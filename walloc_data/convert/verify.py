@@ -185,6 +185,6 @@ def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator
 
 
 def _expected_timm(manifest: Manifest) -> dict[str, Any]:
-    from walloc_data.convert.finish import timm_info
+    from walloc_data.convert.join import timm_info
 
     return timm_info(manifest)
