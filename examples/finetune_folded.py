@@ -47,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--stem-epochs", type=float, default=2.0, help="that imitate the pixel model, what is new alone"
     )
-    parser.add_argument("--imitate-epochs", type=float, default=0.0, help="that imitate it, the whole model")
+    parser.add_argument("--distill-epochs", type=float, default=0.0, help="that imitate it, the whole model")
     parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning, and from scratch")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         stem_kernel_cells=kernel, stem_linear=args.stem_blocks is None, stem_blocks=args.stem_blocks,
         model_kwargs=args.model_kwargs,
         stem_epochs=0.0 if args.geometry == "pixel_grid" and not args.stem_blocks else args.stem_epochs,
-        epochs=args.imitate_epochs, batch_size=args.batch_size, seed=args.seed,
+        epochs=args.distill_epochs, batch_size=args.batch_size, seed=args.seed,
     )  # fmt: skip
     model, _ = adapt_model(pixel, dataset=run.train, pictures=args.train_pictures, config=config, log=log)
 

@@ -261,7 +261,16 @@ def test_two_processes_accumulate_what_one_does(latents, tmp_path):
     script = str(ROOT / "examples" / "train_accelerate.py")
     # Each process draws its first weights for itself, and rank 0's are sent to the other: so a seed for both.
     seeded = f"import runpy, sys, torch; torch.manual_seed(0); runpy.run_path({script!r}, run_name='__main__')"
-    arguments = [str(latents), *ACCELERATE, "--accumulate", "2", "--output", str(tmp_path / "model")]
+    arguments = [
+        str(latents),
+        *ACCELERATE,
+        "--batch-size",
+        "4",
+        "--accumulate",
+        "2",
+        "--output",
+        str(tmp_path / "model"),
+    ]
     (tmp_path / "seeded.py").write_text(seeded)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     double = subprocess.run(

@@ -1,6 +1,6 @@
 """Bring your own classifier: a pixel-pretrained timm model becomes a latent classifier, without labels."""
 
-from walloc_data.adapting.distillation import Imitation, Progress, imitate
+from walloc_data.adapting.distillation import Distillation, Progress, distill
 from walloc_data.adapting.pairs import Batch, PairedViews, Pairs
 from walloc_data.adapting.run import adapt_model
 from walloc_data.adapting.settings import AdaptConfig, AdaptReport
@@ -9,10 +9,10 @@ __all__ = [
     "AdaptConfig",
     "AdaptReport",
     "Batch",
-    "Imitation",
+    "Distillation",
     "PairedViews",
     "Pairs",
     "Progress",
     "adapt_model",
-    "imitate",
+    "distill",
 ]

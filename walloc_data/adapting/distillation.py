@@ -24,7 +24,7 @@ from walloc_data.adapters import compared_stages, freeze_except, relative_error,
 from walloc_data.adapting.pairs import Batch, PairedViews, Pairs
 from walloc_data.adapting.settings import AdaptConfig
 
-__all__ = ["Imitation", "Progress", "imitate"]
+__all__ = ["Distillation", "Progress", "distill"]
 
 Phase = Literal["stem", "whole"]
 _WARMUP = 0.05  # of a phase's steps
@@ -32,8 +32,8 @@ _READERS = max(1, min(8, (os.cpu_count() or 2) // 2))  # threads that read batch
 
 
 @dataclass
-class Imitation:
-    """A run of `imitate`, as far as it has come.
+class Distillation:
+    """A run of `distill`, as far as it has come.
 
     Args:
         model: the latent model, which is trained in place.
@@ -49,7 +49,7 @@ class Imitation:
         >>> import torch
         >>> from walloc_data import LatentDataset, create_latent_model
         >>> from walloc_data.adapters import picture_size
-        >>> from walloc_data.adapting import AdaptConfig, Imitation, PairedViews, Pairs, imitate
+        >>> from walloc_data.adapting import AdaptConfig, Distillation, PairedViews, Pairs, distill
         >>> from walloc_data.pictures import original_pictures
         >>> from walloc_data.sources import open_source
         >>> data = LatentDataset("my-latents")
@@ -58,8 +58,8 @@ class Imitation:
         >>> model = create_latent_model("test_resnet", dataset=data, pretrained=teacher)
         >>> views = PairedViews((12, 12), picture_size(model), cell_px=8)
         >>> config = AdaptConfig(stem_epochs=1, epochs=1, batch_size=4)
-        >>> run = Imitation(model, teacher, pairs, views, range(8), mean=(0.5,) * 3, std=(0.5,) * 3, config=config)
-        >>> for progress in imitate(run):
+        >>> run = Distillation(model, teacher, pairs, views, range(8), mean=(0.5,) * 3, std=(0.5,) * 3, config=config)
+        >>> for progress in distill(run):
         ...     print(progress.phase, progress.step, progress.num_steps)
         stem 1 4
         stem 2 4
@@ -203,7 +203,7 @@ class Imitation:
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of an imitation.
+    """One step of a distillation.
 
     Example:
         >>> from walloc_data.adapting import Progress
@@ -226,14 +226,14 @@ def rate(position: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (position - _WARMUP) / (1 - _WARMUP)))
 
 
-def imitate(run: Imitation) -> Iterator[Progress]:
+def distill(run: Distillation) -> Iterator[Progress]:
     """Train, one step for each item that is taken; the state between two items is a place to go on from.
 
-    Example: see `Imitation`.
+    Example: see `Distillation`.
 
-        >>> from walloc_data.adapting import imitate
-        >>> imitate.__name__
-        'imitate'
+        >>> from walloc_data.adapting import distill
+        >>> distill.__name__
+        'distill'
     """
     begun = time.monotonic()
     for batch in run.batches():
@@ -266,7 +266,7 @@ def imitate(run: Imitation) -> Iterator[Progress]:
     run.model.eval()
 
 
-def _set_mode(run: Imitation, phase: Phase) -> None:
+def _set_mode(run: Distillation, phase: Phase) -> None:
     """Train mode for what is trained, but batch norms of the pixel model keep their statistics.
 
     Those of latents would be the pictures' own: what tells these pictures from others would be normalised away.

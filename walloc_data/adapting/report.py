@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from walloc_data.adapters import imagenet_classes, latent_config, relative_error, stage_outputs, summarize
-from walloc_data.adapting.distillation import Imitation
+from walloc_data.adapting.distillation import Distillation
 from walloc_data.adapting.pairs import PairedViews
 from walloc_data.adapting.settings import AdaptReport
 from walloc_data.dataset import LatentDataset
@@ -18,7 +18,7 @@ __all__ = ["compare", "labels_as_classes", "name_classes"]
 
 
 @torch.inference_mode()
-def compare(run: Imitation, rows: npt.NDArray[Any], *, views: PairedViews, seconds: float) -> AdaptReport:
+def compare(run: Distillation, rows: npt.NDArray[Any], *, views: PairedViews, seconds: float) -> AdaptReport:
     """Compare both models on pictures that were not trained on."""
     run.model.eval()
     classes = labels_as_classes(run.pairs.dataset, num_classes=int(run.model.num_classes))

@@ -29,7 +29,7 @@ from walloc_data.adapters import (
     summarize,
 )
 from walloc_data.adapting.checkpoint import RunFolder, weights_sha256
-from walloc_data.adapting.distillation import Imitation, imitate
+from walloc_data.adapting.distillation import Distillation, distill
 from walloc_data.adapting.pairs import PairedViews, Pairs
 from walloc_data.adapting.report import compare, name_classes
 from walloc_data.adapting.settings import AdaptConfig, AdaptReport
@@ -241,7 +241,7 @@ def _adapt(
         scale=config.scale,
         flip_p=config.flip_p,
     )
-    run = Imitation(model, pixel, pairs, views, rows, mean=mean, std=std, config=config)
+    run = Distillation(model, pixel, pairs, views, rows, mean=mean, std=std, config=config)
     log(f"{summarize(model)}; {len(rows)} pictures to learn from, {len(held)} held out; stages {', '.join(run.stages)}")
     state = None if run_folder is None else run_folder.load()
     if state is not None:
@@ -281,7 +281,7 @@ def _operators(data: LatentDataset, *, log: Log) -> LatentOperators | None:
         return None
 
 
-def _fold(run: Imitation, rows: npt.NDArray[Any], *, log: Log) -> None:
+def _fold(run: Distillation, rows: npt.NDArray[Any], *, log: Log) -> None:
     """Set the stem in closed form, where the pixel model's stem and the window allow it."""
     try:
         sums = PixelPrediction.for_model(run.model, run.pixel_model)
@@ -294,7 +294,7 @@ def _fold(run: Imitation, rows: npt.NDArray[Any], *, log: Log) -> None:
     log(f"folded from {len(rows)} pictures: the stem sees pixels at {sums.psnr_db(sums.solve()):.1f} dB")
 
 
-def _match(run: Imitation, views: PairedViews, rows: npt.NDArray[Any], *, log: Log) -> None:
+def _match(run: Distillation, views: PairedViews, rows: npt.NDArray[Any], *, log: Log) -> None:
     """Match normalisation layers, on the middle of some pictures."""
     if not len(rows):
         return
@@ -304,7 +304,7 @@ def _match(run: Imitation, views: PairedViews, rows: npt.NDArray[Any], *, log: L
 
 
 def _train(
-    run: Imitation,
+    run: Distillation,
     views: PairedViews,
     rows: npt.NDArray[Any],
     *,
@@ -312,13 +312,13 @@ def _train(
     run_folder: RunFolder | None,
     log: Log,
 ) -> None:
-    """Imitate; layers are matched once the stem has been trained."""
+    """Distill; layers are matched once the stem has been trained."""
     saved = said = time.monotonic()
     errors: list[tuple[float, float]] = []
     first = run.step
     if run.step == run.lengths["stem"] == 0:
         _match(run, views, rows, log=log)
-    for progress in imitate(run):
+    for progress in distill(run):
         if progress.step == run.lengths["stem"]:
             _match(run, views, rows, log=log)
         errors.append((progress.feature_error, progress.divergence or 0.0))

@@ -18,7 +18,7 @@ from walloc_data.format import (
     Manifest,
     load_json,
 )
-from walloc_data.sources import Source
+from walloc_data.sources import open_source
 from walloc_data.storage import Store
 
 __all__ = ["Verification", "verify_dataset"]
@@ -70,7 +70,7 @@ def verify_dataset(
     dataset: str | Path,
     *,
     split: str | None = None,
-    source: Source | None = None,
+    source: Any = None,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool | Callable[[Progress], None] = True,
 ) -> Verification:
@@ -83,7 +83,8 @@ def verify_dataset(
     Args:
         dataset: the data set.
         split: only this one; None checks all.
-        source: what `split` was encoded from, of which every picture is read and compared with what was recorded of it.
+        source: what `split` was encoded from, as `open_source` takes it: every picture is read and compared with what
+            was recorded of it.
         progress: True writes to stderr.
 
     Raises:
@@ -107,6 +108,7 @@ def verify_dataset(
             f"{store.url}: to compare a source, name the split that was encoded from it; what was encoded is recorded "
             "in .walloc/, which a data set has where it was made"
         )
+    opened = None if source is None else open_source(source, storage_options=storage_options)
     problems = list(_side_files(store, manifest, splits))
     changed: list[str] = []
     printer = ProgressPrinter() if progress is True else None
@@ -115,9 +117,9 @@ def verify_dataset(
         for name, record in records.items():
             meter = ProgressMeter(callback, split=f"verify {name}", num_items=record.num_samples, num_done=0)
             problems.extend(islice(SplitCheck(store, manifest, name, record, meter).check(), MAX_PROBLEMS))
-            if source is not None:
-                meter = ProgressMeter(callback, split=f"source of {name}", num_items=source.num_items, num_done=0)
-                changed.extend(islice(compare_source(store, name, source, meter=meter), MAX_PROBLEMS))
+            if opened is not None:
+                meter = ProgressMeter(callback, split=f"source of {name}", num_items=opened.num_items, num_done=0)
+                changed.extend(islice(compare_source(store, name, opened, meter=meter), MAX_PROBLEMS))
     finally:
         if printer is not None:
             printer.close()

@@ -14,7 +14,7 @@ from walloc_data.dataset.index import SplitIndex, load_columns, read_table
 from walloc_data.dataset.order import Ints
 from walloc_data.dataset.parts import PartOfSplit
 from walloc_data.dataset.subset import meets
-from walloc_data.errors import LoaderError
+from walloc_data.errors import LoaderError, MissingExtraError
 from walloc_data.format import Manifest, SplitRecord
 from walloc_data.storage import Store
 
@@ -113,7 +113,10 @@ class IndexedPart(PartOfSplit):
 
     def to_pandas(self) -> Any:
         """Return the index as a `pandas.DataFrame`: what `to_arrow` gives."""
-        return self.to_arrow().to_pandas()
+        try:
+            return self.to_arrow().to_pandas()
+        except ImportError as error:
+            raise MissingExtraError("pandas", extra="pandas", purpose="to_pandas()") from error
 
     def _has_keys(self, keys: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return (n,) which samples here have one of these keys."""

@@ -6,10 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from walloc_data.errors import SourceError
+from walloc_data.errors import MissingExtraError, SourceError
 from walloc_data.sources.base import fingerprint
 
-__all__ = ["load_hub", "load_parquet", "load_saved", "split_names"]
+__all__ = ["import_datasets", "load_hub", "load_parquet", "load_saved", "split_names"]
+
+
+def import_datasets(location: str) -> Any:
+    """Return the library `datasets`, or raise MissingExtraError for the source at `location`."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", extra="datasets", purpose=location) from error
+    return datasets
 
 
 def load_hub(name: str, *, split: str, streaming: bool, location: str) -> Any:
@@ -29,8 +38,7 @@ def split_names(name: str, *, location: str) -> list[str]:
     """Return the splits of a data set on the Hub (``NAME``, ``OWNER/NAME`` or ``OWNER/NAME/CONFIG``) or of a local
     folder.
     """
-    import datasets
-
+    datasets = import_datasets(location)
     if Path(name).is_absolute():
         path, config = name, None
     else:
@@ -58,8 +66,7 @@ def load_parquet(files: list[str] | Path, *, split: str, streaming: bool, locati
 
 def load_saved(folder: Path, *, split: str, streaming: bool, location: str) -> tuple[Any, str]:
     """Load a folder written by `save_to_disk`, of one split or of several; return the data set and its identity."""
-    import datasets
-
+    datasets = import_datasets(location)
     try:
         dataset = datasets.load_from_disk(str(folder))
     except Exception as error:
@@ -83,8 +90,7 @@ def _pick(splits: Mapping[str, Any], split: str, *, location: str) -> Any:
 
 
 def _load(path: str, config: str | None, *, split: str, streaming: bool, location: str, **options: Any) -> Any:
-    import datasets
-
+    datasets = import_datasets(location)
     try:
         with _one_line_of_retries(location):
             return datasets.load_dataset(path, config, split=split, streaming=streaming, **options)

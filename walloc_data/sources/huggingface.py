@@ -8,6 +8,7 @@ from typing import Any
 from walloc_data.errors import SourceError
 from walloc_data.format import MAX_TYPE_DEPTH
 from walloc_data.sources.base import Sample, Source, fingerprint, json_columns
+from walloc_data.sources.hub import import_datasets
 from walloc_data.sources.reading import NotAFileError, read_file, unreadable
 from walloc_data.sources.stray import names_listed
 
@@ -44,8 +45,7 @@ class HuggingFaceSource(Source):
         label_column: str | None = None,
         keep_pictures: Sequence[str] = (),
     ) -> None:
-        import datasets
-
+        datasets = import_datasets(location)
         self.location = location
         self._folders = None if folders is None else tuple(path.resolve() for path in (*folders, *_library_folders()))
         self.kind = "hf-stream" if isinstance(dataset, datasets.IterableDataset) else "hf"
