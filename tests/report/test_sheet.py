@@ -19,6 +19,7 @@ from walloc_data.report import add_preview, preview, report
 from walloc_data.report.samples import decode, open_split, psnr, spread_rows
 from walloc_data.report.sheet import channel_grid, packed_picture
 from walloc_data.sources import open_source
+from walloc_data.storage import Store
 
 
 def opened_picture(path: Path) -> Image.Image:
@@ -43,7 +44,7 @@ def test_the_same_data_set_gives_the_same_sheet(imagenette_latents: Any, tmp_pat
 
 
 def test_the_stored_picture_is_drawn_as_it_is(imagenette_latents: Any, tmp_path: Path) -> None:
-    with open_split(imagenette_latents.out, split=None) as opened:
+    with open_split(Store(imagenette_latents.out), split=None) as opened:
         [row] = opened.rows_of(["000000007"])
         [shown] = opened.read([row])
     packed = np.asarray(packed_picture(shown.latent))
@@ -76,7 +77,7 @@ def test_originals_are_drawn_beside_with_their_psnr(imagenette_latents: Any, tmp
 def test_what_is_decoded_is_the_picture_that_was_encoded(imagenette_latents: Any) -> None:
     source = open_source(imagenette_latents.source)
     original = original_pictures(source, settings=EncodeSettings(size_px=96))
-    with open_split(imagenette_latents.out, split=None) as opened:
+    with open_split(Store(imagenette_latents.out), split=None) as opened:
         codec, _ = opened.load_codec()
         for shown in opened.read(spread_rows(opened.index["label"], 5)):
             picture = decode(codec, shown, how="linear")
@@ -92,7 +93,7 @@ def test_padding_is_cut_off_again(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     smooth.save(tmp_path / "source" / "a.png")
     encode_dataset(tmp_path / "source", tmp_path / "out", progress=False)
-    with open_split(tmp_path / "out", split=None) as opened:
+    with open_split(Store(tmp_path / "out"), split=None) as opened:
         codec, _ = opened.load_codec()
         [shown] = opened.read([0])
         assert shown.latent.shape == (12, 6, 8)
@@ -209,7 +210,7 @@ def test_a_codec_with_two_decoders_is_shown_with_both(imagenette_latents: Any, t
     shutil.copytree(imagenette_latents.out, out)
     with_conv_decoder(out)
     sheet = np.asarray(opened_picture(preview(out, tmp_path / "a.png", keys=["000000007"])))
-    with open_split(out, split=None) as opened:
+    with open_split(Store(out), split=None) as opened:
         codec, info = opened.load_codec()
         assert info.decoder == "conv"
         [shown] = opened.read(opened.rows_of(["000000007"]))

@@ -14,7 +14,7 @@ from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import CodecError, StorageError, WallocDataError
 from walloc_data.files import atomic_file
 from walloc_data.pictures import decoded_pixels
-from walloc_data.storage import ShardCache, Store
+from walloc_data.storage import DatasetLocation, ShardCache, open_store
 
 __all__ = ["decode_dataset"]
 
@@ -23,7 +23,7 @@ KEYS_AT_ONCE = 4096
 
 @renamed_arguments(out="dataset")
 def decode_dataset(
-    dataset: str | Path,
+    dataset: DatasetLocation,
     target: str | Path,
     *,
     split: str = "train",
@@ -54,7 +54,7 @@ def decode_dataset(
     """
     from walloc_data.codec import fetch_codec, load_codec
 
-    store = Store(dataset, storage_options=storage_options)
+    store = open_store(dataset, storage_options)
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
         opened = OpenedSplit(store, split, cache=ShardCache(Path(scratch)))
         opened.cache.max_bytes = max((shard.num_bytes for shard in opened.record.shards), default=1)  # one at a time

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from walloc_data.convert.begin import (
@@ -49,7 +48,7 @@ from walloc_data.errors import FormatError, SettingsMismatchError, SourceError, 
 from walloc_data.format import MANIFEST_NAME, EncodeSettings, SettingFields, check_name
 from walloc_data.sources import Source, open_source
 from walloc_data.sources.folder import FolderSource
-from walloc_data.storage import Store
+from walloc_data.storage import DatasetLocation, Store, open_store
 
 __all__ = ["encode_dataset"]
 
@@ -57,7 +56,7 @@ __all__ = ["encode_dataset"]
 @renamed_arguments(out="dataset")
 def encode_dataset(
     source: Any,
-    dataset: str | Path,
+    dataset: DatasetLocation,
     *,
     split: str = "train",
     codec: Any = None,
@@ -138,7 +137,7 @@ def encode_dataset(
         raise FormatError("overwrite and part exclude each other: parts of one conversion run side by side")
     if engine == "local":
         usable_device(device)
-    store = Store(dataset, storage_options=storage_options)
+    store = open_store(dataset, storage_options)
     if isinstance(source, Source) and (image_column, label_column) != (None, None):
         raise SourceError(f"{source.location}: is open already: give image_column and label_column to open_source")
     opened: Source = open_source(
@@ -147,7 +146,7 @@ def encode_dataset(
         image_column=image_column,
         label_column=label_column,
         keep_pictures=keep_pictures,
-        storage_options=storage_options,
+        storage_options=store.storage_options,
     )
     _check_folder(store, opened)
     printer = ProgressPrinter() if progress is True else None

@@ -10,14 +10,14 @@ from walloc_data.convert.overwrite import recover
 from walloc_data.convert.progress import ConversionSummary
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import ConversionError
-from walloc_data.storage import Store
+from walloc_data.storage import DatasetLocation, open_store
 
 __all__ = ["finish_dataset"]
 
 
 @renamed_arguments(out="dataset")
 def finish_dataset(
-    dataset: str, *, split: str | None = None, storage_options: Mapping[str, Any] | None = None
+    dataset: DatasetLocation, *, split: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, ConversionSummary]:
     """Join the shards that parts have made into the manifest.
 
@@ -39,7 +39,7 @@ def finish_dataset(
         >>> finish_dataset("latents")["train"].num_samples
         8
     """
-    store = Store(dataset, storage_options=storage_options)
+    store = open_store(dataset, storage_options)
     with disk_errors(store), conversion_lock(store):
         recover(store)
         splits = [split] if split is not None else planned_splits(store)

@@ -17,7 +17,7 @@ from walloc_data.errors import FormatError
 from walloc_data.files import check_regular, open_regular
 from walloc_data.format import MANIFEST_NAME, OPTIONAL_INDEX_COLUMNS, ColumnType, Manifest
 from walloc_data.format.checks import check_int
-from walloc_data.storage import Store
+from walloc_data.storage import DatasetLocation, Store, open_store
 from walloc_data.tables import index_schema
 
 __all__ = ["DatasetInfo", "dataset_info", "failure_lines", "index_rows", "local_file", "open_manifest"]
@@ -208,7 +208,7 @@ def _share(done: int, planned: int | None) -> str:
 
 
 @renamed_arguments(out="dataset")
-def dataset_info(dataset: str | Path, *, storage_options: Mapping[str, Any] | None = None) -> DatasetInfo:
+def dataset_info(dataset: DatasetLocation, *, storage_options: Mapping[str, Any] | None = None) -> DatasetInfo:
     """Read what a data set says of itself; nothing is checked against its shards.
 
     Raises:
@@ -222,7 +222,7 @@ def dataset_info(dataset: str | Path, *, storage_options: Mapping[str, Any] | No
         pictures at 96 x 96 px, the centre square; 2 classes
         train: 8 samples, 0 failures, 2 shards, ... kB; latents 12x12x12
     """
-    store = Store(dataset, storage_options=storage_options)
+    store = open_store(dataset, storage_options)
     unfinished = {}
     planned = planned_splits(store)
     manifest = read_manifest(store) if planned else open_manifest(store)

@@ -63,13 +63,7 @@ def _root(split: str, kind: Kind) -> str:
 
 def replacement(store: Store, split: str, *, kind: Kind = "new") -> Store:
     """Return the folder in which a split's replacement grows, as a store."""
-    folder = f"{store.url}/{_root(split, kind).rstrip('/')}"
-    return Store(
-        folder,
-        storage_options=store.storage_options,
-        max_attempts=store.max_attempts,
-        retry_seconds=store.retry_seconds,
-    )
+    return store.inside(_root(split, kind))
 
 
 def replaced_splits(store: Store) -> list[tuple[str, Kind]]:

@@ -1,7 +1,6 @@
 """`encode_splits`: every split of a source that has several, one after another."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from walloc_data.convert.encode import encode_dataset
@@ -9,6 +8,7 @@ from walloc_data.convert.progress import ConversionSummary
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import SourceError
 from walloc_data.sources import find_splits, open_source
+from walloc_data.storage import DatasetLocation, open_store
 
 __all__ = ["encode_splits"]
 
@@ -16,7 +16,7 @@ __all__ = ["encode_splits"]
 @renamed_arguments(out="dataset")
 def encode_splits(
     source: Any,
-    dataset: str | Path,
+    dataset: DatasetLocation,
     *,
     splits: Sequence[str] | None = None,
     image_column: str | None = None,
@@ -69,7 +69,5 @@ def encode_splits(
             raise SourceError(
                 f"split {split!r}: {error}. Nothing was encoded; --split A,B (splits=[...]) encodes only those"
             ) from error
-    return {
-        name: encode_dataset(found, dataset, split=name, storage_options=storage_options, **options)
-        for name, found in opened.items()
-    }
+    store = open_store(dataset, storage_options)
+    return {name: encode_dataset(found, store, split=name, **options) for name, found in opened.items()}

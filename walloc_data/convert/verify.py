@@ -19,7 +19,7 @@ from walloc_data.format import (
     load_json,
 )
 from walloc_data.sources import open_source
-from walloc_data.storage import Store
+from walloc_data.storage import DatasetLocation, Store, open_store
 
 __all__ = ["Verification", "verify_dataset"]
 
@@ -67,7 +67,7 @@ class Verification:
 
 @renamed_arguments(out="dataset")
 def verify_dataset(
-    dataset: str | Path,
+    dataset: DatasetLocation,
     *,
     split: str | None = None,
     source: Any = None,
@@ -99,7 +99,7 @@ def verify_dataset(
         >>> print(verify_dataset("my-latents").problems[0])
         my-latents/index/train.wids.json: ...
     """
-    store = Store(dataset, storage_options=storage_options)
+    store = open_store(dataset, storage_options)
     manifest = open_manifest(store)
     splits = [split] if split is not None else sorted(manifest.splits)
     records = {name: manifest.split(name, context=store.url) for name in splits}
@@ -108,7 +108,7 @@ def verify_dataset(
             f"{store.url}: to compare a source, name the split that was encoded from it; what was encoded is recorded "
             "in .walloc/, which a data set has where it was made"
         )
-    opened = None if source is None else open_source(source, storage_options=storage_options)
+    opened = None if source is None else open_source(source, storage_options=store.storage_options)
     problems = list(_side_files(store, manifest, splits))
     changed: list[str] = []
     printer = ProgressPrinter() if progress is True else None

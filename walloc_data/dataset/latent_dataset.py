@@ -32,7 +32,7 @@ from walloc_data.dataset.subset import (
 from walloc_data.errors import LoaderError
 from walloc_data.format import ChannelStatistics, Manifest, SplitRecord
 from walloc_data.permutations import derive_key
-from walloc_data.storage import DEFAULT_MAX_CACHE_BYTES, ShardCache, Store
+from walloc_data.storage import DEFAULT_MAX_CACHE_BYTES, DatasetLocation, ShardCache, Store, open_store
 
 __all__ = ["LatentDataset"]
 
@@ -102,7 +102,7 @@ class LatentDataset(IndexedPart):
 
     def __init__(
         self,
-        url: str | os.PathLike[str] | Store,
+        url: DatasetLocation,
         *,
         split: str = "train",
         columns: Sequence[str] = (),
@@ -126,9 +126,7 @@ class LatentDataset(IndexedPart):
             raise LoaderError(f"window_shards must be at least 1, not {window_shards}")
         if num_threads < 1:
             raise LoaderError(f"num_threads must be at least 1, not {num_threads}")
-        if isinstance(url, Store) and storage_options is not None:
-            raise LoaderError("storage_options belong to the Store that is given: leave them out here")
-        store = url if isinstance(url, Store) else Store(url, storage_options=storage_options)
+        store = open_store(url, storage_options)
         self.url, self.split_name, self.shuffle, self.seed = store.url, split, shuffle, seed
         self.transform, self.mirror = transform, mirror
         shard_cache = ShardCache(cache_folder, max_bytes=max_cache_bytes)

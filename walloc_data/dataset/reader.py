@@ -68,12 +68,7 @@ class ShardReader:
         # Every shard has checksums, as data sets have since there are any; a shard's rows all have one or none has.
         self._checked = bool(index.rows[self._ends - counts]["crc32"].all())
         self._manifest = _stamp(store)
-        self._ahead = Store(
-            store.url,
-            storage_options=store.storage_options,
-            max_attempts=min(_ATTEMPTS_AHEAD, store.max_attempts),
-            retry_seconds=store.retry_seconds,
-        )
+        self._ahead = store.inside("", max_attempts=min(_ATTEMPTS_AHEAD, store.max_attempts))
         self._executors: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not come through a fork
 
     def __getstate__(self) -> dict[str, Any]:

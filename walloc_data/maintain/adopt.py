@@ -16,6 +16,7 @@ from walloc_data.errors import CodecError, FormatError, SourceError
 from walloc_data.latents import unpack
 from walloc_data.pictures import PictureError
 from walloc_data.sources import Sample, Source, open_source
+from walloc_data.storage import DatasetLocation, open_store
 
 __all__ = ["AdoptedSource", "adopt_dataset"]
 
@@ -27,7 +28,7 @@ _MAX_ERROR = 0.25  # of their variance; latents are off by less than 0.02, photo
 @renamed_arguments(out="dataset")
 def adopt_dataset(
     source: Any,
-    dataset: str | Path,
+    dataset: DatasetLocation,
     *,
     codec: Any,
     split: str = "train",
@@ -75,7 +76,7 @@ def adopt_dataset(
     """
     if options.get("mirror"):
         raise FormatError("mirror: the mirrored latent of a picture cannot be made of its latent")
-    opened = source
+    store, opened = open_store(dataset, storage_options), source
     if not isinstance(source, Source):
         opened = open_source(
             source,
@@ -83,12 +84,12 @@ def adopt_dataset(
             image_column=image_column,
             label_column=label_column,
             streaming=streaming,
-            storage_options=storage_options,
+            storage_options=store.storage_options,
         )
     adopted = AdoptedSource(opened)
     if not trusted:
         _try_codec(adopted, codec)
-    return encode_dataset(adopted, dataset, split=split, codec=codec, storage_options=storage_options, **options)
+    return encode_dataset(adopted, store, split=split, codec=codec, **options)
 
 
 class AdoptedSource(Source):

@@ -1,7 +1,6 @@
 """New pictures to a split that is finished, and those that failed once more."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from walloc_data.convert.edit import change_split, edit_root
@@ -24,7 +23,7 @@ from walloc_data.maintain.merge import joined_classes, joined_record
 from walloc_data.maintain.shards import Change
 from walloc_data.maintain.summary import EditSummary
 from walloc_data.sources import open_source
-from walloc_data.storage import Store
+from walloc_data.storage import DatasetLocation, Store, open_store
 
 __all__ = ["append_dataset", "retry_failures"]
 
@@ -32,7 +31,7 @@ __all__ = ["append_dataset", "retry_failures"]
 @renamed_arguments(out="dataset")
 def append_dataset(
     source: Any,
-    dataset: str | Path,
+    dataset: DatasetLocation,
     *,
     split: str = "train",
     again: bool = False,
@@ -75,15 +74,16 @@ def append_dataset(
         >>> summary.num_samples, summary.num_added, summary.shards_kept
         (2, 1, 1)
     """
+    store = open_store(dataset, storage_options)
     opened = open_source(
         source,
         split=split,
         image_column=image_column,
         label_column=label_column,
         keep_pictures=keep_pictures,
-        storage_options=storage_options,
+        storage_options=store.storage_options,
     )
-    with locked_dataset(dataset, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
+    with locked_dataset(store) as manifest, staging_folder(store, tag="edit") as folder:
         from walloc_data.codec import fetch_codec
 
         record = manifest.split(split, context=store.url)
@@ -94,7 +94,7 @@ def append_dataset(
                 f"{store.url}: split {split!r} has {'labels' if record.labelled else 'no labels'}, and "
                 f"{opened.location} has {'them' if opened.labelled else 'none'}"
             )
-        inner = Store(f"{store.url}/{append_root(split)}".rstrip("/"), storage_options=storage_options)
+        inner = store.inside(append_root(split))
         if restart:
             discard_append(store, split)
         codec = fetch_codec(store, scratch=folder)
@@ -102,11 +102,10 @@ def append_dataset(
         try:
             encode_dataset(
                 opened,
-                inner.url,
+                inner,
                 split=split,
                 codec=codec,
                 settings=settings,
-                storage_options=storage_options,
                 **options,
             )
         except SettingsMismatchError as error:
@@ -145,7 +144,14 @@ def _refuse_twice(store: Store, split: str, record: SplitRecord, identity: str) 
 
 
 @renamed_arguments(out="dataset")
-def retry_failures(source: Any, dataset: str | Path, *, split: str = "train", **options: Any) -> ConversionSummary:
+def retry_failures(
+    source: Any,
+    dataset: DatasetLocation,
+    *,
+    split: str = "train",
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ConversionSummary:
     """Do the pictures listed in ``failures/`` again, and the others of their shards with them.
 
     A finished split is replaced once all of it is done; until then it stays as it was. The same as `encode_dataset`
@@ -155,6 +161,7 @@ def retry_failures(source: Any, dataset: str | Path, *, split: str = "train", **
         source: what the split was encoded from.
         dataset: the data set.
         split: the split.
+        storage_options: for the file system of `dataset`, and of remote tars.
         options: `encode_dataset`'s.
 
     Raises:
@@ -167,11 +174,11 @@ def retry_failures(source: Any, dataset: str | Path, *, split: str = "train", **
         >>> retry_failures("pictures", "latents").new_samples  # nothing had failed
         0
     """
-    store = Store(dataset, storage_options=options.get("storage_options"))
+    store = open_store(dataset, storage_options)
     if not store.exists(plan_name(split)):
         open_manifest(store).split(split, context=store.url)
         raise FormatError(
             f"{store.url}: split {split!r} was made of several sources, or changed, and has no plan any more: its "
             "failures cannot be done again by themselves. Append the mended pictures"
         )
-    return encode_dataset(source, dataset, split=split, retry_failures=True, **options)
+    return encode_dataset(source, store, split=split, retry_failures=True, **options)

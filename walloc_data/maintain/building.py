@@ -52,20 +52,19 @@ class Built:
 
 
 @contextmanager
-def locked_dataset(dataset: str | Path, storage_options: Mapping[str, Any] | None) -> Iterator[tuple[Store, Manifest]]:
-    """Open a finished data set for writing, locked; interrupted changes are completed first.
+def locked_dataset(store: Store) -> Iterator[Manifest]:
+    """Lock a finished data set for writing and give its manifest; interrupted changes are completed first.
 
     Raises:
         BusyError: a conversion is writing there.
         FormatError: there is no finished data set.
     """
-    store = Store(dataset, storage_options=storage_options)
     open_manifest(store)  # before anything is written, such as a lock
     with disk_errors(store), conversion_lock(store):
         recover(store)
         manifest = open_manifest(store)
         _clean_appends(store, manifest)
-        yield store, manifest
+        yield manifest
 
 
 def append_root(split: str) -> str:
@@ -85,7 +84,7 @@ def _clean_appends(store: Store, manifest: Manifest) -> None:
         split, _, kind = name.partition(".")
         if kind != "append":
             continue
-        inner = Store(f"{store.url}/{append_root(split)}".rstrip("/"), storage_options=store.storage_options)
+        inner = store.inside(append_root(split))
         plan = read_plan(inner, split)
         record = manifest.splits.get(split)
         sources = [] if record is None else record.source.get("parts", [record.source])

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from walloc_data.convert.edit import publish_manifest
@@ -15,7 +14,7 @@ from walloc_data.maintain.building import Built, Part, build_split
 from walloc_data.maintain.shards import Change
 from walloc_data.maintain.summary import EditSummary
 from walloc_data.sources.base import fingerprint
-from walloc_data.storage import Store
+from walloc_data.storage import DatasetLocation, Store, open_store
 
 __all__ = ["joined_classes", "joined_record", "merge_datasets", "refuse_differences"]
 
@@ -26,7 +25,11 @@ _MARKER = ".walloc/merge.json"
 
 @renamed_arguments(out="output")
 def merge_datasets(
-    first: str | Path, second: str | Path, output: str | Path, *, storage_options: Mapping[str, Any] | None = None
+    first: DatasetLocation,
+    second: DatasetLocation,
+    output: DatasetLocation,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> list[EditSummary]:
     """Make one data set of two that were encoded by the same codec and settings. Neither is changed.
 
@@ -57,9 +60,9 @@ def merge_datasets(
         >>> [summary.num_samples for summary in merge_datasets("first", "second", "both")]
         [2]
     """
-    stores = [Store(place, storage_options=storage_options) for place in (first, second)]
+    stores = [open_store(dataset, storage_options) for dataset in (first, second)]
     manifests = [open_manifest(store) for store in stores]
-    target = Store(output, storage_options=storage_options)
+    target = open_store(output, storage_options)
     context = f"{stores[0].url} and {stores[1].url}"
     refuse_differences(*manifests, context=context)
     names, labels = joined_classes(manifests[0].class_names, manifests[1].class_names, context=context)

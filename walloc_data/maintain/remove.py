@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from walloc_data.maintain.building import Keep, Part, build_split, locked_datase
 from walloc_data.maintain.index import tables_of
 from walloc_data.maintain.shards import Change
 from walloc_data.maintain.summary import EditSummary
-from walloc_data.storage import Store
+from walloc_data.storage import DatasetLocation, Store, open_store
 
 __all__ = ["remove_samples", "remove_split"]
 
@@ -26,7 +25,9 @@ _MAX_NAMED = 5
 
 
 @renamed_arguments(out="dataset")
-def remove_split(dataset: str | Path, *, split: str, storage_options: Mapping[str, Any] | None = None) -> EditSummary:
+def remove_split(
+    dataset: DatasetLocation, *, split: str, storage_options: Mapping[str, Any] | None = None
+) -> EditSummary:
     """Remove a whole split from a data set.
 
     One write of the manifest removes it; its files are deleted after that. Killed in between, the next change or
@@ -49,7 +50,8 @@ def remove_split(dataset: str | Path, *, split: str, storage_options: Mapping[st
         >>> remove_split("latents-to-change", split="val").num_removed
         2
     """
-    with locked_dataset(dataset, storage_options) as (store, manifest):
+    store = open_store(dataset, storage_options)
+    with locked_dataset(store) as manifest:
         record = manifest.split(split, context=store.url)
         drop_split(store, split)
         return EditSummary(store.url, split, 0, num_removed=record.num_samples)
@@ -57,7 +59,7 @@ def remove_split(dataset: str | Path, *, split: str, storage_options: Mapping[st
 
 @renamed_arguments(out="dataset")
 def remove_samples(
-    dataset: str | Path,
+    dataset: DatasetLocation,
     *,
     split: str,
     keys: Collection[str] = (),
@@ -95,7 +97,8 @@ def remove_samples(
         >>> summary.num_samples, summary.num_removed
         (6, 2)
     """
-    with locked_dataset(dataset, storage_options) as (store, manifest), staging_folder(store, tag="edit") as folder:
+    store = open_store(dataset, storage_options)
+    with locked_dataset(store) as manifest, staging_folder(store, tag="edit") as folder:
         record = manifest.split(split, context=store.url)
         rule = _Rule(store, manifest, split, keys=keys, names=names, classes=classes)
         root = edit_root(split)

@@ -21,7 +21,7 @@ from walloc_data.report.charts import Charts, bar_table, number, picture_bytes
 from walloc_data.report.history import read_failures, read_runs
 from walloc_data.report.pictures import class_pictures, walk_through
 from walloc_data.report.samples import OpenSplit, open_split
-from walloc_data.storage import Store, read_manifest
+from walloc_data.storage import DatasetLocation, open_store, read_manifest
 from walloc_data.templating import render_html
 
 __all__ = ["report"]
@@ -33,7 +33,7 @@ MAX_SHARDS_LISTED = 2000
 
 @renamed_arguments(out="dataset")
 def report(
-    dataset: str | os.PathLike[str],
+    dataset: DatasetLocation,
     target: str | os.PathLike[str],
     *,
     samples_per_class: int = 3,
@@ -59,13 +59,13 @@ def report(
         >>> report("my-latents", "report.html")
         PosixPath('report.html')
     """
-    store = Store(dataset, storage_options=storage_options)
+    store = open_store(dataset, storage_options)
     manifest = read_manifest(store)
     charts = Charts()
     name = store.url.rstrip("/").rpartition("/")[2]
     splits = []
     for split in manifest.splits:
-        with open_split(dataset, split=split, storage_options=storage_options) as opened:
+        with open_split(store, split=split) as opened:
             splits.append(_split(opened, charts, per_class=samples_per_class, max_classes=max_classes))
     page = render_html(
         "report.html.j2",

@@ -1,12 +1,11 @@
 """Samples of a data set as people want to see them: latents with their captions, and pictures decoded from them."""
 
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -85,11 +84,8 @@ class OpenSplit(OpenedSplit):
 
 
 @contextmanager
-def open_split(
-    dataset: str | os.PathLike[str], *, split: str | None, storage_options: Mapping[str, Any] | None = None
-) -> Iterator[OpenSplit]:
+def open_split(store: Store, *, split: str | None) -> Iterator[OpenSplit]:
     """Open one split; None is the first by name, training before others."""
-    store = Store(dataset, storage_options=storage_options)
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
         yield OpenSplit(store, split, cache=ShardCache(Path(scratch)))
 

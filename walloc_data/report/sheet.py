@@ -23,7 +23,7 @@ from walloc_data.files import atomic_file
 from walloc_data.format import ChannelStatistics, SplitRecord
 from walloc_data.latents import pack
 from walloc_data.report.samples import OpenSplit, ReportSample, decode, open_split, psnr
-from walloc_data.storage import Store
+from walloc_data.storage import DatasetLocation, open_store
 from walloc_data.webp import MAX_SIDE
 
 __all__ = ["add_preview", "channel_grid", "decoders_of", "draw_sheet", "packed_picture", "preview", "save_picture"]
@@ -48,7 +48,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @renamed_arguments(out="dataset")
 def preview(
-    dataset: str | os.PathLike[str],
+    dataset: DatasetLocation,
     target: str | os.PathLike[str],
     *,
     split: str | None = None,
@@ -82,7 +82,7 @@ def preview(
         >>> preview("my-latents", "preview.png", num_samples=2)
         PosixPath('preview.png')
     """
-    with open_split(dataset, split=split, storage_options=storage_options) as opened:
+    with open_split(open_store(dataset, storage_options), split=split) as opened:
         if keys is not None:
             rows = opened.rows_of(keys)
         else:
@@ -113,7 +113,7 @@ def draw_sheet(
 
 @renamed_arguments(out="dataset")
 def add_preview(
-    dataset: str | os.PathLike[str],
+    dataset: DatasetLocation,
     *,
     split: str | None = None,
     num_samples: int = 4,
@@ -128,10 +128,10 @@ def add_preview(
         >>> "](preview.webp)" in Path("my-latents/README.md").read_text()
         True
     """
-    store = Store(dataset, storage_options=storage_options)
+    store = open_store(dataset, storage_options)
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
         picture = Path(folder) / PREVIEW_NAME
-        preview(dataset, picture, split=split, num_samples=num_samples, storage_options=storage_options)
+        preview(store, picture, split=split, num_samples=num_samples)
         store.write_bytes(PREVIEW_NAME, picture.read_bytes())
     show_preview(store)
 

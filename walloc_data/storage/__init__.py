@@ -4,6 +4,7 @@ from walloc_data.storage.cache import DEFAULT_MAX_CACHE_BYTES, ShardCache, cache
 from walloc_data.storage.cache_contents import CacheContents, cache_contents, clear_cache
 from walloc_data.storage.lock import HeldLock, file_lock, lock_path, machine_folder
 from walloc_data.storage.manifest import read_manifest, shards_reader, write_manifest
+from walloc_data.storage.opening import DatasetLocation, open_store
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry
 from walloc_data.storage.shards import OpenShards, ShardFile, max_open_shards
 from walloc_data.storage.store import Store
@@ -14,6 +15,7 @@ __all__ = [
     "DEFAULT_RETRY_SECONDS",
     "CacheContents",
     "DaemonThreads",
+    "DatasetLocation",
     "HeldLock",
     "OpenShards",
     "Retry",
@@ -28,6 +30,7 @@ __all__ = [
     "lock_path",
     "machine_folder",
     "max_open_shards",
+    "open_store",
     "read_manifest",
     "shards_reader",
     "write_manifest",

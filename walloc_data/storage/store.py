@@ -103,6 +103,15 @@ class Store:
             ", and AWS_ENDPOINT_URL" if self.endpoint else ", or set AWS_ENDPOINT_URL where the store is not Amazon's"
         )
 
+    def inside(self, folder: str, *, max_attempts: int | None = None) -> "Store":
+        """Return a folder of this store, "" for the root, as a store that is opened in the same way."""
+        return Store(
+            f"{self.url}/{folder}".rstrip("/"),
+            storage_options=self.storage_options,
+            max_attempts=self.max_attempts if max_attempts is None else max_attempts,
+            retry_seconds=self.retry_seconds,
+        )
+
     def location(self, path: str) -> str:
         """Return the full name of a file, for messages."""
         return f"{self.url}/{path}"

@@ -11,7 +11,7 @@ import pytest
 
 from tests import warm
 from walloc_data import LatentDataset
-from walloc_data.errors import LoaderError, StorageError
+from walloc_data.errors import StorageError
 from walloc_data.storage import Store
 
 pytestmark = [pytest.mark.object_store, pytest.mark.usefixtures("credentials")]
@@ -95,5 +95,5 @@ def test_a_data_set_takes_a_store_with_limits_of_its_own(
     with pytest.raises(StorageError, match=r"fetching .*train-00000.tar: failed 2 times in \d s"):
         dataset[0]
     assert faults.count("train-00000") == 2
-    with pytest.raises(LoaderError, match="storage_options belong to the Store that is given"):
+    with pytest.raises(StorageError, match="storage_options belong to the Store that is given"):
         LatentDataset(Store(url), storage_options={"anon": True})
