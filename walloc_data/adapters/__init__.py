@@ -3,6 +3,7 @@
 from walloc_data.adapters.checkpoints import check_codec, load_latent_model, model_from_config, save_latent_model
 from walloc_data.adapters.config import LatentModelConfig, latent_config, stem_of
 from walloc_data.adapters.families import FAMILIES, Family, Geometry, find_family
+from walloc_data.adapters.feature_maps import LatentFeatures
 from walloc_data.adapters.features import (
     compared_stages,
     picture_size,
@@ -24,6 +25,7 @@ __all__ = [
     "Family",
     "Geometry",
     "LatentConv2d",
+    "LatentFeatures",
     "LatentModelConfig",
     "LatentModelSummary",
     "PixelPrediction",

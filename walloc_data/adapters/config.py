@@ -17,8 +17,8 @@ __all__ = ["LatentModelConfig", "View", "latent_config", "stem_module", "stem_of
 
 # What would fetch or open other files, or is a parameter of its own. A saved model's config is not trusted with these.
 _RESERVED_KWARGS = {
-    "cache_dir", "checkpoint_path", "features_only", "in_chans", "model_name", "num_classes", "pretrained",
-    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "scriptable",
+    "cache_dir", "checkpoint_path", "features_only", "in_chans", "model_name", "num_classes", "out_indices",
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "scriptable",
 }  # fmt: skip
 
 View = Literal["whole", "resize", "crop"]
@@ -53,6 +53,7 @@ class LatentModelConfig:
     filter: Literal["bicubic", "lanczos"] = "bicubic"
     snap: int | None = None
     view: View = "whole"  # how stored latents come to input_shape in validation
+    features: tuple[int, ...] | None = None  # kept stages whose feature maps are given; None: a classifier's logits
     timm_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,6 +70,8 @@ class LatentModelConfig:
             raise ModelError(f"{len(self.class_names)} class names for {self.num_classes} classes")
         if self.num_classes < 0:
             raise ModelError(f"num_classes must be 0 (features only) or more, not {self.num_classes}")
+        if self.features is not None and self.num_classes:
+            raise ModelError("a model of feature maps has no classes: num_classes must be 0")
         if reserved := sorted(_RESERVED_KWARGS & set(self.timm_kwargs)):
             raise ModelError(f"{reserved} cannot be passed on to timm here")
         hidden = self.stem_hidden_channels
@@ -101,6 +104,8 @@ class LatentModelConfig:
             fields = dict(value)
             fields["codec"] = CodecSpec.from_dict(fields["codec"], context=context)
             fields["input_shape"] = tuple(fields["input_shape"])
+            if fields.get("features") is not None:
+                fields["features"] = tuple(fields["features"])
             if fields.get("class_names") is not None:
                 fields["class_names"] = tuple(fields["class_names"])
             return cls(**fields)
@@ -122,6 +127,9 @@ def _check_types(config: LatentModelConfig) -> None:
         raise ModelError(f"timm_kwargs must be an object, not {shown(config.timm_kwargs)}")
     if not all(type(side) is int and side <= 2**20 for side in config.input_shape):
         raise ModelError(f"input_shape must be three positive integers, not {shown(config.input_shape)}")
+    features = config.features
+    if features is not None and not all(type(stage) is int and 0 <= stage < 2**10 for stage in features):
+        raise ModelError(f"features must be numbers of stages or null, not {shown(features)}")
     for name in config.class_names or ():
         if not isinstance(name, str):
             raise ModelError(f"class_names must be a list of strings or null, not {shown(config.class_names)}")

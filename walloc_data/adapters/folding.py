@@ -302,6 +302,10 @@ def copy_pixel_weights(model: nn.Module, pixel_model: nn.Module) -> None:
             source = module.checkpoint_filter_fn(source, inner)
     classifier = str(inner.pretrained_cfg.get("classifier", "fc"))
     own = inner.state_dict()
+    if config.num_classes == 0:  # features: the pixel model's classifier has no place
+        heads = inner.pretrained_cfg.get("classifier", "fc")
+        heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+        source = {name: value for name, value in source.items() if not name.startswith(heads)}
     if f"{classifier}.weight" in source and source[f"{classifier}.weight"].shape != own[f"{classifier}.weight"].shape:
         raise ModelError(
             f"{config.name}: the pixel model has {len(source[f'{classifier}.weight'])} classes, this one "

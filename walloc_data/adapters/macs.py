@@ -1,17 +1,27 @@
 """Count of a model's multiply-accumulates per latent."""
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
 
 from walloc_data.errors import ModelError
 
-__all__ = ["count_macs"]
+__all__ = ["count_macs", "fake_forward"]
 
 
 def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     """Return the multiply-accumulates of convolutions and matrix products for one latent of a shape.
+
+    Raises:
+        ModelError: the model cannot take latents of this shape.
+    """
+    return fake_forward(model, input_shape)[1]
+
+
+def fake_forward(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Any, int]:
+    """Return the output for one latent of a shape, and its multiply-accumulates.
 
     It runs through fake tensors, which cost neither memory nor time.
 
@@ -32,10 +42,10 @@ def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
         log.disabled = True
         # The fused attention kernels of the CPU are invisible to the counter; the plain one is two products.
         with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            model(torch.zeros((1, *input_shape), dtype=torch.int8, device=device))
+            output = model(torch.zeros((1, *input_shape), dtype=torch.int8, device=device))
     except Exception as error:  # whatever timm's layers raise on a size that does not fit
         raise ModelError(f"cannot take latents of shape {input_shape}: {error}") from error
     finally:
         log.disabled = disabled
         model.train(training)
-    return int(counter.get_total_flops()) // 2
+    return output, int(counter.get_total_flops()) // 2

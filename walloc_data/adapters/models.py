@@ -1,7 +1,7 @@
 """timm models over latents: int8 in, logits out, everything in between timm's own."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from walloc_data.adapters.config import LatentModelConfig, View, latent_config, unwrap
 from walloc_data.adapters.families import find_family
+from walloc_data.adapters.feature_maps import LatentFeatures
 from walloc_data.adapters.folding import copy_pixel_weights
 from walloc_data.adapters.macs import count_macs
 from walloc_data.adapters.outputs import HasTarget, Outputs, names_of_target, outputs_of
@@ -68,6 +69,8 @@ def create_latent_model(
     dataset: HasManifest | Manifest | str | os.PathLike[str] | None = None,
     split: str | None = None,
     num_classes: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
     geometry: Geometry | None = None,
     pretrained: Pretrained = False,
     normalization: Normalization = "standard",
@@ -94,6 +97,9 @@ def create_latent_model(
         split: whose statistics and shape are taken; default: that of a `LatentDataset`, else "train".
         num_classes: default: the data set's, by its target: the classes of a label, 1 of a number to regress, K of
             lists of K values, several labels say.
+        features_only: give feature maps of the kept stages in place of logits, as timm does: a list of (N, C, h, w),
+            described by the model's `feature_info` (see `LatentFeatures`).
+        out_indices: which of them, by their place among the kept stages; None: all, or the last three of ViTs.
         geometry: "skip_early", "all_stages" or "pixel_grid" (see `walloc_data.adapters.families`); default: the
             family's first.
         pretrained: True loads timm's weights for pixels; a path those of a state dict (safetensors, or torch.save's);
@@ -114,7 +120,8 @@ def create_latent_model(
         timm_kwargs: passed to `timm.create_model` (drop_path_rate, window_size, depth, ...).
 
     Returns:
-        timm's module, with `latent_config` (LatentModelConfig) and a true `pretrained_cfg`.
+        timm's module, or a `LatentFeatures` around it, with `latent_config` (LatentModelConfig) and a true
+        `pretrained_cfg`.
 
     Raises:
         ModelError: for a family without a latent stem, a size that the model cannot take, or missing facts.
@@ -134,7 +141,8 @@ def create_latent_model(
         codec, sizes = codec or manifest.codec, _sizes(manifest.settings)
         if isinstance(dataset, HasTarget) and split in (None, dataset.split_name):
             statistics, input_shape = statistics or dataset.statistics, input_shape or dataset.latent_shape
-            outputs = outputs_of(dataset) if num_classes is None else (num_classes, names_of_target(dataset))
+            if not features_only:
+                outputs = outputs_of(dataset) if num_classes is None else (num_classes, names_of_target(dataset))
         else:
             record = manifest.split(
                 str(split or "train"),
@@ -143,6 +151,12 @@ def create_latent_model(
             statistics, input_shape = statistics or record.statistics, input_shape or record.latent_shape
             names = manifest.class_names
             outputs = (None if names is None else len(names)), names
+    if features_only:
+        if num_classes:
+            raise ModelError(f"{name}: features_only=True gives no logits: leave out num_classes")
+        outputs, num_classes = (0, None), 0
+    elif out_indices is not None:
+        raise ModelError(f"{name}: out_indices are of feature maps: pass features_only=True with them")
     if codec is None or statistics is None:
         raise ModelError(f"{name}: pass dataset=, or both codec= and statistics=")
     if input_shape is None:
@@ -175,7 +189,7 @@ def create_latent_model(
     model = build(config, buffers=normalization_buffers(statistics, kind=normalization))
     if pixel is not None:
         copy_pixel_weights(model, pixel)
-    return model
+    return LatentFeatures(model, out_indices=out_indices) if features_only else model
 
 
 def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> nn.Module:
@@ -248,7 +262,7 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> nn.Mod
         count_macs(model, config.input_shape)  # proof that such a latent goes through
     except ModelError as error:
         raise ModelError(f"{config.name}: built as {config.geometry!r} it {error}") from error
-    return cast(nn.Module, model)
+    return cast(nn.Module, model) if config.features is None else LatentFeatures(model, out_indices=config.features)
 
 
 def grid_of(config: LatentModelConfig) -> Grid:
