@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from walloc_data.adapters import check_codec, latent_config, load_latent_model
-from walloc_data.codec import bundled_codecs, codec_folder, fetch_codec, load_codec, save_codec
+from walloc_data.codec import CodecInfo, WallocCodec, bundled_codecs, codec_folder, fetch_codec, load_codec, save_codec
 from walloc_data.errors import CodecError, ModelError, SourceError
 from walloc_data.files import read_regular
 from walloc_data.format import EncodeSettings, padding_for
@@ -33,7 +33,7 @@ from walloc_data.pictures import (
     resize_and_crop,
 )
 from walloc_data.sources import Sample, open_source
-from walloc_data.storage import Store
+from walloc_data.storage import DatasetLocation, Store, open_store
 from walloc_data.transforms import CenterCrop, LatentOperators, Resize
 
 __all__ = ["PictureClassifier", "Prediction", "attach_codec", "load_classifier", "predict"]
@@ -264,7 +264,7 @@ def _reflected(length: int, before: int, after: int, *, device: torch.device) ->
     return torch.where(index < length, index, period - index)
 
 
-def attach_codec(folder: str | os.PathLike[str], *, dataset: str | os.PathLike[str]) -> Path:
+def attach_codec(folder: str | os.PathLike[str], *, dataset: DatasetLocation) -> Path:
     """Copy a data set's encoder into a saved model's folder, as `codec/`, so that the folder can serve alone.
 
     Args:
@@ -278,10 +278,7 @@ def attach_codec(folder: str | os.PathLike[str], *, dataset: str | os.PathLike[s
         >>> attach_codec(folder, dataset="my-latents")
         PosixPath('runs/first/codec')
     """
-    store = Store(dataset)
-    prefix = "codec/" if store.exists("codec/codec.json") else ""
-    with tempfile.TemporaryDirectory() as scratch:
-        codec, _ = load_codec(fetch_codec(store, scratch=Path(scratch), prefix=prefix, decoders=False), decoder=False)
+    codec, _ = _encoder_of(open_store(dataset))
     model = load_latent_model(folder)
     check_codec(model, codec.spec)
     target = Path(folder) / "codec"
@@ -293,15 +290,23 @@ def attach_codec(folder: str | os.PathLike[str], *, dataset: str | os.PathLike[s
     return target
 
 
+def _encoder_of(store: Store, *, device: str = "cpu") -> tuple[WallocCodec, CodecInfo]:
+    """Load the codec of a data set, or of a codec's folder, without its decoder."""
+    prefix = "codec/" if store.exists("codec/codec.json") else ""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = fetch_codec(store, scratch=Path(scratch), prefix=prefix, decoders=False)
+        return load_codec(folder, device=device, decoder=False)
+
+
 def load_classifier(
-    folder: str | os.PathLike[str], *, codec: str | os.PathLike[str] | None = None, device: str = "cpu"
+    folder: str | os.PathLike[str], *, codec: DatasetLocation | None = None, device: str = "cpu"
 ) -> PictureClassifier:
     """Load a saved model with its codec.
 
     Args:
         folder: what `save_latent_model` wrote.
-        codec: what `load_codec` takes, or the folder of a data set, whose codec is taken; default: the model folder's
-            `codec/`, else a bundled codec of the same encoder.
+        codec: a data set, local or remote, whose codec is taken, or what `load_codec` takes; default: the model
+            folder's `codec/`, else a bundled codec of the same encoder.
 
     Raises:
         CodecError: if no codec of the model's encoder is at hand.
@@ -315,16 +320,21 @@ def load_classifier(
     """
     model = load_latent_model(folder, device=device)
     wanted = latent_config(model).codec
-    if codec is None:
-        attached = Path(folder) / "codec"
-        candidates: list[str | Path] = [attached] if (attached / "codec.json").is_file() else list(bundled_codecs())
+    attached = Path(folder) / "codec"
+    if codec is not None:
+        candidates: list[DatasetLocation] = [codec]
     else:
-        candidates = [_of_data_set(codec) or (codec if isinstance(codec, str) else Path(codec))]
+        candidates = [attached] if (attached / "codec.json").is_file() else list(bundled_codecs())
     for candidate in candidates:
-        loaded, info = load_codec(candidate, device=device, decoder=False)
+        store = _store_with_codec(candidate)
+        if store is not None:
+            loaded, info = _encoder_of(store, device=device)
+        else:
+            loaded, info = load_codec(cast(str | Path, candidate), device=device, decoder=False)
         if info.encoder_sha256 == wanted.encoder_sha256 or codec is not None:
-            operators_in = codec_folder(candidate) if latent_config(model).view == "resize" else None
-            operators = None if operators_in is None else LatentOperators.load(operators_in, spec=loaded.spec)
+            operators = None
+            if store is not None and latent_config(model).view == "resize":
+                operators = LatentOperators.load(store, spec=loaded.spec)
             return PictureClassifier(model, loaded, operators=operators).eval()
     raise CodecError(
         f"{folder}: its model was trained on latents of codec {wanted.name!r} ({wanted.encoder_sha256[:12]}), which is "
@@ -332,17 +342,22 @@ def load_classifier(
     )
 
 
-def _of_data_set(codec: str | os.PathLike[str]) -> Path | None:
-    """Return the codec in a data set's folder; None where it is no such folder."""
-    inside = Path(codec) / "codec"
-    return inside if (inside / "codec.json").is_file() else None
+def _store_with_codec(codec: DatasetLocation) -> Store | None:
+    """Return the store of a data set or of a codec's folder; None for a published checkpoint, which is a file."""
+    if isinstance(codec, Store):
+        return codec
+    if (folder := codec_folder(codec if isinstance(codec, str) else Path(codec))) is not None:
+        return open_store(folder)
+    if "://" in str(codec):
+        return None if str(codec).endswith(".pth") else open_store(codec)
+    return open_store(codec) if (Path(codec) / "codec" / "codec.json").is_file() else None
 
 
 def predict(
     checkpoint: str | os.PathLike[str],
     pictures: Iterable[str | os.PathLike[str]],
     *,
-    codec: str | os.PathLike[str] | None = None,
+    codec: DatasetLocation | None = None,
     top: int = 5,
     device: str = "cpu",
     settings: EncodeSettings | None = None,

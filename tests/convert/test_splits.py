@@ -1,5 +1,6 @@
 """Several splits in one command, and sequences through workers: encoded, resumed, whole."""
 
+import inspect
 import io
 import json
 import subprocess
@@ -14,7 +15,9 @@ from torchvision.datasets import FakeData
 from walloc_data import LatentDataset, encode_dataset, encode_splits
 from walloc_data.cli import main
 from walloc_data.convert import verify_dataset
+from walloc_data.convert.splits import EncodeOptions
 from walloc_data.errors import ConversionError, SourceError
+from walloc_data.format import EncodeSettings
 
 
 @pytest.fixture
@@ -64,6 +67,16 @@ def test_a_split_that_cannot_be_opened_is_named_before_anything_is_encoded(tmp_p
     pictures = [(np.zeros((8, 8, 3), np.uint8), 0)]
     with pytest.raises(SourceError, match=r"split 'val': python:list: no items. Nothing was encoded"):
         encode_splits({"train": pictures, "val": []}, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_option_of_encode_dataset_is_one_of_splits_and_no_other(tmp_path: Path) -> None:
+    given = set(inspect.signature(encode_splits).parameters) - {"source", "dataset", "splits", "streaming", "options"}
+    of_one = set(inspect.signature(encode_dataset).parameters) - {"source", "dataset", "split", "fields"}
+    assert given | set(EncodeOptions.__annotations__) == of_one | set(EncodeSettings().to_dict())
+    splits = {"train": [(np.zeros((8, 8, 3), np.uint8), 0)]}
+    with pytest.raises(TypeError, match=r"encode_splits: unknown options \['size', 'split'\]; it takes \['address',"):
+        encode_splits(splits, tmp_path / "out", size=64, split="val", progress=False)
     assert not (tmp_path / "out").exists()
 
 

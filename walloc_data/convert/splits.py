@@ -1,16 +1,36 @@
 """`encode_splits`: every split of a source that has several, one after another."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Unpack
 
 from walloc_data.convert.encode import encode_dataset
-from walloc_data.convert.progress import ConversionSummary
+from walloc_data.convert.progress import ConversionSummary, Progress
+from walloc_data.convert.units import OnError
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import SourceError
+from walloc_data.format import EncodeSettings, SettingFields
 from walloc_data.sources import find_splits, open_source
 from walloc_data.storage import DatasetLocation, open_store
 
-__all__ = ["encode_splits"]
+__all__ = ["EncodeOptions", "encode_splits"]
+
+
+class EncodeOptions(SettingFields, total=False):
+    """Options of `encode_dataset` that are the same for every split, as keyword arguments."""
+
+    codec: Any
+    settings: EncodeSettings | None
+    workers: int
+    engine: Literal["local", "ray"]
+    address: str | None
+    device: str
+    on_error: OnError
+    max_failures: int | None
+    overwrite: bool
+    repair: bool
+    retry_failures: bool
+    part: str | None
+    progress: bool | Callable[[Progress], None]
 
 
 @renamed_arguments(out="dataset")
@@ -24,7 +44,7 @@ def encode_splits(
     keep_pictures: Sequence[str] = (),
     streaming: bool = False,
     storage_options: Mapping[str, Any] | None = None,
-    **options: Any,
+    **options: Unpack[EncodeOptions],
 ) -> dict[str, ConversionSummary]:
     """Encode splits of a source into one data set. Run again after an interruption, it does what is not done yet.
 
@@ -38,7 +58,7 @@ def encode_splits(
         splits: only these, in this order; None: all.
         image_column, label_column, keep_pictures, streaming: as in `open_source`, for each split.
         storage_options: for the file system of `dataset`.
-        options: `encode_dataset`'s, for each split.
+        options: those of `encode_dataset`, for each split: ``size_px=256, workers=8``.
 
     Returns:
         Each split's summary, by its name.
@@ -54,6 +74,8 @@ def encode_splits(
         >>> [(split, summary.num_samples) for split, summary in summaries.items()]
         [('train', 6), ('val', 2)]
     """
+    if unknown := sorted(options.keys() - EncodeOptions.__annotations__.keys()):
+        raise TypeError(f"encode_splits: unknown options {unknown}; it takes {sorted(EncodeOptions.__annotations__)}")
     opened = {}
     for name, (spec, split) in find_splits(source, names=splits).items():
         try:

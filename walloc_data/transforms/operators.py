@@ -22,7 +22,7 @@ from walloc_data.files import atomic_file
 from walloc_data.format import CodecSpec
 from walloc_data.latents import expand
 from walloc_data.regression import WindowMap, WindowRegression
-from walloc_data.storage import Store
+from walloc_data.storage import DatasetLocation, open_store
 from walloc_data.transforms.rescaling import FACTORS, LARGEST_TERM, RescalingMap, RescalingSums, window_cells
 
 __all__ = ["OPERATORS_NAME", "LatentOperators", "fit_operators"]
@@ -111,7 +111,7 @@ class LatentOperators:
         return target
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str], *, spec: CodecSpec | None = None) -> "LatentOperators":
+    def load(cls, source: DatasetLocation, *, spec: CodecSpec | None = None) -> "LatentOperators":
         """Read a codec's operators.
 
         Args:
@@ -122,7 +122,7 @@ class LatentOperators:
             StorageError: where there are none; says how to fit them.
             CodecError: for a file that is not one, or is of another codec.
         """
-        store = Store(source)
+        store = open_store(source)
         for path in (OPERATORS_NAME, f"codec/{OPERATORS_NAME}"):
             if store.exists(path):
                 data = store.read_bytes(path, max_bytes=MAX_OPERATORS_BYTES)
