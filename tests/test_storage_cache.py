@@ -15,6 +15,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from walloc_data.errors import CorruptShardError, MissingExtraError, StorageError
 from walloc_data.format import ShardRecord
@@ -251,13 +252,14 @@ def test_retries_stop_and_name_the_last_reason(tmp_path: Path, monkeypatch: pyte
     slept: list[float] = []
     store = Store("memory://x", max_attempts=4)
 
-    def failing() -> None:
+    def failing(*_: object, **__: object) -> bytes:
         raise ConnectionResetError("by peer")
 
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", failing)
     with pytest.raises(
-        StorageError, match=r"reading it: failed 4 times in 0 s, last with ConnectionResetError: by peer"
+        StorageError, match=r"reading memory://x/a: failed 4 times in 0 s, last with ConnectionResetError: by peer"
     ):
-        store._retry(failing, what="reading it")
+        store.read_bytes("a", max_bytes=9)
     assert len(slept) == 3
     assert slept[0] < slept[1] < slept[2]
 

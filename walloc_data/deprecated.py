@@ -24,6 +24,7 @@ def renamed_arguments(**new_names: str) -> Callable[[Callable[P, T]], Callable[P
         ... def paint(*, color: str) -> str:
         ...     return color
         >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
         ...     paint(colour="red")
         'red'
         >>> print(caught[0].message)

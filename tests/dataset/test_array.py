@@ -1,6 +1,7 @@
 """The decoded array: filled once by whoever comes, complete or not at all, free for the next run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,17 @@ from tests import warm
 from walloc_data import LatentDataset
 from walloc_data.dataset.reader import ShardReader
 from walloc_data.errors import LoaderError
+from walloc_data.storage import default_cache_folder
 
 Ids = Callable[[torch.Tensor], list[int]]
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+def array_folder() -> Path:
+    """Where the one array of this test's cache lies."""
+    [latents] = default_cache_folder().rglob("latents.int8")
+    return latents.parent
 
 
 def test_later_epochs_and_runs_decode_nothing(hundred: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,24 +44,24 @@ def test_later_epochs_and_runs_decode_nothing(hundred: Path, monkeypatch: pytest
 def test_reading_one_sample_decodes_one_shard(hundred: Path) -> None:
     dataset = LatentDataset(hundred, cache="array")
     assert dataset[50][1] == 0
-    done = np.fromfile(dataset._reader.folder / "done", np.uint8)  # type: ignore[attr-defined]
+    done = np.fromfile(array_folder() / "done", np.uint8)
     assert done.tolist() == [0, 0, 0, 1, 0, 0, 0]
 
 
-def test_several_workers_fill_it_together_each_shard_once(hundred: Path, tmp_path: Path, ids_of: Ids) -> None:
-    log = tmp_path / "decoded"
-    original = LatentDataset(hundred, cache="array")
-    decode = original._reader._decode  # type: ignore[attr-defined]
+def test_several_workers_fill_it_together_each_sample_decoded_once(
+    hundred: Path, tmp_path: Path, ids_of: Ids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, read = tmp_path / "decoded", ShardReader.read
 
-    def counting(number: int) -> None:
+    def counting(reader: ShardReader, rows: np.ndarray, *arguments: object) -> object:
         with log.open("a") as file:
-            file.write(f"{number}\n")
-        decode(number)
+            file.write("".join(f"{row}\n" for row in rows))
+        return read(reader, rows, *arguments)  # type: ignore[arg-type]
 
-    original._reader._decode = counting  # type: ignore[attr-defined]
-    loader = original.loader(batch_size=10, num_workers=4)
+    monkeypatch.setattr(ShardReader, "read", counting)
+    loader = LatentDataset(hundred, cache="array").loader(batch_size=10, num_workers=4)
     assert sorted(i for latents, _ in loader for i in ids_of(latents)) == list(range(100))
-    assert sorted(log.read_text().split()) == list("0123456")
+    assert sorted(map(int, log.read_text().split())) == list(range(100))
 
 
 KILLED = """
@@ -78,7 +86,7 @@ def test_a_killed_fill_goes_on_with_what_is_left(hundred: Path, tmp_path: Path, 
     code = warm.run(["-c", KILLED, hundred]).returncode
     assert code == -signal.SIGKILL
     dataset = LatentDataset(hundred, cache="array")
-    folder = dataset._reader.folder  # type: ignore[attr-defined]
+    folder = array_folder()
     assert np.fromfile(folder / "done", np.uint8).tolist() == [1, 1, 1, 0, 0, 0, 0]
     assert [i for latents, _ in dataset.loader(batch_size=10) for i in ids_of(latents)] == list(range(100))
     assert np.fromfile(folder / "done", np.uint8).tolist() == [1] * 7
@@ -91,7 +99,7 @@ def test_a_holder_that_is_killed_blocks_nobody(hundred: Path, tmp_path: Path) ->
         "import sys, time; from pathlib import Path; from walloc_data.storage import file_lock\n"
         "with file_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
     )
-    lock = str(dataset._reader.folder / "00002.lock")  # type: ignore[attr-defined]
+    lock = str(array_folder() / "00002.lock")
     holder = subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE)
     assert holder.stdout is not None
     with holder.stdout:
@@ -108,9 +116,10 @@ def test_a_holder_that_is_killed_blocks_nobody(hundred: Path, tmp_path: Path) ->
 
 def test_the_array_is_as_large_as_its_latents(hundred: Path, mirrored: Path) -> None:
     for root, num_latents, mirror in ((hundred, 100, False), (mirrored, 120, True)):
+        shutil.rmtree(default_cache_folder(), ignore_errors=True)
         dataset = LatentDataset(root, cache="array", mirror=mirror)
         list(dataset.loader(batch_size=10))
-        size = (dataset._reader.folder / "latents.int8").stat().st_size  # type: ignore[attr-defined]
+        size = (array_folder() / "latents.int8").stat().st_size
         assert size == num_latents * 12 * 4 * 4
 
 

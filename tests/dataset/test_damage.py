@@ -17,6 +17,7 @@ import torch
 from walloc_data import LatentDataset
 from walloc_data.errors import CorruptShardError, FormatError, StorageError
 from walloc_data.format import Manifest, shard_name
+from walloc_data.storage import default_cache_folder
 
 Make = Callable[..., Manifest]
 Ids = Callable[[torch.Tensor], list[int]]
@@ -105,8 +106,9 @@ def test_a_data_set_without_checksums_reads_as_before(
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "garbage"])
 def test_a_damaged_index_in_the_cache_is_made_anew(root: Path, damage: str) -> None:
-    before = LatentDataset(root)
-    path, whole = before._index.path, before._index.path.read_bytes()
+    LatentDataset(root)
+    [path] = default_cache_folder().rglob("index/*.npy")
+    whole = path.read_bytes()
     data = {
         "empty": b"",
         "cut": whole[:-100],
@@ -207,7 +209,7 @@ def test_another_split_may_be_added_under_a_reader(tmp_path: Path, make_dataset:
 def test_an_array_that_was_cut_is_decoded_again(root: Path, ids_of: Ids, damage: str) -> None:
     first = LatentDataset(root, cache="array")
     list(first.loader(batch_size=8))
-    folder = first._reader.folder  # type: ignore[attr-defined]
+    folder = next(default_cache_folder().rglob("latents.int8")).parent
     latents, marks = folder / "latents.int8", folder / "done"
     if damage == "cut":
         os.truncate(latents, latents.stat().st_size // 2)
@@ -241,14 +243,13 @@ def test_no_flipped_bit_of_an_array_is_read_and_what_is_damaged_is_decoded_again
     make_dataset(tmp_path / "set", num_samples=40, mirror=mirror)
 
     def all_latents() -> np.ndarray:
-        reader = LatentDataset(tmp_path / "set", cache="array", mirror=mirror)._reader
-        rows = np.arange(40, dtype=np.int64)
-        flags = [np.zeros(40, bool), np.ones(40, bool)] if mirror else [None]
-        for _ in range(2):  # what a process has checked is checked no more, and still right
-            read = np.concatenate([np.asarray(reader.read(rows, mirrored)) for mirrored in flags])
-        return read
+        """What 12 epochs give, in which every sample comes as it is and mirrored; a later one is not checked again."""
+        loader = LatentDataset(tmp_path / "set", cache="array", mirror=mirror, seed=1).loader(batch_size=40)
+        return np.stack([latents.numpy() for _ in range(12) for latents, _ in loader])
 
     first = all_latents()
+    variants = [len(np.unique(first[:, i].reshape(12, -1), axis=0)) for i in range(40)]
+    assert set(variants) == {2 if mirror else 1}
     [latents] = (tmp_path / "cache").rglob("latents.int8")
     checksums = latents.with_name("crc32")
     whole = latents.read_bytes(), checksums.read_bytes()

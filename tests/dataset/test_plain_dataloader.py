@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,10 +118,17 @@ def test_a_part_and_a_copy_have_epochs_of_their_own(wide: Path) -> None:
     dataset = LatentDataset(wide, transform=PlaceOfCrop())
     part, clone, again = dataset.subset(classes=[1]), copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))
     dataset.set_epoch(1)
+
+    def read(samples: Any) -> list[int]:
+        return [int(place) for place, _ in samples[:32]]
+
+    expected = read(dataset)
     for other in (part, clone, again):
-        assert other._item_epoch.value is None
+        assert read(other) != read(other)  # no epoch was named: drawn anew
         other.set_epoch(2)
-    assert dataset._item_epoch.value == 1
+        assert read(other) == read(other)
+    assert read(dataset) == expected
+    assert read(clone) == read(again) != expected
 
 
 def test_many_parts_take_no_descriptors(wide: Path) -> None:

@@ -1,6 +1,7 @@
 """Real processes: ranks under torch.distributed, a trainer that is killed, memory of workers."""
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -138,10 +139,11 @@ def test_memory_of_a_worker_does_not_grow_with_the_data_set(write_index: Callabl
         root = write_index(tmp_path / str(num_samples), num_samples=num_samples)
         dataset = LatentDataset(root, shuffle=True)
         loader = dataset.loader(batch_size=100, num_workers=1)
+        before = set(multiprocessing.active_children())
         iterator = iter(loader)
         for _ in range(8):
             next(iterator)
-        (worker,) = loader._batches._iterator._workers  # type: ignore[union-attr]
+        [worker] = set(multiprocessing.active_children()) - before
         used[num_samples] = _private_bytes(worker.pid)
         del iterator, loader
     assert used[1_000_000] - used[1000] < 6_000_000  # the table itself is 48 MB

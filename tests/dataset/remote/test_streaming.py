@@ -110,10 +110,11 @@ def test_a_response_that_hangs_is_asked_for_again(
 
 
 @pytest.mark.slow
-def test_a_store_that_is_killed_and_restarted_costs_only_time(url: str, swift: Any, ids_of: Ids) -> None:
-    dataset = LatentDataset(url, shuffle=True, window_shards=2)
+def test_a_store_that_is_killed_and_restarted_costs_only_time(
+    url: str, swift: Any, ids_of: Ids, tmp_path: Path
+) -> None:
     expected = _ids(LatentDataset(url, shuffle=True, window_shards=2, cache="array").loader(batch_size=8), ids_of)
-    loader = LatentDataset(url, shuffle=True, window_shards=2, cache_folder=dataset._reader.cache.folder / "other")
+    loader = LatentDataset(url, shuffle=True, window_shards=2, cache_folder=tmp_path / "other")
     iterator = iter(loader.loader(batch_size=8, num_workers=1))
     got = [ids_of(next(iterator)[0]) for _ in range(2)]
     swift.kill()
