@@ -269,3 +269,19 @@ def test_mixtures_that_make_no_sense_are_refused(make_dataset: Make, tmp_path: P
         LatentMixture([a, a], weights=[1])
     with pytest.raises(LoaderError, match="at least one data set"):
         LatentMixture([])
+
+
+def test_draws_that_would_override_a_mixtures_shares_are_refused(make_dataset: Make, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a", num_samples=30)
+    a = LatentDataset(tmp_path / "a")
+    parts = [a.subset(classes=[0]), a.subset(classes=[1, 2])]  # 6 and 12 samples
+    shared = LatentMixture(parts, weights=[2, 1])
+    for name, value in (("class_balanced", True), ("weights", np.ones(18)), ("bucket_by_shape", True)):
+        with pytest.raises(
+            LoaderError, match=rf"{name} draws from all .* \(\(12, 6\) of \(6, 12\) samples\): leave out"
+        ):
+            shared.loader(batch_size=3, **{name: value})
+        with pytest.raises(LoaderError, match=f"{name} draws from all"):
+            shared.batch_sampler(batch_size=3, **{name: value})
+    balanced = LatentMixture(parts).loader(batch_size=3, class_balanced=True)  # it has no shares of its own
+    assert torch.cat([labels for _, labels in balanced]).bincount().tolist() == [6, 6, 6]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from walloc_data.dataset.order import EpochOrder, Ints
 from walloc_data.permutations import derive_key, permute
 
-__all__ = ["Batch", "Batching", "BucketedBatches", "SequentialBatches"]
+__all__ = ["Batch", "Batching", "BucketedBatches", "Last", "SequentialBatches"]
 
 Last = Literal["short", "drop", "pad"]
 _CHUNK_BATCHES = 32  # rows are computed for this many batches at once: numpy's cost per call is shared

@@ -1,8 +1,9 @@
-"""Reading of a split's samples by key and by column, from its index alone."""
+"""Reading and choosing of a split's samples by key and by column, from its index alone."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,18 @@ import numpy.typing as npt
 from walloc_data.dataset.boxes import CROP_FIELDS
 from walloc_data.dataset.columns import Column, check_names, column_types
 from walloc_data.dataset.form import LABEL
-from walloc_data.dataset.index import SplitIndex, load_columns, read_table
+from walloc_data.dataset.index import INDEX_ROW, SplitIndex, load_columns, read_table
 from walloc_data.dataset.order import Ints
-from walloc_data.dataset.parts import PartOfSplit
-from walloc_data.dataset.subset import meets
+from walloc_data.dataset.parts import PartOfSplit, rows_chosen
+from walloc_data.dataset.subset import (
+    Condition,
+    check_conditions,
+    class_labels,
+    compare,
+    meets,
+    numbers_of,
+    take_fraction,
+)
 from walloc_data.errors import LoaderError, MissingExtraError
 from walloc_data.format import Manifest, SplitRecord
 from walloc_data.storage import Store
@@ -32,6 +41,16 @@ class IndexedPart(PartOfSplit):
     _folder: Path  # of the cache
     _index: SplitIndex
     _columns: dict[str, Column]  # those that were opened
+
+    @property
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names by label."""
+
+    @property
+    @abstractmethod
+    def index(self) -> npt.NDArray[np.void]:
+        """(n,) of `walloc_data.dataset.index.INDEX_ROW`."""
 
     def _open_columns(self, names: Iterable[str]) -> None:
         """Make columns of the index ready for `_values`; "crop" stands for several."""
@@ -117,6 +136,63 @@ class IndexedPart(PartOfSplit):
             return self.to_arrow().to_pandas()
         except ImportError as error:
             raise MissingExtraError("pandas", extra="pandas", purpose="to_pandas()") from error
+
+    def subset(
+        self,
+        *,
+        classes: Sequence[int | str] | None = None,
+        where: Sequence[Condition] = (),
+        rows: Sequence[int] | npt.NDArray[Any] | None = None,
+        keys: Sequence[str] | None = None,
+        fraction: float | None = None,
+        seed: int = 0,
+        relabel: bool = False,
+    ) -> Self:
+        """Select the samples of some classes and conditions, and a random fraction of those.
+
+        They stay in stored order, whatever the order in which they are named.
+
+        Args:
+            classes: labels or class names; labels keep their numbers unless `relabel`.
+            where: conditions on columns of the index that must all hold: ``[("age", ">", 30), ("label", "in", {1})]``.
+                Comparisons are ==, !=, <, <=, >, >=, in, not in, and has, of lists. Rows without a value meet none.
+                Classes may be named.
+            rows: positions here, or a mask of booleans.
+            keys: of samples.
+            fraction: in (0, 1]; with one seed, a smaller fraction is part of a larger.
+            seed: of the fraction.
+            relabel: number the classes anew from 0, in the order that they had: `classes` if given, else those that
+                are left. `class_names` and `num_classes` follow.
+
+        Raises:
+            LoaderError: what is named is not there, or a condition does not fit its column.
+
+        Example:
+            >>> from walloc_data import LatentDataset
+            >>> part = LatentDataset("my-latents").subset(classes=["coffee"], relabel=True)
+            >>> part.class_names, part.labels.tolist(), len(part.complement())
+            (('coffee',), [0, 0, 0, 0], 4)
+        """
+        conditions = check_conditions(where)
+        labels = None if classes is None else class_labels(classes, self.class_names)
+        if labels is not None:
+            conditions.append((LABEL, "in", labels))
+        chosen = np.ones(len(self), np.bool_) if rows is None else rows_chosen(rows, len(self))
+        if keys is not None:
+            chosen = chosen & self._has_keys(keys)
+        for column, comparison, given in conditions:
+            names = self.class_names if column == LABEL else self.column_classes.get(column)
+            value = numbers_of(given, comparison, names)
+            if column in (INDEX_ROW.names or ()):
+                chosen = chosen & compare(column, self.index[column], comparison, value)
+            else:
+                self._open_columns([column])
+                met = meets(self._columns[column], comparison, value)
+                chosen = chosen & (met if self._rows is None else met[self._rows])
+        positions = np.flatnonzero(chosen)
+        if fraction is not None:
+            positions = positions[take_fraction(len(positions), fraction, seed=seed)]
+        return self._part(positions, relabel=relabel, classes=labels)
 
     def _has_keys(self, keys: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return (n,) which samples here have one of these keys."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +13,12 @@ from torch import Tensor
 from walloc_data.dataset.array import ArrayReader
 from walloc_data.dataset.columns import Column, check_names
 from walloc_data.dataset.form import LABEL, SampleForm
-from walloc_data.dataset.index import INDEX_ROW, split_identity
+from walloc_data.dataset.index import split_identity
 from walloc_data.dataset.indexed import IndexedPart
 from walloc_data.dataset.opened import OpenedSplit
 from walloc_data.dataset.order import EpochOrder, FullShuffle, Ints, StoredOrder, WindowShuffle, coin_flips
-from walloc_data.dataset.parts import rows_chosen
 from walloc_data.dataset.reader import Reader
 from walloc_data.dataset.samples import RowValues, Transform
-from walloc_data.dataset.subset import (
-    Condition,
-    check_conditions,
-    class_labels,
-    compare,
-    meets,
-    numbers_of,
-    take_fraction,
-)
 from walloc_data.errors import LoaderError
 from walloc_data.format import ChannelStatistics, Manifest, SplitRecord
 from walloc_data.permutations import derive_key
@@ -226,63 +216,6 @@ class LatentDataset(IndexedPart):
 
     def __len__(self) -> int:
         return self.record.num_samples if self._rows is None else len(self._rows)
-
-    def subset(
-        self,
-        *,
-        classes: Sequence[int | str] | None = None,
-        where: Sequence[Condition] = (),
-        rows: Sequence[int] | npt.NDArray[Any] | None = None,
-        keys: Sequence[str] | None = None,
-        fraction: float | None = None,
-        seed: int = 0,
-        relabel: bool = False,
-    ) -> Self:
-        """Select the samples of some classes and conditions, and a random fraction of those.
-
-        They stay in stored order, whatever the order in which they are named.
-
-        Args:
-            classes: labels or class names; labels keep their numbers unless `relabel`.
-            where: conditions on columns of the index that must all hold: ``[("age", ">", 30), ("label", "in", {1})]``.
-                Comparisons are ==, !=, <, <=, >, >=, in, not in, and has, of lists. Rows without a value meet none.
-                Classes may be named.
-            rows: positions here, or a mask of booleans.
-            keys: of samples.
-            fraction: in (0, 1]; with one seed, a smaller fraction is part of a larger.
-            seed: of the fraction.
-            relabel: number the classes anew from 0, in the order that they had: `classes` if given, else those that
-                are left. `class_names` and `num_classes` follow.
-
-        Raises:
-            LoaderError: what is named is not there, or a condition does not fit its column.
-
-        Example:
-            >>> from walloc_data import LatentDataset
-            >>> part = LatentDataset("my-latents").subset(classes=["coffee"], relabel=True)
-            >>> part.class_names, part.labels.tolist(), len(part.complement())
-            (('coffee',), [0, 0, 0, 0], 4)
-        """
-        conditions = check_conditions(where)
-        labels = None if classes is None else class_labels(classes, self.class_names)
-        if labels is not None:
-            conditions.append((LABEL, "in", labels))
-        chosen = np.ones(len(self), np.bool_) if rows is None else rows_chosen(rows, len(self))
-        if keys is not None:
-            chosen = chosen & self._has_keys(keys)
-        for column, comparison, given in conditions:
-            names = self.class_names if column == LABEL else self.column_classes.get(column)
-            value = numbers_of(given, comparison, names)
-            if column in (INDEX_ROW.names or ()):
-                chosen = chosen & compare(column, self.index[column], comparison, value)
-            else:
-                self._open_columns([column])
-                met = meets(self._columns[column], comparison, value)
-                chosen = chosen & (met if self._rows is None else met[self._rows])
-        positions = np.flatnonzero(chosen)
-        if fraction is not None:
-            positions = positions[take_fraction(len(positions), fraction, seed=seed)]
-        return self._part(positions, relabel=relabel, classes=labels)
 
     def _num_rows_of_split(self) -> int:
         return self.record.num_samples

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from walloc_data.dataset.batch_size import BatchSize
+from walloc_data.dataset.batching import Batching, Last
 from walloc_data.dataset.latent_dataset import LatentDataset
 from walloc_data.dataset.order import EpochOrder, Ints, WeightedShuffle, shares
 from walloc_data.dataset.samples import LatentSamples, RowValues
@@ -29,7 +31,8 @@ class LatentMixture(LatentSamples):
 
     Args:
         datasets: encoded with one codec, with the same classes.
-        weights: share of each data set; None is its number of samples.
+        weights: share of each data set; None is its number of samples. `loader` then takes neither weights of samples
+            nor class_balanced or bucket_by_shape, which would draw in other shares.
         num_samples: draws of an epoch; None is the number of samples of all data sets.
         seed: of the draws. The data sets' own seeds decide what is random in a sample.
 
@@ -138,6 +141,15 @@ class LatentMixture(LatentSamples):
 
     def epoch_order(self) -> EpochOrder:
         return WeightedShuffle(self._sizes, self._draws, self.seed, name="mixture")
+
+    def _batching(self, size: BatchSize, last: Last, **asked: Any) -> Batching:
+        given = [name for name, value in asked.items() if value is not None and value is not False]
+        if given and self._draws != self._sizes:
+            raise LoaderError(
+                f"{given[0]} draws from all samples alike, and this mixture in shares of its own ({self._draws} of "
+                f"{self._sizes} samples): leave out the mixture's weights and num_samples, or {given[0]}"
+            )
+        return super()._batching(size, last, **asked)
 
     def latent_sides(self) -> npt.NDArray[np.int64] | None:
         parts = [dataset.latent_sides() for dataset in self.datasets]

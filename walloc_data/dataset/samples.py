@@ -5,7 +5,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from walloc_data.dataset.batch_size import BatchSize, RankedBatches
-from walloc_data.dataset.batching import Batching, BucketedBatches, SequentialBatches
+from walloc_data.dataset.batching import Batching, BucketedBatches, Last, SequentialBatches
 from walloc_data.dataset.epoch import SharedEpoch, as_epoch
 from walloc_data.dataset.form import SampleForm
 from walloc_data.dataset.loader import LatentLoader
@@ -300,7 +300,7 @@ class LatentSamples(Dataset[Sample]):
     def _batching(
         self,
         size: BatchSize,
-        last: Literal["short", "drop", "pad"],
+        last: Last,
         *,
         class_balanced: bool,
         weights: Weights | None,
