@@ -17,7 +17,8 @@ PACKAGE = Path(walloc_data.__file__).parent
 LAYERS = [
     {"deprecated", "templating", "text", "version"},
     {"errors"},
-    {"devices", "files", "format", "permutations", "webp"},
+    {"devices", "files", "format", "permutations", "thrift", "webp"},
+    {"parquet"},
     {"tables"},
     {"storage", "latents", "pictures", "regression"},
     {"card", "codec", "sources", "dataset", "transforms", "adapters"},

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -277,3 +278,17 @@ def test_a_changed_caption_is_another_source_and_broken_json_a_failure(tmp_path:
     assert str(samples[1].problem).startswith("cannot be read: its JSON: not valid JSON")
     assert samples[2].left_out == ("JSON field 'extra', which the first sample lacks",)
     assert samples[2].columns["width"] is None
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
+def test_captions_and_json_in_an_archive_are_those_of_the_unpacked_folder(tmp_path: Path, suffix: str) -> None:
+    root = img2dataset(tmp_path / "in")
+    for name in ("a", "b"):
+        shutil.copytree(root / "00000", tmp_path / "pictures" / name)
+    kind = {".zip": "zip", ".tar": "tar", ".tar.gz": "gztar"}[suffix]
+    shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path / "pictures")
+    folder, archive = open_source(tmp_path / "pictures"), open_source(tmp_path / f"packed{suffix}")
+    assert archive.columns == folder.columns == ("caption", "status", "txt", "width")
+    assert [(s.name, s.label, dict(s.columns), s.data) for s in archive.stream()] == [
+        (s.name, s.label, dict(s.columns), s.data) for s in folder.stream()
+    ]

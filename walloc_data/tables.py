@@ -3,11 +3,10 @@
 `walloc_data.format` says what the columns are and needs no pyarrow; here they become tables.
 """
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, BinaryIO
 
 from walloc_data.errors import FormatError
 from walloc_data.format import (
@@ -20,19 +19,25 @@ from walloc_data.format import (
     infer_type,
     tighten_lists,
 )
+from walloc_data.parquet import batches, open_parquet
 
 __all__ = [
     "arrow_type",
     "cast_column",
     "column_array",
     "index_schema",
+    "plain_type",
+    "read_parquet",
     "read_shards",
     "shards_table",
     "text_of",
+    "text_of_batch",
     "typed_columns",
 ]
 
 MAX_TEXT_BYTES = 2**20  # of one value
+MAX_TEXTS_BYTES = 2**28  # of the values that are read at once
+MAX_TABLE_BYTES = 2**30  # of a table that is read whole
 
 
 def index_schema(*, mirror: bool, columns: Mapping[str, Any] | None) -> Any:
@@ -175,14 +180,36 @@ def cast_column(column: Any, found: ColumnType, wanted: ColumnType) -> Any:
     return pa.array([_typed(value, wanted) for value in column.to_pylist()], arrow_type(wanted))
 
 
-def text_of(array: Any, *, what: str) -> Any:
-    """Check an array of text, a dictionary's or plain, and return it as plain text.
+def plain_type(kind: Any) -> Any:
+    """Return an Arrow type with its dictionaries, on whatever level, replaced by what they hold.
 
-    A few bytes of parquet can stand for very much text, so read it as a dictionary (`read_dictionary`) and make text of
-    it here, where the longest value is known.
+    Example:
+        >>> import pyarrow
+        >>> from walloc_data.tables import plain_type
+        >>> plain_type(pyarrow.list_(pyarrow.dictionary(pyarrow.int32(), pyarrow.string())))
+        ListType(list<element: string>)
+    """
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(plain_type(field.type)) for field in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(plain_type(kind.value_type)), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(plain_type(kind.value_type)))
+    return kind
+
+
+def text_of(array: Any, *, what: str) -> Any:
+    """Check the text in an array of any type, dictionaries or plain, and return the array with plain text.
+
+    A few bytes of parquet can stand for very much text, so `walloc_data.parquet` reads it as dictionaries, and text is
+    made of them here, where its length is known.
 
     Raises:
-        FormatError: a value is longer than 1 MiB, or no text.
+        FormatError: a value is longer than 1 MiB, all of them are longer than 256 MiB, or it is no text.
 
     Example:
         >>> import pyarrow
@@ -191,18 +218,77 @@ def text_of(array: Any, *, what: str) -> Any:
         ['a', 'b', 'a']
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     try:
-        if pa.types.is_dictionary(array.type):
-            longest = pc.max(pc.binary_length(array.dictionary)).as_py() or 0
-            if longest > MAX_TEXT_BYTES:
-                raise FormatError(f"{what} has a text of {longest} bytes; at most {MAX_TEXT_BYTES} are read")
-            array = array.cast(pa.string())
+        if (total := _text_bytes(array, what)) > MAX_TEXTS_BYTES:
+            raise FormatError(f"{what} has {total} bytes of text in {len(array)} rows; at most {MAX_TEXTS_BYTES}")
+        if (plain := plain_type(array.type)) != array.type:
+            array = array.cast(plain)
         array.validate(full=True)  # UTF-8, for one
     except pa.ArrowException as error:
         raise FormatError(f"{what} is not text ({error})") from error
     return array
+
+
+def _text_bytes(array: Any, what: str) -> int:
+    """Return how many bytes the dictionaries of an array unpack to."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(array.type):
+        array.validate(full=True)  # a number beyond the dictionary would be read from beyond it
+        lengths = pc.binary_length(array.dictionary)
+        if (longest := pc.max(lengths).as_py() or 0) > MAX_TEXT_BYTES:
+            raise FormatError(f"{what} has a text of {longest} bytes; at most {MAX_TEXT_BYTES} are read")
+        return int(pc.sum(lengths.cast(pa.int64()).take(array.indices)).as_py() or 0)
+    if pa.types.is_struct(array.type):
+        return sum(_text_bytes(array.field(i), what) for i in range(array.type.num_fields))
+    if pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
+        return _text_bytes(array.flatten(), what)
+    return 0
+
+
+def text_of_batch(batch: Any, *, context: str | None = None) -> Any:
+    """Return a record batch whose columns are what `text_of` makes of them.
+
+    Example:
+        >>> import pyarrow
+        >>> from walloc_data.tables import text_of_batch
+        >>> text_of_batch(pyarrow.record_batch({"a": ["x"]})).to_pylist()
+        [{'a': 'x'}]
+    """
+    import pyarrow as pa
+
+    names = batch.schema.names
+    start = f"{context}: " if context else ""
+    arrays = [text_of(batch.column(i), what=f"{start}column {name!r}") for i, name in enumerate(names)]
+    return pa.record_batch(arrays, names=names)
+
+
+def read_parquet(file: BinaryIO | bytes, *, columns: Sequence[str] | None = None) -> Any:
+    """Read a parquet file, or some of its columns, as a table of bounded size.
+
+    Raises:
+        FormatError: it is larger than 1 GiB, or claims what `walloc_data.parquet` refuses.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data.tables import read_parquet
+        >>> read_parquet(Path("my-latents/index/train.parquet").read_bytes(), columns=["label"]).num_rows
+        8
+    """
+    import pyarrow as pa
+
+    parts, num_bytes = [], 0
+    with open_parquet(file, columns=columns) as parquet:
+        for batch in batches(parquet, num_rows=1024, columns=columns):
+            parts.append(text_of_batch(batch))
+            num_bytes += parts[-1].nbytes
+            if num_bytes > MAX_TABLE_BYTES:
+                raise FormatError(f"more than {MAX_TABLE_BYTES} bytes of values; refused")
+        kinds = {field.name: field.with_type(plain_type(field.type)) for field in parquet.schema_arrow}
+    schema = pa.schema([kinds[name] for name in (kinds if columns is None else columns)])
+    return pa.Table.from_batches(parts, schema=schema).combine_chunks()
 
 
 def shards_table(shards: Sequence[ShardRecord], *, root: str) -> bytes:
@@ -241,16 +327,13 @@ def read_shards(data: bytes, *, num_shards: int, root: str, context: str) -> tup
         Traceback (most recent call last):
         walloc_data.errors.FormatError: train.shards.parquet: not a list of shards (...)
     """
-    import pyarrow as pa
-    import pyarrow.parquet
-
     texts, numbers = ("name", "sha256"), ("num_samples", "num_bytes")
     records: list[ShardRecord] = []
     try:
-        with pa.parquet.ParquetFile(io.BytesIO(data), read_dictionary=list(texts)) as file:
+        with open_parquet(data) as file:
             if file.metadata.num_rows != num_shards:
                 raise FormatError(f"{file.metadata.num_rows} shards; the manifest says {num_shards}")
-            for batch in file.iter_batches(batch_size=1024, columns=[*texts, *numbers]):
+            for batch in batches(file, num_rows=1024, columns=[*texts, *numbers]):
                 columns = {name: text_of(batch[name], what=f"column {name!r}").to_pylist() for name in texts}
                 columns |= {name: batch[name].to_pylist() for name in numbers}
                 for values in zip(*columns.values(), strict=True):

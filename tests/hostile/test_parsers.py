@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from walloc_data import LatentDataset
 from walloc_data.adapters.config import LatentModelConfig
 from walloc_data.codec import load_codec
 from walloc_data.codec.decoders import build_decoder
@@ -20,7 +21,7 @@ from walloc_data.errors import CorruptShardError, WallocDataError
 from walloc_data.format import ChannelStatistics, EncodeSettings, Manifest, ShardRecord, SplitRecord, load_json
 from walloc_data.latents import decode_webp, encode_webp
 from walloc_data.report.history import read_failures, read_runs
-from walloc_data.storage import Store
+from walloc_data.storage import Store, read_manifest
 from walloc_data.text import printable
 
 SPEC = load_codec("klt-16x", decoder=False)[1].spec
@@ -194,6 +195,24 @@ def test_printed_text_steers_no_terminal_and_can_always_be_written(text: str) ->
 def test_what_people_write_is_printed_as_it_is() -> None:
     for text in ("Größe 日本語 👩‍🔬 — naïve\tx\ny", "C:\\photos\\cat.jpg"):
         assert printable(text) == text
+
+
+@pytest.mark.parametrize("url", ["{}/a\nWARNING: all is well", "memory://a\nWARNING: all is well"])
+def test_the_name_of_a_store_is_one_line_in_every_error(tmp_path: Path, url: str) -> None:
+    store = Store(url.format(tmp_path))
+    for fail in (
+        lambda: store.read_bytes("walloc.json", max_bytes=1),
+        lambda: store.num_bytes("x/\ny"),
+        lambda: store.download("x\ny", tmp_path / "here"),
+        lambda: read_manifest(store),
+        lambda: LatentDataset(store),
+    ):
+        with pytest.raises(WallocDataError) as raised:
+            fail()
+        assert "\n" not in str(raised.value)
+        assert "a\\nWARNING" in str(raised.value)
+    store.write_bytes("x\ny", b"1")  # and is a name like any other
+    assert Store(store.root).read_bytes("x\ny", max_bytes=1) == b"1"
 
 
 def test_errors_print_names_that_would_steer_a_terminal(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from tests.hostile.mutations import SPECIAL
-from walloc_data import LatentDataset
+from walloc_data import LatentDataset, encode_dataset
 from walloc_data.adapters import create_latent_model, save_latent_model
 from walloc_data.cli import main
 from walloc_data.codec import load_codec
@@ -112,6 +112,24 @@ def test_what_is_cut_in_the_cache_under_a_reader_kills_nobody(root: Path, tmp_pa
     with pytest.raises(FormatError, match=r"\.npy: was cut short while it was read: open the data set again"):
         reader[0]
     assert len(LatentDataset(root)[:]) == 7
+
+
+def test_a_column_that_is_cut_in_the_cache_under_a_reader_is_named(tmp_path: Path) -> None:
+    """Both are mapped: a read beyond the file's end would end the process (SIGBUS)."""
+    rows = [{"image": np.full((8, 8, 3), i, np.uint8), "age": i, "caption": f"picture {i}"} for i in range(4)]
+    encode_dataset(rows, tmp_path / "set", codec="klt-16x", progress=False)
+    for name, suffix in (("age", ".npy"), ("caption", ".arrow")):
+        folder = tmp_path / name
+        LatentDataset(tmp_path / "set", cache_folder=folder)
+        places = set(folder.rglob("*"))
+        reader = LatentDataset(tmp_path / "set", columns=(name,), target=None, cache_folder=folder)
+        assert sorted(int(str(reader[i][1]).split()[-1].strip("tensor()")) for i in range(4)) == [0, 1, 2, 3]
+        [path] = set(folder.rglob(f"*{suffix}")) - places
+        os.truncate(path, 10)
+        with pytest.raises(FormatError, match=rf"\{suffix}: was cut short while it was read: open the data set again"):
+            reader[0]
+        again = LatentDataset(tmp_path / "set", columns=(name,), target=None, cache_folder=folder)
+        assert len([again[i] for i in range(4)]) == 4
 
 
 def test_what_others_put_into_the_cache_is_left_alone(root: Path, tmp_path: Path) -> None:
@@ -267,8 +285,6 @@ def test_a_manifest_that_nobody_could_read_is_not_written() -> None:
 
 @pytest.mark.parametrize("size", [(20000, 16), (16, 20000), (1, 1)], ids=str)
 def test_a_picture_of_any_shape_is_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
-    from walloc_data import encode_dataset
-
     (tmp_path / "pictures" / "cat").mkdir(parents=True)
     Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "pictures" / "cat" / "0.png")
     encode_dataset(tmp_path / "pictures", tmp_path / "set", codec="klt-16x", progress=False)

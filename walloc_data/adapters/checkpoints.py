@@ -1,13 +1,18 @@
 """Latent models on disk: a folder of `model.safetensors` and `config.json`, loaded by name without a pickle."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from walloc_data.adapters.config import LatentModelConfig, latent_config
-from walloc_data.adapters.models import HasManifest, build
+from walloc_data.adapters.models import HasManifest, assemble, build, features_of
 from walloc_data.adapters.wrapping import bare_names, whole_state
 from walloc_data.devices import usable_device
 from walloc_data.errors import ModelError, StorageError
@@ -18,6 +23,7 @@ __all__ = ["check_codec", "load_latent_model", "model_from_config", "save_latent
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 2**20
+_SPARE_TENSORS, _SPARE_NUMBERS = 64, 2**24  # of what is replaced while a model is built
 MAX_MODEL_BYTES = 2**34  # of weights: the largest that timm knows have half of it
 
 
@@ -120,16 +126,50 @@ def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], 
         buffers = {"latent_mean": torch.zeros(channels), "latent_std": torch.ones(channels)}
     else:
         buffers = {"latent_table": torch.zeros(channels, 2**config.codec.latent_bits)}
-    model = build(config, buffers=buffers)
-    weights, own = bare_names(weights), model.state_dict()
+    weights = bare_names(weights)
+    own = _described(config, buffers=buffers, weights=weights, context=context)
     missing, left_over = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     other_shape = sorted(name for name in set(own) & set(weights) if own[name].shape != weights[name].shape)
     if missing or left_over or other_shape:
         found = {"missing": missing, "left over": left_over, "of another shape": other_shape}
         said = ", ".join(f"{len(names)} {what} ({names[0]}, ...)" for what, names in found.items() if names)
         raise ModelError(f"{context}: the weights do not fit {config.name} as its config describes it: {said}")
+    model = build(config, buffers=buffers)
     model.load_state_dict(weights)
     return model
+
+
+def _described(
+    config: LatentModelConfig, *, buffers: Mapping[str, Tensor], weights: Mapping[str, Tensor], context: str
+) -> dict[str, Tensor]:
+    """Return the state dict of the module that a config describes, on the "meta" device: shapes without memory.
+
+    A config of a few bytes may ask for any number of blocks, so that building stops where there is more than the
+    weights can be of: four times as much, as some families are built twice and parts of them are replaced.
+    """
+    # Of feature maps, stages after the last that is wanted were left out, and are built all the same.
+    spare_tensors, spare_numbers = (_SPARE_TENSORS, _SPARE_NUMBERS) if config.features is None else (2**12, 2**28)
+    most_tensors = 4 * len(weights) + spare_tensors
+    most_numbers = 4 * sum(tensor.numel() for tensor in weights.values()) + spare_numbers
+    tensors = numbers = 0
+
+    def count(_: nn.Module, __: str, tensor: Tensor | None) -> None:
+        nonlocal tensors, numbers
+        if tensor is None:
+            return
+        tensors, numbers = tensors + 1, numbers + tensor.numel()
+        if tensors > most_tensors or numbers > most_numbers:
+            raise ModelError(f"{context}: holds much less than {config.name} would have as its config describes it")
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        with torch.device("meta"):
+            model = features_of(assemble(config, buffers=buffers), config)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found: dict[str, Tensor] = model.state_dict()
+    return found
 
 
 def check_codec(model: nn.Module, dataset: HasManifest | Manifest | CodecSpec) -> None:

@@ -21,7 +21,7 @@ from walloc_data.errors import FormatError, ModelError
 from walloc_data.format import ChannelStatistics, CodecSpec, EncodeSettings, Manifest
 from walloc_data.storage import Store, read_manifest
 
-__all__ = ["LatentModelSummary", "build", "create_latent_model", "summarize"]
+__all__ = ["LatentModelSummary", "assemble", "build", "create_latent_model", "features_of", "summarize"]
 
 
 @runtime_checkable
@@ -194,6 +194,16 @@ def create_latent_model(
 
 def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> nn.Module:
     """Build the module that a config describes, with fresh weights and these normalisation buffers."""
+    model = assemble(config, buffers=buffers)
+    try:
+        count_macs(model, config.input_shape)  # proof that such a latent goes through
+    except ModelError as error:
+        raise ModelError(f"{config.name}: built as {config.geometry!r} it {error}") from error
+    return features_of(model, config)
+
+
+def assemble(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> nn.Module:
+    """Build the same module without the proof that such latents go through it."""
     import timm
 
     family = find_family(config.name)
@@ -258,11 +268,12 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> nn.Mod
         "first_conv": site.path if config.stem_hidden_channels is None else f"{site.path}.0",
     }
     model.pretrained_cfg = model.default_cfg = cfg
-    try:
-        count_macs(model, config.input_shape)  # proof that such a latent goes through
-    except ModelError as error:
-        raise ModelError(f"{config.name}: built as {config.geometry!r} it {error}") from error
-    return cast(nn.Module, model) if config.features is None else LatentFeatures(model, out_indices=config.features)
+    return cast(nn.Module, model)
+
+
+def features_of(model: nn.Module, config: LatentModelConfig) -> nn.Module:
+    """Return the model, or its feature maps where the config asks for those."""
+    return model if config.features is None else LatentFeatures(model, out_indices=config.features)
 
 
 def grid_of(config: LatentModelConfig) -> Grid:

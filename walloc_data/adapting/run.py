@@ -255,7 +255,7 @@ def _adapt(
     log(str(report))
     if run_folder is not None:
         save_latent_model(model, run_folder.folder)
-        attach_codec(run_folder.folder, dataset=data.url)
+        attach_codec(run_folder.folder, dataset=data.store.root)
         run_folder.finish(report.to_dict())
     return model.eval(), report
 
@@ -273,7 +273,7 @@ def _training_size(model: Any, config: AdaptConfig) -> tuple[tuple[int, int], tu
 
 def _operators(data: LatentDataset, *, log: Log) -> LatentOperators | None:
     try:
-        return LatentOperators.load(data.url, spec=data.manifest.codec)
+        return LatentOperators.load(data.store.root, spec=data.manifest.codec)
     except StorageError:
         log(
             f"{data.url}: its codec has no fitted operators: crops alone, no flips or sizes (walloc-data fit-operators)"

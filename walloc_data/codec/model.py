@@ -7,13 +7,13 @@
 (`walloc_data.codec.encoding`); `decode` inverts it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from walloc_data.codec.decoders import Decoder, decode_tiled, halo_cells
+from walloc_data.codec.decoders import Decoder, decode_tiled, decode_tiles, halo_cells
 from walloc_data.codec.encoding import LinearEncoder
 from walloc_data.codec.wavelets import DEC_HI, DEC_LO, REC_HI, REC_LO, wavelet_analysis, wavelet_synthesis
 from walloc_data.errors import CodecError
@@ -24,6 +24,11 @@ __all__ = ["Companding", "Expanding", "NoDecoder", "Round", "WallocCodec"]
 
 # Cells of a picture that is decoded in one piece: 4.2 megapixels for J = 3. Larger ones go by tiles.
 _WHOLE_CELLS = 2**16
+
+
+def _grey_levels(pictures: Tensor) -> Tensor:
+    """Round values in [-1/2, 1/2] to uint8, on the CPU."""
+    return ((pictures + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 class Companding(nn.Module):
@@ -193,6 +198,43 @@ class WallocCodec(nn.Module):
                 align = network.align_cells if isinstance(network, Decoder) else 1
                 pictures = decode_tiled(lambda piece: network(piece).float(), v, J=self.J, halo=halo, align=align)
             return pictures.clamp_(-0.5, 0.5)
+
+    def decode_bands(self, latent: Tensor) -> Iterator[Tensor]:
+        """Decode one latent to grey levels, from top to bottom: what `decode` gives, in memory that does not grow with
+        the picture's height.
+
+        Args:
+            latent: (latent_dim, h, w) int8.
+
+        Yields:
+            (C, rows, 2^J * w) uint8, on the CPU; one band of all rows where the picture is small, or where the decoder
+            sees all of it at once.
+        """
+        network = self.decoder[1]
+        halo = halo_cells(network)
+        if halo is None or latent.shape[1] * latent.shape[2] <= _WHOLE_CELLS:
+            yield _grey_levels(self.decode(latent[None])[0])
+            return
+        parameter = next(network.parameters())
+        width = latent.shape[2] << self.J
+
+        def coefficients(piece: Tensor) -> Tensor:
+            v = expand(piece.float(), latent_bits=self.latent_bits)
+            result: Tensor = network(v.to(device=parameter.device, dtype=parameter.dtype)).float()
+            return result
+
+        align = network.align_cells if isinstance(network, Decoder) else 1
+        with torch.no_grad():
+            band = None
+            for _, left, tile in decode_tiles(coefficients, latent[None], J=self.J, halo=halo, align=align):
+                if left == 0:
+                    if band is not None:
+                        yield band
+                    band = torch.empty(self.channels, tile.shape[2], width, dtype=torch.uint8)
+                assert band is not None  # noqa: S101  # a row of tiles begins at the left
+                band[:, :, left : left + tile.shape[3]] = _grey_levels(tile[0])
+            if band is not None:
+                yield band
 
     @property
     def spec(self) -> CodecSpec:

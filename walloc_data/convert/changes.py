@@ -35,8 +35,10 @@ from walloc_data.convert.rows import SOURCE_CRC32, SOURCE_VERSION
 from walloc_data.convert.units import UnitReader
 from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import MANIFEST_NAME
+from walloc_data.parquet import open_parquet
 from walloc_data.sources import Sample, Source
 from walloc_data.storage import Store
+from walloc_data.tables import read_parquet
 
 __all__ = [
     "changed_samples",
@@ -57,7 +59,6 @@ Recorded = dict[int, tuple[str | None, int]]  # by index, as `Plan.key` counts: 
 def rows_of_source(store: Store, split: str, shards: Sequence[ShardId]) -> Iterator[Recorded]:
     """Yield what shards recorded of their pictures, shard by shard; nothing for those that recorded nothing."""
     import pyarrow as pa
-    import pyarrow.parquet
 
     columns = ["source_index", SOURCE_VERSION, SOURCE_CRC32]
 
@@ -66,10 +67,10 @@ def rows_of_source(store: Store, split: str, shards: Sequence[ShardId]) -> Itera
         if not store.exists(path):  # every picture of the shard was broken
             return {}
         try:
-            with pa.parquet.ParquetFile(pa.BufferReader(store.read_bytes(path, max_bytes=2**31))) as file:
+            with open_parquet(data := store.read_bytes(path, max_bytes=2**31)) as file:
                 if not set(columns) <= set(file.schema_arrow.names):
                     return {}
-                found = file.read(columns=columns).to_pydict()
+            found = read_parquet(data, columns=columns).to_pydict()
         except (pa.ArrowException, OSError, ValueError):  # damaged: whoever joins the rows says so
             return {}
         return dict(zip(found[columns[0]], zip(found[columns[1]], found[columns[2]], strict=True), strict=True))
@@ -241,7 +242,6 @@ def damaged_shards(store: Store, split: str, shards: Iterable[ShardId], *, meter
 
 def _problem(store: Store, split: str, shard: ShardId, done: ShardDone) -> str | None:
     import pyarrow as pa
-    import pyarrow.parquet
 
     if done.shard is None:
         return None
@@ -252,7 +252,7 @@ def _problem(store: Store, split: str, shard: ShardId, done: ShardDone) -> str |
             return f"{store.location(done.shard.name)}: its SHA-256 is not its record's"
     path = rows_name(split, shard)
     try:
-        num_rows = pa.parquet.read_table(pa.BufferReader(store.read_bytes(path, max_bytes=2**31))).num_rows
+        num_rows = read_parquet(store.read_bytes(path, max_bytes=2**31)).num_rows
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"{store.location(path)}: not the rows of an index ({error})"
     if num_rows != done.shard.num_samples:

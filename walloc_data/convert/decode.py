@@ -1,7 +1,7 @@
 """`decode_dataset`: pictures back from latents."""
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from walloc_data.dataset.opened import OpenedSplit
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import CodecError, StorageError, WallocDataError
 from walloc_data.files import atomic_file
-from walloc_data.pictures import decoded_pixels
+from walloc_data.format import padding_for
+from walloc_data.pictures.png import write_png
 from walloc_data.storage import DatasetLocation, ShardCache, open_store
 
 __all__ = ["decode_dataset"]
 
 KEYS_AT_ONCE = 4096
+_MAX_PIXELS_AT_ONCE = 2**24  # of a picture that Pillow writes, whose files are smaller; larger ones go by bands
 
 
 @renamed_arguments(out="dataset")
@@ -72,10 +74,9 @@ def decode_dataset(
                 some = rows[start : start + KEYS_AT_ONCE]
                 for row, key in zip(some, opened.keys(some), strict=True):
                     [latent] = opened.latents([row])
-                    decoded = loaded.decode(torch.from_numpy(latent)[None].to(device))[0]
-                    height, width = (int(opened.index[row][side]) for side in ("height", "width"))
-                    pixels = decoded_pixels(decoded, height=height, width=width, cell_px=spec.cell_px)
-                    _save(pixels, folder / f"{key}.png")
+                    size = (int(opened.index[row]["height"]), int(opened.index[row]["width"]))
+                    bands = _bands(loaded, torch.from_numpy(latent).to(device), size)
+                    _save(bands, folder / f"{key}.png", size=size, channels=spec.channels)
                     written.append(folder / f"{key}.png")
         except OSError as error:
             if isinstance(error, WallocDataError):
@@ -87,9 +88,25 @@ def decode_dataset(
     return written
 
 
-def _save(pixels: npt.NDArray[np.uint8], path: Path) -> None:
+def _bands(codec: Any, latent: torch.Tensor, size: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield a latent's picture of (height, width) pixels without its padding, (rows, width, C) at a time."""
+    left, top, _, _ = padding_for(*size, multiple=2**codec.J)
+    first = -top
+    for band in codec.decode_bands(latent):
+        rows = band[:, max(0, -first) : size[0] - first, left : left + size[1]]
+        first += band.shape[1]
+        if rows.shape[1]:
+            yield rows.permute(1, 2, 0).numpy()
+
+
+def _save(bands: Iterator[npt.NDArray[np.uint8]], path: Path, *, size: tuple[int, int], channels: int) -> None:
     from PIL import Image
 
-    image = Image.fromarray(pixels if pixels.shape[2] == 3 else np.ascontiguousarray(pixels[..., 0]))
     with atomic_file(path) as unfinished:
+        if size[0] * size[1] > _MAX_PIXELS_AT_ONCE:
+            with unfinished.open("wb") as file:
+                write_png(file, bands, height=size[0], width=size[1], channels=channels)
+            return
+        pixels = np.concatenate(list(bands))
+        image = Image.fromarray(pixels if channels == 3 else np.ascontiguousarray(pixels[..., 0]))
         image.save(unfinished, "PNG")

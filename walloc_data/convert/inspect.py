@@ -14,13 +14,14 @@ from walloc_data.convert.plan import Plan
 from walloc_data.convert.progress import counted, format_bytes
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError
-from walloc_data.files import check_regular, open_regular
+from walloc_data.files import open_regular
 from walloc_data.format import MANIFEST_NAME, OPTIONAL_INDEX_COLUMNS, ColumnType, Manifest
 from walloc_data.format.checks import check_int
+from walloc_data.parquet import batches, open_parquet
 from walloc_data.storage import DatasetLocation, Store, open_store
-from walloc_data.tables import index_schema
+from walloc_data.tables import index_schema, plain_type, text_of_batch
 
-__all__ = ["DatasetInfo", "dataset_info", "failure_lines", "index_rows", "local_file", "open_manifest"]
+__all__ = ["DatasetInfo", "check_rows", "dataset_info", "failure_lines", "index_rows", "local_file", "open_manifest"]
 
 MAX_FAILURE_LINE_BYTES = 2**20
 MAX_ROWS_PER_BYTE = 4  # of an index: rows of real samples do not compress like this
@@ -63,13 +64,12 @@ def index_rows(
     The columns of the source must be those of the manifest, and are not among the rows.
     """
     import pyarrow as pa
-    import pyarrow.parquet
 
     schema = index_schema(mirror=mirror, columns=columns)
     try:
-        check_regular(file)
-        with pa.parquet.ParquetFile(file) as parquet:
-            found = parquet.schema_arrow.remove_metadata()
+        ours = [name for name in schema.names if name not in (columns or {})]
+        with open_parquet(file, columns=ours, context=context) as parquet:
+            found = pa.schema([field.with_type(plain_type(field.type)) for field in parquet.schema_arrow])
             for absent in OPTIONAL_INDEX_COLUMNS - set(found.names):
                 if absent in schema.names:
                     schema = schema.remove(schema.get_field_index(absent))
@@ -77,9 +77,10 @@ def index_rows(
                 raise FormatError(f"{context}: {_first_difference(found, schema)}")
             if (num_rows := parquet.metadata.num_rows) > MAX_ROWS_PER_BYTE * (num_bytes := file.stat().st_size):
                 raise FormatError(f"{context}: {num_rows} rows in {num_bytes} bytes; refused")
-            ours = [name for name in schema.names if name not in (columns or {})]
-            for batch in parquet.iter_batches(batch_size=4096, columns=ours):
-                _check_rows(batch, context=context)
+            ours = [name for name in schema.names if name not in (columns or {})]  # optional ones may be absent
+            for batch in batches(parquet, num_rows=4096, columns=ours):
+                batch = text_of_batch(batch, context=context)
+                check_rows(batch, context=context)
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise FormatError(f"{context}: not a readable index ({error})") from error
@@ -95,7 +96,7 @@ def _first_difference(found: Any, expected: Any) -> str:
     )
 
 
-def _check_rows(batch: Any, *, context: str) -> None:
+def check_rows(batch: Any, *, context: str) -> None:
     """Refuse what no index holds: empty cells, places before the beginning, sides and keys beyond all others."""
     import pyarrow.compute as pc
 

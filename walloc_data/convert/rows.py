@@ -10,7 +10,7 @@ import numpy as np
 
 from walloc_data.errors import FormatError
 from walloc_data.format import MAX_INDEX_VALUE_BYTES, OPTIONAL_INDEX_COLUMNS, ColumnType, column_name, join_types
-from walloc_data.tables import cast_column, index_schema, typed_columns
+from walloc_data.tables import cast_column, index_schema, read_parquet, typed_columns
 
 __all__ = ["SOURCE_CRC32", "SOURCE_VERSION", "ShardRows", "columns_that_fit", "join_column_types", "join_rows"]
 
@@ -132,7 +132,7 @@ def join_rows(
 
         for position, (context, data, types, in_source) in enumerate(shards):
             try:
-                table = _as_schema(pa.parquet.read_table(pa.BufferReader(data)), schema, types or {}, columns or {})
+                table = _as_schema(read_parquet(data), schema, types or {}, columns or {})
                 place = schema.get_field_index("source_index")
                 indices = pa.array(in_source(table["source_index"].to_numpy()))
                 table = table.set_column(place, schema.field(place), indices)

@@ -1,17 +1,41 @@
 """Files of the cache folder that end with their own SHA-256, so that a damaged one is noticed and made anew."""
 
 import hashlib
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from walloc_data.errors import FormatError
 from walloc_data.files import atomic_file, open_regular
 from walloc_data.storage import cache_errors, file_lock
 
-__all__ = ["DIGEST_BYTES", "checksummed_file"]
+__all__ = ["DIGEST_BYTES", "Mapped", "checksummed_file"]
 
 DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class Mapped:
+    """A file that is mapped for reading, looked at before each read: one beyond its end would kill the process.
+
+    Args:
+        mapped: the map; None where there is nothing to read.
+        path: names the file in errors.
+    """
+
+    def __init__(self, mapped: mmap.mmap | None, path: Path) -> None:
+        self._mapped, self._path = mapped, path
+        self._num_bytes = 0 if mapped is None else len(mapped)
+
+    def check(self) -> None:
+        """Refuse a file that is shorter than it was when it was mapped.
+
+        Raises:
+            FormatError: somebody cut it.
+        """
+        if self._mapped is not None and self._mapped.size() < self._num_bytes:
+            raise FormatError(f"{self._path}: was cut short while it was read: open the data set again")
 
 
 def checksummed_file(path: Path, write: Callable[[BinaryIO], None], *, what: str) -> Path:

@@ -15,11 +15,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from walloc_data.dataset.checksummed import DIGEST_BYTES
+from walloc_data.dataset.checksummed import DIGEST_BYTES, Mapped
 from walloc_data.dataset.order import Ints
 from walloc_data.errors import FormatError, LoaderError
 from walloc_data.format import INDEX_COLUMNS, MIRROR_INDEX_COLUMNS, SOURCE_INDEX_COLUMNS, ColumnType, SplitRecord
-from walloc_data.tables import arrow_type, text_of
+from walloc_data.parquet import batches, open_parquet
+from walloc_data.tables import arrow_type, plain_type, text_of
 
 __all__ = ["ArrayColumn", "Column", "ListColumn", "check_names", "column_types", "unknown_column", "write_column"]
 
@@ -44,7 +45,13 @@ class ArrayColumn:
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
-        self.values: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._values: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._mapped = Mapped(getattr(self._values, "_mmap", None), path)
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        self._mapped.check()
+        return self._values
 
     def __reduce__(self) -> tuple[type["ArrayColumn"], tuple[Path, str]]:
         return ArrayColumn, (self.path, self.name)
@@ -52,7 +59,7 @@ class ArrayColumn:
     @property
     def form(self) -> tuple[str, tuple[int, ...]]:
         """Return what batches of it are: dtype and shape of a value."""
-        return str(self.values.dtype), self.values.shape[1:]
+        return str(self._values.dtype), self._values.shape[1:]
 
     def take(self, rows: Ints) -> npt.NDArray[Any]:
         """Return the values of rows, (n, ...)."""
@@ -68,6 +75,7 @@ class ListColumn:
         self.path, self.name, self.kind = path, name, kind
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._mapped = Mapped(mapped, path)
         self._file = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(memoryview(mapped)[:-DIGEST_BYTES])))
         self._piece = lru_cache(maxsize=_OPEN_PIECES)(lambda number: self._file.get_batch(number).column(0))
 
@@ -81,6 +89,7 @@ class ListColumn:
 
     def take(self, rows: Ints) -> list[Any]:
         """Return the values of rows: str, datetime, date, list, dict or None."""
+        self._mapped.check()
         if len(rows) > _PIECE_ROWS:  # more than a batch: whole pieces at once
             found = [None] * len(rows)
             number = rows // _PIECE_ROWS
@@ -99,6 +108,7 @@ class ListColumn:
     def pieces(self) -> Iterator[Any]:
         """Yield all values in order, as Arrow's arrays."""
         for number in range(self._file.num_record_batches):
+            self._mapped.check()
             yield self._file.get_batch(number).column(0)
 
 
@@ -111,31 +121,25 @@ def write_column(parquet: BinaryIO, name: str, kind: ColumnType, *, num_rows: in
     Raises:
         FormatError: it is not what the manifest says of it.
     """
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    plain = kind.kind in ("string", "json")
-    # Text stays a dictionary until its longest is known: a few bytes of parquet can stand for very much of it.
-    with pa.parquet.ParquetFile(parquet, read_dictionary=[name] if plain else None) as opened:
+    with open_parquet(parquet, columns=[name]) as opened:
         if name not in opened.schema_arrow.names:
             raise FormatError(f"no column {name!r}, which the manifest lists")
-        found = opened.schema_arrow.field(name).type
-        found = found.value_type if pa.types.is_dictionary(found) else found
+        found = plain_type(opened.schema_arrow.field(name).type)
         if found != arrow_type(kind):
             raise FormatError(f"column {name!r} holds {found}; the manifest says {kind}")
         if opened.metadata.num_rows != num_rows:
             raise FormatError(f"{opened.metadata.num_rows} rows; the manifest says {num_rows}")
 
-        def batches() -> Iterator[Any]:
-            for batch in opened.iter_batches(batch_size=_PIECE_ROWS, columns=[name]):
-                yield text_of(batch.column(0), what=f"column {name!r}") if plain else batch.column(0)
+        def checked() -> Iterator[Any]:
+            for batch in batches(opened, num_rows=_PIECE_ROWS, columns=[name]):
+                yield text_of(batch.column(0), what=f"column {name!r}")
 
         if not kind.is_array:
-            _write_list(batches(), arrow_type(kind), file)
-        elif not _write_array(batches(), kind, num_rows, file, nulls=False):
+            _write_list(checked(), arrow_type(kind), file)
+        elif not _write_array(checked(), kind, num_rows, file, nulls=False):
             file.seek(0)
             file.truncate()
-            _write_array(batches(), kind, num_rows, file, nulls=True)
+            _write_array(checked(), kind, num_rows, file, nulls=True)
 
 
 def _write_list(batches: Iterator[Any], kind: Any, file: BinaryIO) -> None:

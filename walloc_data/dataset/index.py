@@ -19,14 +19,16 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from walloc_data.dataset.checksummed import checksummed_file
+from walloc_data.dataset.checksummed import Mapped, checksummed_file
 from walloc_data.dataset.columns import ArrayColumn, Column, ListColumn, column_types, unknown_column, write_column
 from walloc_data.errors import FormatError, StorageError, WallocDataError
 from walloc_data.files import open_regular
 from walloc_data.format import MIRROR_INDEX_COLUMNS, OPTIONAL_INDEX_COLUMNS, CodecSpec, ColumnType, SplitRecord
+from walloc_data.parquet import batches, open_parquet
 from walloc_data.storage import Store
+from walloc_data.tables import plain_type, text_of_batch
 
-__all__ = ["INDEX_ROW", "SplitIndex", "load_columns", "load_index", "read_table", "split_identity"]
+__all__ = ["INDEX_ROW", "SplitIndex", "check_index", "load_columns", "load_index", "read_table", "split_identity"]
 
 Rows = npt.NDArray[np.void]
 
@@ -77,12 +79,11 @@ class SplitIndex:
             raise FormatError(f"{path}: not an index ({error}): remove this file from the cache") from error
         if self._rows.dtype != INDEX_ROW or self._rows.shape != (num_samples,):
             raise FormatError(f"{path}: not an index of {num_samples} samples: remove this file from the cache")
-        self._file = getattr(self._rows, "_mmap", None)  # None where there are no samples
+        self._mapped = Mapped(getattr(self._rows, "_mmap", None), path)  # None where there are no samples
 
     @property
     def rows(self) -> Rows:
-        if self._file is not None and self._file.size() < self._rows.nbytes:  # a read beyond its end would kill us
-            raise FormatError(f"{self.path}: was cut short while it was read: open the data set again")
+        self._mapped.check()
         return self._rows
 
     def __reduce__(self) -> tuple[type["SplitIndex"], tuple[Path, int]]:
@@ -112,6 +113,17 @@ def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec
 
         checksummed_file(path, write, what=f"the index of {store.url}")
     return SplitIndex(path, record.num_samples)
+
+
+def check_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec) -> None:
+    """Check the index of a split as `load_index` does, for those who go on to read it themselves.
+
+    Raises:
+        FormatError: the index contradicts the manifest, or points outside its shards.
+    """
+    with _Parquet(store, split, record) as parquet:
+        for _ in parquet.rows(spec):
+            pass
 
 
 def load_columns(
@@ -147,10 +159,12 @@ def load_columns(
 
 def read_table(store: Store, *, split: str, record: SplitRecord) -> Any:
     """Read a split's whole index as an Arrow table, checked against the manifest's checksum."""
-    import pyarrow.parquet as pq
+    import pyarrow as pa
 
-    with _Parquet(store, split, record) as parquet, parquet.reading() as file:
-        return pq.read_table(file)
+    with _Parquet(store, split, record) as parquet, parquet.reading() as file, open_parquet(file) as opened:
+        parts = [text_of_batch(batch) for batch in batches(opened, num_rows=1024)]
+        schema = pa.schema([field.with_type(plain_type(field.type)) for field in opened.schema_arrow])
+        return pa.Table.from_batches([batch.cast(schema) for batch in parts], schema=schema)
 
 
 class _Parquet:
@@ -239,10 +253,10 @@ class _Parquet:
 
 def _chunks(file: BufferedReader, record: SplitRecord, spec: CodecSpec) -> Iterator[Rows]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     num_bytes = os.fstat(file.fileno()).st_size
-    with pq.ParquetFile(file) as parquet:
+    ours = (*_NUMBERS, *(name for name, _, _ in MIRROR_INDEX_COLUMNS), *OPTIONAL_INDEX_COLUMNS)
+    with open_parquet(file, columns=ours) as parquet:
         if parquet.metadata.num_rows != record.num_samples:
             raise FormatError(f"{parquet.metadata.num_rows} rows; the manifest says {record.num_samples}")
         if record.num_samples > _MAX_ROWS_PER_PARQUET_BYTE * num_bytes:

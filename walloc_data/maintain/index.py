@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from walloc_data.convert.inspect import failure_lines, local_file
+from walloc_data.convert.inspect import check_rows, failure_lines, local_file
+from walloc_data.dataset.index import check_index
 from walloc_data.errors import FormatError
 from walloc_data.format import CodecSpec, ColumnType, Manifest, ShardRecord, join_types, sample_key
 from walloc_data.maintain.shards import Change
+from walloc_data.parquet import batches, open_parquet
 from walloc_data.storage import Store
-from walloc_data.tables import cast_column, index_schema
+from walloc_data.tables import MAX_TABLE_BYTES, cast_column, index_schema, text_of_batch
 
 __all__ = ["SplitFiles", "joined_columns", "md5_of_shards", "tables_of", "write_failures"]
 
@@ -29,24 +31,24 @@ def tables_of(store: Store, manifest: Manifest, split: str) -> Iterator[tuple[Sh
         FormatError: the index is not the one that the manifest speaks of.
     """
     import pyarrow as pa
-    import pyarrow.parquet
 
     record = manifest.splits[split]
     context = store.location(record.index_name(split))
     schema = index_schema(mirror=manifest.settings.mirror, columns=record.columns)
+    check_index(store, split=split, record=record, spec=manifest.codec)
     with local_file(store, record.index_name(split)) as file:
-        if record.index_sha256 is not None:
-            with file.open("rb") as opened:
-                if hashlib.file_digest(opened, "sha256").hexdigest() != record.index_sha256:
-                    raise FormatError(f"{context}: its SHA-256 is not the manifest's. Nothing was changed")
         try:
-            with pa.parquet.ParquetFile(file) as parquet:
+            with open_parquet(file, context=context) as parquet:
                 waiting = schema.empty_table()
-                batches = parquet.iter_batches(batch_size=_BATCH_ROWS)
+                parts = batches(parquet, num_rows=_BATCH_ROWS)
                 for shard in record.shards:
-                    while len(waiting) < shard.num_samples and (batch := next(batches, None)) is not None:
+                    while len(waiting) < shard.num_samples and (batch := next(parts, None)) is not None:
+                        batch = text_of_batch(batch, context=context)
+                        check_rows(batch, context=context)
                         table = pa.table(_filled(batch, schema), schema=schema)
                         waiting = pa.concat_tables([waiting, table])
+                        if waiting.nbytes > MAX_TABLE_BYTES:
+                            raise FormatError(f"{context}: more than {MAX_TABLE_BYTES} bytes of rows of {shard.name}")
                     if len(waiting) < shard.num_samples:
                         raise FormatError(f"{context}: ends inside {shard.name}")
                     yield shard, waiting.slice(0, shard.num_samples).combine_chunks()

@@ -90,9 +90,13 @@ class ArchiveSource(FolderSource):
                 found.others[Path(path).suffix.lower() or "without a suffix"] += 1
         below = {folder.removeprefix(above) for folder in folders if folder.startswith(above)}
         found.folders = sorted({folder.partition("/")[0] for folder in below} - {""})
+        self._members, self._above = members, above
         self._arrange(found, location=location, label_column=label_column)
+        del self._members
+
+    def _locate(self) -> None:
         kinds: tuple[str | None, ...] = (None, *SIDECARS)
-        self._spans = {suffix: self._spans_of(members, above, suffix) for suffix in kinds}
+        self._spans = {suffix: self._spans_of(self._members, self._above, suffix) for suffix in kinds}
 
     def _spans_of(self, members: Mapping[str, _Member], above: str, suffix: str | None) -> npt.NDArray[np.int64]:
         """Return (number of pictures, 5) where their files, or sidecars of a suffix, lie; -1 where there is none."""

@@ -76,11 +76,15 @@ class FolderSource(Source):
         self._has_text = np.array([stem in sidecars[".txt"] for stem in stems], dtype=bool)
         self._has_json = np.array([stem in sidecars[".json"] for stem in stems], dtype=bool)
         self.notes = listing.notes() + ((guess,) if guess is not None and not self.labelled else ())
+        self._locate()
         self.columns = self._columns()
         lengths = [f"{path}\t{num_bytes}" for path, num_bytes, _ in found]
         self.identity = fingerprint(
             [*lengths, *(f"{suffix}\t{sorted(of.items())}" for suffix, of in sidecars.items() if of)]
         )
+
+    def _locate(self) -> None:
+        """Find out where the files lie, once it is known which there are and before one is read."""
 
     def _columns(self) -> tuple[str, ...]:
         """Return the caption, and the fields of the first JSON that can be read."""

@@ -80,7 +80,7 @@ class Retry:
         Raises:
             StorageError: names `what`, the last reason, and what to do about it where that is known.
         """
-        began = time.monotonic()
+        began, what = time.monotonic(), printable(what, newlines=False)
         for attempt in range(1, self.max_attempts + 1):
             try:
                 return action()
@@ -107,7 +107,7 @@ class Retry:
         if time.monotonic() - self._logged_at > _LOG_AGAIN_AFTER_S:
             self._logged_at = time.monotonic()
             logging.getLogger(__name__).warning(
-                "%s: %s. Trying again, for up to %.0f s", printable(what), printable(reason(error)), self.max_seconds
+                "%s: %s. Trying again, for up to %.0f s", what, printable(reason(error)), self.max_seconds
             )
 
 

@@ -17,6 +17,7 @@ from walloc_data.files import atomic_file, check_regular, read_regular, sync_fol
 from walloc_data.format import check_relative_path
 from walloc_data.storage.remote import Entry, etag_of, size_limit
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry, reason
+from walloc_data.text import printable
 
 __all__ = ["Store"]
 
@@ -47,6 +48,9 @@ class Store:
             client's own tries are switched off, so that these are all.
         retry_seconds: no try begins later than this after the operation's first.
 
+    Attributes:
+        root: the path or URL as it was given; `url` is the same for messages.
+
     Example:
         >>> from walloc_data.storage import Store
         >>> store = Store("my-latents")  # or s3://bucket/my-latents, hf://datasets/me/my-latents
@@ -64,14 +68,14 @@ class Store:
         max_attempts: int = 12,
         retry_seconds: float = DEFAULT_RETRY_SECONDS,
     ) -> None:
-        self.url = os.fspath(url).rstrip("/") or "/"
+        self.root = os.fspath(url).rstrip("/") or "/"
         self.storage_options = dict(storage_options or {})
         self.max_attempts, self.retry_seconds = max_attempts, retry_seconds
         self._tries = Retry(max_attempts, retry_seconds)
         self.local_path: Path | None = None
-        protocol, separator, rest = self.url.partition("://")
+        protocol, separator, rest = self.root.partition("://")
         if not separator or protocol == "file":
-            self.local_path = Path(rest if separator else self.url).expanduser()
+            self.local_path = Path(rest if separator else self.root).expanduser()
         elif "@" in rest.partition("/")[0]:
             raise StorageError(
                 f"{protocol}://...: credentials do not belong in a URL; use the environment or storage_options"
@@ -85,6 +89,11 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_remote": None}  # connections do not survive a fork or a pickle
+
+    @property
+    def url(self) -> str:
+        """The folder's path or URL, as it can stand in one line of a message: line breaks are escaped."""
+        return printable(self.root, newlines=False)
 
     @property
     def endpoint(self) -> str | None:
@@ -106,7 +115,7 @@ class Store:
     def inside(self, folder: str, *, max_attempts: int | None = None) -> "Store":
         """Return a folder of this store, "" for the root, as a store that is opened in the same way."""
         return Store(
-            f"{self.url}/{folder}".rstrip("/"),
+            f"{self.root}/{folder}".rstrip("/"),
             storage_options=self.storage_options,
             max_attempts=self.max_attempts if max_attempts is None else max_attempts,
             retry_seconds=self.retry_seconds,
@@ -114,7 +123,7 @@ class Store:
 
     def location(self, path: str) -> str:
         """Return the full name of a file, for messages."""
-        return f"{self.url}/{path}"
+        return printable(f"{self.root}/{path}", newlines=False)
 
     @property
     def _fs(self) -> Any:
@@ -150,7 +159,7 @@ class Store:
         return self.local_path / check_relative_path(path, context=self.url)
 
     def _full(self, path: str) -> str:
-        return self.location(check_relative_path(path, context=self.url))
+        return f"{self.root}/{check_relative_path(path, context=self.url)}"
 
     def _retry(self, action: Callable[[], Result], *, what: str) -> Result:
         return self._tries(action, what=what)
@@ -188,7 +197,7 @@ class Store:
         full = self._full(path)
         data = bytes(self._retry(lambda: self._fs.cat_file(full, start=0, end=max_bytes + 1), what=f"reading {full}"))
         if len(data) > max_bytes:
-            raise StorageError(f"{full}: more than {max_bytes} bytes; at most that many are read here")
+            raise StorageError(f"{self.location(path)}: more than {max_bytes} bytes; at most that many are read here")
         return data
 
     def num_bytes(self, path: str) -> int:
@@ -201,7 +210,7 @@ class Store:
         full = self._full(path)
         size = self._retry(lambda: self._info(full), what=f"looking at {full}")["size"]
         if size is None:
-            raise StorageError(f"{full}: the server does not say how long it is")
+            raise StorageError(f"{self.location(path)}: the server does not say how long it is")
         return int(size)
 
     def etag(self, path: str) -> str | None:
@@ -232,7 +241,7 @@ class Store:
                     f"{self.url if folder is None else self.location(folder)}: {reason(error)}"
                 ) from error
             return found
-        full = self.url if folder is None else self._full(folder)
+        full = self.root if folder is None else self._full(folder)
 
         def listing() -> list[Entry]:
             try:
@@ -331,7 +340,8 @@ class Store:
             return
         full = self._full(path)
         self._retry(
-            lambda: self._fs.get_file(full, str(target), callback=size_limit(full, max_bytes)), what=f"fetching {full}"
+            lambda: self._fs.get_file(full, str(target), callback=size_limit(self.location(path), max_bytes)),
+            what=f"fetching {full}",
         )
 
     def sha256(self, path: str) -> str | None:
