@@ -68,7 +68,7 @@ def index_rows(
     schema = index_schema(mirror=mirror, columns=columns)
     try:
         ours = [name for name in schema.names if name not in (columns or {})]
-        with open_parquet(file, columns=ours, context=context) as parquet:
+        with open_parquet(file, columns=ours, context=f"{context}: not a readable index") as parquet:
             found = pa.schema([field.with_type(plain_type(field.type)) for field in parquet.schema_arrow])
             for absent in OPTIONAL_INDEX_COLUMNS - set(found.names):
                 if absent in schema.names:

@@ -38,7 +38,7 @@ def tables_of(store: Store, manifest: Manifest, split: str) -> Iterator[tuple[Sh
     check_index(store, split=split, record=record, spec=manifest.codec)
     with local_file(store, record.index_name(split)) as file:
         try:
-            with open_parquet(file, context=context) as parquet:
+            with open_parquet(file, context=f"{context}: not a readable index") as parquet:
                 waiting = schema.empty_table()
                 parts = batches(parquet, num_rows=_BATCH_ROWS)
                 for shard in record.shards:
