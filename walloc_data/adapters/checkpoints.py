@@ -164,7 +164,8 @@ def _described(
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
         with torch.device("meta"):
-            model = features_of(assemble(config, buffers=buffers), config)
+            shapes = {name: buffer.to("meta") for name, buffer in buffers.items()}
+            model = features_of(assemble(config, buffers=shapes), config)
     finally:
         for hook in hooks:
             hook.remove()
