@@ -288,7 +288,7 @@ def _failures(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (_index, FormatError, r"index/train.parquet: not a readable index"),
+        (_index, FormatError, r"index/train.parquet: not a parquet file, or cut short"),
         (_weights, CodecError, r"codec/model.safetensors: cannot be read \(No such file"),
         (_codec, CodecError, r"codec: this codec \(rgb-16x-v1, .* is not the one that made the latents \(klt-16x"),
         (_sample, CorruptShardError, r"train-00001.tar: sample 000000002: its bytes are not those that were encoded"),

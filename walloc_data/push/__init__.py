@@ -6,7 +6,6 @@ Running the same call again sends only what has not arrived.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from walloc_data.files import check_regular, open_regular
 from walloc_data.format import MANIFEST_NAME, MAX_JSON_BYTES, Manifest
 from walloc_data.push.checks import check_readable
 from walloc_data.push.targets import File, Target, open_target
-from walloc_data.storage import Store, read_manifest, shards_reader
+from walloc_data.storage import DatasetLocation, Store, open_store, read_manifest, shards_reader
 
 __all__ = ["PushResult", "push"]
 
@@ -49,7 +48,7 @@ class PushResult:
 
 @renamed_arguments(out="dataset")
 def push(
-    dataset: str | os.PathLike[str],
+    dataset: DatasetLocation,
     destination: str,
     *,
     dry_run: bool = False,
@@ -85,14 +84,15 @@ def push(
         >>> result.uploaded[0], result.uploaded[-1]
         ('data/train-00000.tar', 'walloc.json')
     """
-    root = Store(dataset).local_path
+    store = open_store(dataset)
+    root = store.local_path
     if root is None:
         raise StorageError(
-            f"{os.fspath(dataset)}: push sends a folder of this machine, and this is a URL: copy the data set here "
+            f"{store.url}: push sends a folder of this machine, and this is a URL: copy the data set here "
             "first (`aws s3 sync`, `hf download`, ...), or copy it from store to store with the store's own tools"
         )
-    manifest_bytes, manifest = _read_manifest(root)
-    with check_readable(root, manifest):
+    manifest_bytes, manifest = _read_manifest(store)
+    with check_readable(store, manifest):
         files, left_out = _collect(root, manifest)
     target = open_target(destination, private=private, storage_options=dict(storage_options or {}))
     stale = _reconcile(target, manifest, destination=destination, replace=replace)
@@ -123,12 +123,10 @@ def push(
     )
 
 
-def _read_manifest(root: Path) -> tuple[bytes, Manifest]:
-    path = root / MANIFEST_NAME
-    if not path.is_file():
-        raise FormatError(f"{root}: no {MANIFEST_NAME} here; push takes the local folder of a finished conversion")
-    data = Store(root).read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
-    return data, read_manifest(Store(root))
+def _read_manifest(store: Store) -> tuple[bytes, Manifest]:
+    if not store.exists(MANIFEST_NAME):
+        raise FormatError(f"{store.url}: no {MANIFEST_NAME} here; push takes the local folder of a finished conversion")
+    return store.read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES), read_manifest(store)
 
 
 def _collect(root: Path, manifest: Manifest) -> tuple[list[File], list[str]]:

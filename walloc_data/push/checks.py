@@ -18,7 +18,7 @@ __all__ = ["check_readable"]
 
 
 @contextmanager
-def check_readable(root: Path, manifest: Manifest) -> Iterator[None]:
+def check_readable(store: Store, manifest: Manifest) -> Iterator[None]:
     """Read the data set as others will.
 
     Before the body: its codec and every index whole, which takes seconds. After it, when shards have been compared with
@@ -27,20 +27,20 @@ def check_readable(root: Path, manifest: Manifest) -> Iterator[None]:
     Raises:
         CodecError, FormatError: what readers would meet.
     """
-    _, info = load_codec(root / "codec")
+    folder = f"{store.local_path or store.url}/codec"
+    _, info = load_codec(folder)
     if info.spec != manifest.codec:
         raise CodecError(
-            f"{root / 'codec'}: this codec ({info.name}, encoder {info.encoder_sha256[:12]}) is not the one that made "
+            f"{folder}: this codec ({info.name}, encoder {info.encoder_sha256[:12]}) is not the one that made "
             f"the latents ({manifest.codec.name}, {manifest.codec.encoder_sha256[:12]})"
         )
-    store = Store(root)
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as name:
         scratch = Path(name)
         indices = {}
         for split, record in manifest.splits.items():
             if not store.exists(record.index_name(split)):
                 raise FormatError(
-                    f"{root}: the index {record.index_name(split)} is missing; finish the conversion first"
+                    f"{store.url}: the index {record.index_name(split)} is missing; finish the conversion first"
                 )
             indices[split] = load_index(store, split=split, record=record, spec=manifest.codec, folder=scratch)
             failures = f"{record.root}failures/{split}.jsonl"
