@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from walloc_data.dataset.order import Ints
-from walloc_data.dataset.reader import ShardReader
+from walloc_data.dataset.reader import Reader, ShardReader
 from walloc_data.errors import CorruptShardError, LoaderError
 from walloc_data.files import allocate, sync_file
 from walloc_data.storage import cache_errors, file_lock
@@ -32,7 +32,7 @@ __all__ = ["ArrayReader"]
 _DECODE_ROWS = 256
 
 
-class ArrayReader:
+class ArrayReader(Reader):
     """Gathers latents from the array; shards that are not in it yet are decoded when first asked for.
 
     Args:

@@ -8,7 +8,8 @@ import numpy as np
 
 from walloc_data.dataset.batching import Batching
 from walloc_data.dataset.ranks import RankInfo
-from walloc_data.dataset.state import Named, check_state, make_state, sizes
+from walloc_data.dataset.sharded import BatchSource
+from walloc_data.dataset.state import check_state, make_state, sizes
 from walloc_data.errors import LoaderError, StateError
 
 __all__ = ["BatchSize", "RankedBatches"]
@@ -69,7 +70,7 @@ class RankedBatches:
     """
 
     def __init__(
-        self, samples: Named, batching: Batching, size: BatchSize, rank_info: RankInfo, *, equal: bool
+        self, samples: BatchSource, batching: Batching, size: BatchSize, rank_info: RankInfo, *, equal: bool
     ) -> None:
         self._samples, self._batching, self._size, self._rank_info = samples, batching, size, rank_info
         self._equal = equal

@@ -7,17 +7,16 @@ rest, so a state is a few integers, and fits any number of workers and ranks.
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from walloc_data.dataset.batch_size import RankedBatches
 from walloc_data.dataset.batching import Batching
 from walloc_data.dataset.epoch import as_epoch
-from walloc_data.dataset.order import Ints
 from walloc_data.dataset.prefetch import prefetching
+from walloc_data.dataset.sharded import BatchSource
 from walloc_data.dataset.stats import LoaderStats, TimedBatch, timed_batch
 from walloc_data.dataset.workers import batches_of, in_shared_memory
 from walloc_data.errors import LoaderError
@@ -25,31 +24,11 @@ from walloc_data.errors import LoaderError
 __all__ = ["LatentLoader"]
 
 
-class Samples(Protocol):
-    """Interface that a loader needs of a data set."""
-
-    identity: str
-    seed: int
-
-    def read_batch(self, rows: Ints, *, epoch: int, valid: Tensor | None = None) -> Any:
-        """Return latents (B, C, h, w) and labels (B,) of rows."""
-
-    def shards(self, rows: Ints) -> Ints:
-        """Return a number for the shard of each row, (n,)."""
-
-    def fetch(self, shard: int) -> None:
-        """Bring a shard here ahead of its use."""
-
-    @property
-    def num_prefetch_shards(self) -> int:
-        """Number of shards to fetch before they are needed; 0 where all are local."""
-
-
 @dataclass(frozen=True)
 class _Batches(Dataset[TimedBatch]):
     """Slices of batches by (epoch, number, rank, world size): what workers run."""
 
-    samples: Samples
+    samples: BatchSource
     batches: RankedBatches
     pad: bool
 
@@ -113,7 +92,7 @@ class LatentLoader:
 
     def __init__(
         self,
-        samples: Samples,
+        samples: BatchSource,
         batches: RankedBatches,
         *,
         pad: bool,

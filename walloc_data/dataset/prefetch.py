@@ -5,11 +5,11 @@ Workers and ranks share the cache folder, so a shard is fetched once a machine, 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import numpy as np
 
 from walloc_data.dataset.batching import Batching
+from walloc_data.dataset.sharded import BatchSource
 from walloc_data.errors import WallocDataError
 from walloc_data.storage import DaemonThreads
 
@@ -19,7 +19,7 @@ _CONNECTIONS = 4
 
 
 @contextmanager
-def prefetching(samples: Any, batching: Batching, *, epoch: int, start: int) -> Iterator[Callable[[int], None]]:
+def prefetching(samples: BatchSource, batching: Batching, *, epoch: int, start: int) -> Iterator[Callable[[int], None]]:
     """Fetch the shards of batches to come, in the order of their first use.
 
     Args:

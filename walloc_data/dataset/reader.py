@@ -2,10 +2,11 @@
 
 import os
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from walloc_data.dataset.decode import decode_latents
 from walloc_data.dataset.index import SplitIndex
 from walloc_data.dataset.order import Ints
+from walloc_data.dataset.sharded import ShardedRows
 from walloc_data.dataset.stats import waiting_for_shards
 from walloc_data.errors import CorruptShardError, StorageError, WallocDataError
 from walloc_data.format import MANIFEST_NAME, CodecSpec, ShardRecord, SplitRecord, sample_key
@@ -29,20 +31,15 @@ _ATTEMPTS_AHEAD = 3
 _MAX_OPEN_CACHED = 64  # an evicted shard keeps its disk space while it is open
 
 
-class Reader(Protocol):
+class Reader(ShardedRows):
     """Interface that reads a split's latents."""
 
-    def shards(self, rows: Ints) -> Ints:
-        """Return (n,) the shard of each row."""
-
-    def fetch(self, number: int) -> None:
-        """Bring a shard here ahead of its use."""
-
+    @abstractmethod
     def read(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None) -> Latents:
         """Return latents of rows of the split's index; `mirrored` says of which pictures the mirror image is wanted."""
 
 
-class ShardReader:
+class ShardReader(Reader):
     """Reads samples at the index's offsets in the shards and decodes them.
 
     Args:

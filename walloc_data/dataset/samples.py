@@ -21,6 +21,7 @@ from walloc_data.dataset.loader import LatentLoader
 from walloc_data.dataset.order import EpochOrder, Ints, RemappedOrder, SampleWeights, WeightedShuffle, shares
 from walloc_data.dataset.ranks import RankInfo
 from walloc_data.dataset.sampler import LatentBatchSampler
+from walloc_data.dataset.sharded import BatchSource
 from walloc_data.errors import LoaderError
 
 __all__ = ["LatentSamples", "RowValues", "Transform"]
@@ -40,7 +41,7 @@ class RowValues(NamedTuple):
     values: dict[str, Any]  # of each column that the form names: (n, ...) array, or a list
 
 
-class LatentSamples(Dataset[Sample]):
+class LatentSamples(BatchSource, Dataset[Sample]):
     """Samples, as `form` has them: a map-style data set that also iterates in its own epoch order and makes loaders.
 
     By position, as a plain DataLoader reads it, what is random in a sample (the transform's draws, `mirror`) comes from
@@ -55,8 +56,6 @@ class LatentSamples(Dataset[Sample]):
         form: what a sample is made of: `(latent, label)` where nothing else was asked for.
     """
 
-    identity: str
-    seed: int
     shuffle: bool
     form: SampleForm
 
@@ -71,19 +70,6 @@ class LatentSamples(Dataset[Sample]):
     @abstractmethod
     def epoch_order(self) -> EpochOrder:
         """Return the order that epochs follow."""
-
-    @abstractmethod
-    def shards(self, rows: Ints) -> Ints:
-        """Return a number for the shard of each row, (n,)."""
-
-    @abstractmethod
-    def fetch(self, shard: int) -> None:
-        """Bring a shard here ahead of its use."""
-
-    @property
-    @abstractmethod
-    def num_prefetch_shards(self) -> int:
-        """Number of shards to fetch before they are needed; 0 where all are local."""
 
     @property
     @abstractmethod

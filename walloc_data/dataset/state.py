@@ -1,24 +1,20 @@
 """The state of a run over batches: a few integers, and names that say what they belong to."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from walloc_data.dataset.batching import Batching
+from walloc_data.dataset.sharded import BatchSource
 from walloc_data.errors import StateError
 
-__all__ = ["STATE_VERSION", "Named", "check_state", "make_state", "sizes"]
+__all__ = ["STATE_VERSION", "check_state", "make_state", "sizes"]
 
 STATE_VERSION = 2
 
 
-class Named(Protocol):
-    """Samples whose order a state can name."""
-
-    identity: str
-    seed: int
-
-
-def make_state(samples: Named, batching: Batching, world_size: int, *, epoch: int, position: int) -> dict[str, Any]:
+def make_state(
+    samples: BatchSource, batching: Batching, world_size: int, *, epoch: int, position: int
+) -> dict[str, Any]:
     """Return a state that says that `position` batches of `epoch` are done."""
     return {
         "version": STATE_VERSION,
@@ -33,7 +29,7 @@ def make_state(samples: Named, batching: Batching, world_size: int, *, epoch: in
     }
 
 
-def check_state(state: Mapping[str, Any], samples: Named, batching: Batching, world_size: int) -> tuple[int, int]:
+def check_state(state: Mapping[str, Any], samples: BatchSource, batching: Batching, world_size: int) -> tuple[int, int]:
     """Return (epoch, position) of a state that belongs to these batches.
 
     Raises:
