@@ -41,25 +41,25 @@ def latent_strip(
         ('RGB', 324)
     """
     original = Image.fromarray(pixels)
-    shown = _encode(pixels, codec)
-    c, h, w = shown.latent.shape
-    values = shown.latent.reshape(c, -1)
+    sample = _encode(pixels, codec)
+    c, h, w = sample.latent.shape
+    values = sample.latent.reshape(c, -1)
     # The channels' spread over many pictures where it is known; over this one otherwise.
     mean, std = info.statistics or (values.mean(axis=1).tolist(), values.std(axis=1).tolist())
-    grid = channel_grid(shown.latent, mean=mean, std=std)
-    packed = packed_picture(shown.latent, colours=codec.channels)
+    grid = channel_grid(sample.latent, mean=mean, std=std)
+    packed = packed_picture(sample.latent, colours=codec.channels)
     parts = [
-        ("Picture", f"{shown.width} x {shown.height} pixels", original, False),
+        ("Picture", f"{sample.width} x {sample.height} pixels", original, False),
         (
             "Packed latent",
-            f"{shown.num_bytes:,} bytes, {shown.bits_per_pixel:.2f} bits per pixel",
+            f"{sample.num_bytes:,} bytes, {sample.bits_per_pixel:.2f} bits per pixel",
             packed,
             True,
         ),
         (f"{c} channels", f"{w} x {h} integers each", grid, True),
     ]
     for title, how in decoders_of(codec, info):
-        picture = decode(codec, shown, how=how)
+        picture = decode(codec, sample, how=how)
         parts.append((title, f"PSNR {psnr(picture, original):.1f} dB", picture, False))
     return _draw(parts, height_px)
 

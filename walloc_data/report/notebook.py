@@ -72,8 +72,8 @@ def picture(dataset: LatentDataset, position: int) -> Image.Image:
         (96, 96)
     """
     opened, codec, _ = _opened(dataset.store, dataset.split_name, dataset.cache_folder)
-    [shown] = opened.read([dataset.stored_row(position)])
-    return decode(codec, shown)
+    [sample] = opened.read([dataset.stored_row(position)])
+    return decode(codec, sample)
 
 
 def show(

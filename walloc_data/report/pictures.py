@@ -83,31 +83,35 @@ def walk_through(opened: OpenSplit, codec: WallocCodec, info: CodecInfo) -> list
     """Return two samples, each as its packed latent, its channels and the decoders' pictures."""
     statistics = opened.record.statistics
     strips = []
-    for shown in opened.read(opened.choose(_NUM_STRIPS, seed=1)):
-        c, h, w = shown.latent.shape
-        packed = packed_picture(shown.latent, colours=codec.channels)
-        grid = channel_grid(shown.latent, mean=statistics.mean, std=statistics.std)
-        of = f"of sample {shown.key}"
+    for sample in opened.read(opened.choose(_NUM_STRIPS, seed=1)):
+        c, h, w = sample.latent.shape
+        packed = packed_picture(sample.latent, colours=codec.channels)
+        grid = channel_grid(sample.latent, mean=statistics.mean, std=statistics.std)
+        of = f"of sample {sample.key}"
         cells = [
             ("Packed latent", _values(packed, alt=f"Packed latent {of}", height_px=_STRIP_PX)),
             (f"{c} channels", _values(grid, alt=f"{c} channels {of}", height_px=_STRIP_PX)),
         ]
         for title, how in decoders_of(codec, info):
-            picture = decode(codec, shown, how=how)
+            picture = decode(codec, sample, how=how)
             cells.append((title, _photo(picture, alt=f"{title}: picture {of}", height_px=_STRIP_PX)))
         facts = (
-            f"{shown.width} × {shown.height} pixels became {c} × {h} × {w} integers, stored in {shown.num_bytes:,} "
-            f"bytes ({shown.bits_per_pixel:.2f} bits per pixel)."
+            f"{sample.width} × {sample.height} pixels became {c} × {h} × {w} integers, stored in {sample.num_bytes:,} "
+            f"bytes ({sample.bits_per_pixel:.2f} bits per pixel)."
         )
-        strips.append(Strip(title=_title(shown), facts=facts, pictures=cells))
+        strips.append(Strip(title=_title(sample), facts=facts, pictures=cells))
     return strips
 
 
-def _title(shown: ReportSample) -> str:
+def _title(sample: ReportSample) -> str:
     name = (
-        shown.class_name if shown.class_name is not None else f"label {shown.label}" if shown.label is not None else ""
+        sample.class_name
+        if sample.class_name is not None
+        else f"label {sample.label}"
+        if sample.label is not None
+        else ""
     )
-    return f"{name}, sample {shown.key}" if name else f"Sample {shown.key}"
+    return f"{name}, sample {sample.key}" if name else f"Sample {sample.key}"
 
 
 def class_pictures(
@@ -136,10 +140,10 @@ def class_pictures(
     pictures: list[tuple[str, list[PageImage]]] = []
     for label, group in groups.items():
         images, name = [], ""
-        for shown in opened.read(group):
-            name = shown.class_name or (f"label {label}" if label >= 0 else "")
-            picture = decode(codec, shown, how=how)
-            images.append(_photo(picture, alt=f"{name} {shown.key}".strip(), height_px=_THUMB_PX))
+        for sample in opened.read(group):
+            name = sample.class_name or (f"label {label}" if label >= 0 else "")
+            picture = decode(codec, sample, how=how)
+            images.append(_photo(picture, alt=f"{name} {sample.key}".strip(), height_px=_THUMB_PX))
         pictures.append((name, images))
     note = "Decoded by the codec's linear decoder." if how == "linear" else "Decoded by the codec's decoder."
     if len(classes) < len(present):

@@ -106,16 +106,16 @@ def spread_rows(labels: npt.NDArray[np.int64], num_samples: int, *, seed: int = 
     return [int(row) for row in sorted(chosen, key=lambda row: (labels[row], row))]
 
 
-def decode(codec: WallocCodec, shown: ReportSample, *, how: Literal["own", "linear"] = "own") -> Image.Image:
+def decode(codec: WallocCodec, sample: ReportSample, *, how: Literal["own", "linear"] = "own") -> Image.Image:
     """Decode a latent to its RGB picture, without padding."""
-    if shown.height * shown.width > MAX_DRAWN_PIXELS:
+    if sample.height * sample.width > MAX_DRAWN_PIXELS:
         raise FormatError(
-            f"sample {shown.key} has {shown.width} x {shown.height} pixels; at most {MAX_DRAWN_PIXELS} are drawn here: "
-            "choose others, or decode it with `walloc-data decode`"
+            f"sample {sample.key} has {sample.width} x {sample.height} pixels; at most {MAX_DRAWN_PIXELS} are drawn "
+            "here: choose others, or decode it with `walloc-data decode`"
         )
-    latent = torch.from_numpy(shown.latent)[None]
+    latent = torch.from_numpy(sample.latent)[None]
     picture = codec.decode(latent, linear=how == "linear")[0]  # (3, H, W)
-    array = decoded_pixels(picture, height=shown.height, width=shown.width, cell_px=2**codec.J)
+    array = decoded_pixels(picture, height=sample.height, width=sample.width, cell_px=2**codec.J)
     return Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0]).convert("RGB")
 
 

@@ -107,7 +107,7 @@ def draw_sheet(
 ) -> Image.Image:
     """Draw the contact sheet of rows of a split."""
     decoders = decoders_of(codec, info)
-    strips = [_strip(shown, codec, decoders, opened.record, original) for shown in opened.read(rows)]
+    strips = [_strip(sample, codec, decoders, opened.record, original) for sample in opened.read(rows)]
     return _sheet(opened, strips, height_px=height_px)
 
 
@@ -151,29 +151,29 @@ class _Cell:
 class _Strip:
     """One row of the sheet: a caption, and cells of one height."""
 
-    shown: ReportSample
+    sample: ReportSample
     cells: list[_Cell] = field(default_factory=list)
 
 
 def _strip(
-    shown: ReportSample,
+    sample: ReportSample,
     codec: WallocCodec,
     decoders: Decoders,
     record: SplitRecord,
     original: Callable[[int], npt.NDArray[np.uint8]] | None,
 ) -> _Strip:
-    strip = _Strip(shown)
-    source = Image.fromarray(original(shown.source_index)) if original is not None else None
+    strip = _Strip(sample)
+    source = Image.fromarray(original(sample.source_index)) if original is not None else None
     if source is not None:
         strip.cells.append(_Cell("Source picture", source, "photograph"))
-    _, h, w = shown.latent.shape
-    n = math.isqrt(len(shown.latent) // codec.channels)
-    packed = packed_picture(shown.latent, colours=codec.channels)
+    _, h, w = sample.latent.shape
+    n = math.isqrt(len(sample.latent) // codec.channels)
+    packed = packed_picture(sample.latent, colours=codec.channels)
     strip.cells.append(_Cell("Packed latent, as stored", packed, "values", note=f"{n * w} x {n * h} pixels, WebP"))
-    channels = _channels(shown, record.statistics)
-    strip.cells.append(_Cell(f"Its {len(shown.latent)} channels", channels, "channels"))
+    channels = _channels(sample, record.statistics)
+    strip.cells.append(_Cell(f"Its {len(sample.latent)} channels", channels, "channels"))
     for title, how in decoders:
-        picture = decode(codec, shown, how=how)
+        picture = decode(codec, sample, how=how)
         quality = None if source is None else psnr(picture, source)
         note = "" if quality is None else f"PSNR {quality:.2f} dB"
         strip.cells.append(_Cell(title, picture, "photograph", note=note, psnr_db=quality))
@@ -224,15 +224,15 @@ def channel_grid(
     return Image.fromarray(canvas)
 
 
-def _channels(shown: ReportSample, statistics: ChannelStatistics) -> Image.Image:
-    return channel_grid(shown.latent, mean=statistics.mean, std=statistics.std)
+def _channels(sample: ReportSample, statistics: ChannelStatistics) -> Image.Image:
+    return channel_grid(sample.latent, mean=statistics.mean, std=statistics.std)
 
 
 def _sheet(opened: OpenSplit, strips: Sequence[_Strip], *, height_px: int) -> Image.Image:
     # The tallest picture fills height_px, and none is wider than one and a half times that.
-    sizes = [_fit(strip.shown, height_px) for strip in strips]
+    sizes = [_fit(strip.sample, height_px) for strip in strips]
     cell_w = max(width for width, _ in sizes)
-    columns, rows = _grid(len(strips[0].shown.latent))
+    columns, rows = _grid(len(strips[0].sample.latent))
     widths = [cell_w * columns // rows if cell.kind == "channels" else cell_w for cell in strips[0].cells]
     footer = 24 if any(cell.psnr_db is not None for strip in strips for cell in strip.cells) else 0
     # Captions need room, however small the pictures.
@@ -261,7 +261,7 @@ def _sheet(opened: OpenSplit, strips: Sequence[_Strip], *, height_px: int) -> Im
     top = head
     for strip, (width, height) in zip(strips, sizes, strict=True):
         draw.line((_MARGIN, top, total_w - _MARGIN, top), _RULE)
-        _caption(draw, strip.shown, (_MARGIN, top + 7), text, room)
+        _caption(draw, strip.sample, (_MARGIN, top + 7), text, room)
         top += _CAPTION
         left = _MARGIN
         for cell, column_w in zip(strip.cells, widths, strict=True):
@@ -278,20 +278,20 @@ def _sheet(opened: OpenSplit, strips: Sequence[_Strip], *, height_px: int) -> Im
     return sheet
 
 
-def _fit(shown: ReportSample, height_px: int) -> tuple[int, int]:
-    scale = min(height_px / shown.height, 1.5 * height_px / shown.width)
-    return max(1, round(shown.width * scale)), max(1, round(shown.height * scale))
+def _fit(sample: ReportSample, height_px: int) -> tuple[int, int]:
+    scale = min(height_px / sample.height, 1.5 * height_px / sample.width)
+    return max(1, round(sample.width * scale)), max(1, round(sample.height * scale))
 
 
-def _caption(draw: ImageDraw.ImageDraw, shown: ReportSample, at: tuple[int, int], font: Font, room: int) -> None:
-    c, h, w = shown.latent.shape
-    label = "no label" if shown.label is None else (shown.class_name or f"label {shown.label}")
-    if shown.class_name is not None:
-        label = f"{_shorten(label, font, room // 3)} ({shown.label})"
+def _caption(draw: ImageDraw.ImageDraw, sample: ReportSample, at: tuple[int, int], font: Font, room: int) -> None:
+    c, h, w = sample.latent.shape
+    label = "no label" if sample.label is None else (sample.class_name or f"label {sample.label}")
+    if sample.class_name is not None:
+        label = f"{_shorten(label, font, room // 3)} ({sample.label})"
     draw.text(at, label, _INK, font=font)
     rest = (
-        f"{shown.width} x {shown.height} px to {c} x {h} x {w}  ·  {shown.num_bytes:,} bytes  ·  "
-        f"{shown.bits_per_pixel:.2f} bits per pixel  ·  key {shown.key}"
+        f"{sample.width} x {sample.height} px to {c} x {h} x {w}  ·  {sample.num_bytes:,} bytes  ·  "
+        f"{sample.bits_per_pixel:.2f} bits per pixel  ·  key {sample.key}"
     )
     x = at[0] + draw.textlength(label, font=font) + 16
     draw.text((x, at[1]), _shorten(rest, font, at[0] + room - x), _MUTED, font=font)
