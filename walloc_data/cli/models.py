@@ -21,7 +21,11 @@ def _log(line: str) -> None:
 
 def _demo_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "out", metavar="FOLDER", nargs="?", default="walloc-demo", help="folder for the results (default: walloc-demo)"
+        "folder",
+        metavar="FOLDER",
+        nargs="?",
+        default="walloc-demo",
+        help="folder for the results (default: walloc-demo)",
     )
     parser.add_argument("--epochs", type=int, default=10, help="training epochs (default: 10, one to two minutes)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that encode (default: 1)")
