@@ -50,16 +50,17 @@ CASES = [
 ]
 
 
-# The same models with fewer blocks: what takes time is making weights.
+# The same models with fewer or narrower blocks: what takes time is making weights.
 SHALLOW = {
     "vit_tiny_patch16_224": {"depth": 2},
     "deit_tiny_distilled_patch16_224": {"depth": 2},
     "eva02_tiny_patch14_224": {"depth": 2},
-    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1)},
-    "swinv2_tiny_window8_256": {"depths": (1, 1, 1, 1)},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 1, 2, 2)},
+    "swinv2_tiny_window8_256": {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 1, 2, 2)},
     "convnext_nano_ols": {"depths": (1, 1, 1, 1)},
     "resnet50": {"layers": (1, 1, 1, 1)},
     "resnet50d": {"layers": (1, 1, 1, 1)},
+    "hiera_tiny_224": {"stages": (1, 1, 1, 1), "embed_dim": 24},
 }
 
 

@@ -148,6 +148,9 @@ def test_the_stage_to_imitate_gives_one_shape_in_both_models(name, spec, statist
     assert given.shape == target.shape
     given.square().sum().backward()
     assert stem_of(model).weight.grad.abs().sum() > 0
+
+
+def test_where_no_stage_was_skipped_there_is_none_to_imitate(spec, statistics):
     whole = create_latent_model(
         "test_convnext",
         codec=spec,

@@ -13,7 +13,7 @@ from walloc_data.errors import ModelError
 from walloc_data.interop import unpack_picture
 
 
-@pytest.fixture(params=["standard", "expand"])
+@pytest.fixture(scope="module", params=["standard", "expand"])
 def model(request, spec, statistics):
     torch.manual_seed(0)
     return create_latent_model(

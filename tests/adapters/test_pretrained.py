@@ -36,10 +36,9 @@ def write(kind, pixel, folder):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "plain", "state_dict", "compiled in DDP"])
-@pytest.mark.parametrize("as_text", [True, False])
-def test_a_file_gives_what_the_model_in_memory_gives(kind, as_text, pixel, facts, tmp_path):
+def test_a_file_gives_what_the_model_in_memory_gives(kind, pixel, facts, tmp_path):
     path = write(kind, pixel, tmp_path)
-    model = create_latent_model("test_vit", pretrained=str(path) if as_text else path, **facts)
+    model = create_latent_model("test_vit", pretrained=str(path) if kind == "safetensors" else path, **facts)
     expected = create_latent_model("test_vit", pretrained=pixel, **facts)
     stem = model.stem_site.path
     for name, value in model.state_dict().items():

@@ -51,13 +51,10 @@ WRAPPED = {
     "compile": compiled,
     "DDP": DistributedDataParallel,
     "DataParallel": DataParallel,
-    "DDP of compile": lambda module: DistributedDataParallel(compiled(module)),
     "compile of DDP": lambda module: compiled(DistributedDataParallel(module)),
     "timm's EMA": ModelEmaV3,
-    "timm's EMA of compile": lambda module: ModelEmaV3(compiled(module)),
     "timm's EMA of DDP of compile": lambda module: ModelEmaV3(compiled(module)).module,
     "torch's average": AveragedModel,
-    "compile of torch's average": lambda module: compiled(AveragedModel(module)),
 }
 
 
@@ -115,6 +112,7 @@ def test_a_model_sharded_over_two_ranks_is_saved_whole(model, tmp_path):
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            preload=("timm", "torch.distributed.fsdp"),
         )
         for rank in range(2)
     ]

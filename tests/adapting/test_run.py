@@ -76,6 +76,7 @@ def test_pictures_that_were_not_encoded_are_refused(latents, imagenette_folder):
     assert Batch._fields == ("latents", "pictures", "labels")
 
 
+@pytest.mark.slow
 def test_names_are_imagenets_until_another_classifier_is_asked_for(latents, imagenette_folder, weights, tmp_path):
     model, report = adapted(latents, imagenette_folder, weights)
     assert (model.num_classes, latent_config(model).class_names[281]) == (1000, "tabby, tabby cat")
@@ -89,6 +90,7 @@ def test_names_are_imagenets_until_another_classifier_is_asked_for(latents, imag
     assert (model.num_classes, latent_config(model).class_names) == (7, None)
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_folder_that_names_the_pictures_of_a_folder(
     latents, imagenette_folder, weights, tmp_path, capsys
 ):
@@ -136,7 +138,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(latents, imagenette_folder, we
 
     def start(out: Path) -> warm.Popen:
         arguments = [str(latents), str(imagenette_folder), str(weights), str(out)]
-        return warm.Popen(["-c", SCRIPT, *arguments], stdout=subprocess.PIPE, env=environment)
+        return warm.Popen(["-c", SCRIPT, *arguments], stdout=subprocess.PIPE, env=environment, preload=("timm",))
 
     whole = start(tmp_path / "whole")
     whole.communicate(timeout=300)
@@ -159,6 +161,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(latents, imagenette_folder, we
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_is_named(latents, imagenette_folder, weights, tmp_path):
     def run(**options):
         return adapted(latents, imagenette_folder, weights, output=tmp_path, **options)
@@ -211,7 +214,7 @@ def test_it_learns_what_the_pixel_model_says_without_labels(latents, imagenette_
     whole = pairs.read(range(40))
     optimizer = torch.optim.AdamW(teacher.parameters(), lr=3e-3)
     pixels = (whole.pictures / 255 - 0.45) / 0.23
-    for _ in range(60):
+    for _ in range(20):
         loss = torch.nn.functional.cross_entropy(teacher(pixels), whole.labels)
         optimizer.zero_grad()
         loss.backward()

@@ -1,4 +1,4 @@
-"""Count of a model's multiply-accumulates per latent."""
+"""Whether a latent goes through a model, and how many multiply-accumulates that takes."""
 
 import logging
 from typing import Any
@@ -8,7 +8,26 @@ from torch import nn
 
 from walloc_data.errors import ModelError
 
-__all__ = ["count_macs", "fake_forward"]
+__all__ = ["check_input_shape", "count_macs", "fake_forward"]
+
+
+def check_input_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+    """Run one latent through on the meta device, where shapes are checked and nothing is computed.
+
+    Raises:
+        ModelError: the model cannot take latents of this shape.
+    """
+    training = model.training
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            latent = torch.zeros((1, *input_shape), dtype=torch.int8)
+            torch.func.functional_call(model, {name: value.to("meta") for name, value in tensors}, latent)
+    except Exception:  # a size that does not fit, or a layer that the meta device does not know
+        count_macs(model, input_shape)  # decides, in five times the time, and raises
+    finally:
+        model.train(training)
 
 
 def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
@@ -23,7 +42,7 @@ def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
 def fake_forward(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Any, int]:
     """Return the output for one latent of a shape, and its multiply-accumulates.
 
-    It runs through fake tensors, which cost neither memory nor time.
+    It runs through fake tensors, which take no memory and a second at most.
 
     Raises:
         ModelError: the model cannot take latents of this shape.

@@ -11,7 +11,7 @@ from walloc_data.adapters.config import LatentModelConfig, View, latent_config, 
 from walloc_data.adapters.families import find_family
 from walloc_data.adapters.feature_maps import LatentFeatures
 from walloc_data.adapters.folding import copy_pixel_weights
-from walloc_data.adapters.macs import count_macs
+from walloc_data.adapters.macs import check_input_shape, count_macs
 from walloc_data.adapters.outputs import HasTarget, Outputs, names_of_target, outputs_of
 from walloc_data.adapters.pretrained import Pretrained, pixel_model
 from walloc_data.adapters.residual_stem import ResidualStem
@@ -196,7 +196,7 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> nn.Mod
     """Build the module that a config describes, with fresh weights and these normalisation buffers."""
     model = assemble(config, buffers=buffers)
     try:
-        count_macs(model, config.input_shape)  # proof that such a latent goes through
+        check_input_shape(model, config.input_shape)
     except ModelError as error:
         raise ModelError(f"{config.name}: built as {config.geometry!r} it {error}") from error
     return features_of(model, config)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Self
 
 from walloc_data.deprecated import renamed_arguments
@@ -131,7 +132,7 @@ class SplitRecord(Record):
         """Bytes of all shards."""
         return sum(shard.num_bytes for shard in self.shards)
 
-    @property
+    @cached_property  # callers ask once a shard, and it looks through all shards
     def root(self) -> str:
         """Return where the split's folders ``data/`` and ``index/`` lie inside the data set: "" but for a few moments.
 
