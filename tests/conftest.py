@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -73,21 +74,57 @@ def imagenette_folder(shared_data: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 class Swift:
-    """A real S3 endpoint (OpenStack Swift) on loopback; can be killed and started again on the same data."""
+    """A real S3 endpoint (OpenStack Swift) on loopback.
+
+    What answers requests can be killed and started again on the same data; the servers behind it stay, as starting all
+    takes ten seconds of a processor.
+    """
 
     def __init__(self, scripts: Path, folder: Path) -> None:
         self.scripts, self.folder = scripts, folder
         self.port = _five_free_ports()
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
+    def begin(self) -> None:
         command = ["bash", self.scripts / "up.sh", self.folder, str(self.port)]
         started = subprocess.run(command, capture_output=True, text=True, check=False)
         if started.returncode:
             pytest.fail(f"Swift did not start: {started.stderr}")
 
-    def kill(self) -> None:
+    def end(self) -> None:
         subprocess.run(["bash", self.scripts / "down.sh", self.folder], check=False)
+
+    def kill(self) -> None:
+        os.killpg(int(self._proxy.read_text()), signal.SIGKILL)  # a group of its own
+        while self._answers():
+            time.sleep(0.02)
+
+    def start(self) -> None:
+        with (self.folder / "log" / "proxy").open("ab") as log:
+            proxy = subprocess.Popen(
+                ["swift-proxy-server", "proxy-server.conf"],
+                cwd=self.folder / "etc",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._proxy.write_text(str(proxy.pid))  # where down.sh looks
+        while not self._answers():
+            if proxy.poll() is not None:
+                pytest.fail(f"Swift did not start again: see {self.folder / 'log'}")
+            time.sleep(0.1)
+
+    @property
+    def _proxy(self) -> Path:
+        return self.folder / "run" / "proxy.pid"
+
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
+        except OSError:
+            return False
+        return True
 
 
 def _five_free_ports() -> int:
@@ -112,10 +149,10 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
     pytest.importorskip("s3fs")
     store = Swift(scripts, tmp_path_factory.mktemp("swift"))
     try:
-        store.start()
+        store.begin()
         yield store
     finally:
-        store.kill()
+        store.end()
 
 
 @pytest.fixture

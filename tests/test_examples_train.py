@@ -18,6 +18,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
+from tests import warm
 from walloc_data import LatentDataset, create_latent_model, encode_dataset
 from walloc_data.adapters import load_latent_model
 from walloc_data.errors import FormatError
@@ -88,10 +89,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_killed_run_goes_on_to_the_same_weights_as_an_uninterrupted_one(train, latents, tmp_path, capsys):
     arguments = [str(latents), *COMMON, "--epochs", "3", "--checkpoint-steps", "1"]
     train(*arguments, "--output", tmp_path / "whole")
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLE), *arguments, "--output", str(tmp_path / "killed")],
+    process = warm.Popen(
+        [EXAMPLE, *arguments, "--output", tmp_path / "killed"],
         env=environment(),
         stderr=subprocess.DEVNULL,
+        preload=("timm",),
     )
     checkpoint = tmp_path / "killed" / "checkpoint.pt"
     deadline = time.monotonic() + 120
@@ -115,7 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_as_an_uninterrupted_one(train,
     assert model.num_classes == 10
 
 
-def in_two_processes(arguments: list[str]) -> None:
+def under_torchrun(arguments: list[str]) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     double = subprocess.run(
         [*launcher, str(EXAMPLE), *arguments],
@@ -132,7 +134,8 @@ def in_two_processes(arguments: list[str]) -> None:
 def test_two_processes_score_the_model_that_they_save(latents, tmp_path):
     """With a batch norm, whose statistics each rank gathers from batches of its own."""
     arguments = [str(latents), "--model", "test_vit", "--global-batch-size", "8", "--epochs", "3", "--lr", "4e-3"]
-    in_two_processes([*arguments, "--output", str(tmp_path)])
+    # With the variables that torchrun sets, in a third of its time.
+    warm.launch([EXAMPLE, *arguments, "--output", tmp_path], world_size=2, cwd=tmp_path, preload=("timm",))
     model = load_latent_model(tmp_path / "model")
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
     correct = total = 0
@@ -160,7 +163,7 @@ def test_two_processes_train_what_one_does(train, latents, tmp_path):
     arguments += ["--stem-hidden-channels", "0"]  # a stem of two has a batch norm
     arguments += ["--flip", "none", "--shift-cells", "0"]  # drawn by each rank for itself
     single = train(*arguments, "--output", tmp_path / "one")
-    in_two_processes([*arguments, "--output", str(tmp_path / "two")])
+    under_torchrun([*arguments, "--output", str(tmp_path / "two")])
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
@@ -242,9 +245,9 @@ def windows_by_hand(latents: Path, *, accumulate: int, epochs: int) -> dict[str,
     return model.state_dict()
 
 
-@pytest.mark.parametrize("accumulate", [2, 3, 7])
+@pytest.mark.parametrize("accumulate", [3, 7])
 def test_accumulated_gradients_of_a_short_last_window_are_stepped_in_their_own_epoch(latents, tmp_path, accumulate):
-    """Five batches an epoch: windows of 2, 2, 1 or of 3, 2, or one of 5."""
+    """Five batches an epoch: windows of 3 and 2, or one of 5; the two processes below have 2, 2, 1."""
     pytest.importorskip("accelerate")
     torch.manual_seed(0)
     load_example("train_accelerate").main(
@@ -272,16 +275,8 @@ def test_two_processes_accumulate_what_one_does(latents, tmp_path):
         str(tmp_path / "model"),
     ]
     (tmp_path / "seeded.py").write_text(seeded)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    double = subprocess.run(
-        [*launcher, str(tmp_path / "seeded.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment() | {"ACCELERATE_USE_CPU": "true"},
-        timeout=300,
-        check=False,
-    )
-    assert double.returncode == 0, double.stderr
+    command = [tmp_path / "seeded.py", *arguments]
+    warm.launch(command, world_size=2, cwd=tmp_path, env={"ACCELERATE_USE_CPU": "true"}, preload=("timm",))
     expected = windows_by_hand(latents, accumulate=2, epochs=2)
     for name, value in load_latent_model(tmp_path / "model").state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
@@ -299,8 +294,7 @@ def test_every_example_explains_itself(path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["validation", "test"])
-def test_the_split_to_validate_on_is_found_or_named(train, imagenette_folder, tmp_path, name):
+def test_the_split_to_validate_on_is_found_or_named(train, imagenette_folder, tmp_path):
     data = tmp_path / "latents"
     encode_dataset(imagenette_folder, data, split="fit", size_px=32, progress=False)
     arguments = [
@@ -318,7 +312,7 @@ def test_the_split_to_validate_on_is_found_or_named(train, imagenette_folder, tm
         FormatError, match=r"no split to validate on; it has \['fit'\]: encode one, or name one of these"
     ):
         train(*arguments, "--output", tmp_path / "run")
-    encode_dataset(imagenette_folder, data, split=name, size_px=32, progress=False)
+    encode_dataset(imagenette_folder, data, split="test", size_px=32, progress=False)
     assert len(train(*arguments, "--output", tmp_path / "run")["history"]) == 1
     accuracy = load_example("train_accelerate").main([*arguments, "--output", str(tmp_path / "accelerate")])
     assert 0 <= accuracy <= 1

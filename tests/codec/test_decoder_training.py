@@ -53,6 +53,7 @@ def train(pictures: list[Pixels], out: Path, **settings: Any) -> Path:
     return Path(train_decoder([PictureSet("smooth", pictures)], out, codec=codec, config=config).file)
 
 
+@pytest.mark.slow
 def test_a_decoder_is_trained_for_the_encoder_as_it_is(pictures: list[Pixels], tmp_path: Path) -> None:
     before, info = load_codec("klt-16x")
     file = train(pictures, tmp_path / "out", steps=60, version="mine")

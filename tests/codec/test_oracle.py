@@ -47,6 +47,7 @@ def reference_latent(reference: nn.Module, picture: Tensor) -> tuple[Tensor, Ten
     return X, reference.encoder(X)
 
 
+@pytest.mark.slow
 def test_coefficients_and_latents_of_whole_photographs(
     reference: nn.Module, codec: WallocCodec, photographs: list[Tensor]
 ) -> None:

@@ -51,7 +51,7 @@ def train(pictures: list[Pixels], out: Path, **settings: object) -> Path:
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(pictures: list[Pixels], tmp_path: Path) -> None:
-    steps = 80
+    steps = 60
     np.save(tmp_path / "pictures.npy", np.stack(pictures))
     program = f"""
 import sys, numpy as np, torch

@@ -270,6 +270,7 @@ def test_a_shard_of_broken_pictures_alone_leaves_no_file(tmp_path: Path) -> None
     assert encode_dataset(folder, out, samples_per_shard=2, shuffle_seed=None, progress=False).new_samples == 0
 
 
+@pytest.mark.slow
 def test_on_error_stop_names_the_first_broken_picture(mixed: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         with pytest.raises(ConversionError, match=r"class_\d/\S+ \(source index \d+\): .*Stopped, as asked"):

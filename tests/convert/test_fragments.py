@@ -99,9 +99,8 @@ def test_without_a_shuffle_fragments_keep_their_order(tars: list[str], tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 4])
-def test_any_number_of_workers_makes_the_same_bytes(workers: int, tars: list[str], whole: Path, tmp_path: Path) -> None:
-    encode_dataset(remote(tars), tmp_path / "out", samples_per_shard=2, workers=workers, progress=False)
+def test_several_workers_make_the_same_bytes(tars: list[str], whole: Path, tmp_path: Path) -> None:
+    encode_dataset(remote(tars), tmp_path / "out", samples_per_shard=2, workers=3, progress=False)
     assert hashes(tmp_path / "out") == hashes(whole)
 
 
@@ -315,7 +314,7 @@ def test_killed_and_resumed_only_unfinished_tars_are_fetched_again(
     reference, out = tmp_path / "reference", tmp_path / "out"
     encode_dataset(spec_of(server), reference, samples_per_shard=2, progress=False)
     work = out / ".walloc" / "train"
-    for number in range(1, NUM_TARS):
+    for number in (1, 2, 4):
         server.whole.clear()
         process = warm.begin(spec_of(server), out, samples_per_shard=2, workers=1 + number % 2)
         wait_for(lambda number=number: len(list(work.glob("*-end.json"))) >= number, what="an end mark")

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.convert.conftest import StopError, as_bytes, hashes, make_folder, picture, store_steps
 from tests.convert.test_fragments import write_tars
 from tests.convert.test_killed import wait_for
@@ -201,7 +201,7 @@ def test_tars_in_a_bucket_are_fetched_once_each_and_after_a_kill_only_those_that
     for url in write_tars(tmp_path / "in", num=len(tars)):
         name = url.rpartition("/")[2]
         store.publish(tmp_path / "in" / name, name)
-    command = [sys.executable, "-m", "walloc_data", "encode", f"wds:s3://{BUCKET}/once/{{0..4}}.tar"]
+    command = ["-m", "walloc_data", "encode", f"wds:s3://{BUCKET}/once/{{0..4}}.tar"]
     options = ["--samples-per-shard", "2", "--workers", "2", "--no-preview"]
     environment = os.environ | {"AWS_ENDPOINT_URL": faults.url}
 
@@ -210,13 +210,12 @@ def test_tars_in_a_bucket_are_fetched_once_each_and_after_a_kill_only_those_that
         extra = {0: 1, 4: 1}
         return [faults.count(f"GET /{BUCKET}/once/{tar}.tar") - extra.get(tar, 0) for tar in tars]
 
-    subprocess.run([*command, tmp_path / "whole", *options], env=environment, check=True, capture_output=True)
+    warm.run([*command, tmp_path / "whole", *options], env=environment, check=True)
     assert fetched() == [1] * 5
     faults.requests.clear()
     work = tmp_path / "killed" / ".walloc" / "train"
-    process = subprocess.Popen(
-        [*command, tmp_path / "killed", *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    killed = [*command, tmp_path / "killed", *options]
+    process = warm.Popen(killed, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: list(work.glob("*-end.json")) or process.poll() is not None, what="a first tar")
     process.kill()
     process.wait()
@@ -224,7 +223,7 @@ def test_tars_in_a_bucket_are_fetched_once_each_and_after_a_kill_only_those_that
     assert 1 <= len(done) <= 5
     assert all(number <= 1 for number in fetched())
     faults.requests.clear()
-    subprocess.run([*command, tmp_path / "killed", *options], env=environment, check=True, capture_output=True)
+    warm.run(killed, env=environment, check=True)
     assert sum(fetched()) == 5 - len(done)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 

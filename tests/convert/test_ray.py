@@ -14,7 +14,7 @@ from walloc_data.sources import open_source
 
 # In a process of its own: Ray starts threads and a dozen processes, and warns about the Python it is run by.
 SCRIPT = """
-import sys
+import ray, sys
 from ray.cluster_utils import Cluster
 from walloc_data import encode_dataset
 from walloc_data.errors import ConversionError
@@ -34,18 +34,18 @@ def remove_a_node(progress):
 summary = encode_dataset(
     source, out, samples_per_shard=3, engine="ray", address=cluster.address, workers=2, progress=remove_a_node
 )
+ray.init(address=cluster.address, log_to_driver=False)  # from here on the script's own connection serves
 print("removed", len(removed), "made", summary.new_samples, summary.num_failures)
 stream = open_source(f"parquet:{parquet}/*.parquet", streaming=True)
 summary = encode_dataset(
-    stream, out + "-stream", samples_per_shard=2, engine="ray", address=cluster.address, workers=2, progress=False
+    stream, out + "-stream", samples_per_shard=2, engine="ray", workers=2, progress=False
 )
 print("streamed", stream.num_fragments, summary.num_samples, summary.num_shards)
 try:
-    encode_dataset(
-        broken, out + "-stop", engine="ray", address=cluster.address, on_error="stop", progress=False
-    )
+    encode_dataset(broken, out + "-stop", engine="ray", on_error="stop", progress=False)
 except ConversionError as error:
     print("stopped", error)
+ray.shutdown()
 cluster.shutdown()
 """
 

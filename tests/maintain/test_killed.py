@@ -17,7 +17,7 @@ from tests.maintain.conftest import assert_whole
 from walloc_data import LatentDataset, encode_dataset
 from walloc_data.maintain import append_dataset, merge_datasets, remove_samples
 
-KILLS = 8
+KILLS = 5
 
 
 def latents(out: Path) -> dict[str, bytes]:
