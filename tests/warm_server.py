@@ -1,6 +1,6 @@
 """A Python that has imported torch, and forks into the programs that it is asked to be: see `tests.warm`.
 
-Torch takes two seconds of a processor to import, more than most tests of whole programs take without it. The fork has
+Torch takes four seconds of a processor to import, more than most tests of whole programs take without it. The fork has
 nothing else imported, but for the modules that the server's arguments name, and is its own process in every other way:
 it has its own streams, environment, folder and signals, and ends as any Python does.
 """
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy
 import torch
+import torch._dynamo  # two more seconds, of every program that makes an optimizer
 
 assert numpy  # imported with torch
 
