@@ -75,6 +75,7 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_the_card_publishes_code_that_gives_the_stored_integers(encoded: Encoded, dataset: LatentDataset) -> None:
     card = (encoded.latents / "README.md").read_text()
     code = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)

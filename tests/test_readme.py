@@ -49,6 +49,7 @@ def test_the_two_set_up_commands_are_one_line_each() -> None:
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
 
 
+@pytest.mark.slow
 def test_tables_are_generated_from_committed_results() -> None:
     warm.run(["-m", "benchmarks.readme", "--check"], cwd=ROOT, check=True)
 

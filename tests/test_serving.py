@@ -167,7 +167,7 @@ BOTH = pytest.mark.parametrize(
 
 
 @pytest.mark.slow
-@BOTH
+@pytest.mark.parametrize(("served", "classifier"), [(100, "expand")], indirect=True)
 def test_exporting_a_classifier_twice_leaves_it_as_it_was(classifier, pictures):
     filter_taps.cache_clear()  # as in a process that has encoded nothing yet
     with torch.inference_mode():

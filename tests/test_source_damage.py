@@ -141,11 +141,11 @@ def test_a_first_sample_without_a_label_drops_no_labels(tmp_path: Path) -> None:
 
 
 def test_ranges_are_counted_before_they_are_written_out() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for text in ("{0..999999}{0..999999}", "{0..999}" * 50, "{a,b}" * 64):
         with pytest.raises(SourceError, match="more than a million tars"):
             expand_urls(text)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert expand_urls("{0..1}{a,b}") == ["0a", "0b", "1a", "1b"]
 
 

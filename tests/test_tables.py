@@ -46,6 +46,7 @@ def comes_back_json(found: Any, value: Any) -> bool:
     return bool(found == value) and isinstance(found, bool) == isinstance(value, bool)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(VALUES, max_size=4), st.lists(VALUES, max_size=4))
 def test_any_values_come_back_from_parquet_of_two_shards(first: list[Any], second: list[Any]) -> None:

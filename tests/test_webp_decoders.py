@@ -66,6 +66,7 @@ DRAW = """async data => {
 }"""
 
 
+@pytest.mark.slow
 def test_a_browser_shows_the_same_pixels(browser: Any, files: dict[str, tuple[Pixels, bytes]]) -> None:
     page = browser.new_page()
     for name, (picture, data) in files.items():

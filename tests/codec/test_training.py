@@ -154,6 +154,7 @@ def test_the_codec_explains_itself(pictures: list[Pixels], tmp_path: Path) -> No
     assert log[-1]["validation_psnr_db"] > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("latent_dim", "J", "reduction"), [(48, 3, 4.0), (12, 2, 4.0), (3, 1, 4.0), (27, 3, 192 / 27)])
 def test_any_shape_that_packs_can_be_trained(
     pictures: list[Pixels], tmp_path: Path, latent_dim: int, J: int, reduction: float

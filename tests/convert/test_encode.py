@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import warm
 from tests.convert.conftest import as_bytes, hashes, make_folder, picture
 from walloc_data import encode_dataset
 from walloc_data.convert import Progress, decode_dataset, finish_dataset, verify_dataset
@@ -52,8 +51,7 @@ def test_two_workers_make_the_same_bytes_as_one_even_in_a_script_without_a_main_
         "from walloc_data import encode_dataset\n"
         f"print(encode_dataset({str(pictures)!r}, {str(tmp_path / 'out')!r}, workers=2, samples_per_shard=5))\n"
     )
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    result = warm.run([script], check=True)
     assert result.stdout.count("24 samples and 0 failures in 5 shards") == 1
     same_as_reference(tmp_path / "out")
     whole(tmp_path / "out")

@@ -98,12 +98,6 @@ def test_without_a_shuffle_fragments_keep_their_order(tars: list[str], tmp_path:
     assert index == list(range(NUM))
 
 
-@pytest.mark.slow
-def test_several_workers_make_the_same_bytes(tars: list[str], whole: Path, tmp_path: Path) -> None:
-    encode_dataset(remote(tars), tmp_path / "out", samples_per_shard=2, workers=3, progress=False)
-    assert hashes(tmp_path / "out") == hashes(whole)
-
-
 def test_parts_join_to_the_same_bytes(tars: list[str], whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for part in ("2/2", "1/2"):
@@ -436,6 +430,7 @@ def as_old_stream(out: Path, *, finished: bool) -> None:
         (out / "walloc.json").unlink()
 
 
+@pytest.mark.slow
 def test_a_finished_stream_of_an_earlier_version_is_verified_joined_and_overwritten(
     tars: list[str], whole: Path, tmp_path: Path
 ) -> None:
@@ -451,6 +446,7 @@ def test_a_finished_stream_of_an_earlier_version_is_verified_joined_and_overwrit
     assert data_of(out) == data_of(whole)
 
 
+@pytest.mark.slow
 def test_an_unfinished_stream_of_an_earlier_version_is_refused_in_one_sentence(
     tars: list[str], whole: Path, tmp_path: Path
 ) -> None:

@@ -84,40 +84,30 @@ def test_parts_in_a_bucket_join(pictures: Path, same_as_reference: Check, copy_o
 
 
 @pytest.mark.slow
-def test_overwriting_in_a_bucket_leaves_nothing_of_the_old(pictures: Path, copy_of: Callable[[str], Path]) -> None:
-    url = f"s3://{BUCKET}/overwritten"
-    encode_dataset(pictures, url, samples_per_shard=3, progress=False)
-    encode_dataset(pictures, url, samples_per_shard=12, size_px=16, overwrite=True, progress=False)
-    assert verify_dataset(url, progress=False).problems == ()
-    assert sorted(path.name for path in (copy_of(url) / "data").iterdir()) == ["train-00000.tar", "train-00001.tar"]
-
-
-@pytest.mark.slow
-def test_an_overwrite_in_a_bucket_interrupted_at_any_write_leaves_a_whole_split(
+def test_an_overwrite_in_a_bucket_interrupted_among_its_writes_leaves_a_whole_split_and_nothing_of_the_old(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At one write, where files are copied; tests/convert/test_overwrite.py stops at the others, on disk."""
     few = make_folder(tmp_path / "few" / "pictures", per_class=2)
-    for number, stop_at in enumerate((0, 9)):
-        url = f"s3://{BUCKET}/interrupted-{number}"
-        encode_dataset(pictures, url, samples_per_shard=8, progress=False)
-        with monkeypatch.context() as patch:
-            change = overwrite.take_over
+    url = f"s3://{BUCKET}/interrupted"
+    encode_dataset(pictures, url, samples_per_shard=8, progress=False)
+    with monkeypatch.context() as patch:
+        change = overwrite.take_over
 
-            def interrupted(store: Store, split: str, kind: Any, stop_at: int = stop_at, patch: Any = patch) -> None:
-                store_steps(patch, stop_at)
-                change(store, split, kind=kind)  # noqa: B023
+        def interrupted(store: Store, split: str, kind: Any) -> None:
+            store_steps(patch, 9)
+            change(store, split, kind=kind)
 
-            patch.setattr("walloc_data.convert.encode.take_over", interrupted)
-            with pytest.raises(StopError):
-                encode_dataset(few, url, samples_per_shard=4, overwrite=True, progress=False)
-        report = verify_dataset(url, progress=False)
-        assert (report.problems, report.num_samples) == ((), 24 if stop_at == 0 else 6)
-        if stop_at:
-            finish_dataset(url)
-            report = verify_dataset(url, progress=False)
-            assert (report.problems, report.num_samples) == ((), 6)
-            assert Store(url).list("data") == ["data/train-00000.tar", "data/train-00001.tar"]
-            assert Store(url).list_folders(".walloc") == ["train"]
+        patch.setattr("walloc_data.convert.encode.take_over", interrupted)
+        with pytest.raises(StopError):
+            encode_dataset(few, url, samples_per_shard=4, overwrite=True, progress=False)
+    report = verify_dataset(url, progress=False)
+    assert (report.problems, report.num_samples) == ((), 6)
+    finish_dataset(url)
+    report = verify_dataset(url, progress=False)
+    assert (report.problems, report.num_samples) == ((), 6)
+    assert Store(url).list("data") == ["data/train-00000.tar", "data/train-00001.tar"]
+    assert Store(url).list_folders(".walloc") == ["train"]
 
 
 @pytest.mark.slow
@@ -202,7 +192,7 @@ def test_tars_in_a_bucket_are_fetched_once_each_and_after_a_kill_only_those_that
         name = url.rpartition("/")[2]
         store.publish(tmp_path / "in" / name, name)
     command = ["-m", "walloc_data", "encode", f"wds:s3://{BUCKET}/once/{{0..4}}.tar"]
-    options = ["--samples-per-shard", "2", "--workers", "2", "--no-preview"]
+    options = ["--samples-per-shard", "2", "--no-preview"]
     environment = os.environ | {"AWS_ENDPOINT_URL": faults.url}
 
     def fetched() -> list[int]:
@@ -210,12 +200,14 @@ def test_tars_in_a_bucket_are_fetched_once_each_and_after_a_kill_only_those_that
         extra = {0: 1, 4: 1}
         return [faults.count(f"GET /{BUCKET}/once/{tar}.tar") - extra.get(tar, 0) for tar in tars]
 
-    warm.run([*command, tmp_path / "whole", *options], env=environment, check=True)
+    warm.run([*command, tmp_path / "whole", *options, "--workers", "2"], env=environment, check=True)
     assert fetched() == [1] * 5
     faults.requests.clear()
     work = tmp_path / "killed" / ".walloc" / "train"
-    killed = [*command, tmp_path / "killed", *options]
-    process = warm.Popen(killed, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    again = [*command, tmp_path / "killed", *options]
+    process = warm.Popen(
+        [*again, "--workers", "2"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wait_for(lambda: list(work.glob("*-end.json")) or process.poll() is not None, what="a first tar")
     process.kill()
     process.wait()
@@ -223,7 +215,7 @@ def test_tars_in_a_bucket_are_fetched_once_each_and_after_a_kill_only_those_that
     assert 1 <= len(done) <= 5
     assert all(number <= 1 for number in fetched())
     faults.requests.clear()
-    warm.run(killed, env=environment, check=True)
+    warm.run(again, env=environment, check=True)
     assert sum(fetched()) == 5 - len(done)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 

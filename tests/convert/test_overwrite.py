@@ -150,6 +150,7 @@ def test_an_overwrite_begun_with_other_settings_is_begun_again(pictures: Path, t
     assert hashes(out) == hashes(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_an_interrupted_overwrite_of_a_source_that_shrank_is_begun_again(pictures: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(pictures, tmp_path / "pictures"))
     out = _encoded(source, tmp_path / "out")

@@ -3,8 +3,6 @@
 import inspect
 import io
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import FakeData
 
+from tests import warm
 from walloc_data import LatentDataset, encode_dataset, encode_splits
 from walloc_data.cli import main
 from walloc_data.convert import verify_dataset
@@ -102,12 +101,7 @@ def test_a_data_set_defined_in_the_script_is_encoded_by_one_worker_and_refused_t
         "    def __getitem__(self, i): return np.full((8, 8, 3), i, np.uint8), i\n"
         "print(encode_dataset(Own(), sys.argv[1], workers=int(sys.argv[2]), progress=False).num_samples)\n"
     )
-    one, two = (
-        subprocess.run(
-            [sys.executable, script, tmp_path / f"out{workers}", workers], capture_output=True, text=True, check=False
-        )
-        for workers in ("1", "2")
-    )
+    one, two = (warm.run([script, tmp_path / f"out{workers}", workers]) for workers in ("1", "2"))
     assert (one.returncode, one.stdout) == (0, "4\n")
     assert two.returncode == 1
     assert "made of classes or functions of the script that is run" in two.stderr

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.convert.conftest import as_bytes, hashes, make_folder, picture
 from tests.test_sources import write_tar
 from walloc_data import encode_dataset
@@ -92,11 +93,11 @@ def test_a_file_that_will_never_be_read_is_a_failure_where_that_is_asked_for(
     bad = source / "class_1" / "003.jpg"
     opened = open_source(source)
     bad.rename(tmp_path / "003.jpg")  # a bad sector is read with an error of the system, as this is
-    options: dict[str, Any] = {"samples_per_shard": 8, "progress": False, "workers": workers}
+    options: dict[str, Any] = {"samples_per_shard": 8, "progress": False}
     for on_error in ("record", "stop"):
         with pytest.raises(SourceError, match=r"If that will never be, --on-error record-unreadable \(on_error="):
             encode_dataset(opened, out, on_error=on_error, **options)  # type: ignore[arg-type]
-    summary = encode_dataset(opened, out, on_error="record-unreadable", **options)
+    summary = encode_dataset(opened, out, on_error="record-unreadable", workers=workers, **options)
     assert (summary.num_samples, summary.num_failures) == (23, 1)
     [line] = (out / "failures" / "train.jsonl").read_text().splitlines()
     failure = json.loads(line)
@@ -152,12 +153,14 @@ def test_what_the_system_refuses_stops_the_conversion(tmp_path: Path, what: str,
     source, out = make_folder(tmp_path / "pictures", classes=1, per_class=6), tmp_path / "out"
     for name, side in (("004x.jpg", 2200), ("004y.jpg", 6000)):
         (source / "class_0" / name).write_bytes(as_bytes(picture(1).resize((side, side)), "JPEG"))
-    command = [sys.executable, "-c", RUN.replace("TROUBLE", what), str(source), str(out)]
+    command = ["-c", RUN.replace("TROUBLE", what), str(source), str(out)]
     if what == NO_RIGHT and os.geteuid() == 0:  # root reads everything, but for one without this right
         if shutil.which("setpriv") is None:
             pytest.skip("needs setpriv to be less than root")
-        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", sys.executable, *command]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    else:
+        result = warm.run(command)
     assert re.match(said, result.stdout), result.stdout + result.stderr
     assert result.stdout.count("\n") == 1  # one error, no traceback
     assert failures_in(out) == []

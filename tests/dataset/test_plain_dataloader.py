@@ -98,7 +98,8 @@ def test_set_epoch_makes_them_exact_also_in_workers_that_run_already(wide: Path,
         expected.append([int(local[i][0]) for i in range(64)])
     assert len({tuple(epoch) for epoch in expected}) == 3
     other = dataset()
-    loader = DataLoader(other, batch_size=16, num_workers=2, persistent_workers=True, multiprocessing_context=context)
+    options = {"num_workers": 2 if context == "fork" else 1, "persistent_workers": True}
+    loader = DataLoader(other, batch_size=16, multiprocessing_context=context, **options)
     torch.manual_seed(9)
     assert draws(loader, 1)[0] not in expected
     for epoch in (2, 0, 1):

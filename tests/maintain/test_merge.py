@@ -213,7 +213,7 @@ def test_stopped_before_any_write_nothing_is_lost_and_the_same_call_goes_on(
     result = "a" if what == "append" else "c"
     assert contents(out / result) == after
     assert len(steps) > 12
-    for stop_at in range(1, len(steps), 2 if what == "merge" else 4):
+    for stop_at in range(1, len(steps), 3 if what == "merge" else 5):
         out = begin(str(stop_at))
         with monkeypatch.context() as patch:
             store_steps(patch, stop_at)

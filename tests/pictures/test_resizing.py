@@ -83,6 +83,7 @@ def test_a_picture_that_would_grow_beyond_all_bounds_or_has_no_multiple_is_a_fai
         resize_and_crop(Image.new("RGB", (20, 100)), settings=EncodeSettings(snap=32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resize", ["shorter:64", "square:64"])
 def test_a_data_set_of_native_shapes_is_whole_and_serves_what_it_stored(
     kodak: list[Path], tmp_path: Path, resize: str

@@ -163,6 +163,7 @@ def test_pictures_too_large_to_draw_are_left_out(
         preview(imagenette_latents.out, tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_what_a_conversion_left_behind_may_be_absent_or_nonsense(imagenette_latents: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(imagenette_latents.out, out)

@@ -37,6 +37,7 @@ def test_a_sheet_has_a_row_for_every_sample(imagenette_latents: Any, tmp_path: P
     assert two.width == four.width
 
 
+@pytest.mark.slow
 def test_the_same_data_set_gives_the_same_sheet(imagenette_latents: Any, tmp_path: Path) -> None:
     first = preview(imagenette_latents.out, tmp_path / "a.png", num_samples=3).read_bytes()
     assert preview(imagenette_latents.out, tmp_path / "b.png", num_samples=3).read_bytes() == first
