@@ -84,6 +84,7 @@ class Swift:
         self.scripts, self.folder = scripts, folder
         self.port = _five_free_ports()
         self.url = f"http://127.0.0.1:{self.port}"
+        self._restarted: subprocess.Popen[bytes] | None = None
 
     def begin(self) -> None:
         command = ["bash", self.scripts / "up.sh", self.folder, str(self.port)]
@@ -93,15 +94,19 @@ class Swift:
 
     def end(self) -> None:
         subprocess.run(["bash", self.scripts / "down.sh", self.folder], check=False)
+        if self._restarted is not None:
+            self._restarted.wait()
 
     def kill(self) -> None:
         os.killpg(int(self._proxy.read_text()), signal.SIGKILL)  # a group of its own
+        if self._restarted is not None:
+            self._restarted.wait()
         while self._answers():
             time.sleep(0.02)
 
     def start(self) -> None:
         with (self.folder / "log" / "proxy").open("ab") as log:
-            proxy = subprocess.Popen(
+            self._restarted = subprocess.Popen(
                 ["swift-proxy-server", "proxy-server.conf"],
                 cwd=self.folder / "etc",
                 stdin=subprocess.DEVNULL,
@@ -109,9 +114,9 @@ class Swift:
                 stderr=log,
                 start_new_session=True,
             )
-        self._proxy.write_text(str(proxy.pid))  # where down.sh looks
+        self._proxy.write_text(str(self._restarted.pid))  # where down.sh looks
         while not self._answers():
-            if proxy.poll() is not None:
+            if self._restarted.poll() is not None:
                 pytest.fail(f"Swift did not start again: see {self.folder / 'log'}")
             time.sleep(0.1)
 

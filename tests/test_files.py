@@ -39,6 +39,7 @@ def photographs(number: int) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("umask", [0o027, 0o002], indirect=True, ids=oct)
 def test_every_file_of_every_command_has_the_mode_that_the_umask_gives(
     umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
