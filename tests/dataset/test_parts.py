@@ -237,3 +237,44 @@ def test_unlabelled_samples_are_not_stratified_by_label(make_dataset: Make, tmp_
         data.split(0.5, stratify=True)
     train, _ = data.split(0.5, stratify="height")
     assert len(train) == 10
+
+
+def test_what_is_no_class_no_fraction_and_no_number_of_folds_is_refused(
+    hundred: Path, make_dataset: Make, tmp_path: Path
+) -> None:
+    data = LatentDataset(hundred)
+    for classes, message in (
+        ([7], "no class 7: the data set has 5 classes"),
+        ([-2], "no class -2"),
+        ("class1", r"classes is a list of labels or names, such as \['class1'\]"),
+        (1, r"classes is a list .* such as \[1\]"),
+    ):
+        with pytest.raises(LoaderError, match=message):
+            data.subset(classes=classes)
+    assert len(data.subset(classes=[-1])) == 0  # those without a label
+    make_dataset(tmp_path, num_samples=10, num_classes=None)
+    with pytest.raises(LoaderError, match=r"split 'train': has no labels to choose classes by: use where="):
+        LatentDataset(tmp_path).subset(classes=[0])
+    for fraction in ("0.5", [0.8, 0.1, 0.1]):
+        with pytest.raises(LoaderError, match=r"fraction is one number in \(0, 1\), .* split what is left again"):
+            data.split(fraction)
+    with pytest.raises(LoaderError, match=r"do not divide into 2\.5 folds"):
+        data.folds(2.5)
+    with pytest.raises(
+        LoaderError, match="of LatentDatasets, not of LatentMixture: give the data sets of a mixture one"
+    ):
+        LatentMixture([LatentMixture([data]), data])
+
+
+def test_an_epoch_without_a_batch_is_refused(hundred: Path) -> None:
+    few = LatentDataset(hundred).subset(rows=range(10))
+    match = (
+        "10 samples do not fill one batch of .*16.* an epoch would have no batch: make batches smaller, or leave out"
+    )
+    for make in (few.loader, few.batch_sampler):
+        with pytest.raises(LoaderError, match=match):
+            make(batch_size=16, drop_last=True)
+        with pytest.raises(LoaderError, match="10 samples do not fill one batch"):
+            make(batch_size=8, drop_last=True, rank=0, world_size=2)
+        assert len(make(batch_size=16)) == 1
+        assert len(few.subset(rows=[]).loader(batch_size=16, drop_last=True)) == 0  # as empty as it is

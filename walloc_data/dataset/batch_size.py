@@ -99,8 +99,14 @@ class RankedBatches:
         return self._batching
 
     def check(self) -> None:
-        """Raise LoaderError where the present ranks cannot share every batch equally."""
+        """Raise LoaderError where the present ranks cannot share every batch equally, or would get none."""
         batching, world_size = self.batching, self.world_size
+        if self._equal and not batching.num_batches and len(self._samples):
+            raise LoaderError(
+                f"{len(self._samples)} samples do not fill one batch of {sizes(batching.batch_size, world_size)}, and "
+                "drop_last=True leaves out what is not full, so an epoch would have no batch: make batches smaller, or "
+                "leave out drop_last"
+            )
         if world_size > 1 and not self._equal and batching.num_samples != batching.num_batches * batching.batch_size:
             raise LoaderError(
                 f"{batching.num_samples} samples do not fill batches of {sizes(batching.batch_size, world_size)}, so "

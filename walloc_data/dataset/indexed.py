@@ -175,6 +175,8 @@ class IndexedPart(PartOfSplit):
         """
         conditions = check_conditions(where)
         labels = None if classes is None else class_labels(classes, self.class_names)
+        if labels and not self.record.labelled:
+            raise LoaderError(f"{self.url}, split {self.split_name!r}: has no labels to choose classes by: use where=")
         if labels is not None:
             conditions.append((LABEL, "in", labels))
         chosen = np.ones(len(self), np.bool_) if rows is None else rows_chosen(rows, len(self))

@@ -59,6 +59,13 @@ class LatentMixture(LatentSamples):
         super().__init__()
         if not datasets:
             raise LoaderError("a mixture needs at least one data set")
+        given: Any
+        for given in datasets:
+            if not isinstance(given, LatentDataset):
+                raise LoaderError(
+                    f"a mixture is of LatentDatasets, not of {type(given).__name__}: give the data sets of a mixture "
+                    "one by one, with their shares as weights"
+                )
         first = datasets[0]
         for other in datasets[1:]:
             for name, mine, theirs in (

@@ -114,6 +114,12 @@ class PartOfSplit(LatentSamples):
             >>> train.labels.tolist(), val.labels.tolist()
             ([0, 1, 0, 1, 0, 1], [0, 1])
         """
+        given: Any = fraction
+        if not isinstance(given, int | float | np.number):
+            raise LoaderError(
+                f"fraction is one number in (0, 1), the first part's share of all samples, not {fraction!r}: split "
+                "what is left again for a third part"
+            )
         count = round(len(self) * fraction) if 0 < fraction < 1 else 0
         if not 0 < count < len(self):
             raise LoaderError(
@@ -144,7 +150,7 @@ class PartOfSplit(LatentSamples):
             >>> [(len(train), val.labels.tolist()) for train, val in folds]
             [(6, [0, 1]), (6, [0, 1]), (6, [0, 1]), (6, [0, 1])]
         """
-        if not 2 <= num_folds <= len(self):
+        if not isinstance(num_folds, int | np.integer) or not 2 <= num_folds <= len(self):
             raise LoaderError(f"{len(self)} samples do not divide into {num_folds} folds: at least 2, of a sample each")
         fold = np.empty(len(self), np.int64)
         fold[np.concatenate(self._groups(stratify, seed))] = np.arange(len(self)) % num_folds

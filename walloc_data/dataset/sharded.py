@@ -33,6 +33,9 @@ class BatchSource(ShardedRows):
     identity: str
     seed: int
 
+    @abstractmethod
+    def __len__(self) -> int: ...
+
     @property
     @abstractmethod
     def num_prefetch_shards(self) -> int:

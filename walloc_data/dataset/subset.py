@@ -34,7 +34,13 @@ _EXAMPLE = '[("age", ">", 30), ("label", "in", {1, 5})]'
 
 
 def class_labels(classes: Sequence[int | str], class_names: Sequence[str] | None) -> list[int]:
-    """Return the labels of classes given by number or by name."""
+    """Return the labels of classes given by number or by name.
+
+    Raises:
+        LoaderError: there is no such class; -1, of samples without one, is always there.
+    """
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise LoaderError(f"classes is a list of labels or names, such as [{classes!r}], not {classes!r}")
     labels = []
     for chosen in classes:
         if isinstance(chosen, str):
@@ -44,9 +50,12 @@ def class_labels(classes: Sequence[int | str], class_names: Sequence[str] | None
             labels.append(list(class_names).index(chosen))
         else:
             try:
-                labels.append(operator.index(chosen))
+                label = operator.index(chosen)
             except TypeError:
                 raise LoaderError(f"a class is a label or a name, not {chosen!r}") from None
+            if class_names is not None and not -1 <= label < len(class_names):
+                raise LoaderError(f"no class {label}: the data set has {len(class_names)} classes, from 0 on")
+            labels.append(label)
     return labels
 
 
