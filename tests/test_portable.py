@@ -71,7 +71,7 @@ def test_a_conversion_on_a_file_system_without_locks_goes_on_after_an_interrupti
         if list((out / "data").glob("*.tar")):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on from there"):
+    with pytest.raises(KeyboardInterrupt, match="run the same command to resume"):
         encode_dataset(pictures, out, size_px=32, samples_per_shard=4, progress=stop)
     assert 1 <= len(list((out / "data").glob("*.tar"))) < 3
     with conversion_lock(Store(out)), pytest.raises(BusyError, match="another conversion is writing there"):

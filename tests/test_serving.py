@@ -237,7 +237,9 @@ def test_a_model_of_another_size_than_stored_serves_what_validation_sees(view, i
     for row, prediction in zip(stored, predictions, strict=True):
         assert prediction.probability == pytest.approx(float(row.max()), abs=1e-5)
     if view == "resize":
-        with pytest.raises(ModelError, match="takes latents shrunk to 8 x 8 cells: pass the operators of its codec"):
+        with pytest.raises(
+            ModelError, match="takes latents downscaled to 8 x 8 cells: pass the operators of its codec"
+        ):
             PictureClassifier(model, load_codec(None, decoder=False)[0])
         pictures = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         exported = torch.export.export(classifier.exportable(), (pictures,)).module()

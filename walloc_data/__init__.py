@@ -1,7 +1,7 @@
 """Encode image data sets once into WaLLoC latents, stream them into training, and train timm classifiers on them.
 
-Public names load on first use, so that importing the package imports neither torch nor timm. ``__init__.pyi`` lists
-them.
+Public names are listed in ``__init__.pyi`` and imported on first use, so ``import walloc_data`` imports neither torch
+nor timm.
 """
 
 import lazy_loader

@@ -29,7 +29,7 @@ _TOP_KEY = re.compile(r"([A-Za-z_][\w-]*):")
 
 
 def write_card(store: Store, manifest: Manifest) -> None:
-    """Write a data set's README.md, keeping what a person changed in the one that is there.
+    """Write the README.md of a data set, keeping the changes of a user in the existing one.
 
     Example:
         >>> from walloc_data.card import write_card
@@ -44,7 +44,7 @@ def write_card(store: Store, manifest: Manifest) -> None:
 
 
 def show_preview(store: Store) -> None:
-    """Show a data set's `preview.webp` in its card, where there is a card with room for it.
+    """Show the file `preview.webp` of a data set in its card, unless the card does not exist or has no mark for it.
 
     Example:
         >>> from walloc_data.card import show_preview
@@ -69,9 +69,9 @@ def render_card(manifest: Manifest, *, previous: str | None = None, preview: boo
     """Return a complete card.
 
     Args:
-        manifest: of the data set.
-        previous: the card that this one replaces.
-        preview: show `preview.webp`, which lies beside it.
+        manifest: manifest of the data set.
+        previous: existing card, whose changes by a user are kept.
+        preview: show `preview.webp`, which must lie in the same folder.
 
     Example:
         >>> from walloc_data.card import render_card
@@ -89,7 +89,7 @@ def render_card(manifest: Manifest, *, previous: str | None = None, preview: boo
     before, begin, rest = body.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        return _join(yaml, body)  # without our comments all of the text is a person's
+        return _join(yaml, body)  # without our comments, the user wrote all of the text
     return _join(yaml, before + ours + after)
 
 
@@ -98,7 +98,7 @@ def _join(yaml: dict[str, str], body: str) -> str:
 
 
 def _take_apart(card: str) -> tuple[dict[str, str], str]:
-    """Return the text of each top-level key of a card's YAML, and what follows it."""
+    """Return the text of each top-level key of a card's YAML, and the text after the YAML."""
     if not card.startswith("---\n") or "\n---" not in card[3:]:
         return {}, card
     yaml, _, body = card[4:].partition("\n---")
@@ -113,7 +113,7 @@ def _take_apart(card: str) -> tuple[dict[str, str], str]:
 
 
 def _front_matter(manifest: Manifest) -> dict[str, str]:
-    """Write blocks of YAML by key. Strings are quoted as in JSON, which YAML reads the same way."""
+    """Return the YAML text of each top-level key. Strings are quoted as in JSON, which is valid YAML."""
     labelled = any(record.labelled for record in manifest.splits.values())
     tags = ["walloc", "walloc_data", "latents", "learned-compression", "webdataset", "timm"]
     blocks = {
@@ -128,7 +128,7 @@ def _front_matter(manifest: Manifest) -> dict[str, str]:
     configs = ["configs:", "- config_name: default", "  data_files:"]
     for split, record in sorted(manifest.splits.items(), key=_training_first):
         if record.shards:
-            # Not "*": of the splits train and train-extra, it would give the first the shards of the second.
+            # Not "train-*", which would also match the shards of a split named train-extra.
             digits = sorted({len(_digits(shard.name)) for shard in record.shards})
             patterns = [f'"data/{split}-{"[0-9]" * number}.tar"' for number in digits]
             configs += [f'  - split: "{_hub_split(split)}"', "    path:", *(f"    - {pattern}" for pattern in patterns)]
@@ -150,7 +150,7 @@ def _digits(name: str) -> str:
 
 
 def _title(manifest: Manifest) -> str:
-    """Return the source's last part as a title: the rest may be a path of somebody's machine."""
+    """Return a title with the last part of the source's location only: the rest may be a private path."""
     locations = [str(record.source.get("location", "")) for record in manifest.splits.values()]
     name = PurePosixPath(re.split(r"[:?]", next(iter(locations), ""))[-1].rstrip("/")).name
     name = "".join(character if character.isprintable() else " " for character in name)[:80]
@@ -214,12 +214,12 @@ def _columns(manifest: Manifest) -> list[tuple[str, str]]:
 def shard_urls(names: Iterable[str], *, prefix: str = "") -> str:
     """Write shard names as brace ranges, joined by ``::`` where numbers are missing between them.
 
-    A shard whose pictures are all broken has no file, so its number is missing: a range may only cover numbers that
-    are there. webdataset, and `open_source("wds:...")`, read the result back to exactly these names.
+    A shard without any readable picture has no file, so its number is missing, and ranges must not cover it. webdataset
+    and `open_source("wds:...")` expand the result to exactly these names.
 
     Args:
         names: paths ending in ``-NUMBER.tar``, in order.
-        prefix: what to put before each, such as a folder and a slash.
+        prefix: text put before each range, such as a folder and a slash.
 
     Example:
         >>> from walloc_data.card import shard_urls

@@ -1,8 +1,7 @@
-"""The main job on one screen: encode photographs, verify, train a timm model on the latents, look at the result.
+"""The demonstration: encode photographs, verify, train a timm model on the latents, draw a contact sheet.
 
-Nothing is needed but the package with its extra `demo`: the photographs are those that scikit-image's wheel carries.
-The task is to tell from which of twelve photographs a crop was taken; the right third of every photograph is seen in
-validation only.
+It needs the extra `demo` and no network: the photographs are part of the scikit-image wheel. The task is to classify
+crops by the photograph (of twelve) that they come from; crops of the right third are used for validation only.
 """
 
 import os
@@ -35,7 +34,7 @@ PHOTOGRAPHS = (
     "immunohistochemistry", "moon", "retina", "rocket",
 )  # fmt: skip
 CROP_PX = 96
-CROPS = {"train": 160, "validation": 40}  # of each photograph
+CROPS = {"train": 160, "validation": 40}  # per photograph
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def _photograph(name: str) -> npt.NDArray[np.uint8]:
 
 
 def write_crops(folder: Path, *, seed: int = 0) -> None:
-    """Write class folders of square crops, 96 px: {folder}/{train,validation}/{photograph}/{i}.png."""
+    """Write square crops of 96 px into class folders: {folder}/{train,validation}/{photograph}/{i}.png."""
     rng = np.random.default_rng(seed)
     for name in PHOTOGRAPHS:
         picture = _photograph(name)
@@ -123,7 +122,7 @@ def _train(data: Path, *, epochs: int, log: Callable[[str], None]) -> tuple[floa
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, dataset: LatentDataset) -> float:
-    """Return the top-1 accuracy over a whole split."""
+    """Return the top-1 accuracy over a split."""
     model.eval()
     correct = sum(int((model(latents).argmax(1) == labels).sum()) for latents, labels in dataset.loader(batch_size=256))
     return correct / len(dataset)
@@ -133,20 +132,20 @@ def evaluate(model: nn.Module, dataset: LatentDataset) -> float:
 def run_demo(
     folder: str | os.PathLike[str], *, epochs: int = 10, workers: int = 1, log: Callable[[str], None] = print
 ) -> DemoResult:
-    """Encode, verify, train, look.
+    """Encode, verify and train on crops of photographs, and draw a contact sheet.
 
     Args:
-        folder: to work in; crops go to `crops/`, latents to `latents/`, the picture to `demo.png`.
-        epochs: of training; ten take one to two minutes on two cores.
-        workers: of the conversion.
-        log: receives the progress, line by line.
+        folder: working folder; crops go to `crops/`, latents to `latents/`, the contact sheet to `demo.png`.
+        epochs: training epochs; ten take one to two minutes on two cores.
+        workers: processes that encode.
+        log: receives each line of progress.
 
     Example:
         >>> from walloc_data.demo import run_demo
         >>> result = run_demo("walloc-demo", epochs=1)
         encode: train: ... samples and 0 failures in 1 shard; ...
         encode: validation: ... samples and 0 failures in 1 shard; ...
-        verify: walloc-demo/latents: whole. ...
+        verify: walloc-demo/latents: OK. ...
         train: vit_tiny_patch16_224 (skip_early): latents (12, 12, 12) of 96 x 96 px pictures, 1.20 M parameters, ...
         train: epoch  1 of 1, loss ..., validation accuracy ...%
     """

@@ -1,4 +1,4 @@
-"""Old names of arguments, which work for one more version."""
+"""Deprecated names of arguments, which are accepted for one more version."""
 
 import functools
 import warnings
@@ -15,7 +15,7 @@ def renamed_arguments(**new_names: str) -> Callable[[Callable[P, T]], Callable[P
     """Return a decorator that accepts the old names of keyword arguments, with a DeprecationWarning.
 
     Args:
-        new_names: the new name of each old one.
+        new_names: the new name for each old name.
 
     Example:
         >>> import warnings

@@ -1,4 +1,4 @@
-"""Devices that tensors are computed on."""
+"""The check that a torch device can be used."""
 
 import torch
 
@@ -8,10 +8,10 @@ __all__ = ["usable_device"]
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """Return the device, or raise if no tensor can be put there.
+    """Return the torch device, or raise an error if tensors cannot be computed on it.
 
     Raises:
-        DeviceError: torch does not know it, was built without it, finds no driver, or has no float64 on it.
+        DeviceError: the device is unknown to torch, not supported by this build, has no driver, or has no float64.
 
     Example:
         >>> from walloc_data.devices import usable_device
@@ -23,9 +23,9 @@ def usable_device(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.device(device)
-        # A tensor without values, as of "meta", has none to give; Apple's "mps" has no float64, in which we encode.
+        # item() fails on "meta", which holds no values; float64, which the encoder needs, fails on Apple's "mps".
         torch.zeros(1, dtype=torch.float64, device=found).item()
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # torch's own, by backend
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # depending on the backend
         raise DeviceError(
             f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0].partition('. ')[0]}): use 'cpu', "
             "or 'cuda' where torch.cuda.is_available()"

@@ -1,25 +1,24 @@
-"""Every error that walloc_data raises on purpose.
+"""The exceptions of walloc_data.
 
     WallocDataError
-    ├── FormatError            (ValueError)    a manifest, record, index or key that breaks the contract on disk
-    │   └── CorruptShardError                  a shard whose bytes are not what its record promised
-    ├── CodecError             (ValueError)    a codec that cannot be loaded, or does not fit the latents
-    ├── DeviceError            (ValueError)    a device that torch does not know, or cannot use on this machine
-    ├── SourceError            (ValueError)    a source of pictures that cannot be read as asked
-    │   └── UnreadableError                    a picture that is there and that the machine or the store will not give
-    ├── SettingsMismatchError  (ValueError)    resuming or extending with other settings than were used before
-    ├── LoaderError            (ValueError)    batches that cannot be made as asked from these samples
+    ├── FormatError            (ValueError)    an invalid manifest, record, index or key
+    │   └── CorruptShardError                  a shard that does not match its record
+    ├── CodecError             (ValueError)    a codec that cannot be loaded, or does not match the latents
+    ├── DeviceError            (ValueError)    a device that is unknown to torch or not usable on this machine
+    ├── SourceError            (ValueError)    a source of pictures that cannot be read
+    │   └── UnreadableError                    a picture that exists but cannot be read from the disk or store
+    ├── SettingsMismatchError  (ValueError)    settings that differ from those of the existing data set
+    ├── LoaderError            (ValueError)    a request for batches that the data set cannot fulfil
     ├── StateError             (ValueError)    a loader state of another data set, batch size or format
-    ├── ModelError             (ValueError)    a timm model that cannot take latents, or a checkpoint of another codec
-    ├── TransformError         (ValueError)    a transform with impossible parameters, or that does not fit the latents
-    ├── StorageError           (OSError)       a store that refuses or fails, after the retries it deserves
-    ├── BusyError              (RuntimeError)  another process holds what this one needs
+    ├── ModelError             (ValueError)    a model that cannot take these latents
+    ├── TransformError         (ValueError)    a transform with invalid parameters, or that does not match the latents
+    ├── StorageError           (OSError)       a storage request that failed, after retries
+    ├── BusyError              (RuntimeError)  a lock held by another process
     ├── ConversionError        (RuntimeError)  a conversion that stopped before its end
-    ├── WorkerError            (RuntimeError)  a process that reads batches died, or has no shared memory
-    └── MissingExtraError      (ImportError)   an optional package is absent; names the extra to install
+    ├── WorkerError            (RuntimeError)  a loader process that died, or has no shared memory
+    └── MissingExtraError      (ImportError)   a missing optional package; the message names the extra
 
-Each leaf is also the builtin that a caller would catch. A message says what was being processed, the value, the
-rule, and the remedy.
+Each class also derives from the builtin in parentheses. Messages name the file or object, the value, and the remedy.
 """
 
 from walloc_data.text import printable
@@ -46,9 +45,9 @@ __all__ = [
 
 
 class WallocDataError(Exception):
-    """The root of every error in this package.
+    """Base class of all exceptions of this package.
 
-    Messages name files, classes and members of tars: as text, they hold nothing that could steer a terminal.
+    Messages contain names of files and classes, which are untrusted: `str` escapes terminal control characters.
     """
 
     def __str__(self) -> str:
@@ -56,31 +55,31 @@ class WallocDataError(Exception):
 
 
 class FormatError(WallocDataError, ValueError):
-    """Something on disk breaks the contract of `walloc_data.format`."""
+    """A manifest, record, index or key is not valid by the rules of `walloc_data.format`."""
 
 
 class CorruptShardError(FormatError):
-    """A shard's bytes are not what its record promised."""
+    """The bytes of a shard do not match its record."""
 
 
 class CodecError(WallocDataError, ValueError):
-    """A codec cannot be loaded, or does not fit the latents it is given."""
+    """A codec cannot be loaded, or does not match the latents."""
 
 
 class DeviceError(WallocDataError, ValueError):
-    """A device that torch does not know, or cannot use on this machine."""
+    """A device is unknown to torch, or not usable on this machine."""
 
 
 class SourceError(WallocDataError, ValueError):
-    """A source of pictures cannot be read as asked."""
+    """A source of pictures cannot be read."""
 
 
 class UnreadableError(SourceError):
-    """A picture cannot be read, by no fault of its own.
+    """A picture exists but cannot be read, because of an error of the disk or the store.
 
     Attributes:
-        name: of the file, without its folders.
-        reason: what the system or the store said.
+        name: name of the file, without folders.
+        reason: message of the system or the store.
     """
 
     name: str = ""
@@ -88,11 +87,11 @@ class UnreadableError(SourceError):
 
 
 class SettingsMismatchError(WallocDataError, ValueError):
-    """A data set was begun with other settings; names every one that differs."""
+    """Settings differ from those of the existing data set; the message names each of them."""
 
 
 class LoaderError(WallocDataError, ValueError):
-    """Batches cannot be made as asked from these samples."""
+    """The requested batches cannot be made from this data set."""
 
 
 class StateError(WallocDataError, ValueError):
@@ -104,23 +103,23 @@ class ModelError(WallocDataError, ValueError):
 
 
 class TransformError(WallocDataError, ValueError):
-    """A transform's parameters are impossible, or do not fit the latents."""
+    """The parameters of a transform are invalid, or do not match the latents."""
 
 
 class StorageError(WallocDataError, OSError):
-    """A store refused, or failed after the retries that it deserved."""
+    """A storage request failed; transient errors were retried before."""
 
 
 class BusyError(WallocDataError, RuntimeError):
-    """Another process holds the lock on what this one needs."""
+    """Another process holds the lock."""
 
 
 class ConversionError(WallocDataError, RuntimeError):
-    """A conversion stopped before its end; what was published stays and can be resumed."""
+    """A conversion stopped before its end; it can be resumed."""
 
 
 class WorkerError(WallocDataError, RuntimeError):
-    """A process that reads batches died, or has no shared memory for them."""
+    """A loader process died, or has no shared memory for its batches."""
 
 
 class MissingExtraError(WallocDataError, ImportError):

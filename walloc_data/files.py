@@ -1,10 +1,10 @@
-"""Files, read and written so that nothing which only looks like one does harm.
+"""Safe reading and atomic writing of files.
 
-Written: whole or not at all, under another name beside their own, then renamed. Read: regular files only, and no more
-bytes than the reader expects. A named pipe would keep its reader waiting, /dev/zero would never end.
+Writing: a file is written under a temporary name in the same folder, then renamed, so that it is complete or absent.
+Reading: only regular files, and at most a given number of bytes: a pipe could block, and /dev/zero never ends.
 
-A file made by `tempfile.mkstemp`, as safetensors' writer makes one too, can be read by its owner alone and would keep
-that mode after the rename. Ours have the mode that the process's umask gives to any new file.
+Files made by `tempfile.mkstemp` (and by safetensors) are readable by their owner only. Files written here have the
+mode that the process's umask gives to new files.
 """
 
 import errno
@@ -31,12 +31,12 @@ def open_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None) 
     """Open a regular file for reading; links are followed.
 
     Args:
-        path: of the file.
-        max_bytes: a longer file is refused before anything of it is read; None takes any length.
+        path: path of the file.
+        max_bytes: largest accepted length; None: any length.
 
     Raises:
-        OSError: it cannot be opened, is a folder, a pipe, a socket or a device, or is longer than `max_bytes`;
-            `strerror` says which, `filename` is `path`.
+        OSError: the file cannot be opened, is a folder, pipe, socket or device, or is longer than `max_bytes`;
+            `strerror` has the reason, `filename` is `path`.
 
     Example:
         >>> from walloc_data.files import open_regular
@@ -47,7 +47,7 @@ def open_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None) 
         Traceback (most recent call last):
         IsADirectoryError: [Errno 21] a folder, not a file: 'my-latents/data'
     """
-    # A pipe without a writer opens at once this way; on regular files the flag means nothing.
+    # O_NONBLOCK: opening a pipe without a writer must not block. It has no effect on regular files.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
@@ -68,7 +68,7 @@ def open_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None) 
 
 
 def check_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> int:
-    """Return the length in bytes of a file that another library opens by its name; raise what `open_regular` raises.
+    """Return the length in bytes of a file that another library will open; raise the same errors as `open_regular`.
 
     Example:
         >>> from walloc_data.files import check_regular
@@ -82,7 +82,7 @@ def check_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None)
 
 
 def read_regular(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
-    """Return the bytes of a regular file of at most `max_bytes`; raise what `open_regular` raises.
+    """Return the bytes of a regular file of at most `max_bytes`; raise the same errors as `open_regular`.
 
     Example:
         >>> from walloc_data.files import read_regular
@@ -90,7 +90,7 @@ def read_regular(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
         b'{'
     """
     with open_regular(path, max_bytes=max_bytes) as file:
-        # Not max_bytes at once: that much memory would be asked for. It may be growing, or, as in /proc, say 0.
+        # Not read(max_bytes), which would allocate as much. The file may be growing, or, as in /proc, report length 0.
         data = file.read(os.fstat(file.fileno()).st_size + 1)
         while len(data) <= max_bytes and (more := file.read(2**20)):
             data += more
@@ -130,11 +130,11 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(6)}.partial")
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        # What the umask left of 0666: asking for the umask itself would change it for other threads meanwhile.
+        # 0666 without the umask's bits. os.umask would have to change the umask, also for other threads, to read it.
         mode = os.fstat(descriptor).st_mode & 0o777
         os.close(descriptor)
         yield unfinished
-        # The name must not reach the disk before the bytes do; Windows syncs only what may be written.
+        # The bytes must reach the disk before the name does. Windows syncs only files that are open for writing.
         with unfinished.open("r+b" if os.name == "nt" else "rb") as file:
             os.fsync(file.fileno())
         if unfinished.stat().st_mode & 0o777 != mode:
@@ -145,12 +145,12 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def allocate(descriptor: int, num_bytes: int) -> None:
-    """Give a file its length, and the disk space for it, filled with zeros.
+    """Extend a file with zeros to a length, and allocate the disk space for it.
 
-    Where the system cannot allocate (macOS, Windows), the file only gets its length.
+    Where the system cannot allocate (macOS, Windows), only the length is set.
 
     Raises:
-        OSError: the disk is full, or the quota reached.
+        OSError: the disk is full, or the quota exceeded.
 
     Example:
         >>> import os
@@ -167,7 +167,7 @@ def allocate(descriptor: int, num_bytes: int) -> None:
 
 
 def sync_file(descriptor: int) -> None:
-    """Wait until what was written to a file is on the disk.
+    """Wait until the data of a file is on the disk.
 
     Example:
         >>> from walloc_data.files import sync_file
@@ -179,7 +179,7 @@ def sync_file(descriptor: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the renames in a folder survive a power cut, where the system can (Windows cannot open a folder).
+    """Wait until the renames in a folder are on the disk. Does nothing on Windows, which cannot open folders.
 
     Example:
         >>> from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fit what a codec's latents need for augmentation, from any source of pictures, into the codec's folder."""
+"""Fit the flip, colour and rescaling operators of a codec on pictures, and write them into the codec's folder."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -35,19 +35,19 @@ def fit_codec_operators(
     """Fit flip, colour and rescaling operators for a codec and write `operators.safetensors` beside its weights.
 
     Args:
-        codec: a codec's folder, or an encoded data set on disk, whose `codec/` folder is taken. With write=False also
-            a bundled codec's name.
-        pictures: what `open_source` takes.
-        num_pictures: drawn at random to fit; a few hundred photographs of any size determine the maps. Rescaling maps
-            that they are too few for are left out.
-        num_held_out: others, for the errors that are reported with them; at most an eighth of the source.
-        max_side_px: larger pictures are cropped to their middle.
-        seed: of the drawing.
-        factors: to shrink sides by, as `fit_operators` takes them.
-        write: False only returns the operators.
+        codec: folder of a codec, or of an encoded data set, whose `codec/` is used. With write=False also the name of a
+            bundled codec.
+        pictures: source, as for `open_source`.
+        num_pictures: number of pictures drawn at random to fit on; a few hundred photographs of any size suffice.
+            Rescaling maps that need more pictures are left out.
+        num_held_out: number of other pictures for the reported errors; at most an eighth of the source.
+        max_side_px: larger pictures are cropped to their centre.
+        seed: seed of the drawing.
+        factors: rescaling factors, as for `fit_operators`.
+        write: write the file; False only returns the operators.
 
     Raises:
-        SourceError: too few pictures could be read.
+        SourceError: too few pictures can be read.
 
     Example:
         >>> from walloc_data.fitting import fit_codec_operators
@@ -77,7 +77,7 @@ def fit_codec_operators(
 
 
 def _batches(pictures: Iterable[Tensor], *, size: int = 16) -> Iterator[Tensor]:
-    """Yield pictures of one shape in batches, (N, 3, H, W): small ones cost more alone."""
+    """Yield batches (N, 3, H, W) of pictures of one shape, because small pictures are faster in batches."""
     waiting: dict[torch.Size, list[Tensor]] = {}
     for picture in pictures:
         batch = waiting.setdefault(picture.shape, [])

@@ -1,21 +1,21 @@
-"""Reading our shards with other people's readers: the one function that each of them needs.
+"""Functions for reading shards with webdataset, wids, `datasets` and timm.
 
-The shards are plain WebDataset tars, so webdataset, wids, `datasets` and timm's reader open them as they are. What they
-hand over is the packed picture; these functions turn it into the integers, the same that `LatentDataset` gives.
+The shards are plain WebDataset tars, which these libraries open as they are. They return the packed picture; the
+functions here convert it to the same integers that `LatentDataset` returns.
 
     webdataset   WebDataset(urls, shardshuffle=False).map(unpack_sample)
     wids         ShardListDataset("my-latents/index/train.wids.json", transformations=unpack_sample)
     datasets     load_dataset("my-latents", split="train").with_transform(unpack_rows)
     timm         create_dataset("wds/latents", root="my-latents", split="train", transform=unpack_picture)
 
-A packed picture does not tell how many channels it packs. 12 are taken for granted; for a codec of another number pass
-latent_dim=, as `partial(unpack_sample, latent_dim=48)` of functools; `walloc.json` tells it.
+A packed picture does not contain its number of channels. The default is 12; for other codecs, pass latent_dim= (in
+`walloc.json`), as in `functools.partial(unpack_sample, latent_dim=48)`.
 
-timm's data set goes into torch's DataLoader. `timm.data.create_loader` is made for pictures: it puts a transform of its
-own in place of `unpack_picture`, and collates into uint8. Latent models refuse what comes of either.
+Pass timm's data set to torch's DataLoader. `timm.data.create_loader` is for pictures only: it replaces `unpack_picture`
+by its own transform and collates into uint8, which latent models reject.
 
-Take `urls` from the card, or from `_info.json`: a shard whose pictures were all broken has no file, so numbers may be
-missing between the first and the last.
+Take `urls` from the card or from `_info.json`: a shard without any readable picture has no file, so numbers between the
+first and the last may be missing.
 """
 
 import json
@@ -40,9 +40,9 @@ def unpack_picture(picture: Any, *, latent_dim: int = _LATENT_DIM) -> Tensor:
 
     Args:
         picture: PIL image (RGB), WebP bytes or an open file of them, (H, W, 3) uint8 array, or the undecoded
-            ``{"bytes": ...}`` of `datasets`. It must come straight from the shard: resized, cropped or normalised
-            pictures are not latents any more.
-        latent_dim: channels of the codec. Nothing in a picture contradicts a wrong number: the latent is then garbage.
+            ``{"bytes": ...}`` of `datasets`. It must come unchanged from the shard: resized, cropped or normalised
+            pictures are no latents.
+        latent_dim: channels of the codec. A wrong number is not detected and gives wrong latents.
 
     Returns:
         (latent_dim, h, w) int8.
@@ -66,19 +66,19 @@ def unpack_picture(picture: Any, *, latent_dim: int = _LATENT_DIM) -> Tensor:
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise CorruptShardError(
                 f"a packed latent is an RGB picture of 8 bits, not {pixels.dtype} {pixels.shape}: "
-                "hand it over before any other transform"
+                "unpack it before any other transform"
             )
     return torch.from_numpy(unpack(pixels, latent_dim=latent_dim))
 
 
 def unpack_sample(sample: Mapping[str, Any], *, latent_dim: int | None = None) -> tuple[Tensor, int]:
-    """Unpack one sample of webdataset or wids, decoded by it or not, to `(latent, label)`; label -1 if there is none.
+    """Unpack one sample of webdataset or wids, decoded or not, to `(latent, label)`; the label is -1 if there is none.
 
-    Keys may carry a leading dot, as in wids.
+    Keys may have a leading dot, as in wids.
 
     Args:
-        sample: with its `.webp`, and its `.cls` and `.json` where there are any.
-        latent_dim: channels of the codec; None: 12, refused where the sample's JSON says that they are not.
+        sample: members by extension: `webp`, and `cls` and `json` if present.
+        latent_dim: channels of the codec; None: 12, checked against the sample's JSON if there is one.
 
     Example:
         >>> import webdataset
@@ -104,19 +104,19 @@ def unpack_sample(sample: Mapping[str, Any], *, latent_dim: int | None = None) -
 
 
 def _twelve_channels(latent: Tensor, meta: Any) -> Tensor:
-    """Return the latent, or raise if the picture's size in the sample's JSON shows that it has not 12 channels."""
+    """Return the latent; raise an error if the picture size in the sample's JSON contradicts 12 channels."""
     try:
         value = json.loads(meta) if isinstance(meta, str | bytes) else meta
         left, top, right, bottom = value["padding"]
         sides = (value["height"] + top + bottom, value["width"] + left + right)
     except (KeyError, TypeError, ValueError):
-        return latent  # a reader that was asked for pictures and labels alone
+        return latent  # the reader does not return the JSON
     h, w = latent.shape[1:]
     if sides != (h * _CELL_PX, w * _CELL_PX):
         raise CodecError(
             f"a picture of {sides[0]} x {sides[1]} px, padded, whose packed latent is {2 * h} x {2 * w}: not "
-            f"{_LATENT_DIM} channels of {_CELL_PX}-px cells. Pass latent_dim=, which walloc.json has at codec: "
-            "functools.partial(unpack_sample, latent_dim=48), say"
+            f"{_LATENT_DIM} channels of {_CELL_PX}-px cells. Pass latent_dim= of the codec in walloc.json, e.g. "
+            "functools.partial(unpack_sample, latent_dim=48)"
         )
     return latent
 
@@ -125,8 +125,8 @@ def unpack_rows(rows: Mapping[str, Sequence[Any]], *, latent_dim: int | None = N
     """Unpack a batch of rows of `datasets` to the columns `latent` and, where there are labels, `label`.
 
     Args:
-        rows: with the column `webp`, and `cls` and `json` where there are any.
-        latent_dim: channels of the codec; None: 12, refused where a row's JSON says that they are not.
+        rows: columns by name: `webp`, and `cls` and `json` if present.
+        latent_dim: channels of the codec; None: 12, checked against the JSON of each row if there is one.
 
     Example:
         >>> from datasets import load_dataset

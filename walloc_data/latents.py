@@ -1,8 +1,8 @@
-"""Latents as data: integers, their companding curve, and the lossless picture that carries them.
+"""Latents as integers: companding, packing into pictures, and lossless WebP files.
 
-Nothing here knows a codec or a wavelet. A latent is an integer tensor (N, C, h, w) in [-2^(bits-1), 2^(bits-1) - 1];
-at 8 bits it travels as int8. Packing lays n x n channels as tiles in each colour plane of one picture, so C = colours
-* n^2 (WaLLoC, arXiv 2412.09405, section 3).
+Nothing here depends on a codec. A latent is an integer tensor (N, C, h, w) in [-2^(bits-1), 2^(bits-1) - 1], int8 at 8
+bits. Packing arranges n x n channels as tiles in each colour plane of one picture, so C = colours * n^2 (WaLLoC, arXiv
+2412.09405, section 3).
 """
 
 import io
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from walloc_data.errors import CodecError, CorruptShardError
 from walloc_data.webp import check_sides, encode_lossless
 
-if TYPE_CHECKING:  # checking a data set takes no torch, which takes two seconds to import
+if TYPE_CHECKING:  # verifying a data set needs no torch, whose import takes two seconds
     from torch import Tensor
 
 __all__ = [
@@ -32,21 +32,21 @@ __all__ = [
     "unpack",
 ]
 
-# Of a packed latent: reading one takes 25 bytes a pixel. Where cells are of 8 pixels, that of a picture of half a
-# gigapixel, which is six times what the converter takes by default (max_pixels).
+# Largest packed latent that is read, which takes 25 bytes per pixel. With cells of 8 pixels it belongs to a picture of
+# half a gigapixel, six times the converter's default limit (max_pixels).
 DEFAULT_MAX_PACKED_PIXELS = 2**25
 MAX_PACKED_PIXELS_NAME = "WALLOC_DATA_MAX_PACKED_PIXELS"
 
-# Our writer holds about 300 bytes a pixel while it works: past this, 8 megapixels of photograph, libwebp takes over.
+# Our writer needs about 300 bytes of memory per pixel. Larger latents (of 8-megapixel photographs) are left to libwebp.
 OWN_WRITER_PIXELS = 2**19
 
-# (method, quality) of libwebp's lossless mode, for what our writer leaves to it; bytes and times are in
+# (method, quality) of libwebp's lossless mode, for latents that our writer does not write; measured in
 # benchmarks/results/encode_speed.json.
 _EFFORT: dict[str, tuple[int, int]] = {"default": (4, 0), "fast": (2, 0)}
 
 
 def _curve(latent_bits: int) -> tuple[float, float]:
-    """Return (m, s): half the range of the companded values, and the scale of the normal they follow."""
+    """Return (m, s): half the range of the companded values, and the scale of the normal distribution."""
     largest = (1 << (latent_bits - 1)) - 1
     return largest + 0.5 - 1e-3, largest / 1.85
 
@@ -54,7 +54,7 @@ def _curve(latent_bits: int) -> tuple[float, float]:
 def compand(v: "Tensor", *, latent_bits: int) -> "Tensor":
     """Compand real values into the open interval (-m, m), m = 2^(bits-1) - 0.501: u = 2 m (Phi(v / s) - 1/2).
 
-    Any shape and float dtype. Its inverse is `expand`.
+    Takes any shape and float dtype. The inverse is `expand`.
 
     Example:
         >>> import torch
@@ -69,9 +69,9 @@ def compand(v: "Tensor", *, latent_bits: int) -> "Tensor":
 
 
 def expand(u: "Tensor", *, latent_bits: int) -> "Tensor":
-    """Undo `compand`, for integers or real values: v = s Phi^-1(clip(u / 2m + 1/2, 1e-4, 1 - 1e-4)).
+    """Invert `compand`, for integers or real values: v = s Phi^-1(clip(u / 2m + 1/2, 1e-4, 1 - 1e-4)).
 
-    Any shape; integer tensors become float32. At 8 bits |v| stays below 256.
+    Takes any shape; integer tensors become float32. At 8 bits, |v| < 256.
 
     Example:
         >>> import torch
@@ -136,13 +136,13 @@ def pack(latent: "Tensor", *, colours: int = 3) -> npt.NDArray[np.uint8]:
     batch, dim, h, w = latent.shape
     n = _tiles(dim, colours)
     tiles = latent.cpu().numpy().reshape(batch, colours, n, n, h, w)
-    # Adding 128 to int8 and reading it as uint8 is flipping the top bit.
+    # Adding 128 to an int8 value, as uint8, flips its top bit.
     picture = tiles.transpose(0, 2, 4, 3, 5, 1).reshape(batch, n * h, n * w, colours)  # (a h) (b w) c
     return picture.view(np.uint8) ^ np.uint8(128)
 
 
 def unpack(picture: npt.NDArray[np.uint8], *, latent_dim: int = 12) -> npt.NDArray[np.int8]:
-    """Undo `pack`: (N, n*h, n*w, colours) or (n*h, n*w, colours) uint8 to (N, C, h, w) or (C, h, w) int8.
+    """Invert `pack`: (N, n*h, n*w, colours) or (n*h, n*w, colours) uint8 to (N, C, h, w) or (C, h, w) int8.
 
     Example:
         >>> import numpy as np
@@ -164,10 +164,10 @@ def unpack(picture: npt.NDArray[np.uint8], *, latent_dim: int = 12) -> npt.NDArr
 
 
 def encode_webp(picture: npt.NDArray[np.uint8], *, effort: Literal["default", "fast"] = "default") -> bytes:
-    """Write one packed picture, (H, W, 3) or (H, W, 1) uint8, as lossless WebP without metadata.
+    """Encode one packed picture, (H, W, 3) or (H, W, 1) uint8, as lossless WebP without metadata.
 
-    The effort changes the bytes and the time, never the pixels. The writer is our own (`walloc_data.webp`), whose bytes
-    depend on the picture and the effort alone; grey pictures and very large ones are libwebp's.
+    The effort changes the size of the file and the time, not the pixels. The writer is our own (`walloc_data.webp`),
+    whose output depends only on the picture and the effort; grey and very large pictures are written by libwebp.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -181,7 +181,7 @@ def encode_webp(picture: npt.NDArray[np.uint8], *, effort: Literal["default", "f
 
 
 def encode_webps(pictures: npt.NDArray[np.uint8], *, effort: Literal["default", "fast"] = "default") -> list[bytes]:
-    """Encode packed pictures of one size, (N, H, W, colours), as `encode_webp` would; faster for small ones.
+    """Encode packed pictures of one size, (N, H, W, colours), like `encode_webp`, but faster for small ones.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -211,9 +211,9 @@ def encode_webps(pictures: npt.NDArray[np.uint8], *, effort: Literal["default", 
 
 
 def max_packed_pixels() -> int:
-    """Return how many pixels a packed latent may have to be read: 2^25, or $WALLOC_DATA_MAX_PACKED_PIXELS.
+    """Return the largest number of pixels of a packed latent that is read: $WALLOC_DATA_MAX_PACKED_PIXELS, or 2^25.
 
-    A few bytes of WebP can claim 268 million, which take gigabytes to decode.
+    A damaged or hostile WebP file of a few bytes can declare 268 million pixels, whose decoding takes gigabytes.
 
     Example:
         >>> from walloc_data.latents import max_packed_pixels
@@ -229,7 +229,7 @@ def max_packed_pixels() -> int:
 
 
 def check_packed_pixels(height: int, width: int, *, context: str) -> None:
-    """Raise CorruptShardError, naming `context`, for a packed latent of more than `max_packed_pixels`.
+    """Raise CorruptShardError, with `context` in the message, for a packed latent of more than `max_packed_pixels`.
 
     Example:
         >>> from walloc_data.latents import check_packed_pixels
@@ -239,17 +239,23 @@ def check_packed_pixels(height: int, width: int, *, context: str) -> None:
     """
     if height * width > (limit := max_packed_pixels()):
         raise CorruptShardError(
-            f"{context}: a packed latent of {width} x {height} pixels; at most {limit} are read, as its size is true "
-            f"of few and costs gigabytes. If the pictures are that large, set {MAX_PACKED_PIXELS_NAME}={height * width}"
+            f"{context}: a packed latent of {width} x {height} pixels; at most {limit} are read, because decoding "
+            f"takes gigabytes. If the pictures are that large, set {MAX_PACKED_PIXELS_NAME}={height * width}"
         )
 
 
 def decode_webp(
     data: bytes | memoryview, *, size: tuple[int, int] | None = None, context: str = "packed latent"
 ) -> npt.NDArray[np.uint8]:
-    """Read one packed picture: (H, W, 3) uint8.
+    """Decode one packed picture to (H, W, 3) uint8.
 
-    `size` is the (H, W) that it must have, if known; `context` is named if the bytes are not a lossless RGB WebP of it.
+    Args:
+        data: the WebP file.
+        size: expected (H, W), if known.
+        context: text that begins error messages.
+
+    Raises:
+        CorruptShardError: `data` is not an RGB WebP picture of this size.
 
     Example:
         >>> import io
@@ -262,7 +268,7 @@ def decode_webp(
     from PIL import Image
 
     try:
-        # A 12-byte header claims what it likes: check the size before the pixels are allocated.
+        # The size in the header is untrusted: check it before the pixels are allocated.
         with Image.open(io.BytesIO(data), formats=("WEBP",)) as image:
             if size is not None and size != (image.height, image.width):
                 found = f"{image.height} x {image.width}"
@@ -281,7 +287,7 @@ def decode_webp(
 
 
 def require_webp(context: str) -> None:
-    """Raise CodecError, naming `context`, if Pillow can neither read nor write WebP, as some builds from source."""
+    """Raise CodecError, with `context` in the message, if Pillow was built without WebP."""
     from PIL import features
 
     if not features.check("webp"):

@@ -1,9 +1,9 @@
-"""Keyed permutations of range(n) as arithmetic: where a position lands, in memory that does not grow with n.
+"""Seeded permutations of range(n), computed per position, without storing n numbers.
 
-Feistel networks over a grid that is a little larger than the range, walked until they land inside it (Black and
-Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002), with the finaliser of SplitMix64 (Steele, Lea and Flood,
-OOPSLA 2014) as the mixing function. Integers only: the same on every machine. Both networks are pinned by
-`tests/test_permutations.py`: data sets in the wild resume with them, and so do saved training runs.
+Each is a Feistel network over a grid slightly larger than the range, applied again while the result is outside the
+range (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). The round function is the finaliser of
+SplitMix64 (Steele, Lea and Flood, OOPSLA 2014). Integer arithmetic gives the same result on every machine. The
+permutations must not change, because conversions and training runs resume with them: `tests/test_permutations.py`.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _WORD = 2**64 - 1
 
 
 def mix(x: Words) -> Words:
-    """Scramble words so that every input bit changes about half of the output bits: SplitMix64's finaliser.
+    """Hash 64-bit integers with the finaliser of SplitMix64.
 
     Args:
         x: uint64 of any shape.
@@ -45,7 +45,7 @@ def mix(x: Words) -> Words:
 
 
 def derive_key(*numbers: int) -> int:
-    """Return one 64-bit key for a tuple of integers; the order and the length of the tuple matter.
+    """Return a 64-bit hash of a tuple of integers.
 
     Example:
         >>> from walloc_data.permutations import derive_key
@@ -60,12 +60,12 @@ def derive_key(*numbers: int) -> int:
 
 
 def permute(positions: Ints, *, size: Ints | int, key: Words | int) -> Ints:
-    """Return where each position of range(size) lands under the permutation that `key` names: orders of epochs.
+    """Return the image of positions under the permutation of range(size) given by `key`. Used for orders of epochs.
 
     Args:
         positions: (n,) int64 in [0, size).
-        size: how many are permuted, one for all or (n,) one each; at most 2^52, up to where the square root is exact.
-        key: the permutation, one for all or (n,) one each.
+        size: length of the range, a number or (n,); at most 2^52, up to where the float64 square root is exact.
+        key: key of the permutation, a number or (n,).
 
     Returns:
         (n,) int64 in [0, size): for one size and key, a permutation of range(size).
@@ -87,11 +87,11 @@ def permute(positions: Ints, *, size: Ints | int, key: Words | int) -> Ints:
 
 
 def permute_source(positions: npt.ArrayLike, *, num_items: int, seed: int) -> Ints:
-    """Return where the permutation of range(num_items) that `seed` names sends some positions: orders of conversions.
+    """Return the image of positions under the permutation of range(num_items) given by `seed`. Used for conversions.
 
     Args:
         positions: integers in [0, num_items), of any shape.
-        num_items: how many are permuted, at most 2^62.
+        num_items: length of the range, at most 2^62.
         seed: any integer.
 
     Returns:
@@ -123,7 +123,7 @@ def permute_source(positions: npt.ArrayLike, *, num_items: int, seed: int) -> In
 
 
 def _walk(x: Words, *, sizes: Words, network: Callable[[Words, npt.NDArray[np.bool_] | None], Words]) -> Ints:
-    """Pass (n,) positions through a network, and again while they land beyond their range."""
+    """Apply a network to (n,) positions, and again to those that are outside their range."""
     landed = network(x, None)
     while (outside := landed >= sizes).any():
         landed[outside] = network(landed[outside], outside)
@@ -131,7 +131,7 @@ def _walk(x: Words, *, sizes: Words, network: Callable[[Words, npt.NDArray[np.bo
 
 
 def _cross(x: Words, a: Words, b: Words, key: Words) -> Words:
-    """Pass once through a network of additions: a permutation of range(a * b)."""
+    """Apply a Feistel network of modular additions: a permutation of range(a * b)."""
     left, right = x % a, x // a
     half = np.uint64(32)
     for number in range(_ROUNDS):
@@ -148,7 +148,7 @@ def _cross(x: Words, a: Words, b: Words, key: Words) -> Words:
 
 
 def _cross_square(x: Words, *, half_bits: np.uint64, keys: list[np.uint64]) -> Words:
-    """Pass once through a network of exclusive ors: a permutation of range(4 ** half_bits)."""
+    """Apply a Feistel network of exclusive ors: a permutation of range(4 ** half_bits)."""
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = x >> half_bits, x & mask
     for key in keys:

@@ -1,7 +1,7 @@
-"""Closed-form maps from windows of latents to anything on their grid: least squares from running sums.
+"""Linear least squares from windows of latents to targets on their grid, by running sums.
 
-A flip, a grey level, a linear decoder and a folded stem are all the same problem: given windows of k x k cells, predict
-a target per window. One pass over pictures gives the sums, in float64; solving them needs no pictures and no gradient.
+Flips, grey levels, linear decoders and folded stems are fitted in this way: given windows of k x k cells, predict a
+target per window. One pass over the pictures accumulates the sums, in float64; the solution is in closed form.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ __all__ = ["WindowMap", "WindowRegression"]
 
 
 def _wrapped(latents: Tensor, *, window_cells: tuple[int, int], stride_cells: tuple[int, int]) -> Tensor:
-    """Pad latents with the cells that centred windows reach. Borders wrap around, as the codec's filters do."""
+    """Pad latents for centred windows. Borders wrap around, like the filters of the codec."""
     (kh, kw), (sh, sw) = window_cells, stride_cells
     top, left = (kh - sh) // 2, (kw - sw) // 2
     if (kh, kw) == (sh, sw):
@@ -38,7 +38,7 @@ def _pair(stride: int | tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class WindowMap:
-    """target = weight * window + bias.
+    """Linear map from windows: target = weight * window + bias.
 
     Example:
         >>> import torch
@@ -61,15 +61,15 @@ class WindowMap:
 
 
 class WindowRegression:
-    """Running sums of the best linear map from latent windows to targets.
+    """Running sums for the least-squares map from latent windows to targets.
 
     Args:
         latent_dim: channels of the latents.
         num_targets: values to predict per window.
-        window_cells: (height, width) of a window; each at least the stride, and of its parity where the map becomes
+        window_cells: (height, width) of a window; each at least the stride. Odd differences to the stride cannot become
             a convolution with symmetric padding.
-        stride_cells: cells between windows; (rows, columns) where they differ.
-        interior_only: leave out windows that reach over a border: for targets that do not wrap around as latents do.
+        stride_cells: cells between windows; (rows, columns) if they differ.
+        interior_only: leave out windows that cross a border, for targets that do not wrap around.
 
     Example:
         >>> import torch
@@ -103,7 +103,7 @@ class WindowRegression:
 
     @property
     def num_windows(self) -> int:
-        """Windows seen so far."""
+        """Number of windows added so far."""
         return int(self._vv[-1, -1])
 
     def update(self, latents: Tensor, targets: Tensor) -> None:
@@ -135,12 +135,12 @@ class WindowRegression:
         self._tt += t.square().sum(0)
 
     def covariance(self) -> Tensor:
-        """(C * kh * kw, C * kh * kw) float64, of the windows seen so far."""
+        """Return the covariance of the windows added so far, (C * kh * kw, C * kh * kw) float64."""
         mean = self._vv[-1, :-1] / max(1, self.num_windows)
         return self._vv[:-1, :-1] / max(1, self.num_windows) - mean[:, None] * mean
 
     def solve(self, *, ridge: float = 1e-6) -> WindowMap:
-        """Return the least-squares map of the samples seen; `ridge` is relative to the inputs' mean power."""
+        """Return the least-squares map; `ridge` is relative to the mean power of the inputs."""
         weight, bias = self._solve(torch.arange(len(self._vv)), torch.arange(self.num_targets), ridge=ridge)
         weight = weight.reshape(self.num_targets, self.latent_dim, *self.window_cells)
         return WindowMap(weight.float().contiguous(), bias.float().contiguous(), self.stride_cells)
@@ -148,12 +148,12 @@ class WindowRegression:
     def solve_within(
         self, targets: Sequence[int], *, rows: range, columns: range, ridge: float = 1e-6
     ) -> tuple[Tensor, Tensor]:
-        """Solve for some targets from a part of the window: fewer weights where a target depends on cells near it.
+        """Solve for some targets from a part of the window, which needs fewer weights.
 
         Args:
-            targets: which of the targets.
-            rows, columns: of the window.
-            ridge: relative to the inputs' mean power.
+            targets: indices of the targets.
+            rows, columns: part of the window that is used.
+            ridge: regularisation, relative to the mean power of the inputs.
 
         Returns:
             weight (targets, C, rows, columns) and bias (targets,), float64.
@@ -165,10 +165,10 @@ class WindowRegression:
         return weight.reshape(len(targets), self.latent_dim, len(rows), len(columns)), bias
 
     def _solve(self, inputs: Tensor, targets: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
-        """Return (T, inputs - 1) weights and (T,) biases, from some inputs, of which the last is 1."""
+        """Return (T, inputs - 1) weights and (T,) biases. `inputs` are indices; the last input is constantly 1."""
         if self.num_windows < len(inputs):
             raise CodecError(
-                f"{self.num_windows} windows cannot determine {len(inputs)} weights: show it more pictures"
+                f"{self.num_windows} windows cannot determine {len(inputs)} weights: use more or larger pictures"
             )
         vv = self._vv[inputs][:, inputs]
         penalty = torch.full((len(inputs),), ridge * float(vv.diagonal()[:-1].mean()), dtype=torch.float64)
@@ -177,9 +177,9 @@ class WindowRegression:
         return solution[:, :-1], solution[:, -1]
 
     def relative_error(self, fitted: WindowMap) -> Tensor:
-        """Return the (T,) squared error of a map on the windows seen, relative to each target's variance.
+        """Return the (T,) squared error of a map on the windows added so far, relative to the variance of each target.
 
-        For a held-out error, sum other pictures into a second object and ask it about the first one's map.
+        For a held-out error, add other pictures to a second object and pass it the map of the first.
         """
         solution = torch.cat([fitted.weight.double().reshape(self.num_targets, -1), fitted.bias.double()[:, None]], 1).T
         power = self._tt - 2 * (solution * self._vt).sum(0) + (solution * (self._vv @ solution)).sum(0)

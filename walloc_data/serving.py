@@ -1,7 +1,7 @@
-"""A classifier of latents meets pictures: encode with the model's own codec, rounding included, then classify.
+"""Classification of pictures by a model of latents: encode with the codec of the model, then classify.
 
-A picture scores exactly as its stored latent does. The encoder is part of what is saved (`attach_codec`: some 10 KB),
-so that a model's folder is all that serving needs.
+The latent is rounded as in a conversion, so a picture gets exactly the score of its stored latent. `attach_codec`
+copies the encoder (about 10 kB) into the folder of a model, which is then all that serving needs.
 """
 
 import os
@@ -41,7 +41,7 @@ __all__ = ["PictureClassifier", "Prediction", "attach_codec", "load_classifier",
 
 @dataclass(frozen=True)
 class Prediction:
-    """Classes and probabilities of one picture.
+    """Predicted classes of one picture, with probabilities.
 
     Example:
         >>> from walloc_data.serving import load_classifier
@@ -52,7 +52,7 @@ class Prediction:
 
     picture: str
     label: int
-    name: str  # of the class; the label as text where classes have no names
+    name: str  # of the class; the label as text if classes have no names
     probability: float
     top: tuple[tuple[str, float], ...]  # the most probable classes, best first
 
@@ -60,21 +60,21 @@ class Prediction:
         return f"{self.picture}: {self.name} ({self.probability:.1%})"
 
     def listing(self) -> str:
-        """All of `top` in one line."""
+        """Return all of `top` in one line."""
         return f"{self.picture}: " + "; ".join(f"{name} ({probability:.1%})" for name, probability in self.top)
 
 
 class PictureClassifier(nn.Module):
-    """uint8 pictures in, logits out.
+    """Module that maps uint8 pictures to logits.
 
     Args:
-        model: made by `create_latent_model`.
-        codec: the codec whose latents it was trained on; only its encoder is used.
-        operators: the codec's (`LatentOperators.load`), for a model that was made with view="resize". Pictures are
-            encoded at the size that was stored, and their latents shrunk: what validation of stored latents sees.
+        model: a model made by `create_latent_model`.
+        codec: the codec of the latents that the model was trained on; only its encoder is used.
+        operators: operators of the codec (`LatentOperators.load`), for a model made with view="resize". Pictures are
+            then encoded at the stored size and their latents downscaled, as in validation on stored latents.
 
     Raises:
-        ModelError: if the codec is another one, or operators are needed and were not given.
+        ModelError: the codec is not that of the model, or the operators are missing.
 
     Example:
         >>> import torch
@@ -101,22 +101,22 @@ class PictureClassifier(nn.Module):
         elif self.config.view == "resize":
             if operators is None:
                 raise ModelError(
-                    f"this model takes latents shrunk to {size[0]} x {size[1]} cells: pass the operators of its codec, "
-                    "or use attach_codec(folder, dataset=...) and load_classifier(folder)"
+                    f"this model takes latents downscaled to {size[0]} x {size[1]} cells: pass the operators of its "
+                    "codec, or use attach_codec(folder, dataset=...) and load_classifier(folder)"
                 )
             self.view = Resize(size, operators=operators).to(next(model.parameters()).device)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Encode (N, 3, H, W) uint8 to the latents that the converter would store: int8 (N, C, h, w).
+        """Encode (N, 3, H, W) uint8 to latents (N, C, h, w) int8, as the converter does.
 
-        Pictures of another size than the model's are scaled and cropped like the converter does, by torch instead of
-        Pillow: equal within one grey level. `predict` and `predict_files` use Pillow, and agree exactly.
+        Pictures of other sizes are resized and cropped by torch, equal to Pillow within one grey level. `predict` and
+        `predict_files` use Pillow, and agree exactly with the converter.
         """
         latents: Tensor = self.codec.encode(self._whole_cells(pictures))
         return latents
 
     def _whole_cells(self, pictures: Tensor) -> Tensor:
-        """Return pictures of the model's size, padded to whole cells."""
+        """Return pictures resized to the size of the model and padded to multiples of a cell."""
         channels = self.config.codec.channels
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != channels:
             raise ModelError(f"pictures are uint8 (N, {channels}, H, W), not {pictures.dtype} {tuple(pictures.shape)}")
@@ -138,15 +138,14 @@ class PictureClassifier(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Map (N, 3, H, W) uint8 to logits (N, num_classes).
 
-        While torch.export or the ONNX exporter traces it, the encoder's plain operations take the place of the exact
-        ones: see `exportable`.
+        While torch.export or the ONNX exporter traces the module, it encodes as `exportable` does.
         """
         latents = self._plain_latents(pictures) if _is_exporting() else self.encode(pictures)
         logits: Tensor = self.model(self.view(latents))
         return logits
 
     def _plain_latents(self, pictures: Tensor) -> Tensor:
-        """Encode with plain tensor operations: float32 (N, C, h, w), whole numbers."""
+        """Encode with plain tensor operations; returns integer values as float32 (N, C, h, w)."""
         x = self._whole_cells(pictures).float() / 255 - 0.5
         coefficients = self.codec.wavelet_analysis(x, J=self.codec.J)  # (N, channels * 4^J, h, w)
         project, compand = self.codec.encoder[0], self.codec.encoder[1]
@@ -154,7 +153,7 @@ class PictureClassifier(nn.Module):
 
     @torch.inference_mode()
     def predict(self, pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], *, top: int = 5) -> list[Prediction]:
-        """Classify pictures that are in memory: PIL images, or arrays (H, W, 3) uint8."""
+        """Classify PIL images or arrays (H, W, 3) uint8."""
         results = []
         for i, picture in enumerate(pictures):
             image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
@@ -165,19 +164,19 @@ class PictureClassifier(nn.Module):
     def predict_files(
         self, paths: Iterable[str | os.PathLike[str]], *, top: int = 5, settings: EncodeSettings | None = None
     ) -> list[Prediction]:
-        """Classify picture files, read by the converter's own rules.
+        """Classify picture files, decoded as in a conversion.
 
         Args:
-            paths: of files, or of folders, whose pictures are taken in the order of their names, subfolders included.
-            settings: those of the data set that the model was trained on, where its background or max_value is not
+            paths: files or folders; pictures of a folder and its subfolders are sorted by name.
+            settings: settings of the data set that the model was trained on, if its background or max_value is not
                 the default.
 
         Raises:
-            SourceError: for a file that is not a picture, or a folder without one.
+            SourceError: a file is not a picture, or a folder contains none.
         """
         chosen = settings or EncodeSettings()
         results: list[Prediction] = []
-        for name, read in _files(paths):  # one picture at a time: many would not fit into memory together
+        for name, read in _files(paths):  # one picture at a time, to bound memory
             try:
                 image = decode_picture(read(), settings=chosen)
             except (OSError, PictureError) as error:
@@ -203,10 +202,9 @@ class PictureClassifier(nn.Module):
         return str(label) if self.config.class_names is None else self.config.class_names[label]
 
     def exportable(self) -> nn.Module:
-        """Return the same classifier in plain tensor operations, as a module for torch.export and ONNX.
+        """Return the same classifier as a module for torch.export and ONNX, with plain tensor operations only.
 
-        Filtering is in float32 without the exact second pass, so that a value that falls on a rounding boundary may
-        differ by one step.
+        It filters in float32 without the exact second pass, so values near a rounding boundary may differ by one.
         """
         return _PlainClassifier(self).eval()
 
@@ -223,7 +221,7 @@ class _PlainClassifier(nn.Module):
 
 
 def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Names, each with the reading of its bytes: files, and those of folders by the rules of encoding."""
+    """Yield (name, function that reads the bytes) of files, and of the pictures in folders."""
     for path in map(Path, paths):
         if not path.is_dir():
             yield str(path), partial(read_regular, path, max_bytes=MAX_FILE_BYTES)
@@ -241,13 +239,13 @@ def _data(sample: Sample) -> bytes:
 
 
 def _is_exporting() -> bool:
-    """Return whether torch.export traces. Before torch 2.7 that could not be told from torch.compile."""
+    """Return whether torch.export is tracing. Before torch 2.7 this is not distinguishable from torch.compile."""
     asked = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return bool(asked())
 
 
 def _pad(pictures: Tensor, *, cell_px: int) -> Tensor:
-    """Reflect until both sides are multiples of a cell, as the converter does."""
+    """Pad by reflection until both sides are multiples of a cell, like the converter."""
     left, top, right, bottom = padding_for(pictures.shape[2], pictures.shape[3], multiple=cell_px)
     if not (left or top or right or bottom):
         return pictures
@@ -257,7 +255,7 @@ def _pad(pictures: Tensor, *, cell_px: int) -> Tensor:
 
 
 def _reflected(length: int, before: int, after: int, *, device: torch.device) -> Tensor:
-    """Return the indices of a side with both ends reflected, the edge not repeated, as numpy's mode "reflect"."""
+    """Return the indices of a side padded like numpy's mode "reflect" (the edge is not repeated)."""
     index = torch.arange(-before, length + after, device=device)
     period = max(1, 2 * (length - 1))
     index = index.remainder(period)
@@ -265,11 +263,11 @@ def _reflected(length: int, before: int, after: int, *, device: torch.device) ->
 
 
 def attach_codec(folder: str | os.PathLike[str], *, dataset: DatasetLocation) -> Path:
-    """Copy a data set's encoder into a saved model's folder, as `codec/`, so that the folder can serve alone.
+    """Copy the encoder of a data set into the folder of a saved model, as `codec/`.
 
     Args:
-        folder: what `save_latent_model` wrote.
-        dataset: an encoded data set or a codec's folder, local or remote.
+        folder: folder written by `save_latent_model`.
+        dataset: encoded data set or codec folder, local or remote.
 
     Example:
         >>> from walloc_data.adapters import load_latent_model, save_latent_model
@@ -285,7 +283,7 @@ def attach_codec(folder: str | os.PathLike[str], *, dataset: DatasetLocation) ->
     save_codec(codec, target)
     if latent_config(model).view == "resize":
         operators = LatentOperators.load(dataset, spec=codec.spec)
-        # Nothing is flipped in use.
+        # Predictions need no flip operator.
         replace(operators, rescalings=tuple(item for item in operators.rescalings if not item.mirrored)).save(target)
     return target
 
@@ -304,12 +302,12 @@ def load_classifier(
     """Load a saved model with its codec.
 
     Args:
-        folder: what `save_latent_model` wrote.
-        codec: a data set, local or remote, whose codec is taken, or what `load_codec` takes; default: the model
-            folder's `codec/`, else a bundled codec of the same encoder.
+        folder: folder written by `save_latent_model`.
+        codec: codec as for `load_codec`, or a data set, local or remote, whose codec is used; None: `codec/` in the
+            model's folder, else a bundled codec with the same encoder.
 
     Raises:
-        CodecError: if no codec of the model's encoder is at hand.
+        CodecError: no codec with the model's encoder is found.
 
     Example:
         >>> import skimage
@@ -343,7 +341,7 @@ def load_classifier(
 
 
 def _store_with_codec(codec: DatasetLocation) -> Store | None:
-    """Return the store of a data set or of a codec's folder; None for a published checkpoint, which is a file."""
+    """Return the store of a data set or codec folder; None for a published checkpoint, which is a file."""
     if isinstance(codec, Store):
         return codec
     if (folder := codec_folder(codec if isinstance(codec, str) else Path(codec))) is not None:
@@ -365,7 +363,7 @@ def predict(
     """Classify picture files with a saved model: `walloc-data predict CHECKPOINT PICTURES...`.
 
     Args:
-        settings: how files are read: see `PictureClassifier.predict_files`.
+        settings: settings for decoding files, as in `PictureClassifier.predict_files`.
 
     Example:
         >>> from walloc_data.serving import predict

@@ -1,6 +1,6 @@
-"""The index and the list of shards as Arrow has them: schemas, and a source's columns as arrays of their types.
+"""The index and the list of shards as Arrow tables: schemas, and columns of a source as typed arrays.
 
-`walloc_data.format` says what the columns are and needs no pyarrow; here they become tables.
+`walloc_data.format` defines the columns without pyarrow.
 """
 
 import json
@@ -35,9 +35,9 @@ __all__ = [
     "typed_columns",
 ]
 
-MAX_TEXT_BYTES = 2**20  # of one value
-MAX_TEXTS_BYTES = 2**28  # of the values that are read at once
-MAX_TABLE_BYTES = 2**30  # of a table that is read whole
+MAX_TEXT_BYTES = 2**20  # per value
+MAX_TEXTS_BYTES = 2**28  # of values that are read at once
+MAX_TABLE_BYTES = 2**30  # of a table that is read at once
 
 
 def index_schema(*, mirror: bool, columns: Mapping[str, Any] | None) -> Any:
@@ -45,7 +45,7 @@ def index_schema(*, mirror: bool, columns: Mapping[str, Any] | None) -> Any:
 
     Args:
         mirror: whether mirrored latents are stored.
-        columns: the source's, names to types as a split's record lists them; None: an index of version 1.
+        columns: names and types of the source's columns, as in the record of a split; None: an index of version 1.
 
     Example:
         >>> from walloc_data.tables import index_schema
@@ -87,7 +87,7 @@ def arrow_type(kind: ColumnType) -> Any:
         return pa.timestamp("us", tz="UTC")
     if kind.kind == "date":
         return pa.date32()
-    if kind.kind in ("json", "null"):  # a column without any value takes the values of shards to come
+    if kind.kind in ("json", "null"):  # "null": no shard has a value yet
         return pa.string() if kind.kind == "json" else pa.null()
     names = {"bool": "bool_"}
     return getattr(pa, names.get(kind.kind, kind.kind))()
@@ -96,11 +96,11 @@ def arrow_type(kind: ColumnType) -> Any:
 def typed_columns(
     values: Mapping[str, Sequence[Any]], declared: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a source's columns as arrays, and their types as a record lists them.
+    """Return the columns of a source as Arrow arrays, and their types as in the record of a split.
 
     Args:
-        values: JSON values of each column, as `walloc_data.sources.base.json_value` makes them.
-        declared: types that the source states; columns that it does not name have the type of their values.
+        values: JSON values of each column, made by `walloc_data.sources.base.json_value`.
+        declared: types stated by the source; the types of other columns are inferred from their values.
 
     Example:
         >>> from walloc_data.tables import typed_columns
@@ -113,7 +113,7 @@ def typed_columns(
         try:
             kind = tighten_lists(kind, column)
             arrays[name] = column_array(column, kind)
-        except (AttributeError, TypeError, ValueError, OverflowError):  # ArrowInvalid is a ValueError: not as declared
+        except (AttributeError, TypeError, ValueError, OverflowError):  # values are not of the declared type
             kind = tighten_lists(infer_type(column), column)
             arrays[name] = column_array(column, kind)
         types[name] = kind.to_json()
@@ -121,7 +121,7 @@ def typed_columns(
 
 
 def column_array(values: Iterable[Any], kind: ColumnType) -> Any:
-    """Make a pyarrow array of JSON values; raise ValueError or TypeError if they are not of this type.
+    """Return a pyarrow array of JSON values; raise ValueError or TypeError if they are not of this type.
 
     Example:
         >>> from walloc_data.format import ColumnType
@@ -135,7 +135,7 @@ def column_array(values: Iterable[Any], kind: ColumnType) -> Any:
 
 
 def _typed(value: Any, kind: ColumnType) -> Any:
-    """Return a JSON value as Arrow takes it."""
+    """Convert a JSON value to the Python value that Arrow expects."""
     if value is None:
         return None
     if kind.kind == "json":
@@ -160,7 +160,7 @@ def _text(value: Any) -> str:
 
 
 def cast_column(column: Any, found: ColumnType, wanted: ColumnType) -> Any:
-    """Cast an array or chunked array to a type that `join_types` made of its own and others.
+    """Cast an array or chunked array to the joint type of several shards (`join_types`).
 
     Example:
         >>> from walloc_data.format import ColumnType
@@ -181,7 +181,7 @@ def cast_column(column: Any, found: ColumnType, wanted: ColumnType) -> Any:
 
 
 def plain_type(kind: Any) -> Any:
-    """Return an Arrow type with its dictionaries, on whatever level, replaced by what they hold.
+    """Return an Arrow type with dictionary types, on any level, replaced by their value types.
 
     Example:
         >>> import pyarrow
@@ -203,13 +203,13 @@ def plain_type(kind: Any) -> Any:
 
 
 def text_of(array: Any, *, what: str) -> Any:
-    """Check the text in an array of any type, dictionaries or plain, and return the array with plain text.
+    """Check the strings in an array of any type, plain or dictionary-encoded, and return it with plain strings.
 
-    A few bytes of parquet can stand for very much text, so `walloc_data.parquet` reads it as dictionaries, and text is
-    made of them here, where its length is known.
+    A few bytes of parquet can expand to very long text, so `walloc_data.parquet` reads it as dictionaries, which are
+    expanded here, after their length is checked.
 
     Raises:
-        FormatError: a value is longer than 1 MiB, all of them are longer than 256 MiB, or it is no text.
+        FormatError: a value is longer than 1 MiB, all values are longer than 256 MiB, or a value is not text.
 
     Example:
         >>> import pyarrow
@@ -224,7 +224,7 @@ def text_of(array: Any, *, what: str) -> Any:
             raise FormatError(f"{what} has {total} bytes of text in {len(array)} rows; at most {MAX_TEXTS_BYTES}")
         if (plain := plain_type(array.type)) != array.type:
             array = array.cast(plain)
-        array.validate(full=True)  # UTF-8, for one
+        array.validate(full=True)  # UTF-8 among others
     except pa.ArrowException as error:
         raise FormatError(f"{what} is not text ({error})") from error
     return array
@@ -292,7 +292,7 @@ def read_parquet(file: BinaryIO | bytes, *, columns: Sequence[str] | None = None
 
 
 def shards_table(shards: Sequence[ShardRecord], *, root: str) -> bytes:
-    """Write a list of shards as a parquet file; names are relative to `root`, the split's folder in the data set.
+    """Return a list of shards as a parquet file; names are relative to `root`, the folder of the split.
 
     Example:
         >>> from walloc_data.format import ShardRecord
@@ -316,10 +316,10 @@ def shards_table(shards: Sequence[ShardRecord], *, root: str) -> bytes:
 
 
 def read_shards(data: bytes, *, num_shards: int, root: str, context: str) -> tuple[ShardRecord, ...]:
-    """Read what `shards_table` wrote.
+    """Parse a parquet file written by `shards_table`.
 
     Raises:
-        FormatError: it is no list of `num_shards` shards.
+        FormatError: the data is not a list of `num_shards` shards.
 
     Example:
         >>> from walloc_data.tables import read_shards

@@ -1,4 +1,4 @@
-"""Text made from the templates in `templates/`: HTML with every value escaped, and Markdown."""
+"""Rendering of the Jinja2 templates in `templates/`: HTML with autoescape, and Markdown."""
 
 import re
 from functools import cache
@@ -8,12 +8,12 @@ from markupsafe import Markup, escape
 
 __all__ = ["escape_markdown", "render", "render_html"]
 
-# Marks that would format text, begin a link, or end a table's cell.
+# Characters that format text, begin a link, or end a table cell.
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
 
 
 def escape_markdown(text: str) -> str:
-    r"""Return text on one line, without meaning in Markdown or in the HTML that Markdown may hold.
+    r"""Return text as one line, escaped for Markdown and for HTML inside Markdown.
 
     Example:
         >>> from walloc_data.templating import escape_markdown

@@ -1,22 +1,22 @@
-"""Text that came from outside, made fit for a terminal."""
+"""Escaping of untrusted text for terminals."""
 
 import unicodedata
 
 __all__ = ["printable"]
 
-# Marks that turn the direction of what follows: a line could end in other words than it was written with.
+# Characters that change the direction of the text after them, so that a line can be displayed in another order.
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str, *, newlines: bool = True) -> str:
-    """Return `text` with every character that could steer a terminal written as its escape.
+    """Return text with terminal control characters replaced by their escape sequences.
 
-    Names of files, of classes and of tar members may hold anything: colours, cursor movements, a new window title,
-    or, where they are no UTF-8, halves of characters that no stream can write.
+    Names of files, classes and tar members are untrusted: they may contain colours, cursor movements, a window title,
+    or, if they are not UTF-8, surrogates that cannot be printed.
 
     Args:
-        text: of any length.
-        newlines: keep line breaks and tabs, for text of several lines.
+        text: any text.
+        newlines: keep line breaks and tabs.
 
     Example:
         >>> from walloc_data.text import printable

@@ -127,7 +127,7 @@ def test_verify_compares_every_byte_of_the_source(
     assert main(command) == 1
     said = capsys.readouterr().out
     assert f"{source}: class_1/003.jpg: other bytes than those encoded\n" in said
-    assert "put back what was, or make the split anew with the encode command and --overwrite" in said
+    assert "restore them, or encode the split again with --overwrite" in said
     assert "--repair" not in said  # which would be refused
     assert main(["verify", str(out), "--source", str(source)]) == 1
     assert "name the split that was encoded from it with --split" in capsys.readouterr().err

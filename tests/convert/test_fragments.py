@@ -197,7 +197,7 @@ def test_a_damaged_tar_is_a_failure_of_its_own_and_the_rest_goes_on(tmp_path: Pa
     assert "no header at byte" in lines["3.tar"]["reason"]
     assert lines["1.tar"]["source_index"] == PER_TAR + 3
     assert verify_dataset(out, progress=False).problems == ()
-    with pytest.raises(ConversionError, match=r"tar .* damaged: .*\. Stopped, as asked by on_error='stop'"):
+    with pytest.raises(ConversionError, match=r"tar .* damaged: .*\. Stopped because of on_error='stop'"):
         encode_dataset(remote(urls), tmp_path / "stop", on_error="stop", progress=False)
     with pytest.raises(ConversionError, match=r"3 pictures could not be encoded, more than max_failures=2"):
         encode_dataset(remote(urls), tmp_path / "few", max_failures=2, progress=False)
@@ -453,11 +453,11 @@ def test_an_unfinished_stream_of_an_earlier_version_is_refused_in_one_sentence(
     out = tmp_path / "out"
     encode_dataset("wds:" + "::".join(tars), out, samples_per_shard=2, shuffle_seed=None, progress=False)
     as_old_stream(out, finished=False)
-    refusal = "begun by an earlier version, as a stream, and is not finished: .* Overwrite the split"
+    refusal = "started by an earlier version, as a stream, and is not finished: .* Overwrite the split"
     with pytest.raises(SettingsMismatchError, match=refusal):
         encode_dataset(remote(tars), out, samples_per_shard=2, progress=False)
     with pytest.raises(SettingsMismatchError, match=refusal):
         finish_dataset(out)
-    assert "begun by an earlier version as a stream" in str(dataset_info(out))
+    assert "started by an earlier version as a stream" in str(dataset_info(out))
     encode_dataset(remote(tars), out, samples_per_shard=2, shuffle_seed=0, overwrite=True, progress=False)
     assert data_of(out) == data_of(whole)

@@ -167,7 +167,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(pictures: Path, tmp_path: Pat
             raise KeyboardInterrupt
 
     with pytest.raises(
-        KeyboardInterrupt, match=r"\d of 5 shards of split 'train' are published in .*; the same command goes on"
+        KeyboardInterrupt, match=r"\d of 5 shards of split 'train' are published in .*; run the same command to resume"
     ):
         encode_dataset(pictures, out, samples_per_shard=5, progress=interrupt)
     assert not (out / ".walloc" / "staging").exists()
@@ -193,7 +193,7 @@ def test_a_full_disk_stops_cleanly_and_resumes(tmp_path: Path, small_codec: Path
     )
     result = warm.run(["-c", code, source, out, small_codec], check=True)
     assert result.stdout.startswith(f"ConversionError {out}/data/train-00000.tar: cannot be written (File too large)")
-    assert "the same command goes on from there" in result.stdout
+    assert "run the same command to resume" in result.stdout
     assert not list(out.glob("data/*"))
     encode_dataset(source, out, codec=small_codec, samples_per_shard=4, progress=False)
     assert hashes(out) == hashes(tmp_path / "reference")

@@ -95,19 +95,18 @@ def test_verify_names_the_command_that_mends_and_it_does(
     assert main(["verify", str(out)]) == 1
     assert "1 problems" not in (said := capsys.readouterr().out)
     assert said.rstrip().endswith(
-        "The encode command that made this, with --repair (repair=True), makes anew what is damaged or missing and "
-        "keeps the rest"
+        "Run the encode command again with --repair (repair=True) to make damaged and missing shards again"
     )
     command = ["encode", str(source), str(out), "--samples-per-shard", "3", "--no-shuffle", "--no-preview"]
     assert main([*command, "--repair"]) == 0
-    assert f"{out}/data/train-00001.tar: its SHA-256 is not its record's" in capsys.readouterr().err
+    assert f"{out}/data/train-00001.tar: its SHA-256 differs from its record" in capsys.readouterr().err
     assert main(["verify", str(out)]) == 0
     shutil.rmtree(out / ".walloc")  # as it is after a download
     flip(out / "data" / "train-00001.tar", 700)
     found = verify_dataset(out, progress=False)
     assert (
         found.remedy
-        == "How it was made is not recorded here (.walloc/): fetch it again, or repair it where it was made"
+        == "This copy cannot be repaired, because it has no .walloc/: download it again, or repair the original"
     )
 
 

@@ -204,7 +204,7 @@ def test_recorded_failures_are_done_again_when_asked(outage: tuple[Path, Path], 
     encode_dataset(source, tmp_path / "reference", **options)
     assert hashes(out) == hashes(tmp_path / "reference")
     assert encode_dataset(source, out, retry_failures=True, **options).new_samples == 0
-    with pytest.raises(FormatError, match="overwrite makes everything anew: leave out repair and retry_failures"):
+    with pytest.raises(FormatError, match="overwrite encodes everything again: leave out repair and retry_failures"):
         encode_dataset(source, out, overwrite=True, retry_failures=True, **options)
 
 

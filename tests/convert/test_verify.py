@@ -146,7 +146,7 @@ def test_failures_must_add_up(out: Path) -> None:
     assert any("0 lines, but the manifest counts 1 failures" in line for line in found)
     assert any("1 pictures of the source are neither samples nor failures, the first at 3" in line for line in found)
     path.write_text(line.replace('"source_index": 3', '"source_index": 4'))
-    assert any("line 1: source index 4 is there twice" in line for line in problems(out))
+    assert any("line 1: source index 4 occurs twice" in line for line in problems(out))
     path.write_text("{}\n")
     assert any("line 1 is not a failure" in line for line in problems(out))
 
@@ -157,7 +157,9 @@ def test_statistics_and_shapes_must_be_those_of_the_latents(out: Path) -> None:
         row[128], row[129] = row[128] + 1, row[129] - 1
 
     edit_json(out / "walloc.json", change)
-    assert problems(out) == (f"{out}: split 'train': the statistics are not those of its latents, first in channel 3",)
+    assert problems(out) == (
+        f"{out}: split 'train': the statistics differ from those of the latents, first in channel 3",
+    )
 
 
 def test_files_for_other_readers_must_agree(out: Path) -> None:

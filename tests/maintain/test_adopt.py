@@ -149,7 +149,7 @@ def test_other_lossless_files_are_stored_as_webp_and_what_is_no_latent_is_a_fail
         np.testing.assert_array_equal(found[number], latents[number])
     reasons = (tmp_path / "out" / "failures" / "train.jsonl").read_text()
     for reason in (
-        "a lossy WebP: its values are not those of a latent any more",
+        "a lossy WebP file, which does not contain the exact values of a latent",
         "not a lossless picture (WEBP, PNG, TIFF, BMP, PPM)",
         "a picture of mode RGBA, and the codec packs 3 colours without alpha",
         "do not split into 2 x 2 tiles, as the codec packs them",

@@ -75,7 +75,7 @@ def test_pictures_are_removed_by_their_names_in_the_source(tmp_path: Path) -> No
     assert_whole(out)
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
     assert b"class_0/003.jpg" not in everything
-    with pytest.raises(SettingsMismatchError, match="is there already, and without a plan to resume"):
+    with pytest.raises(SettingsMismatchError, match="exists already and has no plan to resume"):
         encode_dataset(pictures, out, progress=False)
     encode_dataset(pictures, out, samples_per_shard=10, overwrite=True, progress=False)
     assert_whole(out)
@@ -98,7 +98,7 @@ def test_what_cannot_be_removed_is_said_and_nothing_changes(
             remove_samples(out, split="train", **options)  # type: ignore[arg-type]
     with pytest.raises(FormatError, match="no split 'val'"):
         remove_samples(out, split="val", keys=["000000001"])
-    with pytest.raises(FormatError, match="'train' is its only split: delete the whole data set instead"):
+    with pytest.raises(FormatError, match="'train' is the only split: delete the data set instead"):
         remove_split(out, split="train")
     assert main(["remove", str(tmp_path / "absent"), "--split", "train"]) == 1
     assert "no walloc.json" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""From pictures to shards: a pure plan, pure workers, and a data set that is the same however it was made."""
+"""Conversion of pictures to shards of latents, with workers, resume, verification and later changes."""
 
 import lazy_loader
 

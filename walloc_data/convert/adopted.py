@@ -1,6 +1,6 @@
-"""Latents that exist already, as lossless pictures: read, checked, and kept as they are.
+"""Reading and checking of packed latents that are adopted, not encoded.
 
-A plan whose source says `latents` adopts: its samples are packed latents, not pictures to be encoded.
+In a plan whose source has `latents`, the samples are packed latents instead of pictures.
 """
 
 import io
@@ -26,20 +26,20 @@ Packed = npt.NDArray[np.uint8]
 
 
 def read_packed(data: bytes, *, spec: CodecSpec) -> tuple[Packed, tuple[int, int]]:
-    """Return a packed latent from a picture file, and the (width, height) in pixels of the picture that it is of.
+    """Return a packed latent from a picture file, and the (width, height) in pixels of the encoded picture.
 
-    Where sides were padded before encoding, the padding counts: nothing tells how much there was.
+    The size includes any padding before encoding, which is not recorded.
 
     Returns:
         (n h, n w, colours) uint8.
 
     Raises:
-        PictureError: it is no lossless picture, or cannot be a latent of this codec.
+        PictureError: the file is not a lossless picture, or cannot be a latent of this codec.
     """
     if not data:
         raise PictureError("0 bytes")
     if data[:4] == b"RIFF" and b"VP8 " in _chunks(data):
-        raise PictureError("a lossy WebP: its values are not those of a latent any more")
+        raise PictureError("a lossy WebP file, which does not contain the exact values of a latent")
     try:
         with Image.open(io.BytesIO(data), formats=_LOSSLESS) as image:
             check_packed_pixels(image.height, image.width, context="a packed latent")
@@ -75,14 +75,12 @@ def read_packed(data: bytes, *, spec: CodecSpec) -> tuple[Packed, tuple[int, int
 
 
 def as_stored(data: bytes, packed: Packed, *, effort: Literal["default", "fast"]) -> bytes:
-    """Return the WebP to store: the file itself where it is plain lossless WebP, else one of ours with the same
-    values.
-    """
+    """Return the WebP file to store: the file itself if it is plain lossless WebP, else a new one with equal values."""
     if webp_size(memoryview(data)) == packed.shape[:2] and len(data) == 8 + struct.unpack("<I", data[4:8])[0]:
         return data
     stored = encode_webp(packed, effort=effort)
     if not np.array_equal(decode_webp(stored)[..., : packed.shape[2]], packed):
-        raise CorruptShardError("a packed latent does not survive being written as WebP")
+        raise CorruptShardError("the WebP file of a packed latent does not decode to the same values")
     return stored
 
 

@@ -1,4 +1,4 @@
-"""Start of a conversion: its codec, its plan, what it inherits, and whether what is there already agrees."""
+"""Start of a conversion: codec, plan, inherited settings, and comparison with existing work."""
 
 import shutil
 import tempfile
@@ -38,30 +38,30 @@ __all__ = [
 
 
 def codec_for(store: Store | None, codec: Any, *, staging: Path, device: str, repair: bool = False) -> tuple[Any, Path]:
-    """Load the codec asked for, without its decoder, and find a folder with all of it, to be copied into the data set.
+    """Load a codec without its decoder, and return also a folder with all of its files, for copying into the data set.
 
     Args:
-        store: the data set, whose own codec is what None asks for; None: there is none.
-        repair: where the data set's own is damaged, take the bundled one. Whoever follows the plan compares the two.
+        store: the data set, whose codec is the default; None: a new data set.
+        repair: if the codec of the data set is damaged, use the bundled one. The caller compares it with the plan.
     """
     from walloc_data.codec import codec_folder, fetch_codec, load_codec, save_codec
 
     written = staging / "codec"
     if codec is not None and not isinstance(codec, str | Path):
         save_codec(codec, written)
-        return load_codec(written, decoder=False, device=device)[0], written  # the caller's own stays where it is
+        return load_codec(written, decoder=False, device=device)[0], written  # not moved: it belongs to the caller
     own = codec is None and store is not None and store.exists("codec/codec.json")
     if own and store is not None and (not repair or _has_codec(store, staging=staging)):
         codec = fetch_codec(store, scratch=staging)
     loaded, _ = load_codec(codec, decoder=False, device=device)
     folder = codec_folder(codec)
-    if folder is None:  # a published checkpoint: its decoder stays where it came from
+    if folder is None:  # a published checkpoint, whose decoder is not copied
         save_codec(loaded, written)
     return loaded, written if folder is None else folder
 
 
 def _has_codec(store: Store, *, staging: Path, spec: CodecSpec | None = None) -> bool:
-    """Return whether the data set's codec can be loaded, and is the one that is expected."""
+    """Return whether the codec of the data set can be loaded and is the expected one."""
     from walloc_data.codec import fetch_codec, load_codec
 
     if not store.exists("codec/codec.json"):
@@ -75,7 +75,7 @@ def _has_codec(store: Store, *, staging: Path, spec: CodecSpec | None = None) ->
 
 
 def plan_for(source: Source, split: str, settings: EncodeSettings, codec: Any) -> Plan:
-    """Return the plan of a conversion that begins now."""
+    """Return the plan of a new conversion."""
     import PIL
     from PIL import features
 
@@ -103,7 +103,7 @@ def plan_for(source: Source, split: str, settings: EncodeSettings, codec: Any) -
 
 
 def discard_another(store: Store, plan: Plan, source: Source, *, kind: Kind) -> None:
-    """Delete an unfinished replacement of the split that was begun with another plan than this, or other pictures."""
+    """Delete an unfinished replacement of the split that has another plan, or was made from other pictures."""
     inside = replacement(store, plan.split, kind=kind)
     begun = read_plan(inside, plan.split)
     if begun is None:
@@ -111,7 +111,7 @@ def discard_another(store: Store, plan: Plan, source: Source, *, kind: Kind) -> 
     if differences(begun, plan) or version_differences(begun, plan):
         discard(store, plan.split, kind=kind)
         return
-    try:  # the same number of pictures as then, so that every position is there
+    try:  # equal plans have an equal number of pictures, so every position exists
         check_source(inside, plan, source)
     except SettingsMismatchError:
         discard(store, plan.split, kind=kind)
@@ -126,43 +126,41 @@ def begin(
     repair: bool = False,
     redo: Collection[ShardId] = (),
 ) -> Plan:
-    """Return the plan to follow: the one there, if this one agrees with it, else this one, now written down.
+    """Return the existing plan if the new one agrees with it; without an existing plan, write the new one.
 
-    `max_pixels` may change as long as no shard that is done would be another, but for those of `redo`.
+    `max_pixels` may change if no finished shard, except those of `redo`, would change.
     """
     begun = read_plan(store, plan.split)
     manifest = read_manifest(store)
     before = begun
     if begun is not None:
         if begun.is_old_stream:
-            _ = begun.num_units  # says that it cannot go on
+            _ = begun.num_units  # raises an error if it cannot be resumed
         reason = limit_is_fixed(store, plan.split, begun.settings, plan.settings, redo=redo)
         if reason is None:
             begun = replace(begun, settings=replace(begun.settings, max_pixels=plan.settings.max_pixels))
         found = differences(begun, plan) + ([reason] if reason else [])
-        if manifest is None or plan.split not in manifest.splits:  # what is finished stays as it was written
+        if manifest is None or plan.split not in manifest.splits:  # a finished split keeps its plan
             found += version_differences(begun, plan)
         if found:
             names = {line.partition(":")[0] for line in found}
-            if "source.identity" in names and "source.num_items" not in names:  # changed samples were named before this
-                found.append(
-                    "(made of the names and lengths of all pictures, failures and those that are not encoded yet too)"
-                )
+            if "source.identity" in names and "source.num_items" not in names:  # changed samples are named elsewhere
+                found.append("(a hash of the names and lengths of all pictures of the source)")
             raise SettingsMismatchError(
                 f"{store.url}: split {plan.split!r} was begun differently:\n  "
                 + "\n  ".join(found)
-                + "\nRun with what it was begun with, write to another folder, or overwrite the split (--overwrite)"
+                + "\nUse the earlier settings, write to another folder, or overwrite the split (--overwrite)"
             )
     if manifest is not None and plan.split in manifest.splits and begun is None:
         raise SettingsMismatchError(
-            f"{store.url}: split {plan.split!r} is there already, and without a plan to resume: overwrite it "
-            "(--overwrite), or name another split"
+            f"{store.url}: split {plan.split!r} exists already and has no plan to resume: overwrite it "
+            "(--overwrite), or choose another name for the split"
         )
     is_there = _has_codec(store, staging=staging, spec=plan.codec) if repair else store.exists("codec/codec.json")
     if not is_there:
         from walloc_data.codec.checkpoints import codec_files as names_of
 
-        # codec.json last: it is what says that the others are there.
+        # codec.json last: its presence means that the other files are complete.
         for name in names_of(codec_files):
             shutil.copyfile(codec_files / name, staging / name)
             store.publish(staging / name, f"codec/{name}")
@@ -175,21 +173,21 @@ def begin(
 
 
 def check_versions(store: Store, before: Plan, now: Plan) -> None:
-    """Refuse to make shards of a split with other programs than those that its other shards were made with.
+    """Refuse to make shards of a split with other versions of libraries than its existing shards.
 
     Raises:
-        SettingsMismatchError: names them.
+        SettingsMismatchError: names the libraries and versions.
     """
     if found := version_differences(before, now):
         raise SettingsMismatchError(
             f"{store.url}: shards of split {now.split!r} are missing, and were made by other versions:\n  "
             + "\n  ".join(found)
-            + "\nRun with those, or overwrite the split (--overwrite)"
+            + "\nInstall those versions, or overwrite the split (--overwrite)"
         )
 
 
 def settings_of(store: Store, split: str, manifest: Manifest | None, given: Mapping[str, Any]) -> EncodeSettings:
-    """Return the settings of a split: those given, and for the rest the split's own, or else those of the data set."""
+    """Return the settings of a split: given fields, else those of the split, else those of the data set."""
     if (plan := read_plan(store, split)) is not None:
         return replace(plan.settings, **given)
     if manifest is not None:
@@ -198,7 +196,7 @@ def settings_of(store: Store, split: str, manifest: Manifest | None, given: Mapp
 
 
 def classes_of(store: Store, split: str, manifest: Manifest | None) -> tuple[str, ...] | None:
-    """Return the class names by whose positions a data set's labels count; None where there are none yet."""
+    """Return the class names that the labels of the data set refer to; None if there are none yet."""
     plan = read_plan(store, split)
     names = [
         plan.class_names if plan is not None else None,
@@ -215,10 +213,10 @@ def _siblings(store: Store, split: str) -> Iterator[Plan]:
 
 
 def with_classes(source: Source, names: tuple[str, ...] | None, *, context: str) -> Source:
-    """Return a source whose labels count by a data set's class names, whichever of them it has and in whatever order.
+    """Return a source whose labels refer to the class names of the data set, by matching the names.
 
     Raises:
-        SettingsMismatchError: it has classes that the data set does not have.
+        SettingsMismatchError: the source has classes that the data set does not have.
     """
     own = source.class_names
     if own is None or names is None or own == names or len(set(own)) < len(own) or len(set(names)) < len(names):
@@ -227,17 +225,17 @@ def with_classes(source: Source, names: tuple[str, ...] | None, *, context: str)
         listed = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         raise SettingsMismatchError(
             f"{context}: {source.location} has classes that the data set does not have: {listed}. A data set's classes "
-            f"are those of its first split ({len(names)} here): leave these out, or begin a new data set with the "
-            "split that has all of them"
+            f"are those of its first split ({len(names)} here): leave these out, or start a new data set with the "
+            "split that has all classes"
         )
     return RelabelledSource(source, names)
 
 
 class RelabelledSource(Source):
-    """A source with labels that are positions in another list of class names.
+    """Source whose labels are mapped to positions in another list of class names.
 
     Args:
-        source: with class names, all of which are in `names`.
+        source: source with class names, all of which are in `names`.
         names: the other list.
     """
 

@@ -1,11 +1,10 @@
-"""Finished shards that must be made anew: their pictures have changed, or their files are damaged.
+"""Detection of finished shards whose pictures have changed or whose files are damaged.
 
-A source's identity is made of names and lengths, so a picture in another's place, of the same name and length, is not
-seen in it. Every shard's rows record what its source said of each picture (when the file was written, an ETag) and the
-CRC-32 of its bytes: where the one differs, the other decides, so that a copy with new dates is the same source. Where
-a source is read in fragments, the end marks of units record what it said of each fragment, and only the fragments that
-differ in it are read again.
-Rows written by earlier versions record neither, and are not compared.
+The identity of a source is a hash of names and lengths, which does not change when a picture is replaced by one of the
+same length. So the rows of every shard record a version of each picture (the modification time or an ETag) and the
+CRC-32 of its bytes. If the versions differ, the CRC-32 decides, so a copy with new dates is the same source. For
+sources that are read in fragments, the end marks of units record versions of fragments, and only changed fragments are
+read again. Rows written by earlier versions record neither, and are not compared.
 """
 
 import hashlib
@@ -53,25 +52,25 @@ __all__ = [
 ]
 
 MAX_NAMED = 5
-Recorded = dict[int, tuple[str | None, int]]  # by index, as `Plan.key` counts: version and CRC-32
+Recorded = dict[int, tuple[str | None, int]]  # by the index that `Plan.key` uses: version and CRC-32
 
 
 def rows_of_source(store: Store, split: str, shards: Sequence[ShardId]) -> Iterator[Recorded]:
-    """Yield what shards recorded of their pictures, shard by shard; nothing for those that recorded nothing."""
+    """Yield the recorded versions and CRC-32 of each shard's pictures; nothing for shards without records."""
     import pyarrow as pa
 
     columns = ["source_index", SOURCE_VERSION, SOURCE_CRC32]
 
     def read(shard: ShardId) -> Recorded:
         path = rows_name(split, shard)
-        if not store.exists(path):  # every picture of the shard was broken
+        if not store.exists(path):  # no picture of the shard could be encoded
             return {}
         try:
             with open_parquet(data := store.read_bytes(path, max_bytes=2**31)) as file:
                 if not set(columns) <= set(file.schema_arrow.names):
                     return {}
             found = read_parquet(data, columns=columns).to_pydict()
-        except (pa.ArrowException, OSError, ValueError):  # damaged: whoever joins the rows says so
+        except (pa.ArrowException, OSError, ValueError):  # damaged: reported when the rows are joined
             return {}
         return dict(zip(found[columns[0]], zip(found[columns[1]], found[columns[2]], strict=True), strict=True))
 
@@ -79,14 +78,14 @@ def rows_of_source(store: Store, split: str, shards: Sequence[ShardId]) -> Itera
 
 
 def check_source(store: Store, plan: Plan, source: Source, *, part: tuple[int, int] = (0, 1)) -> None:
-    """Refuse to go on where pictures of finished shards have changed since.
+    """Raise an error if pictures of finished shards have changed.
 
     Args:
-        plan: what the shards were made by; the source has as many pictures, or fragments, as it says.
-        part: (i, n) looks at the units whose number is i modulo n: parts that run beside this one look at their own.
+        plan: plan of the shards; the source must have the same number of pictures or fragments.
+        part: (i, n): check only the units whose number is i modulo n; other parts check theirs.
 
     Raises:
-        SettingsMismatchError: names some of them.
+        SettingsMismatchError: names some of the changed pictures.
     """
     shards = sorted(shard for shard in finished_shards(store, plan.split) if shard.unit % part[1] == part[0])
     changed: list[str] = []
@@ -127,22 +126,22 @@ def _changes(sample: Sample, version: str | None, crc32: int) -> str | None:
     if zlib.crc32(sample.data) == crc32:
         return None
     if sample.version is None or sample.version == version:
-        return f"{sample.name}: other bytes than those encoded"
+        return f"{sample.name}: its bytes differ from those encoded"
     return f"{sample.name}: {version} -> {sample.version}"
 
 
 def changed_samples(recorded: Recorded, samples: Iterable[tuple[int, Sample]]) -> Iterator[str]:
-    """Return what has changed among samples that are at hand."""
+    """Return a line for each sample that has changed."""
     for index, sample in samples:
         if index in recorded and (changes := _changes(sample, *recorded[index])):
             yield changes
 
 
 def compare_source(store: Store, split: str, source: Source, *, meter: ProgressMeter) -> Iterator[str]:
-    """Read a whole source and yield a line for each of its pictures that is not the one that was encoded.
+    """Read all of a source and yield a line for each picture that differs from the encoded one.
 
     Raises:
-        FormatError: nothing was recorded of the pictures.
+        FormatError: the split has no records of its pictures.
     """
     plan = read_plan(store, split)
     if plan is None or plan.is_old_stream:
@@ -178,19 +177,19 @@ def compare_source(store: Store, split: str, source: Source, *, meter: ProgressM
 
 
 def refuse_changes(store: Store, split: str, changed: list[str]) -> None:
-    """Raise an error that names pictures, if there are any."""
+    """Raise an error that names the changed pictures, if there are any."""
     if changed:
         more = [f"and {len(changed) - MAX_NAMED} more"] if len(changed) > MAX_NAMED else []
         number = f"{len(changed)} pictures of its source have" if len(changed) > 1 else "a picture of its source has"
         raise SettingsMismatchError(
             f"{store.url}: split {split!r}: {number} changed since it was encoded:\n  "
             + "\n  ".join([*changed[:MAX_NAMED], *more])
-            + "\nPut back what was encoded, or overwrite the split (--overwrite)"
+            + "\nRestore the pictures that were encoded, or overwrite the split (--overwrite)"
         )
 
 
 def drop_broken_manifest(store: Store) -> None:
-    """Delete a manifest that cannot be read: everything in it is made anew from the records of the shards."""
+    """Delete a manifest that cannot be read; it is rebuilt from the records of the shards."""
     try:
         read_manifest(store)
     except FormatError:
@@ -198,7 +197,7 @@ def drop_broken_manifest(store: Store) -> None:
 
 
 def join_complete_splits(store: Store) -> None:
-    """Put every split that has all of its shards into the manifest, if it is not there."""
+    """Add every split that is complete but missing in the manifest."""
     from walloc_data.convert.join import join_split
 
     manifest = read_manifest(store)
@@ -220,11 +219,11 @@ def damaged_shards(store: Store, split: str, shards: Iterable[ShardId], *, meter
     """Check every byte of finished shards, and that their records and rows of the index can be read.
 
     Args:
-        shards: those that have a record.
-        meter: told of every sample checked.
+        shards: shards that have a record.
+        meter: receives the number of checked samples.
 
     Returns:
-        What is wrong with each damaged shard.
+        The problem of each damaged shard.
     """
     damaged: dict[ShardId, str] = {}
     num_done = 0
@@ -249,12 +248,12 @@ def _problem(store: Store, split: str, shard: ShardId, done: ShardDone) -> str |
         if (num_bytes := file.stat().st_size) != done.shard.num_bytes:
             return f"{store.location(done.shard.name)}: {num_bytes} bytes, but its record says {done.shard.num_bytes}"
         if _sha256(file) != done.shard.sha256:
-            return f"{store.location(done.shard.name)}: its SHA-256 is not its record's"
+            return f"{store.location(done.shard.name)}: its SHA-256 differs from its record"
     path = rows_name(split, shard)
     try:
         num_rows = read_parquet(store.read_bytes(path, max_bytes=2**31)).num_rows
     except (pa.ArrowException, OSError, ValueError) as error:
-        return f"{store.location(path)}: not the rows of an index ({error})"
+        return f"{store.location(path)}: not rows of an index ({error})"
     if num_rows != done.shard.num_samples:
         return f"{store.location(path)}: {num_rows} rows for {done.shard.num_samples} samples"
     return None

@@ -1,4 +1,4 @@
-"""`decode_dataset`: pictures back from latents."""
+"""Decoding of a data set to pictures: `decode_dataset`."""
 
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -38,16 +38,16 @@ def decode_dataset(
 
     Args:
         dataset: the data set.
-        target: a folder, made if absent.
-        keys: which samples; None decodes the whole split.
-        codec: what `load_codec` takes; None is the data set's own.
+        target: folder for the pictures, created if absent.
+        keys: keys of the samples to decode; None decodes all of the split.
+        codec: codec to decode with, as for `load_codec`; None: the codec of the data set.
 
     Returns:
-        The pictures' paths, in the order of the split.
+        Paths of the pictures, in the order of the split.
 
     Raises:
-        FormatError: no such split or key.
-        CodecError: the codec did not make these latents, or has no decoder.
+        FormatError: a split or key does not exist.
+        CodecError: the codec is not the one of these latents, or has no decoder.
 
     Example:
         >>> from walloc_data.convert import decode_dataset
@@ -66,7 +66,7 @@ def decode_dataset(
             codec = fetch_codec(store, scratch=Path(scratch))
         loaded, _ = load_codec(codec, device=device)
         if loaded.spec.encoder_sha256 != spec.encoder_sha256:
-            raise CodecError(f"the codec {loaded.spec.name!r} did not make {store.url}: that was {spec.name!r}")
+            raise CodecError(f"{store.url}: encoded by codec {spec.name!r}, not {loaded.spec.name!r}")
         folder, written = Path(target), list[Path]()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -82,8 +82,8 @@ def decode_dataset(
             if isinstance(error, WallocDataError):
                 raise
             raise StorageError(
-                f"{folder}: the pictures cannot be written ({error.strerror or error}), after {len(written)} of them: "
-                "is there room, and may you write there?"
+                f"{folder}: cannot write pictures ({error.strerror or error}) after {len(written)} of them: check the "
+                "free space and the permissions"
             ) from error
     return written
 

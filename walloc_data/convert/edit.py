@@ -1,18 +1,18 @@
-"""Changing a finished split: what stays of it is not touched, the rest grows beside it, one write changes over.
+"""Atomic changes of a finished split, which keep unchanged shards in place.
 
-1. The shards that are new or made anew, the index and the failures are written into ``.walloc/{split}.edit/``.
-2. The manifest is replaced by one that names the new shards and the index where they lie, and the shards that stay
-   where they are. This is one write, and it is the change: before it readers see the old split, after it the new one.
-3. The new files get their usual names, files of the split that are no part of it any more are deleted, and a last
-   manifest names the usual places.
+1. New and rewritten shards, the index and the failures are written into ``.walloc/{split}.edit/``.
+2. The manifest is replaced by one that refers to the new files in that folder and to the unchanged shards. This single
+   write is the change: readers see the old split before it and the new one after it.
+3. The new files get their usual names, files that are no longer part of the split are deleted, and a last manifest
+   refers to the usual names.
 4. The folder is removed.
 
-Killed before step 2, the split is as it was, and the folder is deleted by whatever writes to the data set next. Killed
-after it, the same does the rest (`recover_edits`). A whole split is removed by one write of the manifest, too: an empty
-folder ``.walloc/{split}.gone/`` says, until all is done, that its files must follow.
+If the process is killed before step 2, the split is unchanged, and the next command that writes to the data set deletes
+the folder. If it is killed later, the next command completes the change (`recover_edits`). A split is removed by one
+write of the manifest, too; until its files are deleted, ``.walloc/{split}.gone/`` marks it.
 
-What a split was encoded from is then no longer what its plan says, so that the plan and the records of its shards go:
-such a split is not resumed or repaired from its source any more.
+The plan of a changed split no longer describes it, so the plan and the records of its shards are deleted: the split
+cannot be resumed or repaired from its source any more.
 """
 
 import re
@@ -33,23 +33,23 @@ _GONE = ".gone/marker"
 
 
 def edit_root(split: str) -> str:
-    """Return the folder in which the changed files of a split are made, inside the data set; ends in '/'."""
+    """Return the folder, inside the data set, for the changed files of a split; ends in '/'."""
     return f".walloc/{split}.edit/"
 
 
 def change_split(
     store: Store, split: str, record: SplitRecord, made: Collection[str], *, class_names: tuple[str, ...] | None
 ) -> None:
-    """Let a split's changed files, which are whole, take their places: steps 2 to 4. The caller holds the lock.
+    """Publish the complete changed files of a split: steps 2 to 4. The caller holds the lock.
 
     Args:
-        record: of the changed split, with the usual names of its shards.
-        made: names of the shards that lie in `edit_root`, at least one.
-        class_names: of the whole data set from now on.
+        record: record of the changed split, with the usual names of its shards.
+        made: names of the shards in `edit_root`, at least one.
+        class_names: class names of the data set after the change.
     """
     manifest = read_manifest(store)
     if manifest is None or not made:
-        raise FormatError(f"{store.url}: no manifest, or nothing was made")
+        raise FormatError(f"{store.url}: no manifest, or no changed shards")
     root = edit_root(split)
     shards = tuple(replace(s, name=root + s.name) if s.name in made else s for s in record.shards)
     splits = {**manifest.splits, split: replace(record, shards=shards)}
@@ -62,7 +62,7 @@ def drop_split(store: Store, split: str) -> None:
     """Remove a split that is not the only one. The caller holds the lock."""
     manifest = read_manifest(store)
     if manifest is None or manifest.splits.keys() <= {split}:
-        raise FormatError(f"{store.url}: {split!r} is its only split: delete the whole data set instead")
+        raise FormatError(f"{store.url}: {split!r} is the only split: delete the data set instead")
     manifest.split(split, context=store.url)
     store.write_bytes(f".walloc/{split}{_GONE}", b"1")
     others = {name: record for name, record in manifest.splits.items() if name != split}
@@ -71,7 +71,7 @@ def drop_split(store: Store, split: str) -> None:
 
 
 def recover_edits(store: Store) -> None:
-    """Complete what an interrupted change left to do, or to delete. The caller holds the lock."""
+    """Complete or discard an interrupted change. The caller holds the lock."""
     manifest = read_manifest(store)
     for split, record in sorted(manifest.splits.items()) if manifest is not None else ():
         if manifest is not None and record.root == edit_root(split):
@@ -87,7 +87,7 @@ def recover_edits(store: Store) -> None:
 
 
 def _move_in(store: Store, split: str, manifest: Manifest) -> Manifest:
-    """Do steps 3 and 4. Nothing that is deleted or replaced here is named by the manifest."""
+    """Do steps 3 and 4. The manifest does not refer to any file that is deleted or replaced here."""
     record, root = manifest.splits[split], edit_root(split)
     for shard in record.shards:
         if shard.name.startswith(root):
@@ -107,9 +107,9 @@ def _move_in(store: Store, split: str, manifest: Manifest) -> Manifest:
 
 
 def publish_manifest(store: Store, manifest: Manifest) -> None:
-    """Write the manifest, after what follows from it: the file for timm and the card."""
+    """Write the file for timm, the card, and then the manifest."""
     store.write_bytes("_info.json", dump_json(timm_info(manifest)).encode())
-    store.delete(PREVIEW_NAME)  # it may show pictures that are gone
+    store.delete(PREVIEW_NAME)  # it may show removed pictures
     write_card(store, manifest)
     write_manifest(store, manifest)
 
@@ -133,7 +133,7 @@ def _delete_split(store: Store, split: str, manifest: Manifest) -> None:
 
 
 def _delete_work(store: Store, split: str) -> None:
-    """Delete a split's plan, without which nothing goes on with the rest, and its records."""
+    """Delete a split's plan, then its records; without a plan, the records are ignored."""
     store.delete(plan_name(split))
     for path in store.list(work_folder(split)):
         store.delete(path)
@@ -142,7 +142,7 @@ def _delete_work(store: Store, split: str) -> None:
 
 
 def delete_tree(store: Store, root: str) -> None:
-    """Delete a folder of the data set with all that is in it; `root` ends in '/'."""
+    """Delete a folder of the data set and its contents; `root` ends in '/'."""
     folder = root.rstrip("/")
     for path in store.list(folder):
         store.delete(path)

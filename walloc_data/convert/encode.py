@@ -1,4 +1,4 @@
-"""`encode_dataset`: from a source of pictures to an encoded split, resuming whatever is there already."""
+"""Encoding of a source as one split, with resume: `encode_dataset`."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -80,43 +80,44 @@ def encode_dataset(
 ) -> ConversionSummary:
     """Encode a source of pictures as one split of a data set of latents.
 
-    Run again after any interruption, the same call does only what is not done yet, and the result has the same bytes
-    as an uninterrupted one, for any number of workers and any engine.
+    Call it again after an interruption to resume: finished shards are kept, and the result has the same bytes as that
+    of an uninterrupted call, for any number of workers and any engine.
 
     Args:
-        source: what `open_source` takes, or what it returns.
+        source: source of pictures, as for `open_source` or returned by it.
         dataset: a local folder or ``s3://bucket/prefix``.
-        split: the split's name.
-        codec: a codec, or what `load_codec` takes; None is the data set's own where it has one, else the bundled one.
-        settings: an `EncodeSettings`; or give its fields here (``size_px=256``). Fields that are not given are those of
-            the data set where it has a split.
-        workers: processes; 1 works in this process. With Ray, tasks at a time.
+        split: name of the split.
+        codec: a codec, or a codec's name or location as for `load_codec`; None: the codec of the data set if it exists,
+            else the bundled one.
+        settings: an `EncodeSettings`; its fields can also be passed by name (``size_px=256``). If the data set has a
+            split already, its settings are the defaults.
+        workers: number of processes; 1 works in this process. With Ray, number of tasks at a time.
         engine: "local", or "ray" for a Ray cluster at `address`.
-        device: "cpu" or "cuda"; latents are the same. Workers share a GPU, or have what Ray gives them.
-        on_error: "record" lists a broken picture in ``failures/``; "stop" raises at the first. A picture that the
-            machine or the store does not give stops the conversion, so that an outage is not taken for damage;
-            "record-unreadable" lists it too, for files that will never be read: give `max_failures` with it.
-        max_failures: stop when more pictures than this are broken.
-        overwrite: make this split anew from its first shard, and let it take the place of the one there once it is
-            whole. Until then that one stays as it is, which takes room for both.
-        repair: check every byte of the shards that are done, and make anew what is damaged. Without this only their
-            lengths are looked at.
-        retry_failures: do the pictures listed in ``failures/`` again, and the others of their shards with them. A
-            finished split is replaced once all of it is done, as by `overwrite`.
-        part: ``"I/N"`` does the I-th of N parts of the work, for schedulers; `finish_dataset` joins them.
-        storage_options: for remote file systems, of `dataset` and of remote tars.
-        progress: True writes to stderr; or a callable that gets a `Progress` several times a second.
-        image_column: as `open_source` takes it, for sources that it opens.
-        label_column: the same of labels; ``none`` encodes without.
-        keep_pictures: columns of second pictures, such as masks, that are kept, as `open_source` takes them.
-        fields: settings by name, in place of `settings` or of what they say: those of `EncodeSettings`. `size_px` alone
-            means ``crop``.
+        device: "cpu" or "cuda"; the latents are identical. Workers share one GPU, or use those that Ray assigns.
+        on_error: "record" lists broken pictures in ``failures/``; "stop" raises an error at the first one. A picture
+            that the disk or store fails to deliver stops the conversion in both cases, so that an outage is not
+            recorded as damage; "record-unreadable" lists these, too: use it with `max_failures`.
+        max_failures: stop when more than this number of pictures cannot be encoded.
+        overwrite: encode this split again from its first shard. The existing split is replaced when the new one is
+            complete; until then both take disk space.
+        repair: verify every byte of the finished shards and encode damaged ones again. Otherwise only the lengths of
+            files are checked.
+        retry_failures: encode the pictures listed in ``failures/`` again, and the other pictures of their shards. A
+            finished split is replaced when all of it is done, as with `overwrite`.
+        part: ``"I/N"`` encodes the I-th of N parts, for schedulers; call `finish_dataset` afterwards.
+        storage_options: options of the file systems of `dataset` and of remote tars.
+        progress: True writes to stderr; a callable receives a `Progress` several times a second.
+        image_column: as for `open_source`, if `source` is not open yet.
+        label_column: as for `open_source`; ``none`` encodes without labels.
+        keep_pictures: columns of second pictures to store, such as masks, as for `open_source`.
+        fields: fields of `EncodeSettings` by name, which take precedence over `settings`. `size_px` alone implies
+            ``resize="crop"``.
 
     Raises:
-        SourceError: the source cannot be read as asked.
-        SettingsMismatchError: `dataset` was begun with other settings, another codec or another source.
+        SourceError: the source cannot be read.
+        SettingsMismatchError: the settings, codec or source differ from those of the existing data set.
         BusyError: another conversion writes to `dataset`.
-        ConversionError: stopped before the end; what is published stays, and the same call goes on from there.
+        ConversionError: the conversion stopped before its end; the same call resumes it.
 
     Example:
         >>> from walloc_data import encode_dataset
@@ -132,14 +133,14 @@ def encode_dataset(
     if workers < 1:
         raise FormatError(f"workers must be 1 or more, not {workers}")
     if overwrite and (repair or retry_failures):
-        raise FormatError("overwrite makes everything anew: leave out repair and retry_failures")
+        raise FormatError("overwrite encodes everything again: leave out repair and retry_failures")
     if overwrite and part is not None:
-        raise FormatError("overwrite and part exclude each other: parts of one conversion run side by side")
+        raise FormatError("overwrite and part cannot be combined: overwrite the split in one conversion")
     if engine == "local":
         usable_device(device)
     store = open_store(dataset, storage_options)
     if isinstance(source, Source) and (image_column, label_column) != (None, None):
-        raise SourceError(f"{source.location}: is open already: give image_column and label_column to open_source")
+        raise SourceError(f"{source.location}: already open: pass image_column and label_column to open_source")
     opened: Source = open_source(
         source,
         split=split,
@@ -163,11 +164,11 @@ def encode_dataset(
             recover(store)
             clean_leftovers(store, split)
         afresh = overwrite and is_only_split(store, split)
-        # What is overwritten stays whole until its successor is: see `walloc_data.convert.overwrite`.
+        # The existing split stays in place until the new one is complete: see `walloc_data.convert.overwrite`.
         failed = shards_with_failures(store, split) if retry_failures else set()
         kind = _kind_of_replacement(store, split, overwrite=overwrite, failed=failed, part=part)
         target = store if kind is None else replacement(store, split, kind=kind)
-        here = device if engine == "local" and workers == 1 else "cpu"  # else the workers load it, each its own
+        here = device if engine == "local" and workers == 1 else "cpu"  # else each worker loads its own
         manifest = read_manifest(store)
         if afresh:
             settings = EncodeSettings(**given)
@@ -176,8 +177,8 @@ def encode_dataset(
             opened = with_classes(opened, classes_of(store, split, manifest), context=store.url)
         loaded, codec_files = codec_for(None if afresh else store, codec, staging=staging, device=here, repair=repair)
         if not overwrite:
-            _check_pictures(store, split, opened, part=part_of)  # names them, before `begin` compares the whole
-        with plan_lock(store):  # parts begin side by side
+            _check_pictures(store, split, opened, part=part_of)  # names single pictures; `begin` compares hashes only
+        with plan_lock(store):  # several parts may start at once
             plan = now = plan_for(opened, split, settings, loaded)
             refuse_halfway(store, split, manifest)
             check_siblings(store, plan, manifest)
@@ -194,8 +195,8 @@ def encode_dataset(
                 printer.note(f"{opened.location}: {note}")
             if opened.num_fragments is not None and settings.shuffle_seed is not None:
                 printer.note(
-                    f"{opened.location}: read in fragments, which are shuffled; pictures keep their order in each, and "
-                    "shuffle=True mixes them when they are read"
+                    f"{opened.location}: read in fragments, which are shuffled; pictures keep their order within each, "
+                    "so train with shuffle=True"
                 )
         setup = WorkSetup(plan, opened, target, staging, device=device, on_error=on_error)
         redo = dict.fromkeys(failed, "") if kind is None else {}
@@ -214,11 +215,11 @@ def encode_dataset(
         try:
             run.go(workers=workers, engine=engine, address=address, locks=locks, codec=loaded)
         except SettingsMismatchError:
-            if kind is not None:  # pictures of a fragment have changed: the next try begins at the first shard
+            if kind is not None:  # pictures of a fragment have changed: the next attempt starts at the first shard
                 discard(store, split, kind=kind)
             raise
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{run.progress_text()}; the same command goes on from there") from None
+            raise KeyboardInterrupt(f"{run.progress_text()}; run the same command to resume") from None
         finally:
             seconds = time.perf_counter() - started
             run.write_log(seconds=seconds)
@@ -233,22 +234,20 @@ def encode_dataset(
 
 
 def _given(settings: EncodeSettings | None, fields: SettingFields) -> dict[str, Any]:
-    """Return the settings that the caller gave; checked, so that what is impossible is refused before anything is
-    opened.
-    """
+    """Return the settings that the caller gave, checked before the source is opened."""
     known = sorted(EncodeSettings().to_dict())
     if unknown := sorted(fields.keys() - set(known)):
         raise TypeError(f"encode_dataset: unknown settings {unknown}; its settings are {known}")
     size = fields.get("size_px")
     if size is not None and ":" in (how := str(fields.get("resize", ""))) and how.partition(":")[2] != str(size):
         raise FormatError(
-            f"resize {how!r} and size_px {size} (--resize, --size) contradict each other: give one of them"
+            f"resize {how!r} and size_px {size} (--resize, --size) contradict each other: use one of them"
         )
     if size is not None and settings is None and "resize" not in fields:
         fields = {**fields, "resize": "crop"}
     checked = replace(settings if settings is not None else EncodeSettings(), **fields)
     names = set(known if settings is not None else fields)
-    if "resize" in names:  # "shorter:288" is both
+    if "resize" in names:  # "shorter:288" sets both fields
         names |= {"size_px"} if ":" in str(fields.get("resize", "")) else set()
     return {name: getattr(checked, name) for name in sorted(names)}
 
@@ -256,24 +255,24 @@ def _given(settings: EncodeSettings | None, fields: SettingFields) -> dict[str, 
 def _kind_of_replacement(
     store: Store, split: str, *, overwrite: bool, failed: set[ShardId], part: str | None
 ) -> Kind | None:
-    """Return how a split that is there must be replaced; None: its shards are made in their places."""
+    """Return how an existing split must be replaced; None: its shards are written in place."""
     if overwrite:
         return "new" if is_begun(store, split) else None
     manifest = read_manifest(store)
     if not failed or manifest is None or split not in manifest.splits:
-        return None  # no reader sees an unfinished split
+        return None  # readers do not see an unfinished split
     if part is not None:
-        raise FormatError(f"split {split!r} is finished: do its failures again without part")
+        raise FormatError(f"split {split!r} is finished: retry its failures without part")
     return "retry"
 
 
 def _finished_of_part(store: Store, split: str, part: tuple[int, int]) -> list[ShardId]:
-    """Return the finished shards of this part: parts that run beside it look at their own."""
+    """Return the finished shards of this part; concurrent parts check their own."""
     return [shard for shard in sorted(finished_shards(store, split)) if shard.unit % part[1] == part[0]]
 
 
 def _check_pictures(store: Store, split: str, source: Source, *, part: tuple[int, int]) -> None:
-    """Refuse pictures that have changed since they were encoded; of another number of them `begin` speaks."""
+    """Raise an error if encoded pictures have changed. If their number differs, `begin` raises one."""
     begun = read_plan(store, split)
     if begun is None or begun.is_old_stream:
         return
@@ -286,12 +285,12 @@ def _part_tag(split: str, part: tuple[int, int]) -> str:
 
 
 def _check_folder(store: Store, source: Source) -> None:
-    """Refuse a folder with somebody else's files in it, or one inside the source."""
+    """Raise an error if the folder has other files in it, or is inside the source."""
     folder = store.local_path
     if folder is None:
         return
     if isinstance(source, FolderSource) and folder.resolve().is_relative_to(source.root.resolve()):
-        raise StorageError(f"{folder}: inside its own source, {source.root}; choose a folder elsewhere")
+        raise StorageError(f"{folder}: inside the source {source.root}; choose a folder elsewhere")
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Joining what several parts of a conversion have made."""
+"""Completion of a split after all of its parts: `finish_dataset`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,18 +19,18 @@ __all__ = ["finish_dataset"]
 def finish_dataset(
     dataset: DatasetLocation, *, split: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, ConversionSummary]:
-    """Join the shards that parts have made into the manifest.
+    """Add splits whose parts are complete to the manifest.
 
     Args:
         dataset: the data set.
-        split: one split; None joins every split that has a plan.
+        split: one split; None: every split that has a plan.
 
     Returns:
-        A summary for each split that was joined.
+        A summary of each split.
 
     Raises:
-        ConversionError: shards are missing; it names them, and nothing is written.
-        BusyError: a conversion is still writing there.
+        ConversionError: shards are missing; the message names them, and nothing is written.
+        BusyError: a conversion is still running.
 
     Example:
         >>> from walloc_data.convert import encode_dataset, finish_dataset
@@ -44,5 +44,5 @@ def finish_dataset(
         recover(store)
         splits = [split] if split is not None else planned_splits(store)
         if not splits:
-            raise ConversionError(f"{store.url}: no conversion was begun there")
+            raise ConversionError(f"{store.url}: no conversion was started there: run encode first")
         return {name: join_split(store, name) for name in splits}

@@ -1,4 +1,4 @@
-"""Reading a data set from outside: its manifest, its index in batches, its files on this machine, `dataset_info`."""
+"""Reading of manifests and indices for inspection: `dataset_info` and helpers for verification."""
 
 import json
 import tempfile
@@ -24,30 +24,30 @@ from walloc_data.tables import index_schema, plain_type, text_of_batch
 __all__ = ["DatasetInfo", "check_rows", "dataset_info", "failure_lines", "index_rows", "local_file", "open_manifest"]
 
 MAX_FAILURE_LINE_BYTES = 2**20
-MAX_ROWS_PER_BYTE = 4  # of an index: rows of real samples do not compress like this
+MAX_ROWS_PER_BYTE = 4  # of an index; rows of real samples do not compress better
 _MAX_KEY_BYTES = 100
 _MAX_SIDE = 2**28  # pixels
 
 
 def open_manifest(store: Store) -> Manifest:
-    """Return the manifest, or an error that says how to get one."""
+    """Return the manifest, or raise an error if the data set is unfinished."""
     manifest = read_manifest(store)
     if manifest is None:
         raise FormatError(
-            f"{store.url}: no {MANIFEST_NAME}: not a data set of latents, or its conversion has not been finished yet"
+            f"{store.url}: no {MANIFEST_NAME}: not a data set of latents, or its conversion is not finished yet"
         )
     return manifest
 
 
 @contextmanager
 def local_file(store: Store, path: str, *, max_bytes: int | None = None) -> Iterator[Path]:
-    """Provide a file of the data set on this machine: itself, or a copy that is deleted afterwards.
+    """Provide a local path of a file of the data set: the file itself, or a copy that is deleted afterwards.
 
     Args:
-        max_bytes: a longer file is not fetched.
+        max_bytes: longer files raise an error.
     """
     if store.local_path is not None:
-        store.num_bytes(path)  # its error names the file
+        store.num_bytes(path)  # raises an error that names the file
         yield store.local_path / path
         return
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as folder:
@@ -59,9 +59,9 @@ def local_file(store: Store, path: str, *, max_bytes: int | None = None) -> Iter
 def index_rows(
     file: Path, *, mirror: bool, columns: Mapping[str, Any] | None, context: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield rows of a split's index, in order, in memory that does not grow with it. Optional columns may be absent.
+    """Yield batches of rows of a split's index, in order. Optional columns may be absent.
 
-    The columns of the source must be those of the manifest, and are not among the rows.
+    The columns of the source must match the manifest; they are not returned.
     """
     import pyarrow as pa
 
@@ -76,7 +76,7 @@ def index_rows(
             if found != schema:
                 raise FormatError(f"{context}: {_first_difference(found, schema)}")
             if (num_rows := parquet.metadata.num_rows) > MAX_ROWS_PER_BYTE * (num_bytes := file.stat().st_size):
-                raise FormatError(f"{context}: {num_rows} rows in {num_bytes} bytes; refused")
+                raise FormatError(f"{context}: {num_rows} rows in {num_bytes} bytes are not plausible for an index")
             ours = [name for name in schema.names if name not in (columns or {})]  # optional ones may be absent
             for batch in batches(parquet, num_rows=4096, columns=ours):
                 batch = text_of_batch(batch, context=context)
@@ -92,12 +92,12 @@ def _first_difference(found: Any, expected: Any) -> str:
     kinds = ((name, found.field(name).type, expected.field(name).type) for name in expected.names)
     return next(
         (f"its column {name!r} holds {kind}, expected {wanted}" for name, kind, wanted in kinds if kind != wanted),
-        "its columns are not those of an index",
+        "its columns differ from those of an index",
     )
 
 
 def check_rows(batch: Any, *, context: str) -> None:
-    """Refuse what no index holds: empty cells, places before the beginning, sides and keys beyond all others."""
+    """Raise FormatError for missing values, negative offsets, and sides or keys that are too large."""
     import pyarrow.compute as pc
 
     limits = {
@@ -113,9 +113,9 @@ def check_rows(batch: Any, *, context: str) -> None:
     for name in batch.schema.names:
         column = batch.column(name)
         if column.null_count and (name == "key" or name in limits):
-            raise FormatError(f"{context}: column {name!r} has empty rows")
+            raise FormatError(f"{context}: column {name!r} has missing values")
         if name == "key" and (longest := pc.max(pc.binary_length(column)).as_py() or 0) > _MAX_KEY_BYTES:
-            raise FormatError(f"{context}: a key of {longest} bytes; they end at {_MAX_KEY_BYTES}")
+            raise FormatError(f"{context}: a key of {longest} bytes; at most {_MAX_KEY_BYTES} are allowed")
         if name in limits and len(column):
             low, high = limits[name]
             found = pc.min_max(column).as_py()
@@ -125,7 +125,7 @@ def check_rows(batch: Any, *, context: str) -> None:
 
 
 def failure_lines(file: Path, *, context: str) -> Iterator[dict[str, Any]]:
-    """Yield parsed lines of a failures file."""
+    """Yield the parsed lines of a failures file."""
     with open_regular(file) as lines:
         number = 0
         while line := lines.readline(MAX_FAILURE_LINE_BYTES):
@@ -137,7 +137,7 @@ def failure_lines(file: Path, *, context: str) -> Iterator[dict[str, Any]]:
                 check_int("source_index", value["source_index"], low=0)
                 for name in ("key", "name", "reason"):
                     if not isinstance(value[name], str):
-                        raise ValueError(f"its {name} is no text")
+                        raise ValueError(f"its {name} is not text")
             except (ValueError, KeyError, RecursionError) as error:
                 raise FormatError(f"{context}: line {number} is not a failure ({error})") from error
             yield value
@@ -145,7 +145,7 @@ def failure_lines(file: Path, *, context: str) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Description of a data set, and of unfinished conversions into it.
+    """Description of a data set and of unfinished conversions.
 
     Example:
         >>> from walloc_data.convert import dataset_info, encode_dataset
@@ -157,11 +157,11 @@ class DatasetInfo:
 
     url: str
     manifest: Manifest | None
-    unfinished: Mapping[str, tuple[int, int | None]]  # split: units of work done, and planned (None: cannot go on)
-    replacements: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)  # the same, of overwriting
+    unfinished: Mapping[str, tuple[int, int | None]]  # split: units of work done, and planned (None: not resumable)
+    replacements: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)  # the same for overwriting
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, without the counts of every latent value."""
+        """Return JSON values, without the histograms of latent values."""
         value: dict[str, Any] = {"url": self.url, "unfinished": {k: list(v) for k, v in self.unfinished.items()}}
         value["replacements"] = {name: list(numbers) for name, numbers in self.replacements.items()}
         if self.manifest is not None:
@@ -196,24 +196,26 @@ class DatasetInfo:
                 notes = record.source.get("notes")
                 lines.extend(f"  {note}" for note in (notes if isinstance(notes, list) else ()))
         for name, (done, planned) in sorted(self.unfinished.items()):
-            lines.append(f"{name}: unfinished, {_share(done, planned)}, or finish joins its parts")
+            lines.append(f"{name}: unfinished, {_share(done, planned)}")
         for name, (done, planned) in sorted(self.replacements.items()):
-            lines.append(f"{name}: being overwritten, {_share(done, planned)}, and until then the split is what it was")
+            lines.append(f"{name}: being overwritten, {_share(done, planned)}. Until then the old split is used")
         return "\n".join(lines)
 
 
 def _share(done: int, planned: int | None) -> str:
     if planned is None:
-        return "begun by an earlier version as a stream, which no version goes on with: overwrite it (--overwrite)"
-    return f"{done} of {planned} units of work are done; the encode command that began it goes on"
+        return "started by an earlier version as a stream, which cannot be resumed: overwrite it (--overwrite)"
+    if done == planned:
+        return f"all {planned} units of work are done: run walloc-data finish"
+    return f"{done} of {planned} units of work are done: run its encode command again to resume"
 
 
 @renamed_arguments(out="dataset")
 def dataset_info(dataset: DatasetLocation, *, storage_options: Mapping[str, Any] | None = None) -> DatasetInfo:
-    """Read what a data set says of itself; nothing is checked against its shards.
+    """Read the manifest of a data set and the state of unfinished conversions, without opening any shard.
 
     Raises:
-        FormatError: neither a data set nor an unfinished conversion.
+        FormatError: the folder has neither a data set nor an unfinished conversion.
 
     Example:
         >>> from walloc_data.convert import dataset_info

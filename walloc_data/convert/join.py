@@ -1,4 +1,4 @@
-"""From done marks to a data set: the index, the failures, the statistics, and last the manifest."""
+"""Completion of a split: join the records of its shards into index, failures, statistics and manifest."""
 
 import hashlib
 import json
@@ -48,18 +48,18 @@ __all__ = ["clean_leftovers", "join_split", "timm_info"]
 
 def join_split(store: Store, split: str) -> ConversionSummary:
     """Write a split's index and failures, and the manifest with the split in it. The caller holds the lock."""
-    clean_leftovers(store, split)  # workers may have been killed during this very run
+    clean_leftovers(store, split)  # of workers killed during this run
     plan = read_plan(store, split)
     if plan is None:
-        raise ConversionError(f"{store.url}: no conversion of split {split!r} was begun there")
+        raise ConversionError(f"{store.url}: no conversion of split {split!r} was started there: run encode first")
     shards = finished_shards(store, split)
     missing = sorted(set(range(plan.num_units)) - finished_units(store, split, shards))
     if missing:
         some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         what = "shards" if plan.num_fragments is None else "units of work"
         raise ConversionError(
-            f"{store.url}: {len(missing)} of {plan.num_units} {what} of split {split!r} are missing: {some}. Run the "
-            "parts that make them, then finish again"
+            f"{store.url}: {len(missing)} of {plan.num_units} {what} of split {split!r} are missing: {some}. Encode "
+            "the missing parts, then finish again"
         )
     manifest = read_manifest(store)
     check_siblings(store, plan, manifest)
@@ -82,9 +82,9 @@ def join_split(store: Store, split: str) -> ConversionSummary:
 
 
 def clean_leftovers(store: Store, split: str) -> None:
-    """Delete the unfinished files of killed runs. The caller holds the lock, so nobody is writing them."""
+    """Delete the unfinished files of killed runs. The caller holds the lock, so no process is writing them."""
     if store.local_path is None:
-        return  # an object store shows whole objects only
+        return  # object stores have no partial objects
     for folder in ("", "data", "index", "failures", "codec", work_folder(split)):
         for path in (store.local_path / folder).glob(".*.partial"):
             path.unlink(missing_ok=True)
@@ -107,9 +107,9 @@ class SourcePositions:
     """Positions in the source of every unit's pictures, known when all units are done.
 
     Attributes:
-        shards: of the split, in its order.
-        num_items: pictures in the source.
-        units: for each unit that reads fragments, where each of them begins: in the unit, and in the source.
+        shards: shards of the split, in order.
+        num_items: number of pictures in the source.
+        units: for each unit that reads fragments, the offsets of its fragments in the unit and in the source.
     """
 
     shards: list[ShardId]
@@ -118,7 +118,7 @@ class SourcePositions:
 
     @classmethod
     def of(cls, store: Store, plan: Plan) -> Self:
-        """Return the places of a split that is whole."""
+        """Return the positions of a complete split."""
         if plan.num_fragments is None:
             return cls([ShardId(unit) for unit in range(plan.num_units)], plan.num_items or 0, {})
         ends = unit_ends(store, plan.split)
@@ -127,7 +127,7 @@ class SourcePositions:
             fragments = plan.fragments(unit)
             if len(end.items) != len(fragments):
                 raise FormatError(
-                    f"{store.location(end_name(plan.split, unit))}: not of the {len(fragments)} fragments"
+                    f"{store.location(end_name(plan.split, unit))}: does not have {len(fragments)} fragments"
                 )
             items[fragments] = end.items
         begins = np.concatenate([[0], np.cumsum(items)])
@@ -139,12 +139,12 @@ class SourcePositions:
         return cls(shards, int(begins[-1]), units)
 
     def in_source(self, unit: int, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Return positions in the source of indices that are recorded with a unit's shards."""
+        """Return the positions in the source of the indices recorded with a unit's shards."""
         found = np.asarray(indices, dtype=np.int64)
         if unit not in self.units:
             return found
         in_unit, in_source = self.units[unit]
-        which = np.searchsorted(in_unit, found, side="right") - 1  # an empty fragment begins where the next one does
+        which = np.searchsorted(in_unit, found, side="right") - 1  # an empty fragment has the offset of the next one
         moved: npt.NDArray[np.int64] = found - in_unit[which] + in_source[which]
         return moved
 
@@ -152,7 +152,7 @@ class SourcePositions:
 def _join(
     store: Store, plan: Plan, positions: SourcePositions, folder: Path
 ) -> tuple[SplitRecord, ConversionSummary, dict[str, Any]]:
-    """Read the done marks once, in memory that grows by a few hundred bytes a shard."""
+    """Read all done marks; needs a few hundred bytes of memory per shard."""
     split = plan.split
     spec = plan.codec
     counts = np.zeros((spec.latent_dim, 2**spec.latent_bits), dtype=np.int64)
@@ -166,7 +166,7 @@ def _join(
         for shard, done in zip(positions.shards, done_marks(store, split, positions.shards), strict=True):
             expected = num_items if shard.number is None else shard.number * plan.settings.samples_per_shard
             if done.first != expected:
-                raise FormatError(f"{store.location(done_name(split, shard))}: begins at {done.first}, not {expected}")
+                raise FormatError(f"{store.location(done_name(split, shard))}: starts at {done.first}, not {expected}")
             num_items += done.last - done.first
             for failure in done.failures:
                 [index] = positions.in_source(shard.unit, [failure.source_index]).tolist()
@@ -180,7 +180,7 @@ def _join(
             if sizes.get(done.shard.name) != done.shard.num_bytes:
                 raise ConversionError(
                     f"{store.location(done.shard.name)}: {sizes.get(done.shard.name)} bytes, but its record says "
-                    f"{done.shard.num_bytes}: the encode command that made it makes it anew"
+                    f"{done.shard.num_bytes}: run the encode command again, which repairs it"
                 )
             counts += np.asarray(done.statistics.counts, dtype=np.int64)
             shards.append(done.shard)
@@ -198,9 +198,12 @@ def _join(
                 }
             )
     if num_items != positions.num_items:
-        raise FormatError(f"{store.url}: the shards of {split!r} have {num_items} of {positions.num_items} pictures")
+        raise FormatError(
+            f"{store.url}: the shards of {split!r} have {num_items} of {positions.num_items} pictures: run the encode "
+            "command again with --repair"
+        )
     if not num_items:
-        raise ConversionError(f"{store.url}: the source of split {split!r} has no pictures: its fragments are empty")
+        raise ConversionError(f"{store.url}: the source of split {split!r} has no pictures: all fragments are empty")
     if not shards:
         some = "\n  ".join(first_failures)
         raise ConversionError(f"{store.url}: none of {num_failures} pictures could be encoded, the first:\n  {some}")
@@ -250,12 +253,12 @@ def _join(
 
 
 def _rows(store: Store, split: str, shards: list[ShardId]) -> Iterator[bytes]:
-    """Yield the files of the shards' rows."""
+    """Yield the files with the rows of the shards."""
     return in_order(lambda shard: store.read_bytes(rows_name(split, shard), max_bytes=2**31), shards, store=store)
 
 
 def timm_info(manifest: Manifest) -> dict[str, Any]:
-    """Return what timm's WebDataset reader looks for in the root."""
+    """Return the file that timm's WebDataset reader expects in the root."""
     return {
         "splits": {
             name: {

@@ -1,15 +1,15 @@
-"""The journal of a split: its plan and what finished shards leave beside them. It is what a conversion resumes from.
+"""The journal of a split: its plan and the records of finished shards, from which a conversion resumes.
 
 .walloc/{split}/plan.json         the plan
 .walloc/{split}/00000.parquet     the shard's rows of the index
-.walloc/{split}/00000.json        ShardDone: written last, so it means that all the rest is there
+.walloc/{split}/00000.json        ShardDone: written last, so it means that the other files are complete
 
 Where the source is read in fragments, a unit of work has several shards, 00000-000, 00000-001 and so on, and
 
 .walloc/{split}/00000-end.json    UnitEnd: written when all its shards are done
 
-In the records of such a shard, positions and source indices count from the unit's first picture: how many pictures
-come before it in the source is known when all units are done. Everything read here is checked, nothing is written.
+In the records of such a shard, positions and source indices are relative to the first picture of the unit, because the
+number of pictures before it is known only when all units are done. This module checks what it reads and writes nothing.
 """
 
 import re
@@ -59,7 +59,7 @@ __all__ = [
 
 
 def work_folder(split: str) -> str:
-    """Return where a split's plan and done marks lie."""
+    """Return the folder of a split's plan and done marks."""
     return f".walloc/{split}"
 
 
@@ -69,7 +69,7 @@ def plan_name(split: str) -> str:
 
 
 def old_end_name(split: str) -> str:
-    """Return where earlier versions wrote a stream's length."""
+    """Return the path at which earlier versions wrote the length of a stream."""
     return f"{work_folder(split)}/end.json"
 
 
@@ -90,11 +90,11 @@ def rows_name(split: str, shard: ShardId) -> str:
 
 @dataclass(frozen=True)
 class UnitEnd:
-    """The end mark of a unit whose source is read in fragments."""
+    """End mark of a unit of a source that is read in fragments."""
 
     num_shards: int
-    items: tuple[int, ...]  # pictures of each of its fragments, in the unit's order
-    versions: tuple[str | None, ...]  # what told each fragment from another of its name
+    items: tuple[int, ...]  # number of pictures of each fragment, in the unit's order
+    versions: tuple[str | None, ...]  # version of each fragment, such as an ETag
 
     def to_json(self) -> bytes:
         """Return the bytes of the end mark."""
@@ -102,7 +102,7 @@ class UnitEnd:
 
     @classmethod
     def from_json(cls, data: bytes, *, context: str) -> Self:
-        """Parse and check; `context` is named in errors."""
+        """Parse and check; `context` begins error messages."""
         value = load_json(data, context=context)
         num_shards, items, versions = (value.get(name) for name in ("num_shards", "items", "versions"))
         if not (
@@ -120,11 +120,11 @@ class UnitEnd:
 
 @dataclass(frozen=True)
 class Failure:
-    """One picture that could not be encoded; one line of ``failures/{split}.jsonl``."""
+    """Picture that could not be encoded; a line of ``failures/{split}.jsonl``."""
 
     key: str
     name: str  # in the source
-    source_index: int  # in the records of a shard: as `Plan.key` counts
+    source_index: int  # in the records of a shard: the index that `Plan.key` uses
     reason: str
 
     def __str__(self) -> str:
@@ -133,25 +133,25 @@ class Failure:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """One shard's done mark."""
+    """Done mark of a shard."""
 
-    shard: ShardRecord | None  # None: every picture of its range was broken, so there is no file
+    shard: ShardRecord | None  # None: no picture of its range could be encoded, so there is no file
     md5: str | None
-    first: int  # positions [first, last) of the plan's order; where it is read in fragments, of the unit
+    first: int  # positions [first, last) in the order of the plan; in the unit if the source is read in fragments
     last: int
     failures: tuple[Failure, ...]
     latent_shape: tuple[int, ...] | None  # None where shapes vary
     statistics: ChannelStatistics
     num_pixels: int  # encoded, before padding
-    source_bytes: int  # of all picture files, broken ones included
+    source_bytes: int  # of all picture files, including broken ones
     webp_bytes: int  # of packed latents, mirrored ones not counted
-    left_out: Mapping[str, int] = field(default_factory=dict)  # what encoded pictures have lost: in how many of them
-    largest_picture: int | None = None  # pixels of the largest picture encoded, as its source has it; None: not known
-    columns: Mapping[str, Any] | None = None  # of the source, in the rows: name to type; None: version 1, without
+    left_out: Mapping[str, int] = field(default_factory=dict)  # lost parts of pictures: number of pictures of each
+    largest_picture: int | None = None  # pixels of the largest encoded picture, before resizing; None: unknown
+    columns: Mapping[str, Any] | None = None  # name to type of the source's columns in the rows; None: version 1
 
     @property
     def num_samples(self) -> int:
-        """Pictures encoded."""
+        """Number of encoded pictures."""
         return self.shard.num_samples if self.shard else 0
 
     def to_json(self) -> bytes:
@@ -160,7 +160,7 @@ class ShardDone:
 
     @classmethod
     def from_json(cls, data: bytes, *, context: str) -> Self:
-        """Parse and check; `context` is named in errors."""
+        """Parse and check; `context` begins error messages."""
         value: dict[str, Any] = load_json(data, context=context)
         try:
             shard = value["shard"]
@@ -195,21 +195,21 @@ def _failure(value: Mapping[str, Any]) -> Failure:
 
 T = TypeVar("T")
 Key = TypeVar("Key")
-_TOO_LARGE = re.compile(r"\d+ x \d+ pixels; at most \d+ are read")  # why `decode_picture` refuses a picture
+_TOO_LARGE = re.compile(r"\d+ x \d+ pixels; at most \d+ are read")  # reason of failures by `decode_picture`
 _DONE = re.compile(r"([0-9]{5,12})(?:-([0-9]{3,12}))?\.json")
 _END = re.compile(r"([0-9]{5,12})-end\.json")
 
 
 def planned_splits(store: Store) -> list[str]:
-    """Return splits whose conversion was begun, finished or not."""
+    """Return the splits that have a plan, finished or not."""
     return [name for name in store.list_folders(".walloc") if store.exists(plan_name(name))]
 
 
 def check_siblings(store: Store, plan: Plan, manifest: Manifest | None) -> None:
-    """Check that all splits of a data set share codec, settings and class names, finished or not.
+    """Check that a plan has the codec, settings and class names of the other splits, finished or not.
 
     Raises:
-        SettingsMismatchError: names every field by which this plan differs from another split's.
+        SettingsMismatchError: names every field that differs.
     """
     others: list[tuple[str, list[str], CodecSpec, EncodeSettings, tuple[str, ...] | None]] = []
     for name in planned_splits(store):
@@ -229,23 +229,24 @@ def check_siblings(store: Store, plan: Plan, manifest: Manifest | None) -> None:
             raise SettingsMismatchError(
                 f"{store.url}: {what} and split {plan.split!r} differ:\n  "
                 + "\n  ".join(found)
-                + "\nAll splits of a data set share codec, settings and class names"
+                + "\nAll splits of a data set must have the same codec, settings and class names: use those, or write "
+                "to another folder"
             )
 
 
 def limit_is_fixed(
     store: Store, split: str, before: EncodeSettings, now: EncodeSettings, *, redo: Collection[ShardId] = ()
 ) -> str | None:
-    """Return why `max_pixels` may not change any more; None if it may, as no shard that is done would be another.
+    """Return the reason why `max_pixels` cannot change; None if no finished shard would change.
 
     Args:
-        redo: shards that are made again.
+        redo: shards that will be made again.
     """
     old, new = before.max_pixels, now.max_pixels
     if old == new:
         return None
     if not store.exists(plan_name(split)):
-        return f"max_pixels: what split {split!r} holds is not recorded here"
+        return f"max_pixels: the sizes of the pictures of split {split!r} are not recorded here"
     for done in done_marks(store, split, sorted(finished_shards(store, split) - set(redo))):
         if new < old and done.shard is not None and (done.largest_picture is None or done.largest_picture > new):
             largest = done.largest_picture
@@ -254,29 +255,31 @@ def limit_is_fixed(
         for failure in done.failures if new > old else ():
             if _TOO_LARGE.fullmatch(failure.reason):
                 return (
-                    f"max_pixels cannot become {new}: {failure}, in split {split!r} (with --retry-failures it is done "
-                    "again)"
+                    f"max_pixels cannot become {new}: {failure}, in split {split!r} (--retry-failures encodes it again)"
                 )
     return None
 
 
 def read_manifest(store: Store) -> Manifest | None:
-    """Return the data set's manifest, or None where there is none yet."""
+    """Return the manifest of the data set, or None if there is none yet."""
     if not store.exists(MANIFEST_NAME):
         return None
     return storage.read_manifest(store)
 
 
 def read_plan(store: Store, split: str) -> Plan | None:
-    """Return a split's plan; None where no conversion was begun."""
+    """Return the plan of a split; None if there is none."""
     if not store.exists(plan_name(split)):
         return None
     try:
         plan = Plan.from_dict(_json(store, plan_name(split)), context=store.location(plan_name(split)))
     except FormatError as error:
-        raise FormatError(f"{error}. Nothing goes on without it: overwrite the split (--overwrite)") from error
+        raise FormatError(f"{error}. The split cannot be resumed without it: overwrite it (--overwrite)") from error
     if plan.split != split:
-        raise FormatError(f"{store.location(plan_name(split))}: the plan of split {plan.split!r}")
+        raise FormatError(
+            f"{store.location(plan_name(split))}: this is the plan of split {plan.split!r}, not of {split!r}: "
+            "overwrite the split (--overwrite)"
+        )
     if plan.is_old_stream and store.exists(old_end_name(split)):
         context = store.location(old_end_name(split))
         value = _json(store, old_end_name(split)).get("num_items")
@@ -291,7 +294,7 @@ def _json(store: Store, path: str) -> dict[str, Any]:
 
 
 def finished_shards(store: Store, split: str) -> set[ShardId]:
-    """Return the shards that need no more work: their done mark is there, and so is the file it speaks of."""
+    """Return the finished shards: those with a done mark and a file."""
     names = {path.rpartition("/")[2] for path in store.list(work_folder(split))}
     marked = {
         ShardId(int(match[1]), int(match[2]) if match[2] else None)
@@ -305,7 +308,7 @@ def finished_shards(store: Store, split: str) -> set[ShardId]:
 
 
 def finished_units(store: Store, split: str, shards: Collection[ShardId]) -> set[int]:
-    """Return numbers of the units that need no more work, if `shards` need none."""
+    """Return the numbers of finished units, given the finished shards."""
     whole = {shard.unit for shard in shards if shard.number is None}
     for unit, end in unit_ends(store, split).items():
         if all(ShardId(unit, number) in shards for number in range(end.num_shards)):
@@ -314,7 +317,7 @@ def finished_units(store: Store, split: str, shards: Collection[ShardId]) -> set
 
 
 def unit_ends(store: Store, split: str) -> dict[int, UnitEnd]:
-    """End marks of the units that have one, by their number in rising order. One that is damaged counts as none."""
+    """Return the end marks of units, by unit number in ascending order. Damaged ones are left out."""
     names = {path.rpartition("/")[2] for path in store.list(work_folder(split))}
     units = sorted(int(match[1]) for name in names if (match := _END.fullmatch(name)))
 
@@ -331,7 +334,7 @@ def unit_ends(store: Store, split: str) -> dict[int, UnitEnd]:
 
 
 def done_marks(store: Store, split: str, shards: Sequence[ShardId]) -> Iterator[ShardDone]:
-    """Yield done marks in the order asked for."""
+    """Yield the done marks of shards, in the given order."""
 
     def read(shard: ShardId) -> ShardDone:
         path = done_name(split, shard)
@@ -340,23 +343,23 @@ def done_marks(store: Store, split: str, shards: Sequence[ShardId]) -> Iterator[
             done = ShardDone.from_json(data, context=store.location(path))
             if done.shard is not None and done.shard.name != shard_name(split, *shard):
                 raise FormatError(
-                    f"{store.location(path)}: speaks of {done.shard.name}, not of {shard_name(split, *shard)}"
+                    f"{store.location(path)}: is for {done.shard.name}, not for {shard_name(split, *shard)}"
                 )
         except FormatError as error:
-            raise FormatError(f"{error}. To make this shard anew, encode with repair=True (--repair)") from error
+            raise FormatError(f"{error}. Encode with repair=True (--repair) to make this shard again") from error
         return done
 
     yield from in_order(read, shards, store=store)
 
 
 def in_order(read: Callable[[Key], T], shards: Sequence[Key], *, store: Store) -> Iterator[T]:
-    """Yield `read` of each shard or unit, in order; a remote store is asked for several at once."""
+    """Yield `read` of each shard or unit, in order; several are read at once from a remote store."""
     if store.local_path is not None:
         yield from map(read, shards)
         return
     threads = DaemonThreads(16, name="walloc-data-read")
     try:
-        for start in range(0, len(shards), 256):  # a bound on what waits in memory
+        for start in range(0, len(shards), 256):  # bounds the memory
             for future in [threads.submit(read, shard) for shard in shards[start : start + 256]]:
                 yield future.result()
     finally:

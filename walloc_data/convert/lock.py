@@ -1,12 +1,12 @@
-"""One conversion at a time in one folder; parts of one conversion side by side.
+"""Locks that allow one conversion, or several parts of one, in a data set at a time.
 
-`flock` itself, as no library shares a lock or lets it be inherited: the kernel frees it when its last holder ends,
-however it ends, so a killed conversion blocks nobody. Worker processes inherit the descriptor, so a folder stays locked
-for as long as an orphaned worker could still write.
-For a data set in an object store, or on a file system without locks, the lock is a file of this machine, named after
-the URL or path: it stops two conversions here. Two machines are not stopped; in an object store they publish the same
-bytes, in a folder the parts of one conversion do, and other settings are refused by the plan. Without `fcntl` (Windows)
-a whole conversion and a part of it do not exclude each other.
+They use `flock` directly, because lock libraries support neither shared locks nor inheritance. The kernel releases the
+lock when its last holder ends in any way, so a killed conversion blocks nothing. Worker processes inherit the
+descriptor, so a folder stays locked while an orphaned worker could still write.
+
+For a data set in an object store, or on a file system without locks, the lock is a file on this machine, named after
+the URL or path. It does not exclude conversions on other machines: in an object store these publish the same bytes, and
+the plan refuses other settings. Without `fcntl` (Windows) a conversion and a part of it do not exclude each other.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ PATIENCE_S = 5.0
 
 
 def lock_folder(store: Store) -> Path:
-    """Return where a data set's lock files lie."""
+    """Return the folder of a data set's lock files."""
     if store.local_path is not None:
         folder = store.local_path / ".walloc"
     else:
@@ -42,26 +42,26 @@ def lock_folder(store: Store) -> Path:
 
 @contextmanager
 def disk_errors(store: Store) -> Iterator[None]:
-    """Turn a full or vanished local disk into an error that says what to do."""
+    """Context: turn errors of the local disk into a StorageError with a remedy."""
     try:
         yield
     except WallocDataError:
         raise
     except OSError as error:
         raise StorageError(
-            f"{store.url}: {error.strerror or error} ({error.filename or 'while writing'}); what is published stays, "
-            "and the same command goes on from there"
+            f"{store.url}: {error.strerror or error} ({error.filename or 'while writing'}); finished shards are kept, "
+            "run the same command to resume"
         ) from error
 
 
 @contextmanager
 def conversion_lock(store: Store, *, part: str | None = None) -> Iterator[tuple[int, ...]]:
-    """Hold a data set for writing; yields the descriptors that workers must inherit.
+    """Lock a data set for writing; yield the descriptors that workers must inherit.
 
-    A whole conversion excludes everything else; parts exclude only themselves.
+    A conversion excludes all others; a part excludes only the same part.
 
     Raises:
-        BusyError: another conversion holds it.
+        BusyError: another conversion holds the lock.
     """
     folder = lock_folder(store)
     with ExitStack() as stack:
@@ -73,14 +73,14 @@ def conversion_lock(store: Store, *, part: str | None = None) -> Iterator[tuple[
 
 @contextmanager
 def plan_lock(store: Store) -> Iterator[None]:
-    """Lock the plan while it is compared or written down; a hundred parts that begin at once wait for each other."""
+    """Lock the plan while it is compared or written; parts that start at the same time wait for each other."""
     with _held(lock_folder(store) / "lock-plan", store=store, shared=False, patience_s=120.0):
         yield
 
 
 @contextmanager
 def _held(path: Path, *, store: Store, shared: bool, patience_s: float | None = None) -> Iterator[tuple[int, ...]]:
-    """Hold one lock; yields its descriptor where it has one."""
+    """Hold one lock; yield its descriptor if it has one."""
     deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
     with ExitStack() as stack:
         while True:
@@ -96,7 +96,7 @@ def _held(path: Path, *, store: Store, shared: bool, patience_s: float | None = 
                 break
             if time.monotonic() > deadline:
                 raise BusyError(
-                    f"{store.url}: another conversion is writing there (it holds {path}); wait until it has ended, "
+                    f"{store.url}: another conversion is writing there (it holds {path}); wait until it ends, "
                     "or write to another folder"
                 )
             time.sleep(0.05)
@@ -104,7 +104,7 @@ def _held(path: Path, *, store: Store, shared: bool, patience_s: float | None = 
 
 
 def _take(path: Path, stack: ExitStack, *, shared: bool) -> tuple[int, ...] | None:
-    """Take a lock, until the stack is closed; return its descriptor where it has one, None where another holds it."""
+    """Acquire a lock until the stack is closed; return its descriptor, if any, or None if another process holds it."""
     try:
         import fcntl
     except ImportError:
@@ -112,8 +112,8 @@ def _take(path: Path, stack: ExitStack, *, shared: bool) -> tuple[int, ...] | No
         return () if taken else None
     place, _ = lock_path(path)
     try:
-        descriptor = os.open(place, os.O_RDWR)  # NFS takes an exclusive lock for writing only
-    except PermissionError:  # another user's
+        descriptor = os.open(place, os.O_RDWR)  # NFS grants exclusive locks only on files open for writing
+    except PermissionError:  # owned by another user
         descriptor = os.open(place, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -124,27 +124,27 @@ def _take(path: Path, stack: ExitStack, *, shared: bool) -> tuple[int, ...] | No
         os.close(descriptor)
         raise
     stack.callback(os.close, descriptor)
-    # First of the two: it frees the lock though a process that was forked meanwhile may have a copy of the descriptor.
+    # Before closing: a process forked meanwhile may have a copy of the descriptor, which would keep the lock.
     stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
     return (descriptor,)
 
 
 @contextmanager
 def staging_folder(store: Store, *, tag: str) -> Iterator[Path]:
-    """Make an empty folder for unfinished files: inside a local data set, so that publishing is a rename."""
+    """Create an empty folder for unfinished files; inside a local data set, so that publishing is a rename."""
     if store.local_path is None:
         with tempfile.TemporaryDirectory(prefix="walloc_data-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)
         return
     folder = lock_folder(store) / "staging" / tag
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left there
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be made ({error.strerror})") from error
+        raise StorageError(f"{folder}: cannot be created ({error.strerror})") from error
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
-            folder.parent.rmdir()  # unless another part works there
+            folder.parent.rmdir()  # fails if another part uses it

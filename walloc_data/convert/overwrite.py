@@ -1,20 +1,19 @@
-"""Replacing a split: the new one grows in a folder of its own, and takes the old one's place once it is whole.
+"""Atomic replacement of a split: the new one is made in a separate folder and published when it is complete.
 
-The order of writes is what keeps a split readable, on disks and on object stores alike, where nothing can be renamed:
+Object stores cannot rename, so the split is kept readable by the order of writes:
 
-1. The new split is made in ``.walloc/{split}.new/``, which is a data set of its own. The old one is not touched.
-   (Failed pictures are done again in ``.walloc/{split}.retry/``, which begins with the shards that have none.)
-2. The manifest is replaced by one that names the new shards and the new index where they lie. This is one write, and it
-   is the change: before it readers see the old split, after it the new one, each whole.
-3. The new files get their usual names (hard links, or copies that the store makes), old ones without a successor are
-   deleted, and a last manifest names the usual places.
+1. The new split is made in ``.walloc/{split}.new/``, which is a data set of its own. The old one is unchanged.
+   (With retried failures: in ``.walloc/{split}.retry/``, which starts with the shards without failures.)
+2. The manifest is replaced by one that refers to the new shards and the new index in that folder. This single write is
+   the change: readers see the old split before it and the new one after it.
+3. The new files get their usual names (by hard links, or copies within the store), old files without a successor are
+   deleted, and a last manifest refers to the usual names.
 4. The folder is removed.
 
-Killed before step 2, the old split is as it was, and the same command goes on with the new one. Killed after it, the
-new split is whole, and the next conversion or `finish` does the rest. What remains: a reader that had opened the old
-split before step 2 finds shards missing or changed after it, which their checksums tell it; and where the only split
-is overwritten with another codec, the folder ``codec/`` is the old codec's from step 2 until step 3 has copied the new
-one, which whoever decodes is told.
+If the process is killed before step 2, the old split is unchanged, and the same command resumes the new one. If it is
+killed later, the next conversion or `finish` completes the replacement. Two limits remain: a reader that opened the old
+split before step 2 may find shards missing or changed, which it detects by their checksums; and if the only split is
+overwritten with another codec, the folder ``codec/`` is the old codec between steps 2 and 3, which decoders detect.
 """
 
 import re
@@ -54,27 +53,27 @@ __all__ = [
     "take_over",
 ]
 
-Kind = Literal["new", "retry"]  # made from its first shard; or with the shards of the old one that have no failures
+Kind = Literal["new", "retry"]  # all shards are new; or shards of the old split without failures are kept
 
 
 def _root(split: str, kind: Kind) -> str:
-    return f".walloc/{split}.{kind}/"  # no split's name has a dot
+    return f".walloc/{split}.{kind}/"  # names of splits have no dots
 
 
 def replacement(store: Store, split: str, *, kind: Kind = "new") -> Store:
-    """Return the folder in which a split's replacement grows, as a store."""
+    """Return the folder of a split's replacement, as a store."""
     return store.inside(_root(split, kind))
 
 
 def replaced_splits(store: Store) -> list[tuple[str, Kind]]:
-    """Return splits of which a replacement is there, whole or not, and the replacement's kind."""
+    """Return the splits that have a replacement, complete or not, and its kind."""
     parts = [name.partition(".") for name in store.list_folders(".walloc")]
     kinds: tuple[Kind, ...] = ("new", "retry")
     return [(split, kind) for split, _, end in parts for kind in kinds if end == kind]
 
 
 def take_along(store: Store, split: str, shards: Collection[ShardId], *, kind: Kind) -> None:
-    """Give a replacement finished shards of the split that it is to replace, those that it does not have yet."""
+    """Copy finished shards of the old split into its replacement, unless it has them already."""
     inside = replacement(store, split, kind=kind)
     there = finished_shards(inside, split)
     names = {name for folder in ("data", work_folder(split)) for name in store.list(folder)}
@@ -88,19 +87,19 @@ def take_along(store: Store, split: str, shards: Collection[ShardId], *, kind: K
 
 
 def is_begun(store: Store, split: str) -> bool:
-    """Return whether there is anything of a split, finished or not."""
+    """Return whether a split exists, finished or not."""
     manifest = read_manifest(store)
     return store.exists(plan_name(split)) or (manifest is not None and split in manifest.splits)
 
 
 def is_only_split(store: Store, split: str) -> bool:
-    """Return whether no other split is there, finished or not: then codec and settings may change with this one."""
+    """Return whether there is no other split, finished or not, so that codec and settings may change."""
     manifest = read_manifest(store)
     return not ({*planned_splits(store), *(manifest.splits if manifest else ())} - {split})
 
 
 def take_over(store: Store, split: str, *, kind: Kind) -> None:
-    """Put a split's replacement, which is whole, into its place: steps 2 to 4. The caller holds the lock."""
+    """Publish the complete replacement of a split: steps 2 to 4. The caller holds the lock."""
     manifest, new = read_manifest(store), read_manifest(replacement(store, split, kind=kind))
     root = _root(split, kind)
     if new is None:
@@ -115,7 +114,7 @@ def take_over(store: Store, split: str, *, kind: Kind) -> None:
 
 
 def recover(store: Store) -> None:
-    """Complete what an interrupted replacement left to do. The caller holds the lock."""
+    """Complete an interrupted replacement. The caller holds the lock."""
     manifest = read_manifest(store)
     for split, record in manifest.splits.items() if manifest else ():
         kind: Kind
@@ -129,7 +128,7 @@ def recover(store: Store) -> None:
 
 
 def _is_done_with(store: Store, split: str, kind: Kind) -> bool:
-    """Return whether a replacement's folder is what an interrupted removal left of it."""
+    """Return whether the folder of a replacement is left from an interrupted removal."""
     inside = replacement(store, split, kind=kind)
     if not inside.exists(plan_name(split)):
         return True
@@ -138,16 +137,16 @@ def _is_done_with(store: Store, split: str, kind: Kind) -> bool:
 
 
 def refuse_halfway(store: Store, split: str, manifest: Manifest | None) -> None:
-    """Refuse to run a part beside an interrupted replacement, which no part may complete."""
+    """Raise an error if a replacement was interrupted: a part must not complete it."""
     if manifest is not None and split in manifest.splits and manifest.splits[split].root:
         raise ConversionError(
-            f"{store.url}: the files of split {split!r} are not in their places yet, as overwriting it was interrupted "
-            "at its end: run `walloc-data finish` first"
+            f"{store.url}: overwriting split {split!r} was interrupted before its files were moved to their final "
+            "places: run `walloc-data finish` first"
         )
 
 
 def _move_in(store: Store, split: str, kind: Kind) -> None:
-    """Do steps 3 and 4. Nothing that is deleted or replaced here is named by the manifest."""
+    """Do steps 3 and 4. The manifest does not refer to any file that is deleted or replaced here."""
     inside, root = replacement(store, split, kind=kind), _root(split, kind)
     for folder in ("data", work_folder(split)):
         new = inside.list(folder)
@@ -158,7 +157,7 @@ def _move_in(store: Store, split: str, kind: Kind) -> None:
                 store.delete(path)
     if is_only_split(store, split):
         new = inside.list("codec")
-        for path in sorted(new, key=lambda path: path.endswith("codec.json")):  # the one that says the rest is there
+        for path in sorted(new, key=lambda path: path.endswith("codec.json")):  # last: it marks the folder as complete
             store.copy(root + path, path)
         for path in store.list("codec"):
             if path not in new:
@@ -172,7 +171,7 @@ def _is_shard_of(split: str, path: str) -> bool:
 
 
 def discard(store: Store, split: str, *, kind: Kind) -> None:
-    """Delete a split's replacement, its plan first: without one nothing goes on with it."""
+    """Delete the replacement of a split, its plan first, so that it cannot be resumed half deleted."""
     inside = replacement(store, split, kind=kind)
     for path in (plan_name(split), MANIFEST_NAME, *_files(inside, split)):
         inside.delete(path)

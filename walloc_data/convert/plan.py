@@ -1,9 +1,9 @@
-"""The plan: which pictures of a source go into which shard, in which order. It computes; it reads and writes nothing.
+"""The plan of a conversion: the assignment of pictures to shards, and their order. Does no input or output.
 
-A plan divides a source into units of work. Where pictures are read by position, a unit is a range of the shuffled
-positions, and gives one shard. Where they are read in fragments, a unit is one fragment, or several small ones, in the
-shuffled order of fragments; it gives as many shards as it takes, of `samples_per_shard` each but for the last. A shard
-is a pure function of (source, plan, its number): the same bytes whoever makes it, and whenever.
+A plan divides a source into units of work. If pictures are read by position, a unit is a range of the shuffled
+positions and becomes one shard. If they are read in fragments, a unit is one fragment, or several small ones, in the
+shuffled order of fragments, and becomes as many shards as needed, each of `samples_per_shard` samples except the last.
+The bytes of a shard depend only on the source, the plan and the number of the shard.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,17 +37,17 @@ __all__ = [
     "version_differences",
 ]
 
-# To be raised with any change of ours by which a shard gets other bytes: how pictures are read, resized, padded,
-# encoded or packed, and how tars, keys and JSON are written. The WebP writer has a version of its own. A release that
-# changes none of these resumes what another began.
+# Raise this number with any change in the bytes of shards: in decoding, resizing, padding, encoding or packing of
+# pictures, or in the writing of tars, keys and JSON. The WebP writer has its own version. Releases with equal numbers
+# resume each other's conversions.
 SHARDS_VERSION = "2"
 
-MIN_UNIT_BYTES, MIN_UNITS = 2**25, 256  # of fragments: smaller ones are read together, if there are many
+MIN_UNIT_BYTES, MIN_UNITS = 2**25, 256  # smaller fragments are combined if there are many
 _Index = npt.NDArray[np.int64]
 
 
 class ShardId(NamedTuple):
-    """Identity of a shard in its split: its unit of work, and its number among the unit's shards.
+    """Identity of a shard in its split: its unit of work, and its number within the unit.
 
     Example:
         >>> from walloc_data.convert.plan import ShardId
@@ -56,19 +56,18 @@ class ShardId(NamedTuple):
     """
 
     unit: int
-    number: int | None = None  # None: a unit has one shard, as the source is read by position
+    number: int | None = None  # None: the source is read by position, with one shard per unit
 
     def __str__(self) -> str:
         return f"{self.unit:05d}" if self.number is None else f"{self.unit:05d}-{self.number:03d}"
 
 
 def fragments_per_unit(num_fragments: int, sizes: Sequence[int] | None) -> int:
-    """Return how many fragments to read as one: several where there are very many small ones, as a shard each would be
-    small.
+    """Return the number of fragments per unit: more than one if there are many small fragments, to avoid tiny shards.
 
     Args:
-        num_fragments: of the source.
-        sizes: the bytes of each; None: not known, and then fragments are not small.
+        num_fragments: number of fragments of the source.
+        sizes: bytes of each; None: unknown, assumed to be large.
 
     Example:
         >>> from walloc_data.convert.plan import fragments_per_unit
@@ -83,10 +82,10 @@ def fragments_per_unit(num_fragments: int, sizes: Sequence[int] | None) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a shard's bytes depend on, besides the pictures.
+    """Everything besides the pictures that the bytes of a shard depend on.
 
-    `source` is `Source.describe()`; `shuffled`: whether positions, or fragments, are in a seeded order; and
-    `fragments_per_unit`, where it is read in fragments.
+    `source` is `Source.describe()`, with `shuffled` (whether positions or fragments are in a seeded order) and, if it
+    is read in fragments, `fragments_per_unit`.
     """
 
     split: str
@@ -99,7 +98,7 @@ class Plan:
     def __post_init__(self) -> None:
         check_name(self.split, what="split", context="plan")
         if not isinstance(self.settings, EncodeSettings) or not isinstance(self.codec, CodecSpec):
-            raise FormatError("settings and codec must be records of their own")
+            raise FormatError("settings and codec must be objects")
         check_json("source", self.source)
         check_texts("written_by", self.written_by)
         for name in self.class_names or ():
@@ -127,19 +126,19 @@ class Plan:
 
     @property
     def num_items(self) -> int | None:
-        """Pictures in the source; None where it is read in fragments."""
+        """Number of pictures in the source; None if it is read in fragments."""
         number: int | None = self.source.get("num_items")
         return number
 
     @property
     def num_fragments(self) -> int | None:
-        """Fragments of the source; None where it is read by position."""
+        """Number of fragments of the source; None if it is read by position."""
         number: int | None = self.source.get("num_fragments")
         return number
 
     @property
     def is_old_stream(self) -> bool:
-        """True for the unfinished plan of an earlier version, which read streams as a whole."""
+        """Whether this is an unfinished plan of an earlier version, which read streams sequentially."""
         return self.num_items is None and self.num_fragments is None
 
     @property
@@ -149,55 +148,55 @@ class Plan:
             return -(-self.num_fragments // (self.source.get("fragments_per_unit") or 1))
         if self.num_items is None:
             raise SettingsMismatchError(
-                f"split {self.split!r} was begun by an earlier version, as a stream, and is not finished: this version "
-                "reads such sources in another order, so that it cannot go on. Overwrite the split (--overwrite)"
+                f"split {self.split!r} was started by an earlier version, as a stream, and is not finished: this "
+                "version reads such sources in another order and cannot resume it. Overwrite the split (--overwrite)"
             )
         return -(-self.num_items // self.settings.samples_per_shard)
 
     @property
     def labelled(self) -> bool:
-        """True if every sample has a label."""
+        """Whether every sample has a label."""
         return bool(self.source["labelled"])
 
     @property
     def pictures(self) -> tuple[str, ...]:
-        """Second pictures of samples that are kept, such as masks."""
+        """Names of second pictures of samples that are stored, such as masks."""
         return tuple(self.source.get("pictures", ()))
 
     @property
     def adopts(self) -> bool:
-        """True if samples are packed latents already, and not pictures to be encoded."""
+        """Whether samples are packed latents, which are adopted instead of encoded."""
         return self.source.get("latents") is True
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The source's other columns, which go into the index."""
+        """Names of the other columns of the source, which are stored in the index."""
         return tuple(self.source["columns"])
 
     @property
     def column_types(self) -> Mapping[str, Any]:
-        """The types that the source states of its columns; those of the others follow from their values."""
+        """Types of columns stated by the source; types of other columns are inferred from their values."""
         types: Mapping[str, Any] = self.source.get("column_types") or {}
         return types
 
     @property
     def column_classes(self) -> Mapping[str, Any]:
-        """Class names of columns of class numbers."""
+        """Class names of columns that contain class numbers."""
         names: Mapping[str, Any] = self.source.get("column_classes") or {}
         return names
 
     def with_num_items(self, num_items: int) -> Self:
-        """Return the plan of an earlier version's stream whose end has been seen."""
+        """Return the plan of an earlier version's stream whose length is known."""
         return replace(self, source={**self.source, "num_items": num_items})
 
     def source_indices(self, unit: int) -> _Index:
-        """Return positions in the source of a unit's pictures, in the order of its shard."""
+        """Return the positions in the source of a unit's pictures, in the order of its shard."""
         if self.num_items is None:
             raise FormatError("a source that is read in fragments has no positions")
         return self._range(unit, size=self.settings.samples_per_shard, end=self.num_items)
 
     def fragments(self, unit: int) -> list[int]:
-        """Return the fragments of a unit, in the order in which it reads them."""
+        """Return the fragments of a unit, in reading order."""
         if self.num_fragments is None:
             raise FormatError("a source that is read by position has no fragments")
         found: list[int] = self._range(
@@ -215,9 +214,7 @@ class Plan:
         return permute_source(positions, num_items=end, seed=self.settings.shuffle_seed)
 
     def key(self, unit: int, index: int) -> str:
-        """Return the key of a sample: of its position in the source, or of that in its unit where it is read in
-        fragments.
-        """
+        """Return the key of a sample, by its position in the source, or in its unit for a source of fragments."""
         return sample_key(index) if self.num_fragments is None else fragment_key(unit, index)
 
     def to_dict(self) -> dict[str, Any]:
@@ -233,12 +230,12 @@ class Plan:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, context: str) -> Self:
-        """Check and build; `context` is named in errors."""
+        """Check and build a plan; `context` begins error messages."""
         try:
             names = value["class_names"]
             if not (names is None or isinstance(names, list)):
                 raise FormatError("class_names must be a list of strings or null")
-            # Version 1 of the format wrote a JSON beside every latent, and did not say so.
+            # Version 1 of the format always wrote a JSON file for every latent, without this setting.
             settings = {"sample_json": True, **value["settings"]}
             return cls(
                 split=value["split"],
@@ -255,11 +252,11 @@ class Plan:
 
 
 def differences(before: Plan, now: Plan) -> list[str]:
-    """Return every field by which a resumed conversion would differ, as ``name: before -> now``; empty if none."""
+    """Return every difference that prevents a conversion from being resumed, as ``name: before -> now``."""
     found = []
     for group in ("codec", "settings", "source"):
         old, new = before.to_dict()[group], now.to_dict()[group]
-        if group == "source":  # a source may be mounted elsewhere, its content decides; notes are for people
+        if group == "source":  # location and notes do not affect shards
             ignored = {"location", "notes"}
             # Not recorded by earlier versions.
             ignored |= {name for name in ("column_types", "column_classes") if name not in old or name not in new}
@@ -273,12 +270,12 @@ def differences(before: Plan, now: Plan) -> list[str]:
 
 
 def version_differences(before: Plan, now: Plan) -> list[str]:
-    """Return what else the bytes of shards depend on, as ``differences`` names it: programs that write and read files.
+    """Return the differences in versions of programs that affect the bytes of shards, in the form of `differences`.
 
-    Pillow's version is recorded and not compared: what of it changes most are the libraries that it comes with, and
-    those that the common formats are read with are named beside it.
+    Pillow's version is recorded but not compared, because the versions of its bundled libraries for the common formats
+    are.
     """
-    first = {"shards": "1"}  # what plans without this entry were written with
+    first = {"shards": "1"}  # the version of plans without this entry
     old, new = (
         first | {k: v for k, v in plan.written_by.items() if k not in ("walloc_data", "pillow")}
         for plan in (before, now)
@@ -295,7 +292,7 @@ def _short(names: tuple[str, ...] | None) -> str:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """Parse ``"I/N"``, I from 1 to N, to (I - 1, N): part I does the units whose number is I - 1 modulo N."""
+    """Parse ``"I/N"``, I from 1 to N, to (I - 1, N): part I has the units whose number is I - 1 modulo N."""
     first, slash, second = text.partition("/")
     if not (slash and first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
         raise FormatError(f"part {text!r} must be I/N with I from 1 to N, e.g. 1/8")

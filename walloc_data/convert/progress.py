@@ -1,4 +1,4 @@
-"""Progress of a conversion, and the lines that end it."""
+"""Progress and summary of a conversion."""
 
 import sys
 import time
@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Progress:
-    """A conversion's state at one moment.
+    """State of a running conversion.
 
     Example:
         >>> from walloc_data import encode_dataset
@@ -35,7 +35,7 @@ class Progress:
     """
 
     split: str
-    num_done: int  # pictures encoded or recorded as failures, those of earlier runs included
+    num_done: int  # pictures encoded or recorded as failures, including those of earlier runs
     num_items: int | None  # None for a stream
     num_failures: int
     samples_per_s: float  # of this run
@@ -56,7 +56,7 @@ class Progress:
 
 
 class ProgressMeter:
-    """Turns counts into `Progress`, and passes one on as often as the callback wants one."""
+    """Converts counts to `Progress` and passes it to a callback at limited frequency."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class ProgressMeter:
         self._started: float | None = None
 
     def tick(self, *, num_done: int, num_failures: int) -> None:
-        """Report where things stand. The rate counts from the first call, when workers begin to start."""
+        """Report the current state. The rate is measured from the first call, when workers start."""
         now = time.monotonic()
         if self._started is None:
             self._started = now
@@ -84,9 +84,9 @@ class ProgressMeter:
 
 
 class ProgressPrinter:
-    """Shows progress to people: a bar on a terminal or in a notebook, elsewhere a line every ten seconds.
+    """Printer of progress: a bar on a terminal or in a notebook, else a line every ten seconds.
 
-    Nothing in the first second.
+    It prints nothing in the first second.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -98,7 +98,7 @@ class ProgressPrinter:
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        starting = progress.samples_per_s == 0 and now < self._started + 10.0  # a rate of 0 tells nothing
+        starting = progress.samples_per_s == 0 and now < self._started + 10.0  # no rate is known yet
         if now < self._next or starting:
             return
         self._next = now + (0.25 if self._bars else 10.0)
@@ -117,7 +117,7 @@ class ProgressPrinter:
             self._bar = tqdm(
                 desc=progress.split,
                 total=progress.num_items,
-                delay=1e-9,  # the first line is the one below
+                delay=1e-9,  # suppresses tqdm's own first line
                 file=self._stream,
                 leave=False,
                 dynamic_ncols=True,
@@ -125,18 +125,18 @@ class ProgressPrinter:
                 bar_format=f"{style}{total} pictures{{postfix}}",
             )
         self._bar.n = progress.num_done
-        # The rate and the time left are ours: they leave out what earlier runs did.
+        # Not tqdm's rate and remaining time, which would include the work of earlier runs.
         self._bar.set_postfix_str(progress.rate_text(), refresh=False)
         self._bar.refresh()
 
     def note(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that is not overwritten."""
         self.close()
         self._stream.write(printable(text) + "\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """Take the bar away; what is written next begins a new line."""
+        """Remove the bar, so that later output starts on a new line."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -161,7 +161,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return ``1 shard``, ``2 shards``: regular nouns."""
+    """Return ``1 shard``, ``2 shards``, for regular nouns."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -178,25 +178,25 @@ MAX_LISTED = 10
 
 
 def kept_of(plan: Plan) -> tuple[str, ...]:
-    """Return what goes with each picture: its label and columns."""
+    """Return the names of what is stored with each picture: label and columns."""
     number = None if plan.class_names is None else len(plan.class_names)
     label = "label" if number is None else f"label ({number} {'class' if number == 1 else 'classes'})"
     return (*((label,) if plan.labelled else ()), *(f"column {name}" for name in plan.columns))
 
 
 def notes_of(plan: Plan, numbers: Mapping[str, int], *, labels: Collection[int] | None = None) -> tuple[str, ...]:
-    """Return what the source says of itself, what encoded pictures have lost, in numbers, and classes without samples.
+    """Return notes for the summary: notes of the source, lost parts of pictures, and classes without samples.
 
     Args:
-        numbers: of pictures, by what they have lost.
-        labels: those that occur; None says nothing of classes, as for a part.
+        numbers: number of pictures by the lost part.
+        labels: labels that occur; None leaves out classes, for a part of a conversion.
     """
-    from walloc_data.sources.stray import names_listed  # loads Pillow, which `dataset_info` does without
+    from walloc_data.sources.stray import names_listed  # imports Pillow, which `dataset_info` must not
 
     lost = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
     lines = [f"left out of {counted(number, 'picture')}: {name}" for name, number in lost[:MAX_LISTED]]
     if len(lost) > MAX_LISTED:
-        lines.append(f"left out: {len(lost) - MAX_LISTED} other kinds of things")
+        lines.append(f"left out: {len(lost) - MAX_LISTED} other kinds")
     names = plan.class_names or ()
     if labels is not None and plan.labelled and (absent := [n for i, n in enumerate(names) if i not in labels]):
         lines.append(f"{len(absent)} of {len(names)} classes without samples: {names_listed(absent)}")
@@ -205,7 +205,7 @@ def notes_of(plan: Plan, numbers: Mapping[str, int], *, labels: Collection[int] 
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """Contents of a split after a conversion, and the speed of the run.
+    """Summary of a conversion: contents of the split, and speed of the run.
 
     Example:
         >>> from walloc_data import encode_dataset
@@ -228,22 +228,22 @@ class ConversionSummary:
     num_pixels: int
     new_samples: int = 0  # made by this run
     seconds: float = 0.0
-    part: str | None = None  # the numbers above are this part's alone
-    kept: tuple[str, ...] = ()  # with each picture: label, columns
-    notes: tuple[str, ...] = ()  # what is left out of the source and of encoded pictures, with names and numbers
+    part: str | None = None  # if given, the numbers above are of this part only
+    kept: tuple[str, ...] = ()  # stored with each picture: label, columns
+    notes: tuple[str, ...] = ()  # parts of the source and of pictures that are left out, with names and numbers
 
     @property
     def bits_per_pixel(self) -> float:
-        """Of the packed latents, over the pixels encoded."""
+        """Bits of the packed latents per encoded pixel."""
         return 8 * self.webp_bytes / self.num_pixels if self.num_pixels else 0.0
 
     @property
     def samples_per_s(self) -> float:
-        """Of this run."""
+        """Samples per second of this run."""
         return self.new_samples / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, derived ones included."""
+        """Return JSON values, including derived ones."""
         return asdict(self) | {"bits_per_pixel": self.bits_per_pixel, "samples_per_s": self.samples_per_s}
 
     def __str__(self) -> str:
@@ -256,8 +256,8 @@ class ConversionSummary:
         if self.new_samples:
             text += f"; {self.new_samples} made in {format_seconds(self.seconds)}, {self.samples_per_s:.0f} samples/s"
         else:
-            text += "; nothing was left to do"
+            text += "; nothing to do"
         if self.num_failures:
-            text += f". Failures are listed in failures/{self.split}.jsonl; --retry-failures does them again"
+            text += f". Failures are listed in failures/{self.split}.jsonl; --retry-failures encodes them again"
         text += f"\nkept with each picture: {', '.join(self.kept) if self.kept else 'nothing, not even a label'}"
         return "\n".join((text, *self.notes))

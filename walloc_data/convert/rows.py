@@ -1,4 +1,4 @@
-"""The rows of the index: a shard's, beside its done mark, and all of a split's, joined."""
+"""The rows of the index: of single shards, and joined for a split."""
 
 import json
 import zlib
@@ -14,10 +14,10 @@ from walloc_data.tables import cast_column, index_schema, read_parquet, typed_co
 
 __all__ = ["SOURCE_CRC32", "SOURCE_VERSION", "ShardRows", "columns_that_fit", "join_column_types", "join_rows"]
 
-SOURCE_VERSION, SOURCE_CRC32 = "source_version", "source_crc32"  # of the picture as its source had it
+SOURCE_VERSION, SOURCE_CRC32 = "source_version", "source_crc32"  # of the picture in the source
 
 _ROWS_PER_GROUP = 2**17  # of the index's parquet file
-_BYTES_PER_GROUP = 2**28  # or less rows, where their text is long
+_BYTES_PER_GROUP = 2**28  # fewer rows if their text is long
 _COMPRESSION = "zstd"
 
 
@@ -26,7 +26,7 @@ class ShardRows:
 
     Args:
         columns: names of the source's columns.
-        declared: the types that the source states of some of them.
+        declared: types of columns that the source states.
         mirror: whether mirrored latents are stored.
     """
 
@@ -48,11 +48,11 @@ class ShardRows:
         """Add one sample.
 
         Args:
-            place: values of the index's columns, but for those that follow from `files`.
-            files: where the packed latent begins in its shard, and its bytes; the same of the mirrored one.
-            columns: the source's, as JSON values.
-            version: of the picture, where its source can tell.
-            data: the picture's own bytes.
+            place: values of the columns of the index that do not follow from `files`.
+            files: (offset in the shard, bytes) of the packed latent and of the mirrored one.
+            columns: values of the source's columns, as JSON values.
+            version: version of the picture, if the source has one.
+            data: bytes of the picture file.
         """
         values = dict(place)
         for prefix, (offset, file) in zip(("", "mirror_"), files, strict=False):
@@ -76,19 +76,19 @@ class ShardRows:
 
 
 def columns_that_fit(columns: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
-    """Return a sample's columns without the values that are too large for an index, and the names of these."""
+    """Return the columns of a sample without values too large for the index, and the names of the latter."""
     large = [name for name, value in columns.items() if _is_large(value)]
     return ({**columns, **dict.fromkeys(large)} if large else columns), large
 
 
 def _is_large(value: Any) -> bool:
-    if isinstance(value, str) and 6 * len(value) <= MAX_INDEX_VALUE_BYTES:  # a character is six bytes of JSON at most
+    if isinstance(value, str) and 6 * len(value) <= MAX_INDEX_VALUE_BYTES:  # a character has at most six bytes in JSON
         return False
     return isinstance(value, str | list | dict) and len(json.dumps(value)) > MAX_INDEX_VALUE_BYTES
 
 
 def join_column_types(shards: Iterable[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """Return the types that hold every shard's columns; None where shards are of version 1, without any."""
+    """Return the joint types of the columns of all shards; None if shards are of version 1, which has no columns."""
     joined: dict[str, ColumnType] = {}
     for columns in shards:
         if columns is None:
@@ -106,13 +106,13 @@ def join_rows(
     mirror: bool,
     columns: Mapping[str, Any] | None,
 ) -> set[int]:
-    """Write the index: the rows of shards in order, where `shard` becomes the position among them.
+    """Write the index: the rows of shards in order, with `shard` set to the position of the shard.
 
     Args:
-        shards: of each shard, what errors call its rows, their parquet file, the types of the source's columns, and
-            what gives positions in the source for the numbers in `source_index`.
-        target: the file to write.
-        columns: the types of the source's columns; None: of version 1.
+        shards: for each shard, the context of error messages, the parquet file of its rows, the types of the source's
+            columns, and the function that maps `source_index` to positions in the source.
+        target: file to write.
+        columns: types of the source's columns; None: an index of version 1.
 
     Returns:
         The labels that occur.
@@ -137,7 +137,7 @@ def join_rows(
                 indices = pa.array(in_source(table["source_index"].to_numpy()))
                 table = table.set_column(place, schema.field(place), indices)
             except (pa.ArrowException, LookupError, TypeError, ValueError) as error:
-                raise FormatError(f"{context}: not the rows of an index ({error})") from error
+                raise FormatError(f"{context}: not rows of an index ({error})") from error
             labels.update(table["label"].unique().drop_null().to_pylist())
             number = pa.array(np.full(len(table), position, dtype=np.int32))
             waiting.append(table.set_column(schema.get_field_index("shard"), schema.field("shard"), number))
@@ -148,7 +148,7 @@ def join_rows(
 
 
 def _as_schema(table: Any, schema: Any, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Any:
-    """Return a shard's rows with the columns and types of the whole index."""
+    """Return the rows of a shard with the columns and types of the split's index."""
     import pyarrow as pa
 
     arrays = []

@@ -1,4 +1,4 @@
-"""One run of one split: which units are due, who does them, and how far it is."""
+"""A run of a conversion: selection of the units to do, their execution, and progress."""
 
 import json
 from collections import Counter
@@ -19,15 +19,15 @@ __all__ = ["Run"]
 
 
 class Run:
-    """Tasks out, done marks in.
+    """Run of a conversion.
 
     Args:
-        part: (i, n): the units whose number is i modulo n.
-        max_failures: stop when more pictures than this are broken, earlier runs' included.
-        redo: finished shards that are made again all the same.
+        part: (i, n): do only the units whose number is i modulo n.
+        max_failures: stop when more pictures cannot be encoded, including those of earlier runs.
+        redo: finished shards to make again.
 
     Attributes:
-        notes: what a user should know about this run.
+        notes: notes for the user.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Run:
                 shards.discard(shard)
                 self.notes.append(
                     f"{self.store.location(done.shard.name)}: {sizes.get(done.shard.name)} bytes, but its record says "
-                    f"{done.shard.num_bytes}: made anew"
+                    f"{done.shard.num_bytes}: it is made again"
                 )
                 continue
             self._count(shard, done)
         self.finished = finished_units(self.store, self.plan.split, shards)
         self.stages = StageStats()
-        self._live: dict[int, StageStats] = {}  # of units under way, since their last shard
+        self._live: dict[int, StageStats] = {}  # of unfinished units, since their last shard
         self.meter = ProgressMeter(callback, split=self.plan.split, num_items=self._num_items(), num_done=self.num_done)
 
     def _num_items(self) -> int | None:
@@ -123,7 +123,7 @@ class Run:
             )
 
     def has_work(self) -> bool:
-        """Return whether a unit is due."""
+        """Return whether a unit must be done."""
         return any(map(self._is_due, range(self.plan.num_units)))
 
     def _is_mine(self, unit: int) -> bool:
@@ -147,7 +147,7 @@ class Run:
         self._check_failures()
 
     def on_lost(self, task: Task) -> None:
-        """Handle the death of a worker with an unfinished unit."""
+        """Discard the counts of an unfinished unit, whose worker has died."""
         self._live.pop(task.unit, None)
 
     def on_shard(self, task: Task, shard: ShardId, done: ShardDone) -> None:
@@ -162,7 +162,7 @@ class Run:
         self.finished.add(task.unit)
 
     def tick(self) -> None:
-        """Show where things stand."""
+        """Update the progress."""
         live = self._live.values()
         self.meter.tick(
             num_done=self.num_done + sum(stats.samples + stats.failures for stats in live),
@@ -175,11 +175,11 @@ class Run:
             some = "".join(f"\n  {failure}" for failure in self.first_failures)
             raise ConversionError(
                 f"{number} pictures could not be encoded, more than max_failures={self.max_failures}. "
-                f"{self.progress_text()}; the same command with a higher limit goes on from there.{some}"
+                f"{self.progress_text()}; run the same command with a higher limit to resume.{some}"
             )
 
     def write_log(self, *, seconds: float) -> None:
-        """Append this run's speed to the log, which is no part of the data set."""
+        """Append the speed of this run to the log, which is not part of the data set."""
         if self.store.local_path is None or not self.stages.samples:
             return
         stages = {name: round(value, 3) for name, value in sorted(self.stages.seconds.items())}

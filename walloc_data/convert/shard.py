@@ -1,7 +1,7 @@
-"""One shard: read, decode, encode, pack, write. A pure function of its samples, whoever runs it.
+"""Writing of a shard: read, decode, encode, pack, write. The bytes depend only on the samples and the plan.
 
-Memory is bounded by a window of pictures, never by the shard's length: pictures are encoded in windows, those of one
-shape together. How pictures are grouped does not touch a latent: `codec.encode` is exact.
+Pictures are encoded in windows, to bound memory, and those of one shape in batches. The grouping does not affect the
+latents, because `codec.encode` is exact.
 """
 
 import json
@@ -43,14 +43,14 @@ Pixels = npt.NDArray[np.uint8]
 
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
-MAX_LEFT_OUT = 50  # kinds of things that are counted apart, in a shard
+MAX_LEFT_OUT = 50  # kinds of lost parts that are counted separately, per shard
 WINDOW_PICTURES = 128
-WINDOW_PIXELS = 2**22  # a larger picture is a window of its own
+WINDOW_PIXELS = 2**22  # a larger picture forms its own window
 
 
 @dataclass
 class StageStats:
-    """Counts since the last report, and the seconds of each stage."""
+    """Counts and seconds of each stage since the last report."""
 
     samples: int = 0
     failures: int = 0
@@ -60,7 +60,7 @@ class StageStats:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: "StageStats") -> None:
-        """Count another tally in."""
+        """Add other counts."""
         for name in ("samples", "failures", "source_bytes", "pixels", "webp_bytes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for stage, seconds in other.seconds.items():
@@ -69,32 +69,32 @@ class StageStats:
 
 @dataclass
 class _Item:
-    """One picture of a window, and its place."""
+    """Picture of a window, and its position."""
 
     key: str
-    index: int  # as `Plan.key` counts
+    index: int  # the index that `Plan.key` uses
     sample: Sample
-    pixels: Pixels  # (H, W, 3); of a packed latent that is adopted, its values
-    size: tuple[int, int]  # (width, height) of the pixels that are encoded
+    pixels: Pixels  # (H, W, 3); of an adopted packed latent, its values
+    size: tuple[int, int]  # (width, height) of the encoded pixels
     source_size: tuple[int, int]  # (width, height), upright, before resizing
-    box: tuple[int, int, int, int]  # (left, top, right, bottom) of what was kept, in the source's pixels
-    columns: Mapping[str, Any]  # of the source, as the index has them
-    pictures: Mapping[str, bytes]  # second ones that are kept, by name
+    box: tuple[int, int, int, int]  # (left, top, right, bottom) of the crop, in pixels of the source
+    columns: Mapping[str, Any]  # of the source, as in the index
+    pictures: Mapping[str, bytes]  # second pictures to store, by name
     files: list[bytes] = field(default_factory=list)  # the packed latent, and the mirrored one
 
 
 class ShardWriter:
-    """Writes shards of one plan. One per process; its codec is loaded once.
+    """Writer of the shards of one plan; one per process.
 
     Args:
-        plan: what to make.
-        source: what of.
-        codec: with ``encode(images) -> latents``.
-        store: where shards are published.
-        staging: a local folder for unfinished files, on the store's own file system where that is local.
-        on_error: "stop" raises at a broken picture; otherwise it is listed among the failures.
-        device: where the analysis runs.
-        alive: called between windows; raising stops the work before anything is published.
+        plan: plan of the conversion.
+        source: source of the pictures.
+        codec: loaded codec with ``encode(images) -> latents``.
+        store: data set in which shards are published.
+        staging: local folder for unfinished files; on the file system of the store if that is local.
+        on_error: "stop" raises an error at a broken picture; otherwise it is recorded as a failure.
+        device: device of the codec.
+        alive: called between windows; an exception stops the work before anything is published.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ShardWriter:
         device: str = "cpu",
         alive: Callable[[], None] = lambda: None,
     ) -> None:
-        import torch  # here, so that checking a data set does not take the seconds that it takes
+        import torch  # imported here, because verification needs no torch
 
         self.plan, self.source, self.codec, self.store, self.staging = plan, source, codec, store, staging
         self.on_error, self.device, self.alive = on_error, torch.device(device), alive
@@ -169,9 +169,7 @@ class ShardWriter:
     def _windows(
         self, unit: int, samples: Iterable[tuple[int, Sample]], left_out: Counter[str]
     ) -> Iterator[tuple[list[_Item], list[Failure], StageStats]]:
-        """Yield decoded pictures, a window at a time, with the failures among them; what else is lost goes to
-        `left_out`.
-        """
+        """Yield windows of decoded pictures, with failures; count lost parts of pictures in `left_out`."""
         items: list[_Item] = []
         failed: list[Failure] = []
         pixels, stats = 0, StageStats()
@@ -198,7 +196,7 @@ class ShardWriter:
                 failure = Failure(key, sample.name, index, str(error))
                 if self.on_error == "stop":
                     raise ConversionError(
-                        f"{failure}. Stopped, as asked by on_error='stop'; 'record' lists such pictures and goes on"
+                        f"{failure}. Stopped because of on_error='stop'; 'record' lists such pictures and continues"
                     ) from error
                 failed.append(failure)
                 clock.stop("decode")
@@ -220,10 +218,10 @@ class ShardWriter:
     def _look(
         self, sample: Sample, lost: list[str], clock: "_Clock"
     ) -> tuple[Pixels, tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
-        """Return what is encoded of a sample, its size, the picture's own size, and the part of it that is encoded.
+        """Return the pixels to encode, their size, the size of the source picture, and the crop box in it.
 
         Raises:
-            PictureError: nothing can be.
+            PictureError: the picture cannot be encoded.
         """
         if self.plan.adopts:
             packed, size = read_packed(sample.data, spec=self.plan.codec)
@@ -238,7 +236,7 @@ class ShardWriter:
         return pixels, size, image.size, crop_box(image.size, settings=settings)
 
     def _kept_pictures(self, sample: Sample, size: tuple[int, int]) -> dict[str, bytes]:
-        """Second pictures of a sample whose picture is of a (width, height), as they are stored."""
+        """Return the second pictures of a sample as PNG files, for a first picture of (width, height)."""
         kept = {}
         for name in self.plan.pictures:
             if name in sample.pictures:
@@ -251,7 +249,7 @@ class ShardWriter:
     def _encode(
         self, items: list[_Item], counts: npt.NDArray[np.int64], shapes: set[tuple[int, ...]], clock: "_Clock"
     ) -> None:
-        """Fill every item's files, those of one shape in one batch."""
+        """Encode all items, those of one shape in one batch, and set their files."""
         if self.plan.adopts:
             self._adopt(items, counts, shapes)
             clock.stop("count")
@@ -272,7 +270,7 @@ class ShardWriter:
                 clock.stop("encode")
                 packed = pack(latents, colours=spec.channels)
                 clock.stop("pack")
-                # Not in threads, also beside a GPU: the writer holds the interpreter's lock, so they would only wait.
+                # Not in threads, even with a GPU: the writer holds the GIL.
                 for item, data in zip(group, encode_webps(packed, effort=self.plan.settings.webp_effort), strict=True):
                     item.files.append(data)
                 clock.stop("webp")
@@ -282,7 +280,7 @@ class ShardWriter:
                     clock.stop("count")
 
     def _adopt(self, items: list[_Item], counts: npt.NDArray[np.int64], shapes: set[tuple[int, ...]]) -> None:
-        """Fill every item's file with the latent that it is already."""
+        """Set the file of every item to the adopted packed latent."""
         spec = self.plan.codec
         for item in items:
             item.files.append(as_stored(item.sample.data, item.pixels, effort=self.plan.settings.webp_effort))
@@ -291,7 +289,7 @@ class ShardWriter:
             count_levels(latent[None], counts)
 
     def _append(self, tar: TarWriter, item: _Item, rows: ShardRows, *, unit: int) -> None:
-        """Return one sample's members, adjacent, and its row of the index."""
+        """Write the members of one sample, and add its row to the index."""
         width, height = item.size
         sample, spec = item.sample, self.plan.codec
         members = [(f"{item.key}.webp", item.files[0])]
@@ -304,7 +302,7 @@ class ShardWriter:
                 "height": height,
                 "width": width,
                 "padding": padding_for(height, width, multiple=spec.cell_px),
-                # Of a fragment's samples it is not known yet.
+                # Not known yet for samples of a fragment.
                 **({"source_index": item.index} if self.plan.num_fragments is None else {}),
                 "name": sample.name,
             }
@@ -330,13 +328,13 @@ class ShardWriter:
 
 
 def _count(left_out: Counter[str], names: Iterable[str]) -> None:
-    """Count names, of which a source may invent as many as it likes."""
+    """Count names; their number is limited because a source may contain arbitrarily many."""
     for name in names:
         left_out[name if name in left_out or len(left_out) < MAX_LEFT_OUT else "other things"] += 1
 
 
 class _Clock:
-    """Adds the time since its last stop to a stage."""
+    """Stopwatch that adds the time since its last call to a stage."""
 
     def __init__(self, stats: StageStats) -> None:
         self._seconds = stats.seconds
@@ -349,19 +347,19 @@ class _Clock:
 
 
 def _check_packed_sides(pixels: Pixels, *, spec: CodecSpec) -> None:
-    """Raise PictureError if the packed latent has a side that WebP does not take."""
+    """Raise PictureError if a side of the packed latent exceeds WebP's limit."""
     height, width = pixels.shape[:2]
     n = math.isqrt(spec.tiles)
     _, h, w = spec.latent_shape(height, width)
     if n * max(h, w) > MAX_SIDE:
         raise PictureError(
-            f"{width} x {height} pixels: its packed latent would have {n * w} x {n * h}, and WebP's sides end at "
-            f"{MAX_SIDE}; a size in pixels (--size) makes a square of it"
+            f"{width} x {height} pixels: its packed latent would have {n * w} x {n * h} pixels, and WebP allows "
+            f"{MAX_SIDE} a side; resize the pictures (--size)"
         )
 
 
 def _padded(pictures: list[Pixels], *, multiple: int) -> Pixels:
-    """Return (N, H, W, 3) with sides that are multiples, reflected at the edges as `format.padding_for` says."""
+    """Pad (N, H, W, 3) by reflection to multiples of a cell, as specified by `format.padding_for`."""
     height, width = pictures[0].shape[:2]
     left, top, right, bottom = padding_for(height, width, multiple=multiple)
     if not (left or top or right or bottom):
@@ -370,7 +368,7 @@ def _padded(pictures: list[Pixels], *, multiple: int) -> Pixels:
 
 
 def count_levels(latents: npt.NDArray[np.int8], counts: npt.NDArray[np.int64]) -> None:
-    """Add (N, C, h, w) latents to the (C, 2^bits) counts of their values."""
+    """Add (N, C, h, w) latents to the (C, 2^bits) histograms of values."""
     dim, values = counts.shape
     levels = latents.astype(np.int16) + values // 2
     for channel in range(dim):

@@ -1,4 +1,4 @@
-"""`encode_splits`: every split of a source that has several, one after another."""
+"""Encoding of several splits of a source: `encode_splits`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Unpack
@@ -46,26 +46,26 @@ def encode_splits(
     storage_options: Mapping[str, Any] | None = None,
     **options: Unpack[EncodeOptions],
 ) -> dict[str, ConversionSummary]:
-    """Encode splits of a source into one data set. Run again after an interruption, it does what is not done yet.
+    """Encode splits of a source into one data set. Call it again after an interruption to resume.
 
-    All splits are opened before the first is encoded, so that what is wrong with one of them shows at once. Training
-    splits come first: the class names of the first split are those of the data set.
+    All splits are opened before the first is encoded, so that errors are found early. The training split is encoded
+    first, because the class names of the first split become those of the data set.
 
     Args:
         source: a dictionary of splits, such as `datasets.DatasetDict`; ``hf:NAME``; a folder written by `save_to_disk`
             or of parquet files; a folder or an archive whose folders are named like splits (``train``, ``val``, ...).
         dataset: a local folder or ``s3://bucket/prefix``.
-        splits: only these, in this order; None: all.
-        image_column, label_column, keep_pictures, streaming: as in `open_source`, for each split.
-        storage_options: for the file system of `dataset`.
-        options: those of `encode_dataset`, for each split: ``size_px=256, workers=8``.
+        splits: splits to encode, in this order; None: all.
+        image_column, label_column, keep_pictures, streaming: as for `open_source`, for each split.
+        storage_options: options of the file system of `dataset`.
+        options: other arguments of `encode_dataset`, for each split: ``size_px=256, workers=8``.
 
     Returns:
-        Each split's summary, by its name.
+        Summaries by split.
 
     Raises:
-        SourceError: the source has no splits, or one of them cannot be read as asked.
-        ConversionError: a split stopped before its end; what is published stays, and the same call goes on from there.
+        SourceError: the source has no splits, or one of them cannot be read.
+        ConversionError: a split stopped before its end; the same call resumes it.
 
     Example:
         >>> from walloc_data import encode_splits
@@ -89,7 +89,7 @@ def encode_splits(
             )
         except SourceError as error:
             raise SourceError(
-                f"split {split!r}: {error}. Nothing was encoded; --split A,B (splits=[...]) encodes only those"
+                f"split {split!r}: {error}. Nothing was encoded; choose splits with --split A,B (splits=[...])"
             ) from error
     store = open_store(dataset, storage_options)
     return {name: encode_dataset(found, store, split=name, **options) for name, found in opened.items()}

@@ -1,4 +1,4 @@
-"""Plain ustar archives whose bytes depend on names and contents alone."""
+"""Writing of ustar archives whose bytes depend only on names and contents."""
 
 import hashlib
 import os
@@ -13,13 +13,13 @@ from walloc_data.errors import FormatError
 __all__ = ["BLOCK_BYTES", "TarWriter", "header"]
 
 BLOCK_BYTES = 512
-RECORD_BYTES = 10240  # what GNU tar and Python's tarfile round a whole archive up to
+RECORD_BYTES = 10240  # GNU tar and Python's tarfile pad archives to a multiple of this
 
 
 class TarWriter:
-    """Write members one after another; no timestamps, no owners, mode 0644.
+    """Writer of tar members, without timestamps and owners, of mode 0644.
 
-    Hashes are taken as the bytes pass. `close` ends the archive and makes it durable.
+    Hashes are computed while writing. `close` ends the archive and waits until it is on the disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,7 +28,7 @@ class TarWriter:
         self.num_bytes = 0
 
     def add(self, members: Sequence[tuple[str, bytes]]) -> list[int]:
-        """Append members and return where the data of each begins. One write and one hashing for all of them."""
+        """Append members, in a single write; return the offsets of their data."""
         blocks: list[bytes] = []
         offsets: list[int] = []
         end = self.num_bytes
@@ -41,12 +41,12 @@ class TarWriter:
 
     @property
     def sha256(self) -> str:
-        """Of all bytes so far."""
+        """SHA-256 of all bytes so far."""
         return self._sha256.hexdigest()
 
     @property
     def md5(self) -> str:
-        """Of all bytes so far; wids indexes carry it."""
+        """MD5 of all bytes so far, for wids indices."""
         return self._md5.hexdigest()
 
     def _write(self, data: bytes) -> None:
@@ -56,7 +56,7 @@ class TarWriter:
         self.num_bytes += len(data)
 
     def close(self) -> None:
-        """End the archive; its file and hashes are then final."""
+        """End the archive; afterwards its file and hashes are final."""
         try:
             self._write(bytes(2 * BLOCK_BYTES))
             self._write(bytes(-self.num_bytes % RECORD_BYTES))
@@ -66,7 +66,7 @@ class TarWriter:
             self._abandon()
 
     def _abandon(self) -> None:
-        with suppress(OSError):  # what a full disk did not take will not be taken now
+        with suppress(OSError):  # flushing fails again on a full disk
             self._file.close()
 
     def __enter__(self) -> Self:
@@ -81,18 +81,18 @@ class TarWriter:
             self._abandon()
 
 
-# What every header has: mode 0644 and nobody's, no time, a regular file, and zeros to the end of the block.
+# Constant parts of a header: mode 0644, no owner, no time, a regular file, and zeros to the end of the block.
 _OWNER = b"".join((b"0000644\x00", b"0000000\x00", b"0000000\x00"))
 _TIME = b"00000000000\x00"
 _REST = (b"0" + bytes(100) + b"ustar\x0000").ljust(BLOCK_BYTES - 156, b"\0")
-_CONSTANT_SUM = sum(_OWNER) + sum(_TIME) + 8 * ord(" ") + sum(_REST)  # the checksum itself counts as spaces
+_CONSTANT_SUM = sum(_OWNER) + sum(_TIME) + 8 * ord(" ") + sum(_REST)  # the checksum field counts as spaces
 
 
 def header(name: str, num_bytes: int) -> bytes:
     """Return one 512-byte ustar header (POSIX.1-1988)."""
     encoded = name.encode("ascii")
     if len(encoded) > 100 or not 0 <= num_bytes < 8**11:
-        raise FormatError(f"{name}: {num_bytes} bytes under a name of {len(encoded)} do not fit a ustar header")
+        raise FormatError(f"{name}: {num_bytes} bytes with a name of {len(encoded)} do not fit a ustar header")
     changing = encoded.ljust(100, b"\0"), b"%011o\x00" % num_bytes
     checksum = _CONSTANT_SUM + sum(changing[0]) + sum(changing[1])
     return b"".join((changing[0], _OWNER, changing[1], _TIME, b"%06o\x00 " % checksum, _REST))

@@ -1,4 +1,4 @@
-"""One unit of work as whoever makes its shards meets it: its samples, and what stops it."""
+"""Reading of the samples of a unit of work, and errors that stop it."""
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ OnError = Literal["record", "record-unreadable", "stop"]
 
 @dataclass(frozen=True)
 class Task:
-    """One unit to do."""
+    """Unit of work to do."""
 
     unit: int
-    done: frozenset[int] = frozenset()  # which of its shards are done, where it is read in fragments
+    done: frozenset[int] = frozenset()  # numbers of its finished shards, if the source is read in fragments
 
 
 class UnitReader:
-    """Reads a unit's samples in order, once.
+    """Reader of the samples of a unit, in order, once.
 
     Args:
-        on_error: with "record-unreadable", what the machine or the store does not give is a sample with a problem. The
-            rest of a fragment is then one such sample.
-        scratch: for a fragment's temporary files.
+        on_error: with "record-unreadable", a sample that cannot be read from the disk or store has a `problem`. The
+            rest of a fragment becomes one such sample.
+        scratch: folder for the temporary files of a fragment.
 
     Attributes:
-        items: how many samples each fragment had, as far as they have been read.
-        versions: what told each fragment from another of its name, when it was opened.
+        items: number of samples read of each fragment.
+        versions: version of each fragment when it was opened, such as an ETag.
     """
 
     def __init__(self, plan: Plan, source: Source, unit: int, *, on_error: OnError, scratch: Path) -> None:
@@ -43,7 +43,7 @@ class UnitReader:
         self.versions: list[str | None] = []
 
     def read(self) -> Generator[tuple[int, Sample]]:
-        """Yield (index, sample) pairs, the index as `Plan.key` counts."""
+        """Yield (index, sample) pairs, with the index that `Plan.key` uses."""
         if self._plan.num_fragments is None:
             for index in self._plan.source_indices(self._unit).tolist():
                 yield index, next(self._told(f"sample {index}", map(self._source.read, [index])))
@@ -59,7 +59,7 @@ class UnitReader:
                 position += 1
 
     def _told(self, what: str, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Yield the same samples; errors of the source become errors of ours, or a last sample with a problem."""
+        """Yield the samples; convert errors of the source to a WallocDataError, or to a last sample with a problem."""
         try:
             yield from samples
         except UnreadableError as error:
@@ -69,19 +69,19 @@ class UnitReader:
             yield Sample(error.name, b"", columns=columns, problem=f"cannot be read ({error.reason})")
         except WallocDataError:
             raise
-        except Exception as error:  # arrow, datasets, the system: whatever a source is made of
+        except Exception as error:  # errors of arrow, datasets, the system, ...
             raise unreadable(f"{self._source.location}: {what}", error) from error
 
 
-_GO_ON = "What is published stays, and the same command goes on from there"
+_RESUME = "Finished shards are kept; run the same command to resume"
 
 
 def machine_error(what: str, error: BaseException) -> ConversionError:
-    """Return the error that stops a conversion, for a picture or a shard."""
+    """Return the error that stops a conversion at a picture or shard."""
     if isinstance(error, MemoryError | RuntimeError) or "out of memory" in str(error):
         return ConversionError(
-            f"{what}: memory ran out. {_GO_ON}: with fewer workers, more memory, or a smaller max_pixels "
-            "(--max-pixels), which makes larger pictures failures"
+            f"{what}: out of memory. {_RESUME}, with fewer workers, more memory, or a smaller max_pixels "
+            "(--max-pixels), which records larger pictures as failures"
         )
     reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    return ConversionError(f"{what}: {reason}. This is trouble of the machine, not of the picture. {_GO_ON}")
+    return ConversionError(f"{what}: {reason}. This is an error of the machine, not of the picture. {_RESUME}")

@@ -1,4 +1,4 @@
-"""`verify_dataset`: every byte accounted for, every latent decoded, every picture of the source encoded or listed."""
+"""Verification of a data set: `verify_dataset`."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -25,8 +25,8 @@ __all__ = ["Verification", "verify_dataset"]
 
 MAX_PROBLEMS = 100
 _CHANGED = (
-    "Pictures of the source are not those that were encoded: put back what was, or make the split anew with the encode "
-    "command and --overwrite (overwrite=True)"
+    "Pictures of the source differ from those that were encoded: restore them, or encode the split again with "
+    "--overwrite (overwrite=True)"
 )
 
 
@@ -47,8 +47,8 @@ class Verification:
     num_samples: int
     num_failures: int
     num_bytes: int
-    problems: tuple[str, ...]  # each with its place; empty: the data set is whole
-    remedy: str = ""  # what to do about the problems
+    problems: tuple[str, ...]  # each with its location; empty: the data set is intact
+    remedy: str = ""  # how to repair the problems
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -60,8 +60,9 @@ class Verification:
             return "\n".join((*self.problems, f"{self.url}: {len(self.problems)}{more} problems. {self.remedy}"))
         samples, failures = counted(self.num_samples, "sample"), counted(self.num_failures, "failure")
         return (
-            f"{self.url}: whole. {samples} and {failures} make up the sources of {counted(self.num_splits, 'split')}; "
-            f"{counted(self.num_shards, 'shard')}, {format_bytes(self.num_bytes)}, match their checksums"
+            f"{self.url}: OK. {samples} and {failures} account for every picture of "
+            f"{counted(self.num_splits, 'split')}; {counted(self.num_shards, 'shard')} "
+            f"of {format_bytes(self.num_bytes)} match their checksums"
         )
 
 
@@ -74,27 +75,27 @@ def verify_dataset(
     storage_options: Mapping[str, Any] | None = None,
     progress: bool | Callable[[Progress], None] = True,
 ) -> Verification:
-    """Check a data set completely.
+    """Check every byte of a data set.
 
-    The manifest's form; the codec's hash; each shard's length and SHA-256; each tar header; each latent's WebP, shape
-    and padding; labels, JSON and offsets against the index; the statistics; the failures; the files for wids and
-    timm; and that samples and failures together are each picture of the source, once.
+    The check covers the manifest; the hash of the codec; length and SHA-256 of each shard; each tar header; WebP, shape
+    and padding of each latent; labels, JSON and offsets against the index; the statistics; the failures; the files for
+    wids and timm; and that every picture of the source is exactly one sample or failure.
 
     Args:
         dataset: the data set.
-        split: only this one; None checks all.
-        source: what `split` was encoded from, as `open_source` takes it: every picture is read and compared with what
-            was recorded of it.
+        split: split to check; None: all.
+        source: source that `split` was encoded from, as for `open_source`; every picture is read and compared with its
+            record.
         progress: True writes to stderr.
 
     Raises:
-        FormatError: there is no manifest, or no such split, or nothing was recorded of the source.
+        FormatError: the manifest or the split does not exist, or the split has no records of its source.
 
     Example:
         >>> from pathlib import Path
         >>> from walloc_data.convert import verify_dataset
         >>> print(verify_dataset("my-latents"))
-        my-latents: whole. 8 samples and 0 failures make up the sources of 1 split; 2 shards, ...
+        my-latents: OK. 8 samples and 0 failures account for every picture of 1 split; 2 shards of ...
         >>> Path("my-latents/index/train.wids.json").unlink()
         >>> print(verify_dataset("my-latents").problems[0])
         my-latents/index/train.wids.json: ...
@@ -105,8 +106,8 @@ def verify_dataset(
     records = {name: manifest.split(name, context=store.url) for name in splits}
     if source is not None and (split is None or not store.exists(plan_name(split))):
         raise FormatError(
-            f"{store.url}: to compare a source, name the split that was encoded from it; what was encoded is recorded "
-            "in .walloc/, which a data set has where it was made"
+            f"{store.url}: to compare with a source, name the split that was encoded from it. The comparison needs "
+            ".walloc/, which exists only where the data set was encoded"
         )
     opened = None if source is None else open_source(source, storage_options=store.storage_options)
     problems = list(_side_files(store, manifest, splits))
@@ -137,15 +138,12 @@ def verify_dataset(
 
 def _remedy(store: Store, splits: list[str]) -> str:
     if all(store.exists(plan_name(split)) for split in splits):
-        return (
-            "The encode command that made this, with --repair (repair=True), makes anew what is damaged or missing and "
-            "keeps the rest"
-        )
-    return "How it was made is not recorded here (.walloc/): fetch it again, or repair it where it was made"
+        return "Run the encode command again with --repair (repair=True) to make damaged and missing shards again"
+    return "This copy cannot be repaired, because it has no .walloc/: download it again, or repair the original"
 
 
 def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator[str]:
-    """Check the codec's folder, and the files that other readers look for."""
+    """Check the folder of the codec and the files for other readers."""
 
     with ExitStack() as stack:
         try:
@@ -156,13 +154,13 @@ def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="walloc_data-")))
             codec, _ = load_codec(fetch_codec(store, scratch=folder))
             if codec.spec != manifest.codec:
-                yield f"{store.location('codec')}: {codec.spec} is not the manifest's {manifest.codec}"
+                yield f"{store.location('codec')}: {codec.spec} differs from the manifest's {manifest.codec}"
         except WallocDataError as error:
             yield f"{store.location('codec')}: {error}"
     others = {f"{manifest.splits[name].root}index/{name}.wids.json": name for name in splits}
     for path in ("_info.json", *others):
         if path == "_info.json" and any(record.root for record in manifest.splits.values()):
-            continue  # it speaks of the usual places, to which `recover` will bring the files
+            continue  # it refers to the usual places, to which `recover` will move the files
         try:
             value = load_json(store.read_bytes(path, max_bytes=2**28), context=store.location(path))
         except WallocDataError as error:

@@ -1,4 +1,4 @@
-"""The check of one split: its index, shards, failures and statistics, and each picture of its source accounted for."""
+"""Verification of one split: index, shards, failures, statistics, and completeness."""
 
 import hashlib
 import json
@@ -35,19 +35,19 @@ __all__ = ["SplitCheck"]
 
 MAX_PROBLEMS = 100
 MAX_MEMBER_BYTES = 2**28  # of a packed latent
-MAX_END_BYTES = 2**20  # of zeros behind the last member
-MIN_FAILURE_BYTES = 16  # of a line of failures
+MAX_END_BYTES = 2**20  # of zeros after the last member
+MIN_FAILURE_BYTES = 16  # per line of the failures
 _PLACE = re.compile(r"-([0-9]{5,12})-([0-9]{3,12})\.tar$")
 _FRAGMENT_KEY = re.compile(r"([0-9]{5,12})-([0-9]{7,15})")
 
 
 class Positions:
-    """Positions in a source, marked one by one.
+    """Set of positions in a source, marked one by one.
 
     Args:
-        num_items: pictures in the source.
-        num_removed: how many of them were removed since, which ones is not recorded. Memory then grows with what is
-            marked, not with what is claimed.
+        num_items: number of pictures in the source.
+        num_removed: number of pictures removed later (which ones is not recorded). Memory then grows with the number of
+            marked positions, not with `num_items`.
     """
 
     def __init__(self, num_items: int, *, num_removed: int) -> None:
@@ -56,19 +56,19 @@ class Positions:
         self._marked = array("q")
 
     def mark(self, position: int) -> str | None:
-        """Mark a position; what is wrong with it, or None."""
+        """Mark a position; return the problem with it, or None."""
         if not 0 <= position < self.num_items:
             return f"source index {position} is not in [0, {self.num_items})"
         if self.num_removed:
             self._marked.append(position)
         elif self._seen[position]:
-            return f"source index {position} is there twice"
+            return f"source index {position} occurs twice"
         else:
             self._seen[position] = True
         return None
 
     def problems(self) -> Iterator[str]:
-        """Yield what is wrong with all of them."""
+        """Yield the problems with the set of all positions."""
         if not self.num_removed:
             if not self._seen.all():
                 first = int(np.argmin(self._seen))
@@ -78,7 +78,7 @@ class Positions:
         marked = np.sort(np.frombuffer(self._marked, dtype=np.int64)) if self._marked else np.zeros(0, np.int64)
         twice = np.flatnonzero(marked[1:] == marked[:-1])
         if len(twice):
-            yield f"source index {int(marked[twice[0]])} is there twice"
+            yield f"source index {int(marked[twice[0]])} occurs twice"
         missing = self.num_items - (len(marked) - len(twice))
         if missing != self.num_removed:
             yield (
@@ -87,7 +87,7 @@ class Positions:
 
 
 class SplitCheck:
-    """The check of one split; its generators yield problems."""
+    """Verification of one split; its generators yield problems."""
 
     def __init__(self, store: Store, manifest: Manifest, name: str, record: SplitRecord, meter: ProgressMeter) -> None:
         self.store, self.manifest, self.name, self.record, self.meter = store, manifest, name, record, meter
@@ -111,8 +111,8 @@ class SplitCheck:
         most = self._most_items()
         if self.num_items > most and not self.num_removed:
             yield (
-                f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}, and its files are too "
-                f"small to account for more than {most}"
+                f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}, but its files can hold "
+                f"at most {most}"
             )
         counted = self.record.num_samples + self.record.num_failures
         if self.num_items - self.num_removed != counted:
@@ -136,21 +136,19 @@ class SplitCheck:
                 if next(rows, None) is not None:
                     yield f"{context}: has more rows than the manifest's {self.record.num_samples} samples"
                 if self.record.index_sha256 is not None and _sha256(file) != self.record.index_sha256:
-                    yield f"{context}: its SHA-256 is not the manifest's"
+                    yield f"{context}: its SHA-256 differs from the manifest"
         except (FormatError, StorageError) as error:
             yield str(error)
         yield from self._failures()
         yield from self._totals()
 
     def _most_items(self) -> int:
-        """Bound the pictures that the split's files may account for: each is two headers and data in a shard, or a
-        line.
-        """
+        """Return an upper bound of the split's pictures by file sizes: each takes two headers and data, or a line."""
         folders = {"data", f"{self.record.root}data"}
         num_bytes = sum(sum(self.store.sizes(folder).values()) for folder in folders)
         try:
             num_failure_bytes = self.store.num_bytes(f"{self.record.root}failures/{self.name}.jsonl")
-        except StorageError:  # of which `_failures` will speak
+        except StorageError:  # reported by `_failures`
             num_failure_bytes = 0
         return num_bytes // (2 * BLOCK_BYTES) + num_failure_bytes // MIN_FAILURE_BYTES + 1
 
@@ -176,12 +174,12 @@ class SplitCheck:
         yield from (f"{context}: {problem}" for problem in self.positions.problems())
         expected = self.shapes.pop() if len(self.shapes) == 1 else None
         if self.num_done == self.record.num_samples and expected != self.record.latent_shape:
-            yield f"{context}: latent_shape is {self.record.latent_shape}, but the latents' is {expected}"
+            yield f"{context}: latent_shape is {self.record.latent_shape}, but the latents have {expected}"
         if self.num_done == self.record.num_samples and not np.array_equal(
             self.counts, np.asarray(self.record.statistics.counts)
         ):
             channel = int(np.argmax((self.counts != np.asarray(self.record.statistics.counts)).any(axis=1)))
-            yield f"{context}: the statistics are not those of its latents, first in channel {channel}"
+            yield f"{context}: the statistics differ from those of the latents, first in channel {channel}"
 
     def _shard(self, position: int, shard: ShardRecord, rows: list[dict[str, Any]]) -> Iterator[str]:
         context = self.store.location(shard.name)
@@ -194,7 +192,7 @@ class SplitCheck:
                     return
                 data = ShardFile(path, num_bytes=num_bytes, context=context)
                 if _sha256(path) != shard.sha256:
-                    yield f"{context}: its SHA-256 is not the manifest's"
+                    yield f"{context}: its SHA-256 differs from the manifest"
                 yield from self._members(context, position, data, rows)
         except (FormatError, StorageError) as error:
             yield str(error)
@@ -202,7 +200,7 @@ class SplitCheck:
             yield f"{context}: cannot be read ({error.strerror or error})"
 
     def _members(self, context: str, position: int, data: ShardFile, rows: list[dict[str, Any]]) -> Iterator[str]:
-        """Walk the tar by what the index says must come next; after the first surprise the rest has no place."""
+        """Check the members in the order of the index; stop at the first difference, as later offsets are unknown."""
         offset = 0
         for row in rows:
             self.meter.tick(num_done=self.num_done, num_failures=0)
@@ -216,7 +214,7 @@ class SplitCheck:
             self.num_done += 1
         rest = len(data) - offset
         if rest < 2 * BLOCK_BYTES or rest > MAX_END_BYTES or any(data.read(offset, rest)):
-            yield f"{context}: something else follows the last sample"
+            yield f"{context}: unexpected data after the last sample"
 
     def _sample(self, what: str, position: int, data: ShardFile, row: dict[str, Any], offset: int) -> int:
         spec, settings, record = self.manifest.codec, self.manifest.settings, self.record
@@ -247,7 +245,7 @@ class SplitCheck:
             _same(what, "label", member.decode("ascii", "replace"), str(row["label"]))
             names = self.manifest.class_names
             if row["label"] is None or row["label"] < 0 or (names is not None and row["label"] >= len(names)):
-                raise FormatError(f"{what}: label {row['label']} names no class")
+                raise FormatError(f"{what}: label {row['label']} is not the number of a class")
         elif row["label"] is not None:
             raise FormatError(f"{what}: label {row['label']} in a split without labels")
         if record.columns is not None:
@@ -265,11 +263,11 @@ class SplitCheck:
         return offset
 
     def _by_fragment(self, key: str) -> bool:
-        """Return whether a key is one of a source that is read in fragments; a merged split may have both kinds."""
+        """Return whether a key is from a source that is read in fragments; a merged split may have both kinds."""
         return self.in_fragments or (self.is_merged and "-" in key)
 
     def _json(self, what: str, data: ShardFile, row: dict[str, Any], offset: int) -> int:
-        """Check the sample's JSON, and return where the next sample begins."""
+        """Check the JSON of a sample, and return the offset of the next sample."""
         _, member, offset = _member(what, data, f"{row['key']}.json", offset)
         try:
             meta = json.loads(member)
@@ -287,7 +285,7 @@ class SplitCheck:
 
 
 def _check_source_places(what: str, row: dict[str, Any]) -> None:
-    """Check that the part of the source's picture that was encoded lies inside it."""
+    """Check that the crop lies inside the picture of the source."""
     for first, last, side in (("left", "right", "width"), ("top", "bottom", "height")):
         begin, end, length = row[f"crop_{first}"], row[f"crop_{last}"], row[f"source_{side}"]
         if None in (begin, end, length) or not 0 <= begin < end <= length:
@@ -295,15 +293,15 @@ def _check_source_places(what: str, row: dict[str, Any]) -> None:
 
 
 def _is_next(data: ShardFile, name: str, offset: int) -> bool:
-    """Return whether a member of this name follows."""
+    """Return whether the next member has this name."""
     return data.read(offset, min(100, max(0, len(data) - offset))).rstrip(b"\0") == name.encode()
 
 
 def _check_key(what: str, key: str, shard: ShardRecord, samples_per_shard: int) -> None:
-    """Check a key of a source in fragments: the shard's unit, and a position in that which belongs to the shard."""
+    """Check that a key of a source in fragments has the unit of the shard, and a position that belongs to the shard."""
     place, found = _PLACE.search(shard.name), _FRAGMENT_KEY.fullmatch(key)
     if place is None or found is None or fragment_key(unit := int(found[1]), position := int(found[2])) != key:
-        raise FormatError(f"{what}: not a key, or not a shard, of a source that is read in fragments")
+        raise FormatError(f"{what}: its key or shard is not of a source that is read in fragments")
     if (unit, position // samples_per_shard) != (int(place[1]), int(place[2])):
         raise FormatError(f"{what}: its key belongs to another shard than {shard.name}")
 
@@ -324,7 +322,7 @@ def _same(what: str, name: str, found: object, expected: object) -> None:
 
 
 def _member(what: str, data: ShardFile, name: str, offset: int) -> tuple[int, bytes, int]:
-    """Return (start, data, where the next header begins) of the member that must be next."""
+    """Return (offset, data, offset of the next header) of the next member, which must have this name."""
     block = data.read(offset, min(BLOCK_BYTES, max(0, len(data) - offset)))
     try:
         num_bytes = int(block[124:135], 8)

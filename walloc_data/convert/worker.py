@@ -1,4 +1,4 @@
-"""One unit of work: its samples made into shards, each published with its done mark."""
+"""Execution of a unit of work: write its shards, and publish each with its done mark."""
 
 import itertools
 import time
@@ -21,7 +21,7 @@ __all__ = ["Worker"]
 
 
 class Worker(ShardWriter):
-    """Does units of one plan: a `ShardWriter` that reads what it writes, and publishes it."""
+    """Worker for units of one plan: reads samples, writes shards and publishes them."""
 
     def run(
         self,
@@ -30,7 +30,7 @@ class Worker(ShardWriter):
         report: Callable[[StageStats], None] = lambda _: None,
         on_shard: Callable[[ShardId, ShardDone], None] = lambda _, __: None,
     ) -> None:
-        """Make and publish the shards of a unit that are not done, each with its done mark."""
+        """Write and publish the unfinished shards of a unit, each with its done mark."""
         unit, size = task.unit, self.plan.settings.samples_per_shard
         self.staging.mkdir(parents=True, exist_ok=True)
         reader = UnitReader(self.plan, self.source, unit, on_error=self.on_error, scratch=self.staging)
@@ -48,12 +48,12 @@ class Worker(ShardWriter):
                     on_shard(shard, self._shard(shard, chunk, first=number * size, report=report))
                 number += 1
         finally:
-            samples.close()  # which deletes what it has fetched
+            samples.close()  # deletes its temporary files
         end = UnitEnd(number, tuple(reader.items), tuple(reader.versions))
         self.store.write_bytes(end_name(self.plan.split, unit), end.to_json())
 
     def _pass_by(self, shard: ShardId, samples: Iterable[tuple[int, Sample]]) -> None:
-        """Read past the samples of a finished shard, which must be those that it was made of."""
+        """Skip the samples of a finished shard, after checking that they are unchanged."""
         [recorded] = rows_of_source(self.store, self.plan.split, [shard])
 
         def watched() -> Iterator[tuple[int, Sample]]:
@@ -67,7 +67,7 @@ class Worker(ShardWriter):
     def _shard(
         self, shard: ShardId, samples: Iterable[tuple[int, Sample]], *, first: int, report: Callable[[StageStats], None]
     ) -> ShardDone:
-        """Make and publish one shard of (index, sample) pairs, the first of them at position `first`."""
+        """Write and publish one shard of (index, sample) pairs, starting at position `first`."""
         name = shard_name(self.plan.split, *shard)
         local = self.staging / name.replace("/", "-")
         try:
@@ -87,11 +87,11 @@ class Worker(ShardWriter):
             raise machine_error(self.store.location(name), error) from error
         except OSError as error:
             raise ConversionError(
-                f"{self.store.location(name)}: cannot be written ({error.strerror or error}); what is published stays, "
-                "and the same command goes on from there"
+                f"{self.store.location(name)}: cannot be written ({error.strerror or error}); finished shards are "
+                "kept, run the same command to resume"
             ) from error
         finally:
-            # A full disk must not hide why it is full.
+            # Errors here must not hide the original error.
             with suppress(OSError):
                 local.unlink(missing_ok=True)
         return done

@@ -1,1 +1,1 @@
-"""Who does the units of a run: this process, processes of this machine, or a Ray cluster."""
+"""Executors of units of work: this process, worker processes on this machine, or a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Worker processes on this machine, each doing one unit at a time. A worker that dies is replaced."""
+"""Executor with worker processes on this machine. A worker that dies is replaced."""
 
 import os
 import pickle
@@ -22,8 +22,8 @@ from walloc_data.errors import ConversionError, MissingExtraError, WallocDataErr
 
 __all__ = ["MAX_ATTEMPTS", "run_processes"]
 
-# The server ends with this process from its first moment on, also while it is still importing torch, and its workers
-# end with it.
+# die_with_parent comes first, so that the server ends with this process even while it imports torch. The workers end
+# with the server.
 _START = """
 import os, sys
 from walloc_data.convert.executors.server import die_with_parent, serve
@@ -32,11 +32,11 @@ if os.getppid() == int(sys.argv[1]):
     serve(*map(int, sys.argv[1:]))
 """
 
-MAX_ATTEMPTS = 3  # per shard: a picture that kills its worker would kill every one after it
+MAX_ATTEMPTS = 3  # per shard, because a picture may kill every worker that decodes it
 
 
 class _ServerGoneError(Exception):
-    """The process that starts workers has ended, and with it its workers."""
+    """The server process has ended, and with it the workers."""
 
 
 @dataclass(eq=False)
@@ -62,14 +62,14 @@ def run_processes(
     """Make shards in `workers` processes.
 
     Args:
-        locks: descriptors that the processes inherit, so that what they lock stays locked while one of them lives.
-        on_tick: called several times a second, also while nothing happens.
+        locks: descriptors of locks, which the processes inherit: a lock is held until the last process ends.
+        on_tick: called several times a second, even if nothing happened.
 
     Raises:
         ConversionError: the system is Windows, a shard killed its worker three times, or a picture stopped the run.
     """
     if os.name == "nt":
-        raise ConversionError("several workers need a Unix system, whose processes inherit locks: use workers=1")
+        raise ConversionError("several workers need a Unix system (processes must inherit locks): use workers=1")
     queue = _Queue(tasks)
     if not queue:
         return
@@ -85,7 +85,7 @@ def run_processes(
                     queue.put_back(task)
                     attempts[-1] += 1
                     if attempts[-1] >= MAX_ATTEMPTS:
-                        raise ConversionError("the process that starts workers has ended, again and again") from None
+                        raise ConversionError("the server process of the workers keeps dying: use workers=1") from None
             if not pool.busy():
                 return
             for worker in pool.poll(timeout_s=0.2):
@@ -109,7 +109,7 @@ def run_processes(
                 elif kind == "shard":
                     attempts[worker.task.unit] = 0
                     on_shard(worker.task, *value)
-                    if value[0].number is not None:  # should the worker die, the next one need not make it again
+                    if value[0].number is not None:  # if the worker dies, the next one need not repeat it
                         worker.task = replace(worker.task, done=worker.task.done | {value[0].number})
                 elif kind == "done":
                     task, worker.task = worker.task, None
@@ -120,7 +120,7 @@ def run_processes(
 
 
 class _Queue:
-    """Tasks to come: those of dead workers first."""
+    """Queue of tasks; those of dead workers come first."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._tasks: Iterator[Task] = iter(tasks)
@@ -139,7 +139,7 @@ class _Queue:
 
 
 class _Server:
-    """The process of `walloc_data.convert.executors.server`."""
+    """Client of the server process (`walloc_data.convert.executors.server`)."""
 
     def __init__(self, setup_file: str, codec_folder: str, *, locks: tuple[int, ...]) -> None:
         self._socket, theirs = socket.socketpair()
@@ -147,10 +147,10 @@ class _Server:
             self.process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-c", _START, str(os.getpid()), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                # Whatever a library prints belongs beside the progress, not into --json's output.
+                # Output of libraries must not mix with the output of --json on stdout.
                 stdout=2,
                 pass_fds=(theirs.fileno(), *locks),
-                process_group=0,  # Ctrl-C reaches the parent alone
+                process_group=0,  # Ctrl-C is sent to the parent only
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
             )
         finally:
@@ -160,7 +160,7 @@ class _Server:
         self._is_ready = False
 
     def start_worker(self, tag: str) -> tuple[int, Connection]:
-        """Start one worker; gives its process id, and the connection to it.
+        """Start one worker; return its process id and the connection to it.
 
         Raises:
             _ServerGoneError: the server has ended.
@@ -182,7 +182,7 @@ class _Server:
             theirs.close()
 
     def exit_code(self, process: int) -> int:
-        """Return how a worker has ended; -SIGKILL where the server is gone too."""
+        """Return the exit code of a worker; -SIGKILL if the server has ended, too."""
         try:
             self._talk.send(("wait", process))
             code: int = self._talk.recv()
@@ -191,7 +191,7 @@ class _Server:
             return -signal.SIGKILL
 
     def close(self) -> None:
-        """End the server, and the workers with it."""
+        """End the server and its workers."""
         self._talk.close()
         self._socket.close()
         self.process.kill()
@@ -213,7 +213,7 @@ class _Pool:
             pickle.dump(setup, file)
 
     def give(self, task: Task) -> None:
-        """Give a task to a worker that is idle, or to a new one."""
+        """Send a task to an idle worker, or to a new one."""
         worker = next((worker for worker in self._workers if worker.task is None), None)
         if worker is None:
             if not self._servers:
@@ -228,31 +228,31 @@ class _Pool:
             self._started += 1
             self._workers.append(worker)
         worker.task = task
-        with suppress(OSError):  # it died; its end of file is on the way
+        with suppress(OSError):  # it died; `poll` will find its connection closed
             worker.connection.send(task)
 
     def busy(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.task is not None]
 
     def poll(self, *, timeout_s: float) -> list[_Worker]:
-        """Return workers that have sent something, or whose connection has closed."""
+        """Return workers that have sent a message or whose connection has closed."""
         by_pipe: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers}
         return [by_pipe[pipe] for pipe in wait(list(by_pipe), timeout_s)]
 
     def reap(self, worker: _Worker) -> str:
-        """Remove a dead worker; returns how it ended."""
+        """Remove a dead worker; return how it ended."""
         self._workers.remove(worker)
         worker.connection.close()
         code = worker.server.exit_code(worker.process)
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def close(self) -> None:
-        """End every process, now; nothing half-done is ever in its place."""
+        """Kill all processes. Unfinished shards are never at their final place."""
         for worker in self._workers:
-            worker.connection.close()  # an idle one leaves
+            worker.connection.close()  # an idle one exits
             if worker.task is not None:
                 with suppress(ProcessLookupError):
-                    os.kill(worker.process, signal.SIGKILL)  # not another's: the server keeps its process id
+                    os.kill(worker.process, signal.SIGKILL)  # safe: the id is not reused before the server reaps it
         for worker in self._workers:
             worker.server.exit_code(worker.process)
         for server in self._servers:
@@ -263,13 +263,12 @@ class _Pool:
 
 
 def _error(kind: type[WallocDataError], message: str) -> WallocDataError:
-    # An error whose constructor takes more than a message travels as its message.
+    # Exceptions whose constructors take more than a message cannot be pickled: only the message is sent.
     return ConversionError(message) if issubclass(kind, MissingExtraError) else kind(message)
 
 
 def _died(ended: str, task: Task, setup: WorkSetup) -> str:
     return (
-        f"{setup.describe(task.unit)} ended its worker {MAX_ATTEMPTS} times, last {ended}. Too little memory ends a "
-        "worker so: try fewer workers or a smaller max_pixels. What is published stays; the same command goes on from "
-        "there"
+        f"{setup.describe(task.unit)} ended its worker {MAX_ATTEMPTS} times, last {ended}. The cause may be too little "
+        "memory: use fewer workers or a smaller max_pixels, and run the same command to resume"
     )

@@ -1,4 +1,4 @@
-"""Units as tasks on a Ray cluster; Ray runs a task again when its node or worker goes away."""
+"""Executor on a Ray cluster. Ray repeats a task when its node or worker fails."""
 
 import tempfile
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ from walloc_data.errors import ConversionError, MissingExtraError, WallocDataErr
 
 __all__ = ["run_ray"]
 
-MAX_RETRIES = 5  # of one unit, after its node or worker went away
+MAX_RETRIES = 5  # per unit, after failures of its node or worker
 
 # One worker is kept per process of the cluster and conversion, so that its codec is loaded once.
 _kept: dict[str, Worker] = {}
@@ -31,13 +31,12 @@ def run_ray(
     on_done: Callable[[Task], None],
     on_tick: Callable[[], None],
 ) -> None:
-    """Do units on a Ray cluster, `tasks_at_once` at a time.
+    """Run units on a Ray cluster, `tasks_at_once` at a time.
 
-    Every node needs walloc_data, and reaches source and output under the same names: an object store or a shared
-    file system.
+    Every node needs walloc_data, and must reach the source and the data set under the same paths or URLs.
 
     Raises:
-        ConversionError: Ray gave a unit up, or a picture stopped the run.
+        ConversionError: Ray gave up on a unit, or a picture stopped the run.
     """
     try:
         import ray
@@ -81,18 +80,18 @@ def _result(reference: Any, what: str) -> list[tuple[ShardId, ShardDone]]:
         raise ConversionError(f"{what} failed on the Ray cluster: {error}") from error
     except ray.exceptions.RayError as error:
         raise ConversionError(
-            f"{what}: Ray gave it up ({type(error).__name__}: {error}). What is published stays; the same command goes "
-            "on from there"
+            f"{what}: Ray gave up ({type(error).__name__}: {error}). Finished shards are kept; run the same command to "
+            "resume"
         ) from error
     return shards
 
 
 def _make(setup: WorkSetup, task: Task, name: str) -> list[tuple[ShardId, ShardDone]]:
-    """Do one unit, on the cluster."""
+    """Run one unit, on the cluster."""
     import torch
 
     store = setup.store
-    # On the file system of a local data set, so that publishing is a rename; it goes away with the run's own folder.
+    # On the file system of a local data set, so that publishing is a rename. Removed with the folder of the run.
     folder = None if store.local_path is None else setup.staging
     with tempfile.TemporaryDirectory(prefix="walloc_data-", dir=folder) as staging:
         if name not in _kept:

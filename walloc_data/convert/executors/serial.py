@@ -1,4 +1,4 @@
-"""Setup that every executor is given; and the simplest executor: this process."""
+"""The setup of workers, and the executor that works in this process."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ __all__ = ["WorkSetup", "run_here"]
 
 @dataclass(frozen=True)
 class WorkSetup:
-    """Everything a worker needs, picklable."""
+    """Picklable setup of a worker."""
 
     plan: Plan
     source: Source
@@ -30,7 +30,7 @@ class WorkSetup:
     on_error: OnError
 
     def worker(self, *, codec: Any = None, alive: Callable[[], None] = lambda: None, tag: str = "0") -> Worker:
-        """Return a worker with a staging folder of its own; without `codec` it loads the data set's."""
+        """Return a worker with its own staging folder; without `codec` it loads the codec of the data set."""
         staging = self.staging / f"worker-{tag}"
         return Worker(
             self.plan,
@@ -44,24 +44,25 @@ class WorkSetup:
         )
 
     def fetch_codec(self, scratch: Path) -> Any:
-        """Return the data set's codec, fetched and loaded."""
+        """Fetch and load the codec of the data set."""
         from walloc_data.codec import fetch_codec
 
         return self.load_codec(fetch_codec(self.store, scratch=scratch, decoders=False))
 
     def load_codec(self, folder: Path) -> Any:
-        """Return the data set's codec, from a local copy of its folder."""
+        """Load the codec of the data set from a local copy of its folder."""
         from walloc_data.codec import load_codec
 
         codec, _ = load_codec(folder, decoder=False, device=self.device)
         if codec.spec.encoder_sha256 != self.plan.codec.encoder_sha256:
             raise CodecError(
-                f"{self.store.location('codec')}: not the codec that the plan names; was the folder changed?"
+                f"{self.store.location('codec')}: not the codec of the plan: restore the folder, or overwrite the "
+                "split (--overwrite)"
             )
         return codec
 
     def describe(self, unit: int) -> str:
-        """Return a unit's name for messages."""
+        """Return a description of a unit for messages."""
         if self.plan.num_fragments is not None:
             names = [self.source.fragment_name(fragment) for fragment in self.plan.fragments(unit)]
             return f"unit {unit} of split {self.plan.split!r} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
@@ -78,7 +79,7 @@ def run_here(
     on_shard: Callable[[Task, ShardId, ShardDone], None],
     on_done: Callable[[Task], None],
 ) -> None:
-    """Do the units one after another in this process."""
+    """Run the units one after another in this process."""
     worker = setup.worker(codec=codec)
     for task in tasks:
         worker.run(task, report=partial(on_report, task), on_shard=partial(on_shard, task))

@@ -1,11 +1,11 @@
-"""The process that starts the worker processes of `walloc_data.convert.executors.local`: it has everything imported.
+"""The server process that forks the workers of `walloc_data.convert.executors.local`.
 
-Importing torch takes seconds, forking a process that has it takes milliseconds; and what all workers read (the source's
-million file names, the codec) is in memory once. Not multiprocessing's fork server, which runs the caller's `__main__`
-again and fails where that has no guard (a script of five lines, a notebook). Messages are pickles between processes
-that started each other.
+Importing torch takes seconds; forking a process that has imported it takes milliseconds, and read-only data of all
+workers (millions of file names, the codec) is in memory once. The fork server of multiprocessing is not used because
+it runs the caller's `__main__` again, which fails in notebooks and in scripts without a guard. Messages are pickles,
+exchanged only between processes that started each other.
 
-The caller's process asks through a socket, which also carries the descriptor by which it talks to the new worker:
+Requests come through a socket, which also carries the descriptor of the connection to the new worker:
 
     ("start", tag) and a descriptor    -> the worker's process id
     ("wait", process id)               -> the exit code of a worker that has ended
@@ -30,11 +30,11 @@ __all__ = ["die_with_parent", "serve"]
 
 
 class _OrphanError(Exception):
-    """The process that started this one is gone; what it started must not be published."""
+    """The parent process has ended; nothing must be published any more."""
 
 
 def die_with_parent() -> None:
-    """End this process as soon as the one that started it ends (Linux's PR_SET_PDEATHSIG)."""
+    """Ask Linux to kill this process when its parent ends (PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
@@ -43,12 +43,12 @@ def serve(parent: int, descriptor: int) -> None:
     """Start workers for the process `parent` until it closes its end of the socket `descriptor`."""
     control = socket.socket(fileno=descriptor)
     connection, server = Connection(os.dup(descriptor)), os.getpid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
         setup_file, codec_folder = connection.recv()
         start = _prepare(Path(setup_file), Path(codec_folder))
         connection.send(("ready", None))
-        gc.freeze()  # so that no collection in a worker copies what all share
+        gc.freeze()  # garbage collection in a worker would copy shared pages
         while True:
             kind, value = connection.recv()
             if kind == "wait":
@@ -62,23 +62,23 @@ def serve(parent: int, descriptor: int) -> None:
             os.close(pipe)
             connection.send(child)
     except (EOFError, ConnectionError):
-        os._exit(0)  # the parent is gone or has finished; workers end with this process
+        os._exit(0)  # the parent has ended or finished; workers end with this process
     except Exception as error:
         connection.send(("error", _described(error)))
 
 
 def _prepare(setup_file: Path, codec_folder: Path) -> Callable[..., Any]:
-    """Import everything, read the setup, and load the codec where all workers can share it."""
+    """Import modules, read the setup, and load the codec, before workers are forked."""
     import pyarrow.parquet  # noqa: F401
     import torch
     from PIL import Image
 
     import walloc_data.convert.worker  # noqa: F401
 
-    torch.set_num_threads(1)  # one worker, one core; and threads do not survive a fork
+    torch.set_num_threads(1)  # one core per worker; threads do not survive a fork
     Image.init()
     setup = pickle.loads(setup_file.read_bytes())  # noqa: S301 (written by the parent, readable by its user alone)
-    # A GPU cannot be shared through a fork: there each worker loads its own.
+    # CUDA cannot be used after a fork: each worker loads its own codec there.
     codec = setup.load_codec(codec_folder) if setup.device == "cpu" else None
 
     def start(tag: str, alive: Callable[[], None]) -> Any:
@@ -89,7 +89,7 @@ def _prepare(setup_file: Path, codec_folder: Path) -> Callable[..., Any]:
 
 
 def _run_worker(start: Callable[..., Any], pipe: int, *, tag: str, server: int) -> None:
-    """Do the units that arrive through a pipe and tell through it, until told to end or left alone; never returns."""
+    """Run the units that arrive through a pipe and report results, until the pipe is closed; never returns."""
     code = 1
     try:
         die_with_parent()
