@@ -120,7 +120,7 @@ def test_a_broken_manifest_is_made_anew_with_every_split_in_it(source: Path, out
 
 def test_a_damaged_record_says_what_to_do(source: Path, out: Path) -> None:
     (out / ".walloc" / "train" / "00001.json").write_text("{")
-    with pytest.raises(FormatError, match=r"00001\.json: not valid JSON .* encode with repair=True \(--repair\)"):
+    with pytest.raises(FormatError, match=r"00001\.json: not valid JSON .* Encode with repair=True \(--repair\)"):
         encode(source, out)
 
 

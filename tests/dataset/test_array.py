@@ -124,5 +124,5 @@ def test_the_array_is_as_large_as_its_latents(hundred: Path, mirrored: Path) -> 
 
 
 def test_several_shapes_do_not_fit_one_array(mixed_shapes: Path) -> None:
-    with pytest.raises(LoaderError, match="several shapes and do not fit one array: use cache='shards'"):
+    with pytest.raises(LoaderError, match="several shapes, which do not fit one array: use cache='shards'"):
         LatentDataset(mixed_shapes, cache="array")

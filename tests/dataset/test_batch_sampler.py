@@ -84,7 +84,7 @@ def test_lightning_is_told_not_to_make_the_sampler_anew(hundred: Path) -> None:
     trainer = lightning.Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False
     )
-    with pytest.raises(LoaderError, match=r"give it dataset\.loader.* Trainer\(use_distributed_sampler=False\)"):
+    with pytest.raises(LoaderError, match=r"use dataset\.loader.* Trainer\(use_distributed_sampler=False\)"):
         trainer.predict(BoringModel(), loader)
 
 
@@ -142,7 +142,7 @@ def test_a_state_without_what_was_trained_on_is_refused(hundred: Path) -> None:
         sampler.state_dict(position=9)
     with pytest.raises(
         StateError,
-        match=r"this state is of global batches of 5, the loader makes those of 10: pass global_batch_size=5$",
+        match=r"the state has global batches of 5, but the loader has 10: pass global_batch_size=5$",
     ):
         sampler.load_state_dict(dataset.batch_sampler(batch_size=5).state_dict())
 

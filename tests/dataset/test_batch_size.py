@@ -68,8 +68,8 @@ def test_an_unknown_rank_is_no_error_before_the_first_batch(
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({}, r"exactly one of them, not batch_size=None and global_batch_size=None"),
-        ({"batch_size": 8, "global_batch_size": 8}, r"exactly one of them, not batch_size=8 and global_batch_size=8"),
+        ({}, r", not batch_size=None and global_batch_size=None"),
+        ({"batch_size": 8, "global_batch_size": 8}, r", not batch_size=8 and global_batch_size=8"),
         ({"batch_size": 0}, r"^batch_size must be an integer of at least 1, not 0$"),
         ({"batch_size": True}, r"^batch_size must be an integer of at least 1, not True$"),
         ({"global_batch_size": -4}, r"^global_batch_size must be an integer of at least 1, not -4$"),
@@ -91,7 +91,7 @@ def test_a_state_of_another_global_batch_names_both_and_the_remedy(dataset: Late
     other = make(batch_size=4, drop_last=True, rank=0, world_size=4)
     with pytest.raises(
         StateError,
-        match=r"^this state is of global batches of 8 \(2 ranks x 4\), the loader makes those of 16 \(4 ranks x 4\): "
+        match=r"^the state has global batches of 8 \(2 ranks x 4\), but the loader has 16 \(4 ranks x 4\): "
         r"pass global_batch_size=8$",
     ):
         other.load_state_dict(state)
@@ -123,5 +123,5 @@ def test_states_of_version_1_resume(dataset: LatentDataset, ids_of: Ids) -> None
     expected = [ids_of(latents) for latents, _ in dataset.loader(batch_size=8)]
     loader.load_state_dict(state)
     assert [ids_of(latents) for latents, _ in loader] == expected[11:]
-    with pytest.raises(StateError, match=r"global batches of 8, the loader makes those of 4: pass global_batch_size=8"):
+    with pytest.raises(StateError, match=r"global batches of 8, but the loader has 4: pass global_batch_size=8"):
         dataset.loader(batch_size=4).load_state_dict(state)

@@ -328,7 +328,7 @@ def test_a_mixture_gives_the_columns_of_its_parts(encoded: Path, expected: list[
     seen = [check(s, expected) for batch in mixture.loader(batch_size=6, num_workers=1) for s in samples_of(batch)]
     assert len(seen) == NUM
     assert sum(index < 10 for index in seen) == 12
-    with pytest.raises(LoaderError, match="do not mix: open them with the same columns"):
+    with pytest.raises(LoaderError, match="cannot be mixed: open them with the same columns"):
         LatentMixture([data, LatentDataset(encoded)])
 
 

@@ -59,7 +59,7 @@ def test_an_index_that_was_changed_is_refused_and_never_served_from_the_cache(ro
     assert LatentDataset(root).labels[:3].tolist() == [0, 1, 2]
     relabel(root, tell=False)
     with pytest.raises(
-        FormatError, match=r"index/train.parquet: its sha256 is [0-9a-f]{64}, .* if the change is meant"
+        FormatError, match=r"index/train.parquet: its sha256 is [0-9a-f]{64}, .* if the change is intended"
     ):
         LatentDataset(root)
     relabel(root, tell=True)
@@ -138,7 +138,7 @@ def test_no_flipped_bit_of_a_local_sample_is_read_in_silence(root: Path, expecte
     dataset = LatentDataset(root)
     assert torch.equal(dataset[0][0], torch.from_numpy(expected_latent(0, (4, 4))))
     for i in range(1, 40):
-        message = rf"sample {i:09d}: its bytes are not those that were encoded .*`walloc-data verify"
+        message = rf"sample {i:09d}: its bytes differ from those that were encoded .*`walloc-data verify"
         with pytest.raises(CorruptShardError, match=message):
             dataset[i]
 
@@ -186,7 +186,7 @@ def test_a_data_set_encoded_again_under_a_reader_is_named(
             assert np.array_equal(latent, expected_latent(i, (4, 4)))
             old += 1
         except (CorruptShardError, StorageError) as error:
-            named += "encoded again after it was opened here: open it again" in str(error)
+            named += "encoded again after it was opened: open it again" in str(error)
     assert (old, named) == (16, 48)
     again = LatentDataset(tmp_path / "set", cache=cache)
     assert all(np.array_equal(again[i][0], expected_latent(i, (4, 4), seed=1)) for i in range(64))
@@ -265,5 +265,5 @@ def test_an_array_that_keeps_nothing_is_an_error(root: Path, monkeypatch: pytest
     reader = LatentDataset(root, cache="array")._reader
     flip(reader.folder / "latents.int8", every=1000)  # type: ignore[attr-defined]
     monkeypatch.setattr(reader, "_decode", lambda number: None)
-    with pytest.raises(CorruptShardError, match="the latent at row 2 is not what was decoded into it, a moment ago"):
+    with pytest.raises(CorruptShardError, match="the latent at row 2 differs from what was just written"):
         reader.read(np.arange(40, dtype=np.int64), None)

@@ -260,13 +260,13 @@ def test_states_of_something_else_are_refused_by_name(hundred: Path, mirrored: P
         "num_batches": dataset.loader(batch_size=8, drop_last=True),
     }
     for name, other in others.items():
-        with pytest.raises(StateError, match=f"this state has {name} "):
+        with pytest.raises(StateError, match=f"the state has {name} "):
             other.load_state_dict(state)
     with pytest.raises(StateError, match=r"identity .*another data set or subset"):
         dataset.subset(classes=[1]).loader(batch_size=8).load_state_dict(state)
     with pytest.raises(StateError, match="not a loader state: no 'global_batch_size'"):
         loader.load_state_dict({"epoch": 1})
-    with pytest.raises(StateError, match="position 99 lies behind the last of 13 batches"):
+    with pytest.raises(StateError, match="position 99 is beyond the last of 13 batches"):
         loader.load_state_dict(state | {"position": 99})
     with pytest.raises(StateError, match="epoch must be an integer of at least 0, not -1"):
         loader.load_state_dict(state | {"epoch": -1})

@@ -178,7 +178,7 @@ def test_weighted_draws_resume_and_their_weights_are_part_of_the_state(hundred: 
     two = [data.loader(batch_size=5, weights=weights, rank=rank, world_size=2) for rank in range(2)]
     halves = [[ids_of(latents) for latents, _ in loader] for loader in two]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
-    with pytest.raises(StateError, match="this state has order 'weights-"):
+    with pytest.raises(StateError, match="the state has order 'weights-"):
         data.loader(batch_size=10, weights=weights + 1).load_state_dict(state)
 
 
@@ -204,21 +204,21 @@ def test_a_part_shuffles_in_windows_of_shards(hundred: Path, ids_of: Ids) -> Non
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda data: data.split(1), "100 samples do not divide into 1 and the rest"),
-        (lambda data: data.split(0.001), "each part has a sample"),
-        (lambda data: data.folds(1), "100 samples do not divide into 1 folds"),
-        (lambda data: data.folds(101), "do not divide into 101 folds"),
+        (lambda data: data.split(1), "100 samples cannot be divided by the fraction 1"),
+        (lambda data: data.split(0.001), "no part may be empty"),
+        (lambda data: data.folds(1), "100 samples cannot be divided into 1 folds"),
+        (lambda data: data.folds(101), "cannot be divided into 101 folds"),
         (lambda data: data.split(0.5, stratify="colour"), "no column 'colour'"),
-        (lambda data: data.subset(rows=[1, 1]), "rows names a row twice"),
+        (lambda data: data.subset(rows=[1, 1]), "rows contains a row twice"),
         (lambda data: data.subset(rows=[100]), "no row 100 among these 100"),
-        (lambda data: data.subset(rows=[0.5]), "rows are positions, or a mask of 100 booleans, not float64"),
+        (lambda data: data.subset(rows=[0.5]), "rows must be positions or a mask of 100 booleans, not float64"),
         (lambda data: data.subset(rows=[True, False]), "a mask of 100 booleans, not bool of shape"),
         (lambda data: data.subset(keys="000000001"), "keys is a list of names"),
         (lambda data: data.subset(keys=["000000001", "x"]), "no sample 'x' among these 100"),
-        (lambda data: data.loader(batch_size=2, weights=[1.0]), r"weights are 100 finite numbers.*got \(1,\)"),
-        (lambda data: data.loader(batch_size=2, weights=[0] * 100), "at least 0, one a sample and not all 0"),
+        (lambda data: data.loader(batch_size=2, weights=[1.0]), r"weights must be 100 finite numbers.*got \(1,\)"),
+        (lambda data: data.loader(batch_size=2, weights=[0] * 100), "at least 0, one per sample, not all 0"),
         (lambda data: data.loader(batch_size=2, weights=[-1.0] * 100), "from -1.0 to -1.0"),
-        (lambda data: data.loader(batch_size=2, weights=["a"] * 100), "weights are 100 numbers, one a sample"),
+        (lambda data: data.loader(batch_size=2, weights=["a"] * 100), "weights must be 100 numbers, one per sample"),
         (
             lambda data: data.loader(batch_size=2, weights=[1] * 100, class_balanced=True),
             "class_balanced and weights exclude each other",

@@ -188,7 +188,7 @@ def test_dropout_on_a_gpu_does_not_repeat_itself(wide: Path) -> None:
 
 def test_a_shuffle_that_a_dataloader_does_not_do_is_said(wide: Path, ids_of: Ids) -> None:
     dataset = LatentDataset(wide, shuffle=True)
-    with pytest.warns(UserWarning, match=r"in stored order what is to be shuffled.*batch_sampler"):
+    with pytest.warns(UserWarning, match=r"this data set in stored order despite its shuffle=True.*batch_sampler"):
         assert ids_of(next(iter(DataLoader(dataset, batch_size=16)))[0]) == list(range(16))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -202,7 +202,7 @@ def test_a_shuffle_that_a_dataloader_does_not_do_is_said(wide: Path, ids_of: Ids
 def test_it_is_said_of_small_batches_and_of_one_rank_s_share_too(wide: Path, batch_size: int) -> None:
     dataset = LatentDataset(wide, shuffle=True)
     batches = DataLoader(dataset, batch_size=batch_size, sampler=range(1, 64, 2))
-    with pytest.warns(UserWarning, match=r"in stored order what is to be shuffled") as said:
+    with pytest.warns(UserWarning, match=r"this data set in stored order despite its shuffle=True") as said:
         list(batches)
     assert len(said) == 1
 

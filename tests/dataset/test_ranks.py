@@ -104,8 +104,8 @@ def test_a_rank_that_changes_after_the_first_batch_is_an_error(hundred: Path, mo
     ("rank", "world_size", "message"),
     [
         (None, "2", "WORLD_SIZE is 2 but RANK is not set"),
-        ("2", "2", r"RANK=2 and WORLD_SIZE=2 are not a rank and a world size: rank 2 is not in \[0, 2\)"),
-        ("x", "2", r"RANK=x and WORLD_SIZE=2 are not a rank and a world size"),
+        ("2", "2", r"RANK=2 and WORLD_SIZE=2 are invalid: rank 2 is not in \[0, 2\)"),
+        ("x", "2", r"RANK=x and WORLD_SIZE=2 are invalid"),
     ],
 )
 def test_an_environment_that_says_no_place_is_an_error(

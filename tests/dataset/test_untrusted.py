@@ -57,10 +57,10 @@ def change_index(root: Path, row: int, **values: object) -> None:
         ({"shard": -1}, "rows are not in the order of the manifest's shards"),
         ({"height": 0}, r"a height is not in \[1, 8388608\]"),
         ({"width": 2**31 - 1}, r"a width is not in \[1, 8388608\]"),
-        ({"height": 64}, r"a sample is not of the manifest's latent_shape \(12, 4, 4\)"),
+        ({"height": 64}, r"a sample does not have the manifest's latent_shape \(12, 4, 4\)"),
         ({"label": -7}, "a label is negative or missing"),
         ({"label": None}, "a label is negative or missing"),
-        ({"offset": None}, "column 'offset' has empty rows"),
+        ({"offset": None}, "column 'offset' has missing values"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -68,7 +68,7 @@ def test_a_data_set_of_version_1_gives_the_latents_that_its_pictures_have_today(
 def test_a_data_set_of_version_1_has_keys_and_says_where_its_columns_are(stored: Path) -> None:
     data = LatentDataset(stored, columns=["key", "height"])
     assert [sample[2] for sample in data] == data.keys == [f"{i:09d}" for i in data.index["source_index"]]
-    with pytest.raises(LoaderError, match="no column 'caption' in its index: the split was written by version 1"):
+    with pytest.raises(LoaderError, match="no column 'caption' in its index: version 1"):
         LatentDataset(stored, columns=["caption"])
 
 

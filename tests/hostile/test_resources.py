@@ -410,8 +410,6 @@ def test_one_pass_over_a_loader_at_a_time(root: Path) -> None:
         outer = iter(loader)
         next(outer)
         assert sum(1 for _ in loader) == 4
-        with pytest.raises(
-            LoaderError, match=r"this pass over the loader ended when another began: .* a second loader"
-        ):
+        with pytest.raises(LoaderError, match=r"another iteration over this loader was started; .* a second loader"):
             next(outer)
         assert [len(batch) for batch, _ in loader] == [2, 2, 2, 1]

@@ -291,7 +291,11 @@ def _failures(root: Path) -> None:
         (_index, FormatError, r"index/train.parquet: not a parquet file, or cut short"),
         (_weights, CodecError, r"codec/model.safetensors: cannot be read \(No such file"),
         (_codec, CodecError, r"codec: this codec \(rgb-16x-v1, .* is not the one that made the latents \(klt-16x"),
-        (_sample, CorruptShardError, r"train-00001.tar: sample 000000002: its bytes are not those that were encoded"),
+        (
+            _sample,
+            CorruptShardError,
+            r"train-00001.tar: sample 000000002: its bytes differ from those that were encoded",
+        ),
         (_link, FormatError, r"codec/model.safetensors: a link to what is no part of the folder"),
         (_failures, FormatError, r"failures/train.jsonl: does not list the 3 failures of the manifest"),
     ],

@@ -150,7 +150,7 @@ def test_shapes_may_vary_and_labels_be_absent(kodak_latents: Any, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"keys": ["nope"]}, r"no sample 'nope'; keys are such as '0"),
+        ({"keys": ["nope"]}, r"no sample 'nope'; keys look like '0"),
         ({"split": "test"}, r"no split 'test'; it has \['train'\]"),
         ({"num_samples": 0}, r"num_samples must be in \[1, 200\]"),
     ],

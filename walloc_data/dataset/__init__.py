@@ -1,4 +1,4 @@
-"""Reading latents for training: exact, resumable orders; local, streamed or decoded once into an array."""
+"""Reading of latents for training, in exact and resumable orders, from local or remote shards or a decoded array."""
 
 import lazy_loader
 

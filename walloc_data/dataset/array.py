@@ -1,14 +1,14 @@
-"""The cached sibling of a shard reader: every shard decoded once into one memory-mapped array.
+"""Reader with a cache of decoded latents: each shard is decoded once, into one memory-mapped array.
 
     cache_folder/arrays/{identity}/
-      latents.int8       (N, C, h, w) int8, or (2N, C, h, w) with the mirror images behind
+      latents.int8       (N, C, h, w) int8, or (2N, C, h, w) followed by the mirror images
       crc32              (N,) or (2N,) uint32: the checksum of each latent
-      done               one byte a shard: 1 once its slices are complete and on disk; trusted only beside the others
-      {shard:05d}.lock   held by whoever decodes that shard
+      done               one byte per shard: 1 when its slices are complete and on disk
+      {shard:05d}.lock   held by the process that decodes the shard
 
-The space is allocated before anything is read: a map of a hole for which the disk has no room kills its process
-(SIGBUS). Workers, ranks and trainers fill it together, each shard once; a killed one leaves its shard undone and its
-lock free. Each latent is checked when a process first reads it; what is damaged is decoded again.
+The disk space is allocated first, because writing to a mapped file on a full disk kills the process (SIGBUS). Workers,
+ranks and trainers fill the array together, each shard once; if one is killed, its lock is released and another process
+decodes the shard. Each latent is checked when a process first reads it, and damaged ones are decoded again.
 """
 
 import mmap
@@ -33,19 +33,19 @@ _DECODE_ROWS = 256
 
 
 class ArrayReader(Reader):
-    """Gathers latents from the array; shards that are not in it yet are decoded when first asked for.
+    """Reader of latents from the array; a missing shard is decoded when it is first needed.
 
     Args:
-        shards: the reader of the shards themselves.
-        folder: of this split's array; named by the split's identity.
-        mirror: keep the mirror images too.
+        shards: reader of the shards.
+        folder: folder of the array, named by the identity of the split.
+        mirror: also store the mirror images.
     """
 
     def __init__(self, shards: ShardReader, folder: Path, *, mirror: bool) -> None:
         shape = shards.record.latent_shape
         if shape is None:
             raise LoaderError(
-                f"{shards.store.url}: its latents are of several shapes and do not fit one array: use cache='shards', "
+                f"{shards.store.url}: its latents have several shapes, which do not fit one array: use cache='shards', "
                 "or encode with a size"
             )
         self.source, self.folder, self.mirror = shards, folder, mirror
@@ -63,7 +63,7 @@ class ArrayReader(Reader):
         return self.source.shards(rows)
 
     def fetch(self, number: int) -> None:
-        """Bring a shard here ahead of its use, unless it is decoded already."""
+        """Download a shard before it is needed, unless it is decoded already."""
         if not self._open().done[number]:
             self.source.fetch(number)
 
@@ -82,9 +82,9 @@ class ArrayReader(Reader):
                 latents = np.take(maps.latents, places, axis=0)
                 if len(again := self._damaged(latents, places, unchecked)):
                     raise CorruptShardError(
-                        f"{self.folder}: the latent at row {int(rows[again[0]])} is not what was decoded into it, a "
-                        "moment ago: is the disk or the memory of this machine damaged? Set cache_folder to another "
-                        "disk, or cache='shards'"
+                        f"{self.folder}: the latent at row {int(rows[again[0]])} differs from what was just written. "
+                        "The disk or memory of this machine may be faulty: set cache_folder to another disk, or "
+                        "cache='shards'"
                     )
             self._checked.add(places)
         return latents
@@ -96,7 +96,7 @@ class ArrayReader(Reader):
         return which[[a != b for a, b in zip(found, expected, strict=True)]]
 
     def _decode_again(self, number: int) -> None:
-        """Decode a shard into its damaged slice, in place: only what is damaged changes."""
+        """Decode a shard again, in place; only damaged latents change."""
         with (
             cache_errors(self.folder, what=self._what),
             file_lock(self.folder / f"{number:05d}.lock"),
@@ -104,7 +104,7 @@ class ArrayReader(Reader):
             self._decode(number)
 
     def fill(self, numbers: Ints) -> None:
-        """Decode those of the numbered shards that nobody has decoded yet; wait for those that others are decoding."""
+        """Decode the missing ones of some shards; wait for those that other processes are decoding."""
         done = self._open().done
         for wait in (False, True):
             for number in numbers[done[numbers] == 0].tolist():
@@ -137,14 +137,14 @@ class ArrayReader(Reader):
                     crc32 = np.array([zlib.crc32(latent.data) for latent in latents], dtype="<u4")
                     _write(checksums, crc32.data.cast("B"), place * crc32.itemsize)
             for written in (file, checksums):
-                sync_file(written.fileno())  # the mark must not reach the disk before what it promises
+                sync_file(written.fileno())  # the data must reach the disk before the mark
         with (self.folder / "done").open("r+b", buffering=0) as file:
             file.seek(number)
             file.write(b"\x01")
 
     def _open(self) -> "_Maps":
         if self._maps is not None and any(mapped.size() < num_bytes for mapped, num_bytes in self._maps.files):
-            self._maps, self._complete = None, False  # cut short by somebody: a read beyond its end would kill us
+            self._maps, self._complete = None, False  # truncated: a read beyond the end would kill the process
         if self._maps is None:
             num_shards = len(self.source.record.shards)
             sizes = {"latents.int8": int(np.prod(self.shape)), "crc32": 4 * self.shape[0], "done": num_shards}
@@ -156,7 +156,7 @@ class ArrayReader(Reader):
             latents = np.memmap(self.folder / "latents.int8", np.int8, "r", shape=self.shape)
             crc32 = np.memmap(self.folder / "crc32", "<u4", "r", shape=self.shape[:1])
             done = np.memmap(self.folder / "done", np.uint8, "r", shape=(num_shards,))
-            # Plain views: np.memmap's own bookkeeping costs more than a small gather.
+            # Plain views: the overhead of np.memmap exceeds the time of a small gather.
             mapped = [getattr(found, "_mmap") for found in (latents, crc32, done)]  # noqa: B009  # typed nowhere
             files = tuple(zip(mapped, sizes.values(), strict=True))
             self._maps = _Maps(latents.view(np.ndarray), crc32.view(np.ndarray), done.view(np.ndarray), files)
@@ -164,11 +164,11 @@ class ArrayReader(Reader):
         return self._maps
 
     def _make(self, sizes: Mapping[str, int]) -> None:
-        """Make the files, unless another process has meanwhile. The caller holds the lock."""
+        """Create the files, unless another process has done so. The caller holds the lock."""
         if all(_is_of(self.folder / name, num_bytes) for name, num_bytes in sizes.items()):
             return
-        # Cut short, or one of them lost: what is marked done would be read as zeros. So all are made anew, marks first
-        # removed; who has mapped the old ones keeps them.
+        # If a file is truncated or missing, shards marked as done would be read as zeros: create all files again, after
+        # removing the marks. Processes that have mapped the old files keep them.
         for name in ("done", "crc32", "latents.int8"):
             (self.folder / name).unlink(missing_ok=True)
         try:
@@ -177,7 +177,7 @@ class ArrayReader(Reader):
                     allocate(file.fileno(), num_bytes)
         except OSError:
             for name in sizes:
-                (self.folder / name).unlink(missing_ok=True)  # what it took is free again
+                (self.folder / name).unlink(missing_ok=True)  # frees its disk space
             raise
 
 
@@ -185,11 +185,11 @@ class _Maps(NamedTuple):
     latents: npt.NDArray[np.int8]
     crc32: npt.NDArray[np.uint32]
     done: npt.NDArray[np.uint8]
-    files: tuple[tuple[mmap.mmap, int], ...]  # behind them, and the bytes that each must have
+    files: tuple[tuple[mmap.mmap, int], ...]  # the maps and their expected lengths
 
 
 class _Bits:
-    """A set of numbers below a limit, an eighth of a byte each."""
+    """Set of numbers below a limit, as a bit field."""
 
     def __init__(self, limit: int) -> None:
         self._bytes = np.zeros(-(-limit // 8), np.uint8)
@@ -204,7 +204,7 @@ class _Bits:
 
 
 def _is_of(path: Path, num_bytes: int) -> bool:
-    """Return whether a file is there and of this length: it may be another user's, which is read and not written."""
+    """Return whether a file exists with this length. It may belong to another user, and is then read-only."""
     return path.is_file() and path.stat().st_size == num_bytes
 
 

@@ -17,22 +17,22 @@ __all__ = ["BatchSize", "RankedBatches"]
 
 @dataclass(frozen=True)
 class BatchSize:
-    """Samples of a batch as they were asked for: of one rank, or of all ranks together."""
+    """Requested batch size, per rank or over all ranks."""
 
     samples: int
     of_all_ranks: bool
 
     @classmethod
     def given(cls, batch_size: int | None, global_batch_size: int | None) -> "BatchSize":
-        """Return the one of the two that is given.
+        """Return the batch size from the argument that is given.
 
         Raises:
             LoaderError: neither or both are given, or it is not an integer of at least 1.
         """
         if (batch_size is None) == (global_batch_size is None):
             raise LoaderError(
-                "pass batch_size, the samples of one rank's batch, or global_batch_size, those of all ranks together: "
-                f"exactly one of them, not batch_size={batch_size!r} and global_batch_size={global_batch_size!r}"
+                "pass either batch_size (samples per rank) or global_batch_size (samples over all ranks), "
+                f"not batch_size={batch_size!r} and global_batch_size={global_batch_size!r}"
             )
         name, value = ("global_batch_size", global_batch_size) if batch_size is None else ("batch_size", batch_size)
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
@@ -40,33 +40,33 @@ class BatchSize:
         return cls(int(value), of_all_ranks=batch_size is None)
 
     def over(self, world_size: int) -> int:
-        """Return the samples of a global batch of `world_size` ranks.
+        """Return the size of a global batch of `world_size` ranks.
 
         Raises:
-            LoaderError: ranks cannot share it equally.
+            LoaderError: it is not divisible by the number of ranks.
         """
         if not self.of_all_ranks:
             return self.samples * world_size
         if self.samples % world_size:
             raise LoaderError(
                 f"global_batch_size {self.samples} does not divide evenly among {world_size} ranks: pass a multiple of "
-                f"{world_size}, or batch_size, which is of one rank"
+                f"{world_size}, or batch_size, which is per rank"
             )
         return self.samples
 
 
 class RankedBatches:
-    """Global batches of an epoch, as many samples each as the present number of ranks makes them.
+    """Global batches of an epoch, for the current number of ranks.
 
     Args:
-        samples: what the rows belong to.
-        batching: gives the rows; its own batch size does not count.
-        size: of a batch, of one rank or of all.
-        rank_info: this process among the ranks.
-        equal: whether a last batch that is not full is dropped or filled up.
+        samples: data set that the rows belong to.
+        batching: assignment of rows to batches; its batch size is replaced.
+        size: batch size, per rank or over all ranks.
+        rank_info: rank and world size of this process.
+        equal: whether an incomplete last batch is dropped or padded.
 
     Raises:
-        LoaderError: the ranks, if they are known already, cannot share the batches equally.
+        LoaderError: the ranks, if known, cannot share the batches equally.
     """
 
     def __init__(
@@ -74,32 +74,32 @@ class RankedBatches:
     ) -> None:
         self._samples, self._batching, self._size, self._rank_info = samples, batching, size, rank_info
         self._equal = equal
-        self._resumed: int | None = None  # the global batch size that a loaded state was checked against
+        self._resumed: int | None = None  # the global batch size of the loaded state
         try:
             rank_info.find()
         except LoaderError:
-            return  # drawing the first batch asks again
+            return  # checked again with the first batch
         self.check()
 
     @property
     def world_size(self) -> int:
-        """Number of ranks now."""
+        """Current number of ranks."""
         return self._rank_info.find()[1]
 
     @property
     def batching(self) -> Batching:
-        """The global batches of the present number of ranks."""
+        """Global batches for the current number of ranks."""
         return self.of(self.world_size)
 
     def of(self, world_size: int) -> Batching:
-        """Return the global batches of `world_size` ranks."""
+        """Return the global batches for `world_size` ranks."""
         size = self._size.over(world_size)
         if self._batching.batch_size != size:
             self._batching = self._batching.resized(size)
         return self._batching
 
     def check(self) -> None:
-        """Raise LoaderError where the present ranks cannot share every batch equally, or would get none."""
+        """Raise LoaderError if the current ranks cannot share every batch equally, or there is no batch."""
         batching, world_size = self.batching, self.world_size
         if self._equal and not batching.num_batches and len(self._samples):
             raise LoaderError(
@@ -114,11 +114,11 @@ class RankedBatches:
             )
 
     def begin(self) -> tuple[Batching, int, int]:
-        """Return the batches of a pass that begins now, this rank and the number of ranks.
+        """Return the batches of a pass that starts now, the rank, and the number of ranks.
 
         Raises:
-            LoaderError: ranks cannot share the batches, or have changed since the first batch was drawn.
-            StateError: the number of ranks has changed since a state was loaded.
+            LoaderError: the ranks cannot share the batches, or have changed since the first batch.
+            StateError: the number of ranks has changed since the state was loaded.
         """
         self.check()
         rank, world_size = self._rank_info.use()
@@ -132,18 +132,18 @@ class RankedBatches:
         return batching, rank, world_size
 
     def still(self) -> None:
-        """Raise LoaderError if this process's rank has changed since the pass began."""
+        """Raise LoaderError if the rank of this process has changed since the pass started."""
         self._rank_info.use()
 
     def state(self, *, epoch: int, position: int) -> dict[str, Any]:
-        """Return the state in which `position` batches of `epoch` are done."""
+        """Return the state after `position` batches of `epoch`."""
         return make_state(self._samples, self.batching, self.world_size, epoch=epoch, position=position)
 
     def load(self, state: Mapping[str, Any]) -> tuple[int, int]:
         """Return (epoch, position) of a state.
 
         Raises:
-            StateError: it belongs to other batches; names the difference.
+            StateError: the state is for other batches; the message names the difference.
         """
         found = check_state(state, self._samples, self.batching, self.world_size)
         self._resumed = self.batching.batch_size

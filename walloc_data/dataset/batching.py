@@ -1,6 +1,6 @@
-"""Batching: which rows make which global batch, the same for any number of workers and ranks.
+"""Assignment of rows to global batches, independent of the number of workers and ranks.
 
-They are a pure function of (seed, epoch, global batch size). Each rank takes its slice of every batch.
+The batches are a function of (seed, epoch, global batch size). Each rank takes its slice of every batch.
 """
 
 from collections import OrderedDict
@@ -16,25 +16,25 @@ from walloc_data.permutations import derive_key, permute
 __all__ = ["Batch", "Batching", "BucketedBatches", "Last", "SequentialBatches"]
 
 Last = Literal["short", "drop", "pad"]
-_CHUNK_BATCHES = 32  # rows are computed for this many batches at once: numpy's cost per call is shared
+_CHUNK_BATCHES = 32  # rows are computed for several batches at once, because of numpy's overhead per call
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one global batch. Padded rows repeat real ones; `valid` is False there."""
+    """Rows of one global batch. `valid` is False for padding, which repeats other rows."""
 
     rows: Ints  # (B,)
     valid: npt.NDArray[np.bool_]  # (B,)
 
     def slice(self, rank: int, world_size: int) -> "Batch":
-        """Return one rank's part: contiguous, equal in size on every rank."""
+        """Return the slice of one rank; slices of all ranks have equal sizes."""
         share = len(self.rows) // world_size
         part = slice(rank * share, (rank + 1) * share)
         return Batch(self.rows[part], self.valid[part])
 
 
 class Batching(Protocol):
-    """Batch numbers of an epoch to rows."""
+    """Interface that maps batch numbers of an epoch to rows."""
 
     @property
     def name(self) -> str:
@@ -46,11 +46,11 @@ class Batching(Protocol):
 
     @property
     def num_batches(self) -> int:
-        """Global batches an epoch."""
+        """Global batches per epoch."""
 
     @property
     def num_samples(self) -> int:
-        """Samples an epoch, without padding and what is dropped."""
+        """Samples per epoch, without padding and dropped samples."""
 
     def batch(self, epoch: int, number: int) -> Batch:
         """Return one global batch."""
@@ -64,7 +64,7 @@ def _count(num_samples: int, batch_size: int, last: Last) -> int:
 
 
 def _positions(start: int, num_samples: int, batch_size: int, last: Last) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """Return the positions of the batch that begins at `start`; padding continues with the first samples."""
+    """Return the positions of the batch that starts at `start`; padding repeats the first samples."""
     stop = start + batch_size if last == "pad" else min(num_samples, start + batch_size)
     positions = np.arange(start, stop, dtype=np.int64)
     return positions % num_samples, positions < num_samples
@@ -72,7 +72,7 @@ def _positions(start: int, num_samples: int, batch_size: int, last: Last) -> tup
 
 @dataclass(frozen=True)
 class SequentialBatches:
-    """Consecutive positions of one order."""
+    """Batches of consecutive positions of an order."""
 
     order: EpochOrder
     batch_size: int
@@ -118,7 +118,7 @@ class SequentialBatches:
 
 @dataclass(frozen=True)
 class BucketedBatches:
-    """Batches of one shape each, in mixed order: rows are grouped by shape, and no batch crosses a group."""
+    """Batches whose samples have one latent shape. Batches of different shapes are shuffled together."""
 
     buckets: tuple[Ints, ...]  # rows of each shape
     batch_size: int

@@ -1,4 +1,4 @@
-"""Boxes of the source's pictures, in latent cells or in pixels of what was encoded."""
+"""Conversion of boxes in source pictures to latent cells, or to pixels of the encoded picture."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,15 +19,14 @@ BoxForm = Literal["xyxy", "xywh", "cxcywh"]
 def boxes_to_pixels(
     boxes: Any, crop: Any, *, form: BoxForm = "xyxy", mirrored: bool = False, clip: bool = True
 ) -> Tensor:
-    """Map boxes of a picture in its source to boxes of the picture that was encoded.
+    """Convert boxes in the source picture to pixels of the encoded picture.
 
     Args:
-        boxes: (n, 4) or (4,), tensor or lists, in pixels of the source's picture, upright (its EXIF orientation
-            applied).
-        crop: what the column "crop" has of this sample: left, top, right, bottom in the source, width, height encoded.
-        form: corners, a corner and sides, or the centre and sides.
-        mirrored: what the column "mirrored" has, where stored mirror images are read.
-        clip: cut boxes off at the picture's border; those outside get no area.
+        boxes: (n, 4) or (4,), tensor or lists, in pixels of the source picture after its EXIF orientation is applied.
+        crop: value of the column "crop": left, top, right, bottom in the source; encoded width and height.
+        form: "xyxy" (corners), "xywh" (corner and size) or "cxcywh" (centre and size).
+        mirrored: value of the column "mirrored", if stored mirror images are read.
+        clip: clip boxes to the picture; boxes outside get an area of zero.
 
     Returns:
         float32 (n, 4) or (4,): left, top, right, bottom.
@@ -58,14 +57,13 @@ def boxes_to_cells(
     clip: bool = True,
     cell_px: int = 8,
 ) -> Tensor:
-    """Map boxes of a picture in its source to cells of its latent: `boxes_to_pixels` over the side of a cell.
+    """Convert boxes in the source picture to cells of the latent.
 
-    Cell (i, j) reaches from j to j + 1 across and from i to i + 1 down. Where the picture was padded to whole cells,
-    the padding before it is counted in.
+    Cell (i, j) spans columns j to j + 1 and rows i to i + 1. The padding of the picture is taken into account.
 
     Args:
-        boxes: as `boxes_to_pixels` takes them, and all others but the last.
-        cell_px: of the codec, `manifest.codec.cell_px`.
+        boxes, crop, form, mirrored, clip: as for `boxes_to_pixels`.
+        cell_px: side of a cell in pixels, `manifest.codec.cell_px`.
 
     Returns:
         float32 (n, 4) or (4,): left, top, right, bottom.

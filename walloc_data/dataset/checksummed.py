@@ -1,4 +1,4 @@
-"""Files of the cache folder that end with their own SHA-256, so that a damaged one is noticed and made anew."""
+"""Cache files that end with their own SHA-256, so that damaged ones are detected and written again."""
 
 import hashlib
 import mmap
@@ -39,18 +39,18 @@ class Mapped:
 
 
 def checksummed_file(path: Path, write: Callable[[BinaryIO], None], *, what: str) -> Path:
-    """Return the path of a file that is there and whole; it is written first where it is not.
+    """Return the path of an intact file; it is written first if it is missing or damaged.
 
     Args:
-        path: in the cache folder.
-        write: is given the open file, for writing and reading, and leaves it at its end.
-        what: names the content in errors about the disk.
+        path: path in the cache folder.
+        write: function that writes the open file and leaves it at its end.
+        what: description of the content, for errors of the disk.
     """
     with cache_errors(path.parent, what=what):
-        if not _is_whole(path):  # one that is there may be another user's: it is read without a lock
+        if not _is_whole(path):  # an existing file may belong to another user: read it without a lock
             path.parent.mkdir(parents=True, exist_ok=True)
             with file_lock(path.with_suffix(".lock")):
-                if not _is_whole(path):  # nobody made it while this process waited
+                if not _is_whole(path):  # not written by another process meanwhile
                     _write(path, write)
     return path
 
@@ -65,7 +65,7 @@ def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether a file is there, and is what was written."""
+    """Return whether a file exists and matches its checksum."""
     try:
         with open_regular(path) as file:
             left = os.fstat(file.fileno()).st_size - DIGEST_BYTES

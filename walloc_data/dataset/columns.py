@@ -1,8 +1,7 @@
-"""Columns of a split's index beside the places of its samples: read once, kept in the cache folder, memory-mapped.
+"""Columns of a split's index, cached as memory-mapped files.
 
-A column of numbers, or of arrays of numbers of one shape, becomes a `.npy` file from which whole batches are gathered.
-Any other becomes an Arrow file in pieces of 1024 rows, of which a batch reads those it needs. Both are shared by every
-process of the machine, and made anew when damaged.
+A column of numbers, or of arrays of numbers of one shape, becomes a `.npy` file. Any other column becomes an Arrow file
+in pieces of 1024 rows. The files are shared by all processes of the machine, and written again if damaged.
 """
 
 import json
@@ -37,10 +36,10 @@ def column_types(record: SplitRecord, *, mirror: bool) -> dict[str, ColumnType]:
 
 
 class ArrayColumn:
-    """Numbers, or arrays of numbers of one shape. Travels to other processes as the name of its file.
+    """Column of numbers, or of arrays of numbers of one shape. Pickled as the path of its file.
 
     Attributes:
-        values: (n, ...) mapped for reading. float64 with NaN for rows without a value, where there are any.
+        values: (n, ...), read-only memory map; float64 with NaN if rows have missing values.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -58,7 +57,7 @@ class ArrayColumn:
 
     @property
     def form(self) -> tuple[str, tuple[int, ...]]:
-        """Return what batches of it are: dtype and shape of a value."""
+        """Return the dtype and shape of a value in batches."""
         return str(self._values.dtype), self._values.shape[1:]
 
     def take(self, rows: Ints) -> npt.NDArray[Any]:
@@ -67,7 +66,7 @@ class ArrayColumn:
 
 
 class ListColumn:
-    """Text, dates, lists, structs. Travels to other processes as the name of its file."""
+    """Column of text, dates, lists or structs. Pickled as the path of its file."""
 
     def __init__(self, path: Path, name: str, kind: ColumnType) -> None:
         import pyarrow as pa
@@ -84,13 +83,13 @@ class ListColumn:
 
     @property
     def form(self) -> tuple[str, tuple[int, ...]]:
-        """Return what batches of it are: a list of Python's values."""
+        """Return "list": batches are lists of Python values."""
         return "list", ()
 
     def take(self, rows: Ints) -> list[Any]:
         """Return the values of rows: str, datetime, date, list, dict or None."""
         self._mapped.check()
-        if len(rows) > _PIECE_ROWS:  # more than a batch: whole pieces at once
+        if len(rows) > _PIECE_ROWS:  # more than a batch: convert pieces at once
             found = [None] * len(rows)
             number = rows // _PIECE_ROWS
             for piece in np.unique(number).tolist():
@@ -106,7 +105,7 @@ class ListColumn:
         return found
 
     def pieces(self) -> Iterator[Any]:
-        """Yield all values in order, as Arrow's arrays."""
+        """Yield all values in order, as Arrow arrays."""
         for number in range(self._file.num_record_batches):
             self._mapped.check()
             yield self._file.get_batch(number).column(0)
@@ -116,10 +115,10 @@ Column = ArrayColumn | ListColumn
 
 
 def write_column(parquet: BinaryIO, name: str, kind: ColumnType, *, num_rows: int, file: BinaryIO) -> None:
-    """Write one column of an index, whose file is open, as `ArrayColumn` or `ListColumn` reads it.
+    """Write one column of an open index file in the format of `ArrayColumn` or `ListColumn`.
 
     Raises:
-        FormatError: it is not what the manifest says of it.
+        FormatError: the column differs from its description in the manifest.
     """
     with open_parquet(parquet, columns=[name]) as opened:
         if name not in opened.schema_arrow.names:
@@ -159,7 +158,7 @@ def _write_list(batches: Iterator[Any], kind: Any, file: BinaryIO) -> None:
 
 
 def _write_array(batches: Iterator[Any], kind: ColumnType, num_rows: int, file: BinaryIO, *, nulls: bool) -> bool:
-    """Write a `.npy`; return False, having written a part, where a value is missing and `nulls` does not allow it."""
+    """Write a `.npy` file. Return False, with the file incomplete, if a value is missing and `nulls` is False."""
     scalar = kind
     while scalar.item is not None:
         scalar = scalar.item
@@ -175,7 +174,7 @@ def _write_array(batches: Iterator[Any], kind: ColumnType, num_rows: int, file: 
 
 
 def _numbers(array: Any, kind: ColumnType, scalar: ColumnType, *, nulls: bool) -> npt.NDArray[Any] | None:
-    """Return (n, ...) of an Arrow array; None where a value is missing and `nulls` does not allow it."""
+    """Return an Arrow array as (n, ...); None if a value is missing and `nulls` is False."""
     import pyarrow as pa
 
     num_rows = len(array)
@@ -197,17 +196,17 @@ def _numbers(array: Any, kind: ColumnType, scalar: ColumnType, *, nulls: bool) -
 
 
 def unknown_column(name: str, types: Mapping[str, ColumnType], record: SplitRecord, *, context: str) -> LoaderError:
-    """Return the error for a name that is no column of the index."""
+    """Return the error for a column that does not exist."""
     if record.columns is None:
         return LoaderError(
-            f"{context}: no column {name!r} in its index: the split was written by version 1 of the format, which kept "
-            f"the source's columns in every sample's JSON alone. Encode it again to have them; it has {sorted(types)}"
+            f"{context}: no column {name!r} in its index: version 1 of the format stored columns of the source in the "
+            f"JSON of samples only. Encode the split again to have them in the index; it has {sorted(types)}"
         )
     return LoaderError(f"{context}: no column {name!r} in its index; it has {sorted(types)}")
 
 
 def check_names(names: Sequence[str], what: str) -> tuple[str, ...]:
-    """Return names of columns as a tuple; one string is not a list of its letters."""
+    """Return names of columns as a tuple; raise LoaderError for a single string or repeated names."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise LoaderError(f"{what} is a list of names, such as ({names!r},), not {names!r}")
     if len(set(names)) < len(names):

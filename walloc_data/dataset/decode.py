@@ -1,8 +1,8 @@
-"""Packed latents to integers: lossless WebP pictures into int8 arrays, whole batches at once.
+"""Decoding of batches of packed latents (lossless WebP) to int8 arrays.
 
-Pillow, which is always there, and imagecodecs (extra `fast`) give the same integers; imagecodecs takes a quarter less
-time and writes straight into the batch (benchmarks/results/read_speed.json compares four decoders). Both release the
-interpreter lock while they decode, so threads help.
+Pillow (required) and imagecodecs (extra `fast`) give the same integers; imagecodecs takes a quarter less time and
+writes directly into the batch (benchmarks/results/read_speed.json compares four decoders). Both release the GIL, so
+threads help.
 """
 
 import math
@@ -23,9 +23,9 @@ Decoder = Callable[[memoryview, npt.NDArray[np.uint8]], bool]
 
 
 def webp_size(data: memoryview) -> tuple[int, int] | None:
-    """Return (height, width) that a plain lossless WebP file without alpha claims; None for anything else.
+    """Return (height, width) from the header of a lossless WebP file without alpha and metadata; else None.
 
-    From the container specification: RIFF, one VP8L chunk, 14 bits each of width - 1 and height - 1, one of alpha.
+    The header is RIFF, one VP8L chunk, 14 bits each for width - 1 and height - 1, and one bit for alpha.
     """
     head = bytes(data[:25])
     if len(head) < 25 or head[:4] != b"RIFF" or head[8:16] != b"WEBPVP8L" or head[20] != 0x2F:
@@ -38,15 +38,15 @@ def webp_size(data: memoryview) -> tuple[int, int] | None:
 
 @lru_cache(maxsize=1)
 def _fast_decoder() -> Decoder | None:
-    """Return imagecodecs' decoder, which returns whether it filled `out`; None where the package is not installed.
+    """Return a decoder by imagecodecs, which returns whether it filled `out`; None if the package is not installed.
 
-    What it is given must be of `out`'s size.
+    The picture must have the size of `out`.
     """
     try:
         import imagecodecs
     except ImportError:
         return None
-    webp_decode: Any = imagecodecs.webp_decode  # its stubs do not know that any buffer will do
+    webp_decode: Any = imagecodecs.webp_decode  # accepts any buffer, unlike its type stubs
 
     def decode(data: memoryview, out: npt.NDArray[np.uint8]) -> bool:
         try:
@@ -71,23 +71,23 @@ def decode_latents(
 
     Args:
         payloads: the WebP files.
-        shape: (C, h, w) that every one of them must have.
-        colours: colour planes that carry the channels, 1 or 3.
-        context: names the i-th payload in errors.
-        executor: threads to spread the pictures over, `num_threads` of them.
+        shape: expected (C, h, w) of every latent.
+        colours: colour planes with channels, 1 or 3.
+        context: function that describes the i-th payload in errors.
+        executor: pool of `num_threads` threads.
 
     Returns:
         (len(payloads), C, h, w) int8.
 
     Raises:
-        CorruptShardError: a payload is damaged or of another size; nothing is allocated on its word.
+        CorruptShardError: a payload is damaged or has another size; checked before memory is allocated.
     """
     fast = _fast_decoder()
     dim, h, w = shape
     tiles = math.isqrt(dim // colours)
     side = (tiles * h, tiles * w)
     sizes = [webp_size(data) for data in payloads]
-    for i, size in enumerate(sizes):  # before any memory is asked for
+    for i, size in enumerate(sizes):  # before memory is allocated
         if size not in (None, side):
             decode_webp(payloads[i], size=side, context=context(i))
     if payloads:
@@ -97,7 +97,7 @@ def decode_latents(
     def run(first: int, last: int) -> None:
         for i in range(first, last):
             if fast is None or sizes[i] != side or not fast(payloads[i], pictures[i]):
-                # Pillow also judges what the fast decoder would not take: the reason is the same with and without it.
+                # Pillow decides if the fast decoder fails, so that errors do not depend on imagecodecs.
                 pictures[i] = decode_webp(payloads[i], size=pictures.shape[1:3], context=context(i))
 
     if executor is None:

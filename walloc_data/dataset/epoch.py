@@ -1,4 +1,4 @@
-"""The epoch that samples read by position belong to, where somebody has named one."""
+"""The epoch of samples that are read by position."""
 
 import mmap
 import operator
@@ -17,7 +17,7 @@ _NONE = -1
 
 
 def as_epoch(epoch: int) -> int:
-    """Return the epoch, or raise if it is not an integer of at least 0."""
+    """Return the epoch; raise LoaderError if it is not an integer of at least 0."""
     try:
         number = operator.index(epoch)
     except TypeError:
@@ -28,17 +28,16 @@ def as_epoch(epoch: int) -> int:
 
 
 class SharedEpoch:
-    """An epoch, or None, that the workers of a DataLoader see change.
+    """Epoch, or None, in memory that is shared with the workers of a DataLoader.
 
-    Workers hold a copy of the data set from when they were started, and persistent ones keep it over epochs. So the
-    number lies in memory that is shared with them: anonymous memory, which costs no descriptor however many data sets
-    and subsets there are, for those that are forked, and torch's shared memory for those that are spawned. A copy has a
-    number of its own.
+    Persistent workers keep a copy of the data set over epochs, so the epoch must be shared with them. Forked workers
+    share anonymous memory, which needs no file descriptor per data set; spawned workers share torch's shared memory.
+    Copies of this object are independent.
     """
 
     def __init__(self, value: int | None = None) -> None:
         self._cell: npt.NDArray[np.int64] = np.frombuffer(mmap.mmap(-1, 8), dtype=np.int64)
-        self._spawned: torch.Tensor | None = None  # the same for spawned workers, once there are any
+        self._spawned: torch.Tensor | None = None  # for spawned workers
         self.value = value
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,7 +67,7 @@ class SharedEpoch:
 
 
 class SampleIndex(int):
-    """A position that knows its epoch, so that reading it is exact in whatever process it is read.
+    """Position with its epoch, so that a sample is the same in every process.
 
     Example:
         >>> from walloc_data.dataset.epoch import SampleIndex

@@ -1,4 +1,4 @@
-"""Contents of a sample, and collation of samples into a batch."""
+"""Structure of samples, and collation of samples to batches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ Values = Any  # of a column: (n, ...) array, or a list
 
 @dataclass(frozen=True)
 class SampleForm:
-    """A sample is its latent, then its target, then its columns: a tuple, a dict, or the latent alone.
+    """Structure of a sample: latent, target and columns as a tuple or dict, or the latent alone.
 
     Attributes:
-        target: name of the column that takes the label's place; None: there is none.
-        columns: names of the others.
+        target: name of the column that is the target; None: no target.
+        columns: names of the other columns.
         as_dict: whether samples and batches are dicts.
     """
 
@@ -32,16 +32,16 @@ class SampleForm:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the columns in the order in which they follow the latent."""
+        """Return the target and the columns, in order."""
         return (*((self.target,) if self.target is not None else ()), *self.columns)
 
     def samples(self, latents: Sequence[Tensor] | Tensor, values: Mapping[str, Values]) -> list[Any]:
-        """Make the samples of some rows."""
+        """Return the samples of rows."""
         columns = [_items(name, values[name]) for name in self.names]
         return [self._made(parts) for parts in zip(latents, *columns, strict=True)]
 
     def batch(self, latents: Tensor, values: Mapping[str, Values], valid: Tensor | None) -> Any:
-        """Make one batch: numbers and arrays as tensors, the rest as lists."""
+        """Return one batch, with numbers and arrays as tensors and other values as lists."""
         columns = [_tensor(values[name]) for name in self.names]
         return self._made((latents, *columns), valid)
 
@@ -59,7 +59,7 @@ def _tensor(values: Values) -> Any:
 
 
 def _items(name: str, values: Values) -> Sequence[Any]:
-    """Return one value a sample: labels as integers, other numbers as tensors that keep their dtype."""
+    """Return the values of samples: labels as integers, other numbers as tensors of their dtype."""
     if not isinstance(values, np.ndarray):
         return list(values)
     if name == LABEL:
@@ -68,9 +68,9 @@ def _items(name: str, values: Values) -> Sequence[Any]:
 
 
 def collate_samples(samples: Sequence[Any]) -> Any:
-    """Make the batch that `LatentDataset.loader` makes of samples, as a DataLoader's `collate_fn`.
+    """Collate samples like `LatentDataset.loader`; use it as the `collate_fn` of a DataLoader.
 
-    torch's own collation does the same but for lists of different lengths and missing values, which it refuses.
+    Unlike torch's default collation, it accepts lists of different lengths and missing values.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -99,11 +99,11 @@ def _stacked(values: list[Any]) -> Any:
 
 @dataclass(frozen=True)
 class TrainerCollator:
-    """A maker of the dicts that the Hugging Face `Trainer` gives to a model: ``{"pixel_values": ..., "labels": ...}``.
+    """Collator for the Hugging Face `Trainer`: returns ``{"pixel_values": ..., "labels": ...}``.
 
     Args:
-        inputs: what the model's first argument is called.
-        labels: what the target is called; `Trainer` computes its metrics from it.
+        inputs: name of the latents, the first argument of the model.
+        labels: name of the target, from which `Trainer` computes metrics.
 
     Columns keep their names. Samples may be tuples or dicts.
 
@@ -118,8 +118,8 @@ class TrainerCollator:
 
     inputs: str = "pixel_values"
     labels: str = "labels"
-    target: str | None = None  # of dicts: the target's name in them; None: "label"
-    columns: tuple[str, ...] = ()  # of tuples: what follows the target
+    target: str | None = None  # of samples that are dicts: the key of the target; None: "label"
+    columns: tuple[str, ...] = ()  # of samples that are tuples: names of the values after the target
 
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         batch = collate_samples(samples)

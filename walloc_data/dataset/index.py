@@ -1,8 +1,7 @@
-"""A split's index as one memory-mapped table of fixed-width rows, shared by every process of a machine.
+"""The index of a split as a memory-mapped table of fixed-width rows, shared by all processes of a machine.
 
-The parquet file of the data set is converted once into `index/{key}.npy` of the cache folder, whose key names the
-shards and the index's own bytes: another index, of other labels say, is another file. A process then maps it: its
-memory does not grow with the number of samples, and its start-up by no more than a checksum of this file.
+The parquet file of the data set is converted once to `index/{key}.npy` in the cache folder, where the key is a hash of
+the shards and of the bytes of the index. Mapping the file takes no memory per sample; opening computes its checksum.
 """
 
 import errno
@@ -32,8 +31,8 @@ __all__ = ["INDEX_ROW", "SplitIndex", "check_index", "load_columns", "load_index
 
 Rows = npt.NDArray[np.void]
 
-# label is -1 where there is none, mirror_offset and mirror_length are 0 where no mirrored latents are stored, crc32 and
-# mirror_crc32 are 0 where the index has no checksums.
+# Missing values: label is -1; mirror_offset and mirror_length are 0 without stored mirrored latents; crc32 and
+# mirror_crc32 are 0 without checksums.
 INDEX_ROW = np.dtype(
     [
         ("offset", "<i8"),
@@ -49,26 +48,24 @@ INDEX_ROW = np.dtype(
     ]
 )
 _NUMBERS = ("shard", "offset", "length", "label", "height", "width", "source_index")
-_MAX_PARQUET_BYTES_PER_ROW = 4096  # without the source's columns; the picture's name among them
-_MAX_PARQUET_BYTES_PER_COLUMN = 2**17  # a value of the source has 64 KiB at most, as JSON
-_MAX_ROWS_PER_PARQUET_BYTE = 4  # places and sizes of real samples do not compress like this; a bomb's do
+_MAX_PARQUET_BYTES_PER_ROW = 4096  # including the picture's name, excluding the source's columns
+_MAX_PARQUET_BYTES_PER_COLUMN = 2**17  # a value of the source has at most 64 KiB as JSON
+_MAX_ROWS_PER_PARQUET_BYTE = 4  # real indices do not compress better; decompression bombs do
 _CHUNK_ROWS = 2**16
 _DOWNLOADS_OF_A_DAMAGED_INDEX = 3
 
 
 def split_identity(spec: CodecSpec, record: SplitRecord) -> str:
-    """Return 32 hex digits that identify these latents in this order; two splits share them only if their shards
-    agree.
-    """
+    """Return 32 hex digits that identify the latents of a split and their order, by its shards."""
     shards = [(shard.sha256, shard.num_samples) for shard in record.shards]
     return hashlib.sha256(json.dumps([spec.encoder_sha256, shards]).encode()).hexdigest()[:32]
 
 
 class SplitIndex:
-    """The table of one split. Travels to other processes as the name of its file.
+    """Table of one split. Pickled as the path of its file.
 
     Attributes:
-        rows: (num_samples,) of `INDEX_ROW`, mapped for reading.
+        rows: (num_samples,) of `INDEX_ROW`, read-only memory map.
     """
 
     def __init__(self, path: Path, num_samples: int) -> None:
@@ -91,13 +88,13 @@ class SplitIndex:
 
 
 def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec, folder: Path) -> SplitIndex:
-    """Load the index of a split from the cache folder; it is converted and checked first where needed.
+    """Load the index of a split from the cache folder; convert and check it first if needed.
 
-    A local index is compared with the manifest's checksum each time, a remote one when it is fetched. A table in the
-    cache that is damaged is made anew.
+    A local index is compared with the checksum in the manifest each time, a remote one when it is downloaded. A damaged
+    table in the cache is written again.
 
     Raises:
-        FormatError: the index contradicts the manifest, or points outside its shards.
+        FormatError: the index contradicts the manifest, or refers to bytes outside the shards.
     """
     with _Parquet(store, split, record) as parquet:
         key = [split_identity(spec, record), parquet.sha256(), INDEX_ROW.descr]
@@ -129,10 +126,10 @@ def check_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpe
 def load_columns(
     store: Store, *, split: str, record: SplitRecord, mirror: bool, folder: Path, names: Sequence[str]
 ) -> dict[str, Column]:
-    """Load columns of a split's index from the cache folder; converted first where needed.
+    """Load columns of a split's index from the cache folder; convert them first if needed.
 
     Raises:
-        LoaderError: there is no such column; lists those there are.
+        LoaderError: a column does not exist; the message lists the existing ones.
         FormatError: the index contradicts the manifest.
     """
     types, found = column_types(record, mirror=mirror), dict[str, Column]()
@@ -158,7 +155,7 @@ def load_columns(
 
 
 def read_table(store: Store, *, split: str, record: SplitRecord) -> Any:
-    """Read a split's whole index as an Arrow table, checked against the manifest's checksum."""
+    """Read the index of a split as an Arrow table, after comparing its checksum with the manifest."""
     import pyarrow as pa
 
     with _Parquet(store, split, record) as parquet, parquet.reading() as file, open_parquet(file) as opened:
@@ -168,7 +165,7 @@ def read_table(store: Store, *, split: str, record: SplitRecord) -> Any:
 
 
 class _Parquet:
-    """The index's file in the data set: fetched when first needed, its bytes checked against the manifest."""
+    """Index file of the data set; downloaded when first needed, and compared with the checksum in the manifest."""
 
     def __init__(self, store: Store, split: str, record: SplitRecord) -> None:
         self.store, self.record, self.name = store, record, record.index_name(split)
@@ -184,20 +181,20 @@ class _Parquet:
             self._scratch.cleanup()
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the local file, or of a remote one what the manifest says."""
+        """Return the SHA-256 of a local file, or that in the manifest for a remote one."""
         if self.store.local_path is None and self.record.index_sha256 is not None:
             return self.record.index_sha256
         with self._opened() as file:
             return self._checked(file)
 
     def rows(self, spec: CodecSpec) -> Iterator[Rows]:
-        """Yield the index's rows, checked, in chunks of `INDEX_ROW`: (num_samples,) in all."""
+        """Yield the checked rows of the index in chunks of `INDEX_ROW`."""
         with self.reading() as file:
             yield from _chunks(file, self.record, spec)
 
     @contextmanager
     def reading(self) -> Iterator[BufferedReader]:
-        """Give its file, compared with the checksum; what goes wrong in reading it is an error that names it."""
+        """Context: provide the checked file; errors of reading it become errors that name the file."""
         with self._opened() as file:
             self._checked(file)
             file.seek(0)
@@ -207,22 +204,22 @@ class _Parquet:
                 raise type(error)(f"{self.location}: {error}") from error
             except Exception as error:  # pyarrow raises many kinds on damaged files
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise  # of what is written meanwhile
+                    raise  # an error of writing the cache
                 raise FormatError(f"{self.location}: not a readable index ({type(error).__name__}: {error})") from error
 
     def _checked(self, file: BufferedReader) -> str:
         expected, found = self.record.index_sha256, hashlib.file_digest(file, "sha256").hexdigest()
         if expected is not None and found != expected:
             raise FormatError(
-                f"{self.location}: its sha256 is {found}, the manifest says {expected}: it was damaged, or changed "
-                "after it was written. Copy it again, or let `walloc-data finish` write it again from the conversion's "
-                "records; if the change is meant, put its new sha256 into the manifest as index_sha256"
+                f"{self.location}: its sha256 is {found}, but the manifest says {expected}: it was damaged or changed. "
+                "Copy it again, or run `walloc-data finish` where the data set was encoded; if the change is intended, "
+                "set index_sha256 in the manifest to the new value"
             )
         return found
 
     @contextmanager
     def _opened(self) -> Iterator[BufferedReader]:
-        """Open it on this machine; what goes wrong with its file is an error of ours."""
+        """Context: open a local copy of the file; system errors become a WallocDataError."""
         row = _MAX_PARQUET_BYTES_PER_ROW + len(self.record.columns or ()) * _MAX_PARQUET_BYTES_PER_COLUMN
         limit = 2**20 + row * self.record.num_samples
         try:
@@ -237,17 +234,21 @@ class _Parquet:
                         with open_regular(self._path) as file:
                             found = hashlib.file_digest(file, "sha256").hexdigest()
                         if self.record.index_sha256 in (None, found):
-                            break  # else it was damaged on the way, perhaps
+                            break  # otherwise the download may be damaged: try again
             file = open_regular(self._path)
         except OSError as error:
             if isinstance(error, WallocDataError):
                 raise
             if isinstance(error, FileNotFoundError):
-                raise StorageError(f"{self.location}: no such file; the manifest lists this split") from error
+                raise StorageError(
+                    f"{self.location}: no such file, but the manifest lists this split: copy the data set again"
+                ) from error
             raise StorageError(f"{self.location}: cannot be read ({error.strerror or error})") from error
         with file:
             if (num_bytes := os.fstat(file.fileno()).st_size) > limit:
-                raise FormatError(f"{self.location}: {num_bytes} bytes for {self.record.num_samples} samples; refused")
+                raise FormatError(
+                    f"{self.location}: {num_bytes} bytes are not plausible for {self.record.num_samples} samples"
+                )
             yield file
 
 
@@ -260,23 +261,23 @@ def _chunks(file: BufferedReader, record: SplitRecord, spec: CodecSpec) -> Itera
         if parquet.metadata.num_rows != record.num_samples:
             raise FormatError(f"{parquet.metadata.num_rows} rows; the manifest says {record.num_samples}")
         if record.num_samples > _MAX_ROWS_PER_PARQUET_BYTE * num_bytes:
-            raise FormatError(f"{record.num_samples} rows in {num_bytes} bytes; refused")
+            raise FormatError(f"{record.num_samples} rows in {num_bytes} bytes are not plausible")
         present = {field.name: field.type for field in parquet.schema_arrow}
         mirrors = [column for column, _, _ in MIRROR_INDEX_COLUMNS if column in present]
         if missing := [column for column in _NUMBERS if column not in present]:
             raise FormatError(f"no column {missing[0]!r}")
-        # No keys: nothing is read or written by their name.
+        # Keys are not needed here.
         wanted = [*_NUMBERS, *mirrors, *sorted(OPTIONAL_INDEX_COLUMNS & (present.keys() - set(mirrors)))]
         for column in wanted:
             if not pa.types.is_integer(present[column]):
-                raise FormatError(f"column {column!r} is of {present[column]}, not of integers")
+                raise FormatError(f"column {column!r} has type {present[column]}, not integers")
         first = 0
         for batch in parquet.iter_batches(batch_size=_CHUNK_ROWS, columns=wanted):
             columns: dict[str, npt.NDArray[np.int64]] = {}
             for column in wanted:
                 values = batch.column(column)
                 if values.null_count and column != "label" and column not in OPTIONAL_INDEX_COLUMNS:
-                    raise FormatError(f"column {column!r} has empty rows")
+                    raise FormatError(f"column {column!r} has missing values")
                 filled = values.fill_null(-1 if column == "label" else 0) if values.null_count else values
                 columns[column] = filled.to_numpy(zero_copy_only=False).astype(np.int64)
             if first + len(batch) > record.num_samples:
@@ -284,21 +285,21 @@ def _chunks(file: BufferedReader, record: SplitRecord, spec: CodecSpec) -> Itera
             yield _check(columns, record, spec, first=first)
             first += len(batch)
         if first != record.num_samples:
-            raise FormatError(f"other than the {record.num_samples} rows that it says it has")
+            raise FormatError(f"the number of its rows is not {record.num_samples}, as its metadata says")
 
 
 def _check(columns: dict[str, npt.NDArray[np.int64]], record: SplitRecord, spec: CodecSpec, *, first: int) -> Rows:
-    """Refuse whatever a reader would trust later of the rows from `first` on: order, bounds and shapes."""
+    """Raise FormatError for rows with an invalid order, offset, size or shape, which readers rely on."""
     ends = np.cumsum(np.array([shard.num_samples for shard in record.shards], dtype=np.int64))
     num_bytes = np.array([shard.num_bytes for shard in record.shards], dtype=np.int64)
     num_rows = len(columns["shard"])
     shard = np.searchsorted(ends, np.arange(first, first + num_rows), side="right")
     if not np.array_equal(columns["shard"], shard):
-        raise FormatError("rows are not in the order of the manifest's shards, or not as many a shard as it says")
+        raise FormatError("rows are not in the order of the manifest's shards, or their number per shard differs")
     for prefix in ("", "mirror_"):
         if f"{prefix}offset" in columns:
             offset, length = columns[f"{prefix}offset"], columns[f"{prefix}length"]
-            # No sum, so that no overflow can wrap back into range.
+            # Compared without a sum, which could overflow.
             bad = (
                 (offset < 0)
                 | (length < 1)
@@ -311,17 +312,17 @@ def _check(columns: dict[str, npt.NDArray[np.int64]], record: SplitRecord, spec:
                 )
     for column in OPTIONAL_INDEX_COLUMNS & set(columns):
         if ((columns[column] < 0) | (columns[column] >= 2**32)).any():
-            raise FormatError(f"a {column} is not in [0, 2^32)")
+            raise FormatError(f"a value of {column} is not in [0, 2^32)")
     limit = 2**20 * spec.cell_px
     for side in ("height", "width"):
         if ((columns[side] < 1) | (columns[side] > limit)).any():
-            raise FormatError(f"a {side} is not in [1, {limit}]")
+            raise FormatError(f"a value of {side} is not in [1, {limit}]")
     if (columns["label"] < -1).any() or (record.labelled and (columns["label"] < 0).any()):
         raise FormatError("a label is negative or missing")
     if record.latent_shape is not None:
         sides = [-(-columns[side] // spec.cell_px) for side in ("height", "width")]
         if any((values != expected).any() for values, expected in zip(sides, record.latent_shape[1:], strict=True)):
-            raise FormatError(f"a sample is not of the manifest's latent_shape {record.latent_shape}")
+            raise FormatError(f"a sample does not have the manifest's latent_shape {record.latent_shape}")
     if (columns["source_index"] < 0).any():
         raise FormatError("a source_index is negative")
     rows = np.zeros(num_rows, INDEX_ROW)

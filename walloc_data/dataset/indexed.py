@@ -1,4 +1,4 @@
-"""Reading and choosing of a split's samples by key and by column, from its index alone."""
+"""Access to the samples of a split, and their selection, by key and by column."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ __all__ = ["IndexedPart"]
 
 
 class IndexedPart(PartOfSplit):
-    """Part of a split whose index is at hand: its columns, keys and tables."""
+    """Mixin with access to columns, keys and tables of the index."""
 
     url: str
     split_name: str
@@ -40,7 +40,7 @@ class IndexedPart(PartOfSplit):
     _store: Store
     _folder: Path  # of the cache
     _index: SplitIndex
-    _columns: dict[str, Column]  # those that were opened
+    _columns: dict[str, Column]  # opened columns
 
     @property
     @abstractmethod
@@ -53,7 +53,7 @@ class IndexedPart(PartOfSplit):
         """(n,) of `walloc_data.dataset.index.INDEX_ROW`."""
 
     def _open_columns(self, names: Iterable[str]) -> None:
-        """Make columns of the index ready for `_values`; "crop" stands for several."""
+        """Open columns of the index for `_values`; "crop" consists of several columns."""
         wanted = [part for name in names for part in (CROP_FIELDS if name == "crop" else (name,))]
         missing = [name for name in dict.fromkeys(wanted) if name not in self._columns]
         found = load_columns(
@@ -64,7 +64,7 @@ class IndexedPart(PartOfSplit):
             folder=self._folder,
             names=missing,
         )
-        self._columns = self._columns | found  # parts of this data set share the old ones
+        self._columns = self._columns | found  # a new dict, as parts of this data set share the old one
 
     def _values(self, name: str, rows: Ints, mirrored: npt.NDArray[np.bool_] | None) -> Any:
         """Return the values of a column for rows of the split's index."""
@@ -77,34 +77,34 @@ class IndexedPart(PartOfSplit):
         return self._columns[name].take(rows)
 
     def column_form(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Return what batches hold of a column of the form: its dtype and the shape of a value, or "list"."""
+        """Return the dtype and shape of a column's values in batches, or "list"."""
         if name in (LABEL, "mirrored", "crop"):
             return {LABEL: ("int64", ()), "mirrored": ("bool", ()), "crop": ("int64", (len(CROP_FIELDS),))}[name]
         return self._columns[name].form
 
     @property
     def column_types(self) -> dict[str, str]:
-        """Return all columns of the index: names to types, such as ``list<float32>[4]``."""
+        """Names and types of all columns of the index, such as ``list<float32>[4]``."""
         return {
             name: str(kind) for name, kind in column_types(self.record, mirror=self.manifest.settings.mirror).items()
         }
 
     @property
     def column_classes(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the class names of columns of class numbers, several labels a sample say, by column."""
+        """Class names of columns that contain class numbers, by column."""
         return self.record.column_classes
 
     @property
     def keys(self) -> list[str]:
-        """Return the key of each sample, in stored order: a new list, read from the index each time."""
+        """Keys of the samples in stored order; a new list, read from the index each time."""
         keys: list[str] = self._column("key")
         return keys
 
     def position(self, key: str) -> int:
-        """Return where the sample with a key stands.
+        """Return the position of the sample with a key.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the key does not exist.
         """
         self._open_columns(["key"])
         found = np.flatnonzero(meets(self._columns["key"], "==", key))
@@ -115,11 +115,11 @@ class IndexedPart(PartOfSplit):
         return int(found[0])
 
     def by_key(self, key: str) -> Any:
-        """Return the sample with a key; raise KeyError where there is none."""
+        """Return the sample with a key; raise KeyError if it does not exist."""
         return self[self.position(key)]
 
     def to_arrow(self) -> Any:
-        """Return the index as a `pyarrow.Table`: a row a sample in stored order, with the source's own columns."""
+        """Return the index as a `pyarrow.Table`: a row per sample in stored order, with the columns of the source."""
         table = read_table(self._store, split=self.split_name, record=self.record)
         table = table if self._rows is None else table.take(self._rows)
         if self._classes is None:
@@ -131,7 +131,7 @@ class IndexedPart(PartOfSplit):
         return table.set_column(table.column_names.index(LABEL), field, renumbered)
 
     def to_pandas(self) -> Any:
-        """Return the index as a `pandas.DataFrame`: what `to_arrow` gives."""
+        """Return the result of `to_arrow` as a `pandas.DataFrame`."""
         try:
             return self.to_arrow().to_pandas()
         except ImportError as error:
@@ -148,24 +148,24 @@ class IndexedPart(PartOfSplit):
         seed: int = 0,
         relabel: bool = False,
     ) -> Self:
-        """Select the samples of some classes and conditions, and a random fraction of those.
+        """Select samples by class, condition, position or key, and a random fraction of them.
 
-        They stay in stored order, whatever the order in which they are named.
+        The samples stay in stored order.
 
         Args:
-            classes: labels or class names; labels keep their numbers unless `relabel`.
-            where: conditions on columns of the index that must all hold: ``[("age", ">", 30), ("label", "in", {1})]``.
-                Comparisons are ==, !=, <, <=, >, >=, in, not in, and has, of lists. Rows without a value meet none.
-                Classes may be named.
-            rows: positions here, or a mask of booleans.
-            keys: of samples.
-            fraction: in (0, 1]; with one seed, a smaller fraction is part of a larger.
-            seed: of the fraction.
-            relabel: number the classes anew from 0, in the order that they had: `classes` if given, else those that
-                are left. `class_names` and `num_classes` follow.
+            classes: labels or class names; labels are unchanged unless `relabel`.
+            where: conditions on columns of the index, all of which must hold: ``[("age", ">", 30), ("label", "in",
+                {1})]``. Comparisons are ==, !=, <, <=, >, >=, in, not in, and has (for lists). Missing values meet no
+                condition. Classes can be given by name.
+            rows: positions in this data set, or a boolean mask.
+            keys: keys of samples.
+            fraction: fraction in (0, 1]; with equal seeds, smaller fractions are subsets of larger ones.
+            seed: seed of the fraction.
+            relabel: renumber the classes from 0, in ascending order of their labels: `classes` if given, else those of
+                the selected samples. `class_names` and `num_classes` change accordingly.
 
         Raises:
-            LoaderError: what is named is not there, or a condition does not fit its column.
+            LoaderError: a class, row or key does not exist, or a condition does not match its column.
 
         Example:
             >>> from walloc_data import LatentDataset
@@ -197,7 +197,7 @@ class IndexedPart(PartOfSplit):
         return self._part(positions, relabel=relabel, classes=labels)
 
     def _has_keys(self, keys: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Return (n,) which samples here have one of these keys."""
+        """Return a mask (n,) of the samples that have one of these keys."""
         wanted = check_names(keys, "keys")
         self._open_columns(["key"])
         met = meets(self._columns["key"], "in", wanted)

@@ -1,4 +1,4 @@
-"""`LatentDataset`: an encoded data set, local or remote, as samples for training."""
+"""The data set for training, local or remote: `LatentDataset`."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,56 +27,56 @@ from walloc_data.storage import DEFAULT_MAX_CACHE_BYTES, DatasetLocation, ShardC
 __all__ = ["LatentDataset"]
 
 DEFAULT_REMOTE_WINDOW_SHARDS = 16
-_MIRROR, _TRANSFORM = 1, 2  # what a derived key is for
+_MIRROR, _TRANSFORM = 1, 2  # purposes of derived random keys
 
 
 class LatentDataset(IndexedPart):
-    """One split of an encoded data set: `(latent, label)` with an int8 tensor (C, h, w) and an int.
+    """One split of an encoded data set. By default samples are `(latent, label)`: an int8 tensor (C, h, w) and an int.
 
-    `columns`, `target` and `as_dict` ask for other samples: any column of the index, the source's own among them. Of
-    numbers, and of arrays of one shape, samples and batches hold tensors of the column's dtype (float64, with NaN,
-    where some rows have no value); of all else, Python's own values: text, lists, dicts, dates, None.
+    `columns`, `target` and `as_dict` select other samples, from any column of the index, including columns of the
+    source. Numbers, and arrays of numbers of one shape, become tensors of the column's dtype (float64 with NaN if rows
+    have missing values). Other columns become Python values: str, list, dict, datetime, date or None.
 
     Args:
-        url: folder or prefix that `encode_dataset` wrote: a path, ``s3://``, ``gs://``, ``az://``, ``hf://datasets/...``
-            or ``https://``. Or a `walloc_data.storage.Store`, which says how often and how long a request is tried
-            again: ``Store("s3://bucket/my-latents", retry_seconds=600)``.
-        split: which split.
-        columns: names of columns that follow the target: ``LatentDataset(url, columns=["caption"])`` gives `(latent,
-            label, caption)`. Besides those of the index there is "crop", the six numbers that `boxes_to_cells` takes,
-            and "mirrored", whether the mirror image was read.
-        target: the column that takes the label's place; None: samples have none, and are the latent alone where they
-            have no columns either.
-        as_dict: make samples and batches dicts: "latent", and the names of target and columns.
-        shuffle: give every epoch an order of its own, a function of (seed, epoch); False keeps the stored order.
-        seed: of the shuffles and of what is random in a sample.
-        window_shards: shuffle within windows of this many shards instead of the whole split, so that training begins
-            after the first shard. None: 16 where shards are read over the network, else the whole split. The choice
-            follows from the arguments, never from what happens to be cached.
-        transform: called with each latent, an int8 tensor (C, h, w), before batching: for instance a crop to one size.
-            What it draws from torch's global CPU generator is a function of (seed, epoch, sample), but for samples
-            read by position before `set_epoch`: those draw on, as a plain DataLoader's do. Transforms of whole batches
-            belong in the training loop, on its device.
-        mirror: give the stored latent of the mirrored picture half of the time, drawn in the same way.
-        cache: "shards" decodes samples each time they are read; "array" decodes each shard once into one memory-mapped
-            array in the cache folder, from which later epochs and runs gather whole batches. It takes the decoded
-            size on disk: `num_samples * C * h * w` bytes.
-        cache_folder: for fetched shards, arrays and indices; None is ``$XDG_CACHE_HOME/walloc_data``, else
-            ``~/.cache/walloc_data``. Safe to share between processes.
-        max_cache_bytes: what fetched shards may occupy there; the longest unused go first. Arrays are not counted.
-        num_threads: threads that decode, in each process that reads.
-        storage_options: for the fsspec file system of a remote url.
+        url: folder or prefix written by `encode_dataset`: a path, ``s3://``, ``gs://``, ``az://``, ``https://`` or
+            ``hf://datasets/...``. Or a `walloc_data.storage.Store`, to set the retries:
+            ``Store("s3://bucket/my-latents", retry_seconds=600)``.
+        split: name of the split.
+        columns: names of columns that follow the target: with ``columns=["caption"]``, samples are `(latent, label,
+            caption)`. Besides the columns of the index there are "crop", the six numbers for `boxes_to_cells`, and
+            "mirrored", whether the mirror image was read.
+        target: column that replaces the label; None: no target. Without target and columns, samples are latents only.
+        as_dict: return samples and batches as dicts with the key "latent" and the names of target and columns.
+        shuffle: shuffle every epoch, by a function of (seed, epoch); False keeps the stored order.
+        seed: seed of the shuffles and of random transforms.
+        window_shards: shuffle within windows of this many shards instead of the full split, so that training can start
+            after the first shard. None: 16 if shards are read over the network, else the full split. The default does
+            not depend on the contents of the cache.
+        transform: function of each latent, an int8 tensor (C, h, w), applied before batching, such as a crop to one
+            size. Its draws from torch's global CPU generator are a function of (seed, epoch, sample), except for
+            samples read by position before `set_epoch`. Transforms of batches belong in the training loop, on its
+            device.
+        mirror: return the stored latent of the mirrored picture with probability 1/2, drawn in the same way.
+        cache: "shards" decodes samples each time they are read. "array" decodes each shard once into a memory-mapped
+            array in the cache folder, which later epochs and runs use. It takes the decoded size on disk,
+            `num_samples * C * h * w` bytes.
+        cache_folder: folder for downloaded shards, arrays and indices; None: ``$XDG_CACHE_HOME/walloc_data``, else
+            ``~/.cache/walloc_data``. It can be shared by processes.
+        max_cache_bytes: limit of downloaded shards in the cache; the least recently used are deleted. Arrays do not
+            count.
+        num_threads: decoding threads per process that reads.
+        storage_options: options of the fsspec file system of a remote url.
 
     Attributes:
-        manifest: what `walloc.json` says.
-        num_classes: how many class names there are; None without them.
-        latent_shape: (C, h, w) of every stored latent; None where they vary.
-        statistics: of the stored integers over the whole split.
+        manifest: contents of `walloc.json`.
+        num_classes: number of class names; None without class names.
+        latent_shape: (C, h, w) of every stored latent; None if shapes differ.
+        statistics: statistics of the stored integers of the split.
 
     Raises:
-        StorageError: the data set, its index or a shard cannot be had.
-        FormatError: it is not what it claims to be.
-        LoaderError: the arguments do not fit the data set.
+        StorageError: the data set or its index cannot be read.
+        FormatError: the manifest or the index is invalid.
+        LoaderError: the arguments do not match the data set.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -125,7 +125,7 @@ class LatentDataset(IndexedPart):
         self.record: SplitRecord = opened.record
         if mirror and not self.manifest.settings.mirror:
             raise LoaderError(
-                f"{self.url}: no mirrored latents are stored: encode with mirror=True, or leave mirror off"
+                f"{self.url}: no mirrored latents are stored: encode with mirror=True, or use mirror=False"
             )
         self._index = opened.table
         self._store, self._folder = store, shard_cache.folder
@@ -136,7 +136,7 @@ class LatentDataset(IndexedPart):
         self._reader: Reader = opened.reader
         self.identity = split_identity(self.manifest.codec, self.record)
         if cache == "array":
-            # By the index too: its offsets decide what is decoded.
+            # The key includes the index, whose offsets determine the decoded latents.
             folder = shard_cache.folder / "arrays" / (self._index.path.stem + ("-mirror" if mirror else ""))
             self._reader = ArrayReader(opened.reader, folder, mirror=mirror)
         remote = store.local_path is None
@@ -150,10 +150,10 @@ class LatentDataset(IndexedPart):
 
     def _check_room(self, max_cache_bytes: int) -> None:
         sizes = sorted((shard.num_bytes for shard in self.record.shards), reverse=True)
-        # Each position of a full shuffle may ask for any shard.
+        # A full shuffle needs all shards at once.
         needed = sum(sizes if self.window_shards is None else sizes[: self.window_shards + 1])
         if needed > max_cache_bytes:
-            what = "the whole split" if self.window_shards is None else f"windows of {self.window_shards} shards"
+            what = "the full split" if self.window_shards is None else f"windows of {self.window_shards} shards"
             raise LoaderError(
                 f"{self.url}: shuffling {what} needs {needed} bytes of cached shards, and max_cache_bytes is "
                 f"{max_cache_bytes}: raise it, or lower window_shards"
@@ -168,22 +168,22 @@ class LatentDataset(IndexedPart):
 
     @property
     def store(self) -> Store:
-        """Store of the data set."""
+        """Store that contains the data set."""
         return self._store
 
     @property
     def cache_folder(self) -> Path:
-        """Folder for what is fetched and decoded."""
+        """Folder of the cache."""
         return self._folder
 
     def stored_row(self, position: int) -> int:
-        """Return the row of the split's index of the sample at a position; raise IndexError where there is none."""
+        """Return the row, in the split's index, of the sample at a position; raise IndexError if it does not exist."""
         row = self._row(position)
         return row if self._rows is None else int(self._rows[row])
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names by label."""
+        """Class names by label."""
         names = self.manifest.class_names
         if names is None or self._classes is None:
             return names
@@ -203,7 +203,7 @@ class LatentDataset(IndexedPart):
 
     @property
     def index(self) -> npt.NDArray[np.void]:
-        """(n,) of `walloc_data.dataset.index.INDEX_ROW`: label, height, width, source_index, places in shards."""
+        """Rows of the index, (n,) of `walloc_data.dataset.index.INDEX_ROW`: label, size, source_index, offsets, ..."""
         if self._rows is None:
             return self._index.rows
         rows: npt.NDArray[np.void] = self._index.rows[self._rows]
@@ -250,7 +250,7 @@ class LatentDataset(IndexedPart):
         window = self.window_shards or DEFAULT_REMOTE_WINDOW_SHARDS
         if not self.shuffle:
             return 4
-        # What is fetched must not push out what the window still needs.
+        # Prefetched shards must not evict shards that the window still needs.
         return max(1, min(window, self._room_for_shards - window))
 
     def read(self, rows: Ints, *, epoch: int | None) -> RowValues:
@@ -276,7 +276,7 @@ class LatentDataset(IndexedPart):
     ) -> list[Tensor]:
         if epoch is None:
             return [transform(latent) for latent in latents]
-        # The CPU's generator alone is seeded, and put back: torch.manual_seed would reset every GPU's for good.
+        # Only the CPU generator is seeded, and restored; torch.manual_seed would also reset the generators of all GPUs.
         generator = torch.default_generator
         before = generator.get_state()
         try:

@@ -1,7 +1,7 @@
-"""Batches in an exact, resumable order, for any number of workers and ranks.
+"""The loader of batches in an exact, resumable order, for any number of workers and ranks: `LatentLoader`.
 
-The loader counts the global batches of the epoch that it has handed out. Workers are told batch numbers and compute the
-rest, so a state is a few integers, and fits any number of workers and ranks.
+The loader counts the global batches of the epoch that it has yielded. Workers receive batch numbers and compute the
+rows, so a state is a few integers, independent of the numbers of workers and ranks.
 """
 
 import time
@@ -26,7 +26,7 @@ __all__ = ["LatentLoader"]
 
 @dataclass(frozen=True)
 class _Batches(Dataset[TimedBatch]):
-    """Slices of batches by (epoch, number, rank, world size): what workers run."""
+    """Data set of the workers: maps (epoch, number, rank, world size) to a slice of a batch."""
 
     samples: BatchSource
     batches: RankedBatches
@@ -42,7 +42,7 @@ class _Batches(Dataset[TimedBatch]):
 
 
 class _Numbers(Sampler[tuple[int, int, int, int]]):
-    """The slices of batches still to come in one epoch. The loader sets them before each pass."""
+    """Sampler of the remaining batches of an epoch; the loader sets them before each pass."""
 
     def __init__(self) -> None:
         self.epoch, self.start, self.stop, self.rank, self.world_size = 0, 0, 0, 0, 1
@@ -60,23 +60,23 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class LatentLoader:
-    """Iterates over one epoch of batches at a time; made by `LatentDataset.loader`.
+    """Loader of batches, created by `LatentDataset.loader`. Each iteration is one epoch.
 
-    Every pass is the next epoch, from `epoch` on; a pass that is left early counts as begun. `set_epoch` names the next
-    one. A loader has one pass at a time: where another begins, the one before it raises LoaderError at its next batch.
-    After `load_state_dict` the next pass yields what was left of the saved epoch.
+    Every pass is the next epoch, starting at `epoch`; a pass that is left early counts, too. `set_epoch` sets the epoch
+    of the next pass. Only one pass can run at a time: if another starts, the earlier one raises LoaderError at its next
+    batch. After `load_state_dict`, the next pass yields the remaining batches of the saved epoch.
 
-    It is no `torch.utils.data.DataLoader`: accelerate's `prepare`, `accumulate` and `skip_first_batches` work upon one
-    with `LatentDataset.batch_sampler`; here `load_state_dict` skips what is done.
+    This is not a `torch.utils.data.DataLoader`. For accelerate's `prepare`, `accumulate` and `skip_first_batches`, use
+    a DataLoader with `LatentDataset.batch_sampler`.
 
-    The rank is asked for when a pass begins, so a loader may be made before its process group. It must not change once
-    the first batch was drawn.
+    The rank is determined when a pass starts, so a loader may be created before the process group. It must not change
+    after the first batch.
 
     Attributes:
-        epoch: the epoch of the running pass or, between passes, of the next.
-        position: global batches handed out in it.
-        batch_size: samples of this rank's part of a batch.
-        global_batch_size: samples of a batch over all ranks.
+        epoch: epoch of the running pass or, between passes, of the next.
+        position: number of global batches yielded in it.
+        batch_size: samples per batch and rank.
+        global_batch_size: samples per batch over all ranks.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -108,19 +108,19 @@ class LatentLoader:
         self._numbers = _Numbers()
         self._batches = DataLoader(
             _Batches(samples, batches, pad),
-            batch_size=None,  # an item is a whole batch
+            batch_size=None,  # items are batches
             sampler=self._numbers,
             collate_fn=_as_it_is,
             num_workers=num_workers,
             prefetch_factor=prefetch_batches if num_workers else None,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            generator=torch.Generator(),  # torch draws a seed for workers: not from the user's generator
+            generator=torch.Generator(),  # the seed of workers must not be drawn from the user's generator
         )
 
     @property
     def batching(self) -> Batching:
-        """The rows of each global batch."""
+        """Assignment of rows to global batches."""
         return self._ranked.batching
 
     @property
@@ -140,11 +140,11 @@ class LatentLoader:
 
     @property
     def num_samples(self) -> int:
-        """Samples an epoch over all ranks, without padding and without what is dropped."""
+        """Samples per epoch over all ranks, without padding and dropped samples."""
         return self.batching.num_samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next pass this epoch. Naming the epoch that a loaded state is in keeps the state's position."""
+        """Set the epoch of the next pass. If it is the epoch of a loaded state, the position is kept."""
         epoch = as_epoch(epoch)
         if self._running or epoch != self.epoch:
             self.epoch, self.position, self._running = epoch, 0, False
@@ -152,7 +152,7 @@ class LatentLoader:
     def __iter__(self) -> Iterator[Any]:
         batching, rank, world_size = self._ranked.begin()
         stop = batching.num_batches
-        if self._running:  # the pass before was left early
+        if self._running:  # the previous pass was left early
             self.epoch, self.position = self.epoch + 1, 0
         self._running = True
         self._pass = this = self._pass + 1
@@ -160,14 +160,14 @@ class LatentLoader:
         numbers = self._numbers
         numbers.epoch, numbers.start, numbers.stop = epoch, self.position, stop
         numbers.rank, numbers.world_size = rank, world_size
-        batches = batches_of(self._batches)  # workers start here, before any thread does
+        batches = batches_of(self._batches)  # workers start here, before any thread
         with prefetching(self.samples, batching, epoch=epoch, start=self.position) as reached:
             for number in range(self.position, stop):
-                # Before the workers are asked: their batches would be those of the other pass.
+                # Checked before a batch is taken, which would be one of the other pass.
                 if self._pass != this:
                     raise LoaderError(
-                        "this pass over the loader ended when another began: a loader has one pass at a time, and one "
-                        "state. Make a second loader of the same data set to iterate inside or beside this one"
+                        "another iteration over this loader was started; a loader supports one at a time. Create a "
+                        "second loader of the same data set for nested or concurrent iteration"
                     )
                 asked = time.perf_counter()
                 made = next(batches, None)
@@ -176,13 +176,13 @@ class LatentLoader:
                 self._count(made, time.perf_counter() - asked)
                 reached(number)
                 self._ranked.still()
-                # The batch in hand counts as done: a state saved after its step must not give it again.
+                # The yielded batch counts as done: a state saved after its step must not repeat it.
                 self.position = number + 1
                 if self.position == stop:
                     self.epoch, self.position, self._running = epoch + 1, 0, False
                 given = time.perf_counter()
                 yield made.batch
-                # Not where the pass is left: nobody knows when.
+                # Not if the pass is left early, at an unknown time.
                 waited = self._stats.waiting_for_trainer_s + time.perf_counter() - given
                 self._stats = replace(self._stats, waiting_for_trainer_s=waited)
         if not stop:
@@ -199,20 +199,20 @@ class LatentLoader:
         )
 
     def stats(self) -> LoaderStats:
-        """Return where the time went since the loader was made: is the trainer starved, and of what?"""
+        """Return the times spent waiting, reading and decoding since the loader was created."""
         return self._stats
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the run: a few integers and names, JSON-able, the same on every rank."""
+        """Return the state: a JSON-serialisable dict of integers and names, equal on every rank."""
         return self._ranked.state(epoch=self.epoch, position=self.position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume where `state_dict` was taken: the next pass yields the rest of that epoch.
+        """Resume from a state: the next pass yields the rest of the saved epoch.
 
-        On any number of ranks, as long as the global batch is the same: pass `global_batch_size` to change the number.
+        The number of ranks may differ if the global batch size is the same (`global_batch_size`).
 
         Raises:
-            StateError: the state is of another data set, order, seed or global batch size; names it.
+            StateError: the state is of another data set, order, seed or global batch size; the message names it.
         """
         self.epoch, self.position = self._ranked.load(state)
         self._running = False

@@ -1,4 +1,4 @@
-"""Several data sets as one, drawn from by weight."""
+"""Weighted mixtures of data sets."""
 
 import hashlib
 import json
@@ -24,17 +24,17 @@ __all__ = ["LatentMixture"]
 
 
 class LatentMixture(LatentSamples):
-    """Shuffled draws from several data sets, in fixed shares of every epoch.
+    """Mixture of several data sets, with fixed shares of every epoch.
 
-    Each data set is gone through completely before any of its samples comes again, over the ends of epochs, so shares
-    hold exactly and its samples are used equally often. By position, samples are those of one data set after another.
+    Every sample of a data set is drawn once before any is drawn again, also across epochs, so shares are exact and the
+    samples of a data set are used equally often. By position, the data sets are concatenated.
 
     Args:
-        datasets: encoded with one codec, with the same classes.
-        weights: share of each data set; None is its number of samples. `loader` then takes neither weights of samples
-            nor class_balanced or bucket_by_shape, which would draw in other shares.
-        num_samples: draws of an epoch; None is the number of samples of all data sets.
-        seed: of the draws. The data sets' own seeds decide what is random in a sample.
+        datasets: data sets of one codec, with the same classes.
+        weights: share of each data set; None: its number of samples. With weights, `loader` does not accept weights of
+            samples, class_balanced or bucket_by_shape, which would change the shares.
+        num_samples: draws per epoch; None: the number of samples of all data sets.
+        seed: seed of the draws. The seed of each data set determines its random transforms.
 
     Example:
         >>> import torch
@@ -73,10 +73,10 @@ class LatentMixture(LatentSamples):
                 ("class names", first.class_names, other.class_names),
             ):
                 if mine != theirs:
-                    raise LoaderError(f"{first.url} and {other.url} do not mix: their {name} differ")
+                    raise LoaderError(f"{first.url} and {other.url} cannot be mixed: their {name} differ")
             if other.form != first.form:
                 raise LoaderError(
-                    f"{first.url} and {other.url} do not mix: open them with the same columns, target and as_dict "
+                    f"{first.url} and {other.url} cannot be mixed: open them with the same columns, target and as_dict "
                     f"({first.form} and {other.form})"
                 )
         self.form = first.form
@@ -87,7 +87,7 @@ class LatentMixture(LatentSamples):
             raise LoaderError(f"{len(sizes)} data sets need as many weights of at least 0, not all 0: got {weights}")
         self.datasets, self.weights, self.seed = tuple(datasets), weights, seed
         self._sizes = sizes
-        # Later entries win where a data set is empty and two begin at the same place.
+        # An empty data set starts at the same position as the next one, which must be found.
         self._first_rows = np.cumsum([0, *sizes[:-1]])
         self._first_shards = np.cumsum([0, *(len(dataset.record.shards) for dataset in datasets[:-1])])
         self._draws = shares(sum(sizes) if num_samples is None else num_samples, weights)
@@ -103,22 +103,22 @@ class LatentMixture(LatentSamples):
 
     @property
     def manifest(self) -> Manifest:
-        """Manifest of the first data set: all have its codec."""
+        """Manifest of the first data set; all have its codec."""
         return self.datasets[0].manifest
 
     @property
     def split_name(self) -> str:
-        """Of the first data set."""
+        """Record of the first data set."""
         return self.datasets[0].split_name
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names by label, the same in all data sets."""
+        """Class names by label, equal in all data sets."""
         return self.datasets[0].class_names
 
     @property
     def column_classes(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the class names of columns of class numbers that all data sets agree upon, by column."""
+        """Class names of columns that contain class numbers, if equal in all data sets, by column."""
         first, *others = (dataset.column_classes for dataset in self.datasets)
         return {name: names for name, names in first.items() if all(o.get(name) == names for o in others)}
 
@@ -128,18 +128,18 @@ class LatentMixture(LatentSamples):
 
     @property
     def latent_shape(self) -> tuple[int, int, int] | None:
-        """(C, h, w) of every stored latent; None where they vary."""
+        """(C, h, w) of every stored latent; None if shapes differ."""
         shapes = {dataset.latent_shape for dataset in self.datasets}
         return shapes.pop() if len(shapes) == 1 else None
 
     @property
     def statistics(self) -> ChannelStatistics:
-        """Of the stored integers over the whole splits of all data sets that are drawn from."""
+        """Statistics of the stored integers of all data sets with a positive weight."""
         drawn = {(d.url, d.split_name): d for d, share in zip(self.datasets, self._draws, strict=True) if share}
         return reduce(operator.add, (dataset.statistics for dataset in drawn.values()))
 
     def column_form(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Return what batches hold of a column of the form: its dtype and the shape of a value, or "list"."""
+        """Return the dtype and shape of a column's values in batches, or "list"."""
         return self._forms[name]
 
     @property
@@ -165,7 +165,7 @@ class LatentMixture(LatentSamples):
             return None
         if any(dataset.transform is not None for dataset in self.datasets):
             raise LoaderError(
-                "data sets of several latent shapes mix if all have a transform to one size, or none has one"
+                "data sets of different latent shapes can be mixed if all have a transform to one size, or none has one"
             )
         return np.concatenate(
             [
@@ -207,23 +207,23 @@ class LatentMixture(LatentSamples):
         return RowValues(latents, values)
 
     def _room(self, name: str, num_rows: int) -> Any:
-        """Return where a column's values of several data sets come together."""
+        """Return an empty array or list for a column's values from several data sets."""
         dtype, shape = self._forms[name]
         return [None] * num_rows if dtype == "list" else np.empty((num_rows, *shape), dtype)
 
     def _parts(self, rows: Ints) -> Iterator[tuple[int, Ints]]:
-        """Yield, for each data set that rows belong to, its number and the positions of its rows in `rows`."""
+        """Yield the number of each data set that rows belong to, and the positions of its rows in `rows`."""
         owner = np.searchsorted(self._first_rows, rows, side="right") - 1
         for number in np.unique(owner).tolist():
             yield number, np.flatnonzero(owner == number)
 
 
 def _joined_form(name: str, datasets: Sequence[LatentDataset]) -> tuple[str, tuple[int, ...]]:
-    """Return what batches of a column are: of the dtype that holds all data sets' numbers."""
+    """Return the joint type of a column in all data sets."""
     forms = [dataset.column_form(name) for dataset in datasets]
     if len({(dtype == "list", shape) for dtype, shape in forms}) > 1:
         held = ", ".join(f"{dtype} {shape}" for dtype, shape in dict.fromkeys(forms))
-        raise LoaderError(f"column {name!r} is not of one form in these data sets, which do not mix: {held}")
+        raise LoaderError(f"column {name!r} has different types in these data sets, which cannot be mixed: {held}")
     if forms[0][0] == "list":
         return forms[0]
     return str(np.result_type(*(np.dtype(dtype) for dtype, _ in forms))), forms[0][1]

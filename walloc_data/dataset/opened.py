@@ -1,4 +1,4 @@
-"""One split, opened for reading: its manifest, its index, and its latents by row or key, each checked."""
+"""A split opened for inspection: manifest, index, and latents by row or key."""
 
 from collections.abc import Collection, Sequence
 
@@ -17,17 +17,17 @@ __all__ = ["OpenedSplit"]
 
 
 class OpenedSplit:
-    """A split whose samples can be read.
+    """Split opened for reading.
 
     Args:
-        store: where the data set lies.
-        split: its name; None takes "train", else the first by name.
-        cache: where the index and remote shards are kept.
-        num_threads: decode this many latents at once.
+        store: store of the data set.
+        split: name of the split; None: "train", else the first by name.
+        cache: cache for the index and remote shards.
+        num_threads: decoding threads.
 
     Attributes:
-        manifest, record: of the data set and of the split.
-        reader: of latents by row.
+        manifest, record: manifest of the data set and record of the split.
+        reader: reader of latents by row.
     """
 
     def __init__(self, store: Store, split: str | None, *, cache: ShardCache, num_threads: int = 1) -> None:
@@ -36,7 +36,7 @@ class OpenedSplit:
         context = store.location(MANIFEST_NAME)
         if split is None:
             if not self.manifest.splits:
-                raise FormatError(f"{context}: no split in it")
+                raise FormatError(f"{context}: the data set has no split")
             split = "train" if "train" in self.manifest.splits else min(self.manifest.splits)
         self.split = split
         self.record: SplitRecord = self.manifest.split(split, context=context)
@@ -47,11 +47,11 @@ class OpenedSplit:
 
     @property
     def index(self) -> npt.NDArray[np.void]:
-        """(num_samples,) of `walloc_data.dataset.index.INDEX_ROW`."""
+        """Rows of the index, (num_samples,) of `walloc_data.dataset.index.INDEX_ROW`."""
         return self.table.rows
 
     def keys(self, rows: Sequence[int] | Ints) -> list[str]:
-        """Return the keys of rows, each fit to name a file."""
+        """Return the keys of rows, checked to be valid file names."""
         if self._keys is None:
             self._keys = load_columns(
                 self.store,
@@ -65,17 +65,17 @@ class OpenedSplit:
         return [check_key(key, context=context) for key in self._keys.take(np.asarray(rows, dtype=np.int64))]
 
     def rows_of(self, keys: Collection[str]) -> list[int]:
-        """Return the rows of the samples with these keys, in the order given.
+        """Return the rows of the samples with these keys, in the given order.
 
         Raises:
-            FormatError: there is no such sample.
+            FormatError: a key does not exist.
         """
         every = self.keys(np.arange(self.record.num_samples))
         rows = {key: row for row, key in enumerate(every)}
         if missing := [key for key in keys if key not in rows]:
             raise FormatError(
-                f"{self.store.url} split {self.split!r} ({len(every)} samples): no sample {missing[0]!r}; keys are "
-                f"such as {every[0]!r}"
+                f"{self.store.url} split {self.split!r} ({len(every)} samples): no sample {missing[0]!r}; keys look "
+                f"like {every[0]!r}"
             )
         return [rows[key] for key in keys]
 
@@ -84,5 +84,5 @@ class OpenedSplit:
         return self.reader.packed(np.asarray(rows, dtype=np.int64))
 
     def latents(self, rows: Sequence[int] | Ints) -> Latents:
-        """Return the latents of rows: (n, C, h, w) int8 where they are of one shape, else a list of (C, h, w)."""
+        """Return the latents of rows: (n, C, h, w) int8 if they have one shape, else a list of (C, h, w)."""
         return self.reader.read(np.asarray(rows, dtype=np.int64))

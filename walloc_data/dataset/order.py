@@ -1,8 +1,8 @@
-"""The order of an epoch as arithmetic: which sample stands at a position, for any position, without a list.
+"""Orders of epochs, computed per position.
 
-Every order is a pure function of (seed, epoch, position). Nothing is kept between calls, so a state is a position, a
-worker can compute its own batches, and a hundred million samples cost no memory. The shuffles are keyed permutations
-(`walloc_data.permutations`). They are part of what makes runs reproducible: `tests/dataset/test_order.py` pins them.
+Every order is a function of (seed, epoch, position), without a stored list. So a state is a position, a worker computes
+its own batches, and a hundred million samples take no memory. The shuffles are seeded permutations
+(`walloc_data.permutations`). They must not change, because runs resume with them: `tests/dataset/test_order.py`.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ Ints = npt.NDArray[np.int64]
 
 
 def coin_flips(rows: Ints, *, key: int) -> npt.NDArray[np.bool_]:
-    """Return (n,) fair and independent coin flips, one for each row number."""
+    """Return (n,) booleans, each True with probability 1/2, as a function of the row number."""
     return (mix(rows.astype(np.uint64) ^ np.uint64(key)) >> np.uint64(63)).astype(np.bool_)
 
 
 class EpochOrder(Protocol):
-    """Positions of an epoch to rows of a data set."""
+    """Interface that maps positions of an epoch to rows of a data set."""
 
     @property
     def name(self) -> str:
-        """Name of this order in a saved state; a state of another order is refused."""
+        """Name of this order in saved states; states of other orders are rejected."""
 
     def __len__(self) -> int:
         """Return the number of samples in an epoch."""
@@ -53,7 +53,7 @@ class EpochOrder(Protocol):
 
 @dataclass(frozen=True)
 class StoredOrder:
-    """As stored, every epoch."""
+    """Stored order."""
 
     num_rows: int
     name: str = "stored"
@@ -68,7 +68,7 @@ class StoredOrder:
 
 @dataclass(frozen=True)
 class FullShuffle:
-    """Every order of the whole split is possible. Touches all shards at once."""
+    """Shuffle of the full split. Needs all shards at once."""
 
     num_rows: int
     seed: int
@@ -84,10 +84,10 @@ class FullShuffle:
 
 @dataclass(frozen=True)
 class WindowShuffle:
-    """Shards in random order, then samples shuffled within windows of consecutive shards.
+    """Shuffle of the shards, then of the samples within windows of consecutive shards.
 
-    The first window of an epoch is one shard, the next two, then four, up to `window_shards`: the first batch needs one
-    shard, and each window is fetched while the one before it, half its length, is read.
+    The first window of an epoch is one shard, then two, four, up to `window_shards`: the first batch needs one shard,
+    and each window can be downloaded while the previous one is read.
     """
 
     shard_sizes: tuple[int, ...]  # rows of each shard, in stored order
@@ -118,9 +118,7 @@ class WindowShuffle:
 
 @lru_cache(maxsize=4)
 def _windows(order: WindowShuffle, epoch: int) -> tuple[Ints, Ints, Ints]:
-    """Return, of shards in epoch order: first row (s,), first position (s + 1,), first position of each window (w +
-    1,).
-    """
+    """Return first rows (s,) and positions (s + 1,) of shards in epoch order, and first positions of windows (w + 1,)."""
     sizes = np.asarray(order.shard_sizes, dtype=np.int64)
     first_row = np.cumsum(sizes) - sizes
     kept = np.flatnonzero(sizes)
@@ -135,14 +133,14 @@ def _windows(order: WindowShuffle, epoch: int) -> tuple[Ints, Ints, Ints]:
 
 @dataclass(frozen=True)
 class WeightedShuffle:
-    """Draws from several groups of rows in fixed shares, shuffled together.
+    """Shuffled draws from several groups of rows, in fixed shares.
 
-    An epoch takes exactly its share from each group. Within a group the draws go through all its rows before any is
-    drawn again, and go on where the last epoch stopped, so over time all rows of a group are used equally.
+    Every epoch draws an exact number of rows from each group. All rows of a group are drawn before any is drawn again,
+    continuing over epochs, so its rows are used equally often.
     """
 
     group_sizes: tuple[int, ...]  # rows of each group; the rows of group g follow those of group g - 1
-    draws: tuple[int, ...]  # from each group, an epoch
+    draws: tuple[int, ...]  # from each group, per epoch
     seed: int
     name: str
 
@@ -161,7 +159,7 @@ class WeightedShuffle:
         group = np.searchsorted(ends, slots, side="right")
         drawn = epoch * draws[group] + slots - (ends - draws)[group]  # from this group, since the first epoch
         size = sizes[group]
-        # One permutation for each pass through each group.
+        # One permutation per pass through each group.
         key = mix(
             mix((drawn // size).astype(np.uint64) + np.uint64(derive_key(self.seed, 1))) ^ group.astype(np.uint64)
         )
@@ -169,13 +167,13 @@ class WeightedShuffle:
 
 
 class SampleWeights:
-    """As many draws as there are rows, in proportion to a weight of each row, shuffled.
+    """Shuffled draws in proportion to a weight of each row; as many draws per epoch as rows.
 
-    An epoch draws every row its exact share of times, rounded down or up: at equal distances along the sum of all
-    weights, from a place that is new in every epoch. So a row with half a draw an epoch comes in half of all epochs.
+    Systematic sampling: the draws are at equal distances along the cumulative weights, with a random offset in each
+    epoch. So every row is drawn its expected number of times, rounded down or up.
 
     Args:
-        weights: (n,) of at least 0, not all 0.
+        weights: (n,), at least 0, not all 0.
     """
 
     def __init__(self, weights: npt.NDArray[np.float64], *, seed: int) -> None:
@@ -191,14 +189,14 @@ class SampleWeights:
         slots = permute(np.arange(start, stop, dtype=np.int64), size=len(self), key=derive_key(self.seed, epoch))
         begin = derive_key(self.seed, epoch, 1) / 2**64
         places = (slots + begin) * (self._ends[-1] / len(self))
-        # Never a row of weight 0: the first end above a place; rounding may lead to the sum itself.
+        # side="right" never selects a row of weight 0; rounding can give a point at the total itself.
         rows: Ints = np.searchsorted(self._ends, places, side="right")
         return np.minimum(rows, self._last)
 
 
 @dataclass(frozen=True, eq=False)
 class RemappedOrder:
-    """An order over a list of rows instead of range(n)."""
+    """Order over a list of rows instead of range(n)."""
 
     order: EpochOrder
     of_rows: Ints

@@ -1,4 +1,4 @@
-"""Parts of a data set: chosen rows, splits, folds, and what they leave out."""
+"""Parts of a data set: subsets, random splits, folds, and complements."""
 
 import copy
 import hashlib
@@ -19,12 +19,12 @@ from walloc_data.permutations import derive_key, permute
 
 __all__ = ["PartOfSplit", "rows_chosen"]
 
-_PARTS = 3  # what a derived key is for, besides those of `latent_dataset`
+_PARTS = 3  # purpose of a derived random key, besides those of `latent_dataset`
 
 
 @dataclass(frozen=True, eq=False)
 class _Whole:
-    """Data set that a part was taken from."""
+    """Data set from which a part was taken."""
 
     identity: str
     rows: Ints | None
@@ -33,12 +33,12 @@ class _Whole:
 
 
 class PartOfSplit(LatentSamples):
-    """Some rows of a split, always in stored order: the shuffles and the reading by shards rest upon that."""
+    """Some rows of a split, always in stored order, on which shuffles and reading by shards rely."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._rows: Ints | None = None  # ascending, in the split's index; None: all of them
-        self._classes: Ints | None = None  # of a relabelled part: stored labels, ascending; the label is the place here
+        self._rows: Ints | None = None  # ascending rows of the split's index; None: all
+        self._classes: Ints | None = None  # if relabelled: ascending stored labels; new labels are positions
         self._whole: _Whole | None = None
 
     def _column(self, name: str) -> Any:
@@ -46,11 +46,11 @@ class PartOfSplit(LatentSamples):
         raise NotImplementedError
 
     def _labelled(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the labels of this part for stored ones; -1 stays -1."""
+        """Map stored labels to labels of this part; -1 stays -1."""
         return labels if self._classes is None else np.where(labels < 0, labels, np.searchsorted(self._classes, labels))
 
     def _part(self, rows: Ints, *, relabel: bool = False, classes: Sequence[int] | None = None) -> Self:
-        """Make a part of ascending positions here; relabelled, of `classes` if given, else of those that are left."""
+        """Return the part with these ascending positions; relabelled by `classes` if given, else by its own classes."""
         result = self._with(rows if self._rows is None else self._rows[rows], self.identity)
         result._whole = _Whole(self.identity, self._rows, self._classes, self._whole)
         if relabel:
@@ -64,7 +64,7 @@ class PartOfSplit(LatentSamples):
         return result
 
     def _with(self, rows: Ints, identity: str) -> Self:
-        """Make a data set of rows of the split's index, taken from what has this identity."""
+        """Return the data set of rows of the split's index, taken from a data set with this identity."""
         result = copy.copy(self)
         result._item_epoch = SharedEpoch(self._item_epoch.value)
         result._rows = rows
@@ -73,15 +73,15 @@ class PartOfSplit(LatentSamples):
         return result
 
     def complement(self) -> Self:
-        """Return what `subset`, `split` or `folds` left out: the samples of what this was taken from that are not here.
+        """Return the samples that `subset`, `split` or `folds` left out of this part.
 
-        Labels are those of what it was taken from.
+        The labels are those of the original data set.
 
         Raises:
-            LoaderError: it was not taken from another data set.
+            LoaderError: this is not a part of another data set.
         """
         if self._whole is None or self._rows is None:
-            raise LoaderError(f"{self!r} is whole: complement() is for what subset(), split() or folds() gave")
+            raise LoaderError(f"{self!r} is not a part: complement() is for results of subset(), split() or folds()")
         within = self._whole.rows
         if within is None:
             left = np.ones(self._num_rows_of_split(), np.bool_)
@@ -97,16 +97,16 @@ class PartOfSplit(LatentSamples):
         raise NotImplementedError
 
     def split(self, fraction: float, *, stratify: bool | str = False, seed: int = 0) -> tuple[Self, Self]:
-        """Divide the samples at random: a first part of ``round(fraction * len(self))`` samples, and the rest.
+        """Divide the samples at random into a part of ``round(fraction * len(self))`` samples and the rest.
 
         Args:
-            fraction: of the first part, in (0, 1).
-            stratify: divide every class in this proportion, to within one sample; the name of another column divides
-                every one of its values so.
-            seed: of the division, which is a function of it and of the samples here.
+            fraction: size of the first part, in (0, 1).
+            stratify: divide every class in this proportion, to within one sample; or the name of a column whose values
+                are divided in this way.
+            seed: seed; the division depends only on it and on the samples.
 
         Raises:
-            LoaderError: a part would have no sample, or there are no labels to stratify by.
+            LoaderError: a part would be empty, or there are no labels to stratify by.
 
         Example:
             >>> from walloc_data import LatentDataset
@@ -123,8 +123,8 @@ class PartOfSplit(LatentSamples):
         count = round(len(self) * fraction) if 0 < fraction < 1 else 0
         if not 0 < count < len(self):
             raise LoaderError(
-                f"{len(self)} samples do not divide into {fraction} and the rest: the fraction is in (0, 1), and each "
-                "part has a sample"
+                f"{len(self)} samples cannot be divided by the fraction {fraction}: it must be in (0, 1), and no part "
+                "may be empty"
             )
         groups = self._groups(stratify, seed)
         chosen = np.zeros(len(self), np.bool_)
@@ -133,13 +133,13 @@ class PartOfSplit(LatentSamples):
         return self._part(np.flatnonzero(chosen)), self._part(np.flatnonzero(~chosen))
 
     def folds(self, num_folds: int, *, stratify: bool | str = False, seed: int = 0) -> list[tuple[Self, Self]]:
-        """Divide the samples into folds for cross-validation: pairs of all others to train on, and the fold.
+        """Divide the samples into folds for cross-validation; return (training part, fold) pairs.
 
         Args:
-            num_folds: at least 2. Their sizes differ by one sample at most.
-            stratify: divide every class evenly, to within one sample; the name of another column divides every one of
-                its values so.
-            seed: of the division, which is a function of it and of the samples here.
+            num_folds: number of folds, at least 2. Their sizes differ by at most one sample.
+            stratify: divide every class evenly, to within one sample; or the name of a column whose values are divided
+                in this way.
+            seed: seed; the division depends only on it and on the samples.
 
         Raises:
             LoaderError: there are fewer samples than folds, or no labels to stratify by.
@@ -151,7 +151,9 @@ class PartOfSplit(LatentSamples):
             [(6, [0, 1]), (6, [0, 1]), (6, [0, 1]), (6, [0, 1])]
         """
         if not isinstance(num_folds, int | np.integer) or not 2 <= num_folds <= len(self):
-            raise LoaderError(f"{len(self)} samples do not divide into {num_folds} folds: at least 2, of a sample each")
+            raise LoaderError(
+                f"{len(self)} samples cannot be divided into {num_folds} folds: use at least 2, none of them empty"
+            )
         fold = np.empty(len(self), np.int64)
         fold[np.concatenate(self._groups(stratify, seed))] = np.arange(len(self)) % num_folds
         return [
@@ -160,7 +162,7 @@ class PartOfSplit(LatentSamples):
         ]
 
     def _groups(self, stratify: bool | str, seed: int) -> list[Ints]:
-        """Return positions of each stratum, both strata and positions in random order."""
+        """Return the positions of each stratum; strata and positions are in random order."""
         numbers = np.zeros(len(self), np.int64)
         if stratify is not False:
             name = LABEL if stratify is True else stratify
@@ -172,7 +174,7 @@ class PartOfSplit(LatentSamples):
                 )
         rows = np.argsort(numbers, kind="stable")
         groups = np.split(rows, np.cumsum(np.bincount(numbers))[:-1])
-        # Strata too: what a small one is rounded to must not depend upon its place.
+        # Strata are shuffled, too, because rounding of small strata depends on their order.
         places = permute(np.arange(len(groups)), size=len(groups), key=derive_key(seed, _PARTS))
         return [
             groups[i][permute(np.arange(len(groups[i])), size=len(groups[i]), key=derive_key(seed, _PARTS, i))]
@@ -181,7 +183,7 @@ class PartOfSplit(LatentSamples):
 
 
 def _numbered(name: str, values: Any) -> npt.NDArray[np.int64]:
-    """Return (n,) one number for each different value of a column."""
+    """Return (n,) numbers of the distinct values of a column."""
     if isinstance(values, np.ndarray):
         axis = 0 if values.ndim > 1 else None
         return np.unique(values, axis=axis, return_inverse=True)[1].reshape(-1).astype(np.int64)
@@ -189,14 +191,14 @@ def _numbered(name: str, values: Any) -> npt.NDArray[np.int64]:
     try:
         return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
     except TypeError:
-        raise LoaderError(f"column {name!r} holds lists or structs: there are no equal values to stratify by") from None
+        raise LoaderError(f"column {name!r} holds lists or structs, by which samples cannot be stratified") from None
 
 
 def rows_chosen(rows: Any, num_rows: int) -> npt.NDArray[np.bool_]:
-    """Return (n,) which rows are chosen, by position or by a mask.
+    """Return a mask (n,) of rows given by position or by a mask.
 
     Raises:
-        LoaderError: a position is not there, or named twice.
+        LoaderError: a position does not exist, or occurs twice.
     """
     given = np.asarray(rows)
     if given.dtype == np.bool_ and given.shape == (num_rows,):
@@ -206,11 +208,11 @@ def rows_chosen(rows: Any, num_rows: int) -> npt.NDArray[np.bool_]:
         return chosen
     if given.ndim != 1 or given.dtype.kind not in "iu":
         raise LoaderError(
-            f"rows are positions, or a mask of {num_rows} booleans, not {given.dtype} of shape {given.shape}"
+            f"rows must be positions or a mask of {num_rows} booleans, not {given.dtype} of shape {given.shape}"
         )
     if (outside := (given < -num_rows) | (given >= num_rows)).any():
         raise LoaderError(f"no row {given[outside][0]} among these {num_rows}")
     chosen[given] = True
     if chosen.sum() < len(given):
-        raise LoaderError("rows names a row twice: a part has each of its samples once. loader(weights=...) repeats")
+        raise LoaderError("rows contains a row twice; use loader(weights=...) to draw samples more often")
     return chosen

@@ -1,6 +1,6 @@
-"""Fetching shards before workers need them: a few threads in the main process of each rank.
+"""Download of shards before workers need them, by a few threads in the main process of each rank.
 
-Workers and ranks share the cache folder, so a shard is fetched once a machine, whoever asks first.
+Workers and ranks share the cache folder, so a shard is downloaded once per machine.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ _CONNECTIONS = 4
 
 @contextmanager
 def prefetching(samples: BatchSource, batching: Batching, *, epoch: int, start: int) -> Iterator[Callable[[int], None]]:
-    """Fetch the shards of batches to come, in the order of their first use.
+    """Context: download the shards of later batches, in the order of their first use.
 
     Args:
-        samples: what the rows belong to.
-        start: the first batch of this pass.
+        samples: data set that the rows belong to.
+        start: first batch of this pass.
 
     Yields:
-        A function to call with each batch number as it is handed out; it lets the fetching go on.
+        A function to call with the number of each yielded batch, which allows further downloads.
     """
     ahead = samples.num_prefetch_shards
     if not ahead:
@@ -38,7 +38,7 @@ def prefetching(samples: BatchSource, batching: Batching, *, epoch: int, start: 
     cursor = start
 
     def fetch(shard: int) -> None:
-        # The worker that needs the shard will ask again, and raise where it matters: data on the way stays usable.
+        # Errors are ignored here: the worker that needs the shard tries again and raises them.
         with suppress(WallocDataError):
             samples.fetch(shard)
 

@@ -1,4 +1,4 @@
-"""Rank and world size of this process, determined when batches are drawn: a loader may be older than its group."""
+"""Rank and world size of this process, determined when batches are drawn."""
 
 import os
 
@@ -10,24 +10,25 @@ __all__ = ["RankInfo"]
 
 
 class RankInfo:
-    """(rank, world size) of this process, fixed by whoever made the loader or asked for at every pass.
+    """Rank and world size of this process, either given or determined at every pass.
 
-    Asked for, it is torch.distributed's where that is initialised, else that of the environment variables RANK and
-    WORLD_SIZE, which torchrun and the launchers of accelerate and Lightning set, else 0 of 1.
+    They are taken from torch.distributed if it is initialised, else from the environment variables RANK and WORLD_SIZE
+    (set by torchrun and the launchers of accelerate and Lightning), else they are 0 and 1. A loader may be created
+    before its process group.
 
     Args:
-        rank: of this process; None asks.
-        world_size: goes together with rank.
+        rank: rank of this process; None determines it.
+        world_size: number of ranks; required with `rank`.
     """
 
     def __init__(self, rank: int | None, world_size: int | None) -> None:
         if (rank is None) != (world_size is None):
-            raise LoaderError("rank and world_size go together")
+            raise LoaderError("pass both rank and world_size, or neither")
         self._given = None if rank is None or world_size is None else _checked(rank, world_size)
         self._used: tuple[int, int] | None = None
 
     def find(self) -> tuple[int, int]:
-        """Return the present (rank, world size)."""
+        """Return the current (rank, world size)."""
         if self._given is not None:
             return self._given
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -37,21 +38,21 @@ class RankInfo:
             return 0, 1
         if rank is None:
             raise LoaderError(
-                f"WORLD_SIZE is {world_size} but RANK is not set, so this process's share of each batch is unknown: "
+                f"WORLD_SIZE is {world_size} but RANK is not set, so this process's part of each batch is unknown: "
                 "set both, initialise torch.distributed first, or pass rank and world_size"
             )
         try:
             return _checked(int(rank), int(world_size))
         except ValueError as error:
             raise LoaderError(
-                f"RANK={rank} and WORLD_SIZE={world_size} are not a rank and a world size: {error}"
+                f"the environment variables RANK={rank} and WORLD_SIZE={world_size} are invalid: {error}"
             ) from error
 
     def use(self) -> tuple[int, int]:
-        """Return the present (rank, world size), or raise if it has changed since the first batch was drawn.
+        """Return the current (rank, world size).
 
         Raises:
-            LoaderError: it has changed, so that ranks have drawn the same samples, or left some out.
+            LoaderError: it has changed since the first batch, so that ranks would repeat or miss samples.
         """
         place = self.find()
         if self._used is None:

@@ -1,4 +1,4 @@
-"""Latents of given rows, from shards as they are or from an array of decoded ones."""
+"""Reading of latents by row, from shards or from the array of decoded latents."""
 
 import os
 import zlib
@@ -23,28 +23,28 @@ from walloc_data.storage import OpenShards, ShardCache, ShardFile, Store, read_m
 __all__ = ["Latents", "Reader", "ShardReader"]
 
 T = TypeVar("T")
-# Of one shape: (n, C, h, w) int8. Of several: a list of (C, h, w) int8.
+# (n, C, h, w) int8 if the latents have one shape, else a list of (C, h, w) int8.
 Latents = npt.NDArray[np.int8] | list[npt.NDArray[np.int8]]
 
-_ENCODED_AGAIN = "The data set was encoded again after it was opened here: open it again"
+_ENCODED_AGAIN = "The data set was encoded again after it was opened: open it again"
 _ATTEMPTS_AHEAD = 3
 _MAX_OPEN_CACHED = 64  # an evicted shard keeps its disk space while it is open
 
 
 class Reader(ShardedRows):
-    """Interface that reads a split's latents."""
+    """Interface of readers of a split's latents."""
 
     @abstractmethod
     def read(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None) -> Latents:
-        """Return latents of rows of the split's index; `mirrored` says of which pictures the mirror image is wanted."""
+        """Return the latents of rows of the split's index; where `mirrored` is True, those of the mirrored pictures."""
 
 
 class ShardReader(Reader):
-    """Reads samples at the index's offsets in the shards and decodes them.
+    """Reader of samples in shards, by the offsets in the index.
 
     Args:
-        cache: where remote shards are kept; shards of a local data set are read in place.
-        num_threads: decode this many pictures at once.
+        cache: cache for remote shards; local shards are read in place.
+        num_threads: decoding threads.
     """
 
     def __init__(
@@ -62,32 +62,32 @@ class ShardReader(Reader):
         counts = [shard.num_samples for shard in record.shards]
         self._ends = np.cumsum(np.array(counts, dtype=np.int64))
         self._open = OpenShards(most=None if store.local_path is not None else _MAX_OPEN_CACHED)
-        # Every shard has checksums, as data sets have since there are any; a shard's rows all have one or none has.
+        # In every shard, either all rows have checksums or none.
         self._checked = bool(index.rows[self._ends - counts]["crc32"].all())
         self._manifest = _stamp(store)
         self._ahead = store.inside("", max_attempts=min(_ATTEMPTS_AHEAD, store.max_attempts))
-        self._executors: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not come through a fork
+        self._executors: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not survive a fork
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_executors": {}}  # threads stay in their process
+        return self.__dict__ | {"_executors": {}}  # threads cannot be pickled
 
     def shards(self, rows: Ints) -> Ints:
-        """Return (n,) the shard of each row."""
+        """Return the shard of each row, (n,)."""
         return np.searchsorted(self._ends, rows, side="right")
 
     def read(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None = None) -> Latents:
-        """Return latents of rows, each checked against its checksum where the index has one.
+        """Return the latents of rows, each compared with its checksum if the index has one.
 
         Raises:
-            CorruptShardError: a sample is not what was encoded. One from the cache was fetched again before.
+            CorruptShardError: a sample is damaged, also after its shard was downloaded again.
         """
         return self._twice(rows, mirrored, self._latents)
 
     def packed(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None = None) -> Sequence[memoryview]:
-        """Return packed latents of rows, WebP pictures as they are stored; checked as `read` checks them.
+        """Return the packed latents of rows as stored (WebP), compared with their checksums like those of `read`.
 
         Raises:
-            CorruptShardError: a sample is not what was encoded. One from the cache was fetched again before.
+            CorruptShardError: a sample is damaged, also after its shard was downloaded again.
         """
         return self._twice(rows, mirrored, lambda entries, shards, payloads: payloads)
 
@@ -97,7 +97,7 @@ class ShardReader(Reader):
         mirrored: npt.NDArray[np.bool_] | None,
         use: Callable[[npt.NDArray[np.void], Ints, Sequence[memoryview]], T],
     ) -> T:
-        """Use checked payloads of rows; where that shows damage of the cache, once more after fetching it again."""
+        """Apply a function to checked payloads of rows; if the cache is damaged, download it again and repeat once."""
         entries = self.index.rows[rows]
         offsets, lengths, checksums = entries["offset"], entries["length"], entries["crc32"]
         if mirrored is not None:
@@ -120,7 +120,7 @@ class ShardReader(Reader):
             records = [self.record.shards[number] for number in np.unique(shards).tolist()]
             absent = not all(self.cache.path(record).exists() for record in records)
             removed = [self.cache.remove_damaged(record) for record in records]
-            if absent and not any(removed):  # it arrived damaged, as often as it is asked for
+            if absent and not any(removed):  # the download itself is damaged
                 raise
         for number in np.unique(shards).tolist():
             self._open.drop(number)
@@ -137,7 +137,7 @@ class ShardReader(Reader):
             if checksum and zlib.crc32(payload) != checksum:
                 found = f"CRC-32 {zlib.crc32(payload):08x}, the index says {checksum:08x}"
                 raise CorruptShardError(
-                    f"{self._context(entries, shards, i)}: its bytes are not those that were encoded ({found}). "
+                    f"{self._context(entries, shards, i)}: its bytes differ from those that were encoded ({found}). "
                     f"{self._remedy(self.record.shards[shards[i]])}"
                 )
 
@@ -170,7 +170,7 @@ class ShardReader(Reader):
         )
 
     def _payloads(self, shards: Ints, offsets: Ints, lengths: Ints) -> Sequence[memoryview]:
-        """Yield the stored bytes of samples, in their order; each shard is opened once."""
+        """Yield the stored bytes of samples, in order; each shard is opened once."""
         payloads = [memoryview(b"")] * len(shards)
         starts, sizes = offsets.tolist(), lengths.tolist()
         for number in np.unique(shards).tolist():
@@ -184,7 +184,7 @@ class ShardReader(Reader):
 
     def _remedy(self, shard: ShardRecord) -> str:
         if self.store.local_path is None:
-            return "The index does not belong to this shard: verify the data set at its source"
+            return "The index does not match this shard: run `walloc-data verify` on the original data set"
         if _replaced(self.store, shard):
             return _ENCODED_AGAIN
         return f"`walloc-data verify {self.store.url}` finds all damage; copy the data set again, or encode it again"
@@ -201,15 +201,15 @@ class ShardReader(Reader):
             if isinstance(error, FileNotFoundError) and _replaced(self.store, shard):
                 raise StorageError(f"{context}: {error.strerror}. {_ENCODED_AGAIN}") from error
             raise StorageError(f"{context}: {error.strerror}. The manifest lists this shard") from error
-        # An open file stays what it is when another takes its name. Checksums need no look at the manifest.
+        # An open file is not affected by its replacement. With checksums, the manifest need not be checked.
         if not self._checked and self._manifest != _stamp(self.store) and _replaced(self.store, shard):
             raise CorruptShardError(f"{context}: {_ENCODED_AGAIN}")
         return opened
 
     def fetch(self, number: int) -> None:
-        """Bring a remote shard into the cache ahead of its use.
+        """Download a remote shard into the cache before it is needed.
 
-        With few tries: whoever needs the shard has all of them, and must not wait until this has had as many.
+        It retries only briefly: the reader that needs the shard has all retries, and must not wait for these.
         """
         if self.store.local_path is None:
             self.cache.fetch(self._ahead, self.record.shards[number])
@@ -220,7 +220,7 @@ def _at(context: Callable[[int], str], i: int, _: int) -> str:
 
 
 def _stamp(store: Store) -> tuple[int, ...] | None:
-    """Return what changes with a local manifest; None where there is none."""
+    """Return a version of a local manifest (inode, times); None for remote data sets."""
     try:
         status = None if store.local_path is None else (store.local_path / MANIFEST_NAME).stat()
     except OSError:
@@ -229,7 +229,7 @@ def _stamp(store: Store) -> tuple[int, ...] | None:
 
 
 def _replaced(store: Store, shard: ShardRecord) -> bool:
-    """Return whether a data set that is open no longer has a shard as it had when it was opened."""
+    """Return whether a shard was replaced after the data set was opened."""
     try:
         manifest = read_manifest(store)
     except WallocDataError:

@@ -1,4 +1,4 @@
-"""The exact order of a `LatentLoader` for a plain `torch.utils.data.DataLoader`, and for what is built upon one."""
+"""The batch sampler for a plain `torch.utils.data.DataLoader`, with the order of `LatentLoader`."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,23 +15,22 @@ __all__ = ["LatentBatchSampler"]
 
 
 class LatentBatchSampler(Sampler[list[int]]):
-    """Batches of positions in a data set's own exact order, for `DataLoader(dataset, batch_sampler=...)`.
+    """Batch sampler for `DataLoader(dataset, batch_sampler=...)`, created by `LatentDataset.batch_sampler`.
 
-    Made by `LatentDataset.batch_sampler`. Every pass is the next epoch, unless `set_epoch` names it. The positions know
-    their epoch, so what is random in a sample (the transform's draws, `mirror`) is a function of (seed, epoch, sample)
-    too, in any number of workers.
+    Every pass is the next epoch, unless `set_epoch` sets it. The positions carry their epoch, so random transforms and
+    `mirror` are a function of (seed, epoch, sample), too, with any number of workers.
 
-    A DataLoader draws batches ahead of the training step, so the sampler cannot know how many were trained on: pass
-    that to `state_dict`. torchdata's StatefulDataLoader keeps count itself and saves and loads this sampler's state.
+    A DataLoader draws batches before the training step, so the sampler does not know how many were trained on: pass the
+    number to `state_dict`. torchdata's StatefulDataLoader counts them, and saves and loads the state of this sampler.
 
-    Each rank gets its slice of every global batch. A library that splits batches among processes itself (accelerate's
-    `prepare`, and with it the Hugging Face Trainer) needs whole ones: pass ``rank=0, world_size=1``.
+    Each rank gets its slice of every global batch. Libraries that split batches among processes (accelerate's `prepare`,
+    and so the Hugging Face Trainer) need global batches: pass ``rank=0, world_size=1``.
 
     Attributes:
-        epoch: of the next pass.
-        position: of the next pass's first batch in its epoch: 0, or where a loaded state stopped.
-        global_batch_size: samples of a batch over all ranks.
-        drop_last: whether samples that do not fill a last batch are left out.
+        epoch: epoch of the next pass.
+        position: first batch of the next pass in its epoch: 0, or the position of a loaded state.
+        global_batch_size: samples per batch over all ranks.
+        drop_last: whether an incomplete last batch is dropped.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -56,27 +55,27 @@ class LatentBatchSampler(Sampler[list[int]]):
         drop_last: bool,
     ) -> None:
         if not isinstance(batches, RankedBatches):
-            # Lightning calls the class of a batch sampler with a sampler of its own, to share samples among ranks.
+            # Lightning constructs the class of a batch sampler with its own sampler, to distribute samples.
             raise LoaderError(
-                "this batch sampler has an order of its own and cannot be made anew around another sampler, which "
-                "Lightning does on several devices and to predict: give it dataset.loader(...) instead, or to train "
+                "this batch sampler has its own order and cannot be created with another sampler, as Lightning does on "
+                "several devices and for prediction: use dataset.loader(...) instead, or for training "
                 "Trainer(use_distributed_sampler=False) with a batch_sampler() without rank and world_size"
             )
         self._ranked, self.drop_last = batches, drop_last
         self.epoch = 0
         self.position = 0
-        self._given: tuple[int, int] | None = None  # (epoch, batches given out in it), of a pass that has begun
+        self._given: tuple[int, int] | None = None  # (epoch, batches drawn in it) of a started pass
 
     def __repr__(self) -> str:
         return f"LatentBatchSampler({self._ranked}, epoch {self.epoch}, position {self.position})"
 
     def __len__(self) -> int:
-        """Return the number of batches in a whole epoch, the same on every rank."""
+        """Return the number of batches per epoch, the same on every rank."""
         return self.batching.num_batches
 
     @property
     def batching(self) -> Batching:
-        """The rows of each global batch."""
+        """Assignment of rows to global batches."""
         return self._ranked.batching
 
     @property
@@ -85,34 +84,34 @@ class LatentBatchSampler(Sampler[list[int]]):
 
     @property
     def batch_size(self) -> int:
-        """Samples of a batch, for libraries that split batches among processes; refused where the sampler does.
+        """Samples per batch, for libraries that split batches among processes.
 
         Raises:
-            LoaderError: this sampler already gives each rank its own slice, so splitting again would lose samples.
+            LoaderError: this sampler already gives each rank its slice, so splitting again would lose samples.
         """
         if (world_size := self._ranked.world_size) > 1:
             raise LoaderError(
-                f"this batch sampler gives each of {world_size} ranks its slice of every batch, and a library asks "
-                "for its batch_size to split batches again: pass rank=0, world_size=1 to batch_sampler(), or leave "
-                "the loader out of prepare(); in Lightning, Trainer(use_distributed_sampler=False)"
+                f"this batch sampler gives each of {world_size} ranks its slice of every batch, but a library requests "
+                "batch_size in order to split batches again: pass rank=0, world_size=1 to batch_sampler(), or do not "
+                "pass the loader to prepare(); in Lightning, use Trainer(use_distributed_sampler=False)"
             )
         return self.global_batch_size
 
     @property
     def sampler(self) -> "LatentBatchSampler":
-        """Itself: accelerate names epochs to the `sampler` of a batch sampler."""
+        """This object: accelerate calls `set_epoch` of the `sampler` of a batch sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next pass this epoch. Naming the epoch that a loaded state is in keeps the state's position."""
+        """Set the epoch of the next pass. If it is the epoch of a loaded state, the position is kept."""
         epoch = as_epoch(epoch)
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
         self._given = None
 
     def __iter__(self) -> Iterator[list[int]]:
-        # A generator, so that nothing happens before the first batch is asked for: DataLoaders make more iterators
-        # than they use.
+        # A generator, so that nothing happens before the first batch: DataLoaders create iterators that they do not
+        # use.
         epoch, start = self.epoch, self.position
         self.epoch, self.position = epoch + 1, 0
         batching, rank, world_size = self._ranked.begin()
@@ -123,42 +122,42 @@ class LatentBatchSampler(Sampler[list[int]]):
             yield [SampleIndex(row, epoch) for row in batch.rows.tolist()]
 
     def state_dict(self, *, position: int | None = None) -> dict[str, Any]:
-        """Return where the run is: a few integers and names, JSON-able, independent of workers and ranks.
+        """Return the state: a JSON-serialisable dict of integers and names, independent of workers and ranks.
 
         Args:
-            position: batches of the running epoch that were trained on, those before a resume included. Needed once
-                the pass has begun, because a DataLoader draws ahead.
+            position: number of batches of the running epoch that were trained on, including those before a resume.
+                Required after the pass has started, because a DataLoader draws ahead.
 
         Raises:
-            LoaderError: `position` is needed, or more than has been given out.
+            LoaderError: `position` is required, or larger than the number of batches drawn.
         """
         epoch, given = self._given or (self.epoch, self.position)
         if position is None:
             if self._given is not None and not _asked_by_torchdata():
                 raise LoaderError(
                     f"{given} batches of epoch {epoch} were drawn from this sampler, and a DataLoader draws ahead of "
-                    "the training step: say how many were trained on with state_dict(position=...)"
+                    "the training step: pass the number of batches trained on, state_dict(position=...)"
                 )
             position = given
         if not 0 <= position <= given:
-            raise LoaderError(f"position {position} is not in [0, {given}], the batches given out in epoch {epoch}")
+            raise LoaderError(f"position {position} is not in [0, {given}], the batches drawn in epoch {epoch}")
         if position == len(self):
             epoch, position = epoch + 1, 0
         return self._ranked.state(epoch=epoch, position=position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume where `state_dict` was taken: the next pass yields the rest of that epoch.
+        """Resume from a state: the next pass yields the rest of the saved epoch.
 
-        States of a `LatentLoader` over the same batches fit too.
+        States of a `LatentLoader` with the same batches are accepted, too.
 
         Raises:
-            StateError: the state is of another data set, order, seed or global batch size; names it.
+            StateError: the state is of another data set, order, seed or global batch size; the message names it.
         """
         self.epoch, self.position = self._ranked.load(state)
         self._given = None
 
 
 def _asked_by_torchdata() -> bool:
-    """Return whether torchdata's StatefulDataLoader asks for the state: it takes one with each batch that it draws."""
+    """Return whether the caller is torchdata's StatefulDataLoader, which takes a state with each batch it draws."""
     caller = sys._getframe(2).f_globals.get("__name__", "")
     return str(caller).partition(".")[0] == "torchdata"

@@ -1,4 +1,4 @@
-"""Base class of what can be loaded: a data set, a part of one, or a mixture of several."""
+"""Base class of data sets, parts of data sets and mixtures."""
 
 import operator
 import warnings
@@ -28,32 +28,32 @@ __all__ = ["LatentSamples", "RowValues", "Transform"]
 
 Transform = Callable[[Tensor], Tensor]
 Weights = Sequence[float] | npt.NDArray[Any] | Tensor
-Sample = Any  # as the data set's form says: (latent, label) where nothing else was asked for
+Sample = Any  # structured by the data set's `form`; by default (latent, label)
 
 _ITERATION_SAMPLES = 64
-_CLEARLY_IN_ORDER = 8  # a shuffle gives so many rising positions at first in one of 40,320 runs
+_CLEARLY_IN_ORDER = 8  # a random order starts with so many ascending positions once in 40,320
 
 
 class RowValues(NamedTuple):
-    """Values read of some rows."""
+    """Values read for some rows."""
 
-    latents: Sequence[Tensor] | Tensor  # stacked where they are of one shape
-    values: dict[str, Any]  # of each column that the form names: (n, ...) array, or a list
+    latents: Sequence[Tensor] | Tensor  # stacked if they have one shape
+    values: dict[str, Any]  # of each column of the form: (n, ...) array, or a list
 
 
 class LatentSamples(BatchSource, Dataset[Sample]):
-    """Samples, as `form` has them: a map-style data set that also iterates in its own epoch order and makes loaders.
+    """Map-style data set that also iterates in its own epoch order and creates loaders.
 
-    By position, as a plain DataLoader reads it, what is random in a sample (the transform's draws, `mirror`) comes from
-    torch's global generator, as anywhere in torch: new in every epoch and different in every worker. After `set_epoch`
-    it is a function of (seed, epoch, sample) instead, as it always is in `loader`, `batch_sampler` and iteration.
-    The order is then the DataLoader's affair: `shuffle` says how `loader`, `batch_sampler` and iteration go.
+    If samples are read by position, as by a plain DataLoader, random transforms and `mirror` draw from torch's global
+    generator, as usual in torch: differently in every epoch and worker. After `set_epoch` they are a function of (seed,
+    epoch, sample), as always in `loader`, `batch_sampler` and iteration. `shuffle` affects only `loader`,
+    `batch_sampler` and iteration.
 
     Attributes:
-        identity: names these samples in this order; part of every loader's state.
-        seed: of the shuffles, the mirroring and the transforms.
+        identity: identity of the samples and their order; part of the state of every loader.
+        seed: seed of shuffles, mirroring and transforms.
         shuffle: whether epochs are shuffled.
-        form: what a sample is made of: `(latent, label)` where nothing else was asked for.
+        form: structure of a sample, by default `(latent, label)`.
     """
 
     shuffle: bool
@@ -62,43 +62,43 @@ class LatentSamples(BatchSource, Dataset[Sample]):
     def __init__(self) -> None:
         self._epoch = 0  # of the next iteration
         self._item_epoch = SharedEpoch()  # of samples read by position
-        self._first_read: tuple[int, ...] | None = ()  # positions; None once it is known whether they rise
+        self._first_read: tuple[int, ...] | None = ()  # positions; None after the check whether they ascend
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def epoch_order(self) -> EpochOrder:
-        """Return the order that epochs follow."""
+        """Return the order of epochs."""
 
     @property
     @abstractmethod
     def labels(self) -> npt.NDArray[np.int64]:
-        """(n,) the label of each row, -1 where there is none."""
+        """Label of each row, (n,); -1 without a label."""
 
     @abstractmethod
     def latent_sides(self) -> npt.NDArray[np.int64] | None:
-        """Return (n, 2) height and width of each row's latent in cells; None where all rows have one shape."""
+        """Return (n, 2) height and width of the latents in cells; None if all have one shape."""
 
     @abstractmethod
     def read(self, rows: Ints, *, epoch: int | None) -> RowValues:
-        """Return latents of rows, and the columns that the form names.
+        """Return the latents of rows and the columns of the form.
 
-        The epoch decides what is random in a sample; None draws it from torch's global generator.
+        Random transforms are a function of the epoch; with None they draw from torch's global generator.
         """
 
     def read_batch(self, rows: Ints, *, epoch: int, valid: Tensor | None = None) -> Any:
         """Return latents (B, C, h, w) and labels (B,) int64 of rows.
 
         Args:
-            valid: which rows are no padding, as the batch's last part.
+            valid: mask of rows that are no padding, appended to the batch.
         """
         latents, values = self.read(rows, epoch=epoch)
         if not isinstance(latents, Tensor):
             shapes = sorted({tuple(latent.shape) for latent in latents})
             if len(shapes) > 1:
                 raise LoaderError(
-                    f"a batch holds latents of several shapes, {shapes[0]} and {shapes[1]}: {_SHAPES_REMEDY}"
+                    f"a batch has latents of several shapes, {shapes[0]} and {shapes[1]}: {_SHAPES_REMEDY}"
                 )
             latents = torch.stack(list(latents))
         return self.form.batch(latents, values, valid)
@@ -110,11 +110,11 @@ class LatentSamples(BatchSource, Dataset[Sample]):
     def __getitem__(self, index: slice) -> list[Sample]: ...
 
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        """Return the sample at a position, or a list of those of a slice; negative positions count from the end.
+        """Return the sample at a position, or a list of samples for a slice. Negative positions count from the end.
 
         Raises:
-            IndexError: there is no such position.
-            TypeError: it is not an integer. Keys are not positions: find one through the index's `source_index`.
+            IndexError: the position does not exist.
+            TypeError: the position is not an integer. For keys, use `by_key`.
         """
         if isinstance(index, slice):
             return self._read_items(range(*index.indices(len(self))))
@@ -125,9 +125,7 @@ class LatentSamples(BatchSource, Dataset[Sample]):
         return self._read_items(indices)
 
     def _read_items(self, indices: Sequence[int]) -> list[Sample]:
-        """Return samples at positions, each in its own epoch (`SampleIndex`), else that of `set_epoch`, else in
-        none.
-        """
+        """Return samples at positions; their epoch is that of a `SampleIndex`, else that of `set_epoch`, else None."""
         rows = np.array([self._row(index) for index in indices], dtype=np.int64)
         ambient = self._item_epoch.value
         epochs = [getattr(index, "epoch", ambient) for index in indices]
@@ -149,10 +147,10 @@ class LatentSamples(BatchSource, Dataset[Sample]):
         return row + len(self) if row < 0 else row
 
     def _check_order(self, indices: Sequence[int]) -> None:
-        """Warn, once a process, where a DataLoader reads in stored order what was asked to be shuffled."""
+        """Warn, once per process, if a DataLoader reads a data set with shuffle=True in stored order."""
         if self._first_read is None:
             return
-        # Over several batches, as one may be small; rising, as each of several workers or ranks has some of them.
+        # Over several batches, which may be small; only ascending, as each worker or rank reads a part of the samples.
         self._first_read = (*self._first_read, *indices)[:_CLEARLY_IN_ORDER]
         rising = all(a < b for a, b in pairwise(self._first_read))
         if rising and len(self._first_read) < _CLEARLY_IN_ORDER:
@@ -160,22 +158,22 @@ class LatentSamples(BatchSource, Dataset[Sample]):
         self._first_read = None
         if self.shuffle and rising:
             warnings.warn(
-                "a DataLoader reads in stored order what is to be shuffled: the order is its sampler's. "
+                "a DataLoader reads this data set in stored order despite its shuffle=True, which DataLoaders ignore. "
                 "Use dataset.loader(...), DataLoader(dataset, batch_sampler=dataset.batch_sampler(...)), or "
                 "DataLoader(dataset, shuffle=True)",
                 stacklevel=3,
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration this epoch, and read samples by position as this epoch has them.
+        """Set the epoch of the next iteration, and of samples that are read by position.
 
-        Samples by position are then a function of (seed, epoch, sample), in this process and in workers that are
-        already running. Loaders and batch samplers have epochs of their own.
+        Samples by position are then a function of (seed, epoch, sample), in this process and in running workers.
+        Loaders and batch samplers have their own epochs.
         """
         self._epoch = self._item_epoch.value = as_epoch(epoch)
 
     def __iter__(self) -> Iterator[Sample]:
-        """Iterate over one epoch of samples; every call is the next epoch."""
+        """Iterate over the samples of one epoch; every call is the next epoch."""
         order, epoch = self.epoch_order(), self._epoch
         self._epoch += 1
         for start in range(0, len(order), _ITERATION_SAMPLES):
@@ -200,33 +198,32 @@ class LatentSamples(BatchSource, Dataset[Sample]):
     ) -> LatentLoader:
         """Return a loader of batches `(latents, labels)`: (B, C, h, w) int8 and (B,) int64.
 
-        Numbers and arrays of one shape are tensors of their dtype, text and lists of any length are lists.
+        Numbers and arrays of one shape become tensors of their dtype; other columns become lists.
 
         Args:
-            batch_size: samples of one rank's batch, as in PyTorch. The global batch grows with the number of ranks.
-            global_batch_size: samples of a batch over all ranks, in place of `batch_size`. Every rank gets an equal
-                part, so the sequence of global batches does not depend on how many ranks there are, and a state resumes
-                exactly on another number of them.
-            num_workers: processes that read and decode; 0 does it in this one.
-            drop_last: leave out the samples that do not fill a last batch (the others get their turn: the order changes
-                every epoch).
-            pad: fill the last batch with repeated samples, and yield `(latents, labels, valid)` with (B,) bool that is
-                False on them: sums over `valid` are exact for any number of ranks.
-            class_balanced: draw every class equally often; an epoch has as many draws as there are samples.
-            weights: one for each sample, in stored order: draw samples in proportion to them. An epoch has as many
-                draws as there are samples, and draws each its share of times, rounded down or up.
-            bucket_by_shape: make every batch of samples of one latent shape, for pictures of native resolution.
-            rank: of this process; None asks when a pass begins: torch.distributed where it is initialised, else the
-                environment variables RANK and WORLD_SIZE, else it is 0 of 1.
-            world_size: processes that share every batch.
-            prefetch_batches: that each worker makes ahead.
+            batch_size: samples per batch and rank, as in PyTorch. The global batch grows with the number of ranks.
+            global_batch_size: samples per batch over all ranks, instead of `batch_size`. Every rank gets an equal part,
+                so the sequence of global batches does not depend on the number of ranks, and a state resumes exactly on
+                another number of ranks.
+            num_workers: processes that read and decode; 0 uses this process.
+            drop_last: drop the samples of an incomplete last batch (different ones in every epoch, if shuffled).
+            pad: fill the last batch with repeated samples, and yield `(latents, labels, valid)`, where `valid` (B,) is
+                False for padding: sums over `valid` are exact for any number of ranks.
+            class_balanced: draw every class equally often; an epoch has as many draws as samples.
+            weights: weight of each sample, in stored order, to draw in proportion to. An epoch has as many draws as
+                samples; each sample is drawn its expected number of times, rounded down or up.
+            bucket_by_shape: make batches of one latent shape each, for pictures of different sizes.
+            rank: rank of this process; None determines it when a pass starts: from torch.distributed if initialised,
+                else from the environment variables RANK and WORLD_SIZE, else 0.
+            world_size: number of ranks; required with `rank`.
+            prefetch_batches: batches that each worker prepares ahead.
             pin_memory: put batches in page-locked memory, for asynchronous copies to a GPU.
 
         Raises:
-            LoaderError: the batches cannot be made like this; says what to change.
+            LoaderError: the batches cannot be made in this way; the message says what to change.
         """
         if drop_last and pad:
-            raise LoaderError("drop_last and pad exclude each other: training drops, evaluation pads")
+            raise LoaderError("drop_last and pad cannot be combined: use drop_last for training, pad for evaluation")
         size = BatchSize.given(batch_size, global_batch_size)
         batching = self._batching(
             size,
@@ -259,18 +256,18 @@ class LatentSamples(BatchSource, Dataset[Sample]):
         """Return the batches of `loader` as positions, for ``DataLoader(dataset, batch_sampler=...)``: the same order.
 
         Args:
-            batch_size: samples of one rank's batch.
-            global_batch_size: samples of a batch over all ranks, in place of `batch_size`, as `loader` has it.
-            drop_last: leave out the samples that do not fill a last batch.
+            batch_size: samples per batch and rank.
+            global_batch_size: samples per batch over all ranks, instead of `batch_size`, as in `loader`.
+            drop_last: drop the samples of an incomplete last batch.
             class_balanced: draw every class equally often.
-            weights: one for each sample: draw samples in proportion to them, as `loader` does.
-            bucket_by_shape: make every batch of samples of one latent shape.
-            rank: of this process, as in `loader`. Where a library splits batches itself (accelerate's `prepare`, the
-                Hugging Face Trainer), pass 0, with a world_size of 1.
-            world_size: processes that share every batch.
+            weights: weight of each sample, as in `loader`.
+            bucket_by_shape: make batches of one latent shape each.
+            rank: rank of this process, as in `loader`. For libraries that split batches themselves (accelerate's
+                `prepare`, the Hugging Face Trainer), pass rank=0 and world_size=1.
+            world_size: number of ranks; required with `rank`.
 
         Raises:
-            LoaderError: the batches cannot be made like this; says what to change.
+            LoaderError: the batches cannot be made in this way; the message says what to change.
         """
         size = BatchSize.given(batch_size, global_batch_size)
         batching = self._batching(
@@ -296,7 +293,7 @@ class LatentSamples(BatchSource, Dataset[Sample]):
         sides = self.latent_sides()
         asked = {"class_balanced": class_balanced, "weights": weights is not None, "bucket_by_shape": bucket_by_shape}
         if len(both := [name for name, given in asked.items() if given]) > 1:
-            raise LoaderError(f"{both[0]} and {both[1]} exclude each other")
+            raise LoaderError(f"{both[0]} and {both[1]} cannot be combined")
         if bucket_by_shape:
             if sides is None:
                 return BucketedBatches((np.arange(len(self)),), batch_size, last, self.seed if self.shuffle else None)
@@ -304,7 +301,7 @@ class LatentSamples(BatchSource, Dataset[Sample]):
             rows = _grouped(group.reshape(-1))
             return BucketedBatches(tuple(rows), batch_size, last, self.seed if self.shuffle else None)
         if sides is not None:
-            raise LoaderError(f"these latents are of several shapes: {_SHAPES_REMEDY}")
+            raise LoaderError(f"these latents have several shapes: {_SHAPES_REMEDY}")
         if class_balanced:
             labels = self.labels
             if (labels < 0).any():
@@ -327,10 +324,10 @@ def _checked(weights: Weights, num_rows: int) -> npt.NDArray[np.float64]:
     try:
         found = np.asarray(weights, dtype=np.float64)
     except (TypeError, ValueError):
-        raise LoaderError(f"weights are {num_rows} numbers, one a sample, not {weights!r}") from None
+        raise LoaderError(f"weights must be {num_rows} numbers, one per sample, not {weights!r}") from None
     if found.shape != (num_rows,) or not np.isfinite(found).all() or (found < 0).any() or not found.any():
         raise LoaderError(
-            f"weights are {num_rows} finite numbers of at least 0, one a sample and not all 0: got {found.shape} "
+            f"weights must be {num_rows} finite numbers of at least 0, one per sample, not all 0: got {found.shape} "
             f"from {found.min(initial=np.inf)} to {found.max(initial=-np.inf)}"
         )
     return found

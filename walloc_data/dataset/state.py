@@ -1,4 +1,4 @@
-"""The state of a run over batches: a few integers, and names that say what they belong to."""
+"""States of loaders: the position, and names that identify the data set and the order."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ STATE_VERSION = 2
 def make_state(
     samples: BatchSource, batching: Batching, world_size: int, *, epoch: int, position: int
 ) -> dict[str, Any]:
-    """Return a state that says that `position` batches of `epoch` are done."""
+    """Return the state after `position` batches of `epoch`."""
     return {
         "version": STATE_VERSION,
         "identity": samples.identity,
@@ -30,12 +30,12 @@ def make_state(
 
 
 def check_state(state: Mapping[str, Any], samples: BatchSource, batching: Batching, world_size: int) -> tuple[int, int]:
-    """Return (epoch, position) of a state that belongs to these batches.
+    """Return (epoch, position) of a state, after checking that it is for these batches.
 
     Raises:
-        StateError: it belongs to others; names the difference.
+        StateError: the state is for other batches; the message names the difference.
     """
-    if state.get("version") == 1 and "batch_size" in state:  # which called the global batch so
+    if state.get("version") == 1 and "batch_size" in state:  # its name of the global batch size
         state = {**state, "version": STATE_VERSION, "global_batch_size": state["batch_size"], "world_size": None}
     mine = make_state(samples, batching, world_size, epoch=0, position=0)
     if missing := sorted(set(mine) - set(state)):
@@ -52,18 +52,18 @@ def check_state(state: Mapping[str, Any], samples: BatchSource, batching: Batchi
         if state[name] != mine[name]:
             if name == "global_batch_size":
                 raise StateError(_other_size(state[name], state["world_size"], batching.batch_size, world_size))
-            raise StateError(f"this state has {name} {state[name]!r}, the loader {mine[name]!r}: {remedy}")
+            raise StateError(f"the state has {name} {state[name]!r}, but the loader has {mine[name]!r}: {remedy}")
     epoch, position = state["epoch"], state["position"]
     for name, value in (("epoch", epoch), ("position", position)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise StateError(f"{name} must be an integer of at least 0, not {value!r}")
     if position > batching.num_batches:
-        raise StateError(f"position {position} lies behind the last of {batching.num_batches} batches")
+        raise StateError(f"position {position} is beyond the last of {batching.num_batches} batches")
     return epoch, position
 
 
 def sizes(global_batch_size: Any, world_size: Any) -> str:
-    """Return a global batch as messages show it: ``16 (4 ranks x 4)``, or its size alone where one rank has it."""
+    """Format a global batch size for messages: ``16 (4 ranks x 4)``, or ``16`` for one rank."""
     whole = all(isinstance(value, int) for value in (global_batch_size, world_size))
     if not whole or world_size < 2 or global_batch_size % world_size:
         return repr(global_batch_size)
@@ -76,6 +76,6 @@ def _other_size(saved: Any, saved_ranks: Any, ours: int, world_size: int) -> str
     if world_size == 1 and saved_ranks != 1:
         remedy += "; in one of several ranks, load the state after torch.distributed.init_process_group"
     return (
-        f"this state is of global batches of {sizes(saved, saved_ranks)}, the loader makes those of "
+        f"the state has global batches of {sizes(saved, saved_ranks)}, but the loader has "
         f"{sizes(ours, world_size)}: {remedy}"
     )

@@ -22,7 +22,7 @@ _CLOCK: ContextVar[_Clock | None] = ContextVar("walloc_data_clock", default=None
 
 @contextmanager
 def waiting_for_shards() -> Iterator[None]:
-    """Count the time of the block as waiting for shards, in the batch that is being made."""
+    """Context: count the time of the block as waiting for shards, in the current batch."""
     clock, begun = _CLOCK.get(), time.perf_counter()
     try:
         yield
@@ -33,10 +33,10 @@ def waiting_for_shards() -> Iterator[None]:
 
 @dataclass
 class TimedBatch:
-    """A batch and what it took. It travels from a worker as one piece.
+    """Batch with its times, as sent by a worker.
 
     Attributes:
-        shards_s: seconds of opening, fetching and reading shards.
+        shards_s: seconds for opening, downloading and reading shards.
         decoding_s: all other seconds.
     """
 
@@ -45,7 +45,7 @@ class TimedBatch:
     decoding_s: float = 0.0
 
     def pin_memory(self, device: Any = None) -> "TimedBatch":
-        """Move it to page-locked memory, as a DataLoader asks; a tuple stays one."""
+        """Copy the batch to page-locked memory; called by DataLoader."""
         del device  # deprecated
         if isinstance(self.batch, dict):
             pinned: Any = {name: _pinned(part) for name, part in self.batch.items()}
@@ -60,7 +60,7 @@ def _pinned(part: Any) -> Any:
 
 @contextmanager
 def timed_batch() -> Iterator[TimedBatch]:
-    """Measure the block, which puts a batch into what this yields."""
+    """Context: measure the block, which sets the batch of the yielded object."""
     clock, made, begun = _Clock(), TimedBatch(None), time.perf_counter()
     token = _CLOCK.set(clock)
     try:
@@ -73,19 +73,19 @@ def timed_batch() -> Iterator[TimedBatch]:
 
 @dataclass(frozen=True)
 class LoaderStats:
-    """Seconds since a loader was made, over all its passes.
+    """Times of a loader, in seconds since it was created, over all passes.
 
-    Where `waiting_for_batches_s` is a good part of the time, the trainer is starved: more workers help if it is
-    decoding, ``cache="array"`` does away with it; waiting for shards asks for a nearer or faster store. On a GPU the
-    trainer's own time is that of its kernels only if something in its step waits for them, ``loss.item()`` say.
+    A large share of `waiting_for_batches_s` means that training waits for data. If decoding takes the time, use more
+    workers or ``cache="array"``; if shards do, use a faster or nearer store. On a GPU, the time of a training step
+    includes its kernels only if the step waits for them, as by ``loss.item()``.
 
     Attributes:
-        num_batches: handed out in this process.
-        waiting_for_batches_s: the trainer waited for the loader.
-        waiting_for_trainer_s: from handing out a batch to being asked for the next.
-        waiting_for_shards_s: opening, fetching and reading shards, summed over workers.
-        decoding_s: all else that makes a batch, transforms included, summed over workers.
-        num_workers: processes that the last two are of; 0: this one, and they are part of `waiting_for_batches_s`.
+        num_batches: batches yielded in this process.
+        waiting_for_batches_s: time in which the training loop waited for the loader.
+        waiting_for_trainer_s: time between yielding a batch and the request for the next.
+        waiting_for_shards_s: opening, downloading and reading of shards, summed over workers.
+        decoding_s: other work on batches, including transforms, summed over workers.
+        num_workers: number of workers; with 0, the last two times are part of `waiting_for_batches_s`.
 
     Example:
         >>> from walloc_data import LatentDataset

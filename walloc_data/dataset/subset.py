@@ -1,4 +1,4 @@
-"""Choosing samples by the columns of the index, without touching a shard."""
+"""Selection of samples by columns of the index."""
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,10 +34,10 @@ _EXAMPLE = '[("age", ">", 30), ("label", "in", {1, 5})]'
 
 
 def class_labels(classes: Sequence[int | str], class_names: Sequence[str] | None) -> list[int]:
-    """Return the labels of classes given by number or by name.
+    """Return the labels of classes that are given by label or name.
 
     Raises:
-        LoaderError: there is no such class; -1, of samples without one, is always there.
+        LoaderError: a class does not exist; -1, for samples without a label, is always accepted.
     """
     if isinstance(classes, str) or not isinstance(classes, Iterable):
         raise LoaderError(f"classes is a list of labels or names, such as [{classes!r}], not {classes!r}")
@@ -63,7 +63,7 @@ def check_conditions(where: Any) -> list[Condition]:
     """Return conditions as a list.
 
     Raises:
-        LoaderError: they are no list of (column, comparison, value); says what they should be.
+        LoaderError: they are not a list of (column, comparison, value).
     """
     if isinstance(where, str | Mapping) or not isinstance(where, Iterable):
         raise LoaderError(f"where is a list of conditions, such as {_EXAMPLE}, not {where!r}")
@@ -81,7 +81,7 @@ def check_conditions(where: Any) -> list[Condition]:
 
 
 def numbers_of(value: Any, comparison: str, names: Sequence[str] | None) -> Any:
-    """Return what a condition compares with: numbers in place of class names, in columns that have such."""
+    """Return the value of a condition, with class names replaced by numbers in columns of classes."""
     if names is None or comparison not in ("==", "!=", "in", "not in", "has"):
         return value
     if comparison in ("==", "!=", "has"):
@@ -90,7 +90,7 @@ def numbers_of(value: Any, comparison: str, names: Sequence[str] | None) -> Any:
 
 
 def compare(column: str, values: npt.NDArray[Any], comparison: str, value: Any) -> npt.NDArray[np.bool_]:
-    """Return (n,) which numbers meet a condition; NaN meets none."""
+    """Return a mask (n,) of numbers that meet a condition; NaN meets none."""
     if values.ndim != (2 if comparison == "has" else 1):
         size = values[0].size if len(values) else 0
         raise LoaderError(
@@ -104,7 +104,7 @@ def compare(column: str, values: npt.NDArray[Any], comparison: str, value: Any) 
 
 
 def meets(column: Column, comparison: str, value: Any) -> npt.NDArray[np.bool_]:
-    """Return (n,) which rows of a whole split meet a condition on one of its columns; those without a value do not."""
+    """Return a mask (n,) of the rows of a split that meet a condition on a column; missing values do not."""
     if isinstance(column, ArrayColumn):
         return compare(column.name, column.values, comparison, value)
     compared = column.kind.item if comparison == "has" else column.kind
@@ -147,7 +147,7 @@ def _met(piece: Any, comparison: str, given: Any) -> npt.NDArray[np.bool_]:
 
 
 def take_fraction(num_rows: int, fraction: float, *, seed: int) -> Ints:
-    """Return sorted positions of a random part: of two fractions with one seed, the smaller is part of the larger."""
+    """Return sorted positions of a random fraction; with equal seeds, smaller fractions are subsets of larger ones."""
     if not 0 < fraction <= 1:
         raise LoaderError(f"fraction must be in (0, 1], not {fraction}")
     count = round(num_rows * fraction)

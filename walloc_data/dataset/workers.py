@@ -1,7 +1,7 @@
-"""Batches through a `DataLoader`'s worker processes, and what is said when one of them dies.
+"""Worker processes of a loader, and errors for workers that die.
 
-Batches travel in shared memory. Where a worker has too little of it, torch fails in a thread of the worker that can
-tell nobody, and the loader would wait for ever; so the worker's own thread moves the batch there.
+Batches are passed in shared memory. If there is too little of it, torch fails in a background thread of the worker and
+the loader would wait forever; therefore the main thread of the worker moves batches to shared memory.
 """
 
 import re
@@ -20,7 +20,7 @@ _SHARED_MEMORY = "/dev/shm"  # noqa: S108
 _DIED = re.compile(r"DataLoader worker \(pid.* (is killed by signal: (?P<signal>[\w ]+)|exited unexpectedly)")
 _REMEDIES = {
     "Bus error": "the shared memory ({shm}) is full: {enlarge}",
-    "Killed": "the machine or container ran out of memory, or somebody killed it: lower num_workers, prefetch_batches "
+    "Killed": "the machine or container ran out of memory, or it was killed: lower num_workers, prefetch_batches "
     "or batch_size",
 }
 _ENLARGE = (
@@ -30,12 +30,10 @@ _ENLARGE = (
 
 
 def in_shared_memory(batch: Any) -> Any:
-    """Move the tensors of a batch that a worker made to where the main process can have them.
-
-    Do nothing in the main process.
+    """Move the tensors of a worker's batch to shared memory. Does nothing in the main process.
 
     Raises:
-        WorkerError: there is no room for it.
+        WorkerError: the shared memory is full.
     """
     if get_worker_info() is None:
         return batch
@@ -54,10 +52,10 @@ def in_shared_memory(batch: Any) -> Any:
 
 
 def batches_of(loader: "DataLoader[Any]") -> Iterator[Any]:
-    """Iterate once over a loader, whose workers have started when this returns.
+    """Return an iterator over a loader, whose workers are started at once.
 
     Raises:
-        WorkerError: a worker died. The loader's next pass has new ones.
+        WorkerError: a worker died. The next pass of the loader starts new ones.
     """
     return _pass(loader, iter(loader))
 
@@ -69,34 +67,34 @@ def _pass(loader: "DataLoader[Any]", batches: Iterator[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except KeyboardInterrupt:
-            # In a terminal the workers got it too; from a scheduler this process alone did.
+            # A terminal sends Ctrl-C to the workers, too; a scheduler may signal only this process.
             _interrupt(loader)
             raise
         except RuntimeError as error:
             if (how := _how_it_died(error)) is None:
                 raise
             _forget_workers(loader)
-            remedy = _REMEDIES.get(how, "its own output above says more").format(shm=_room(), enlarge=_ENLARGE)
-            raise WorkerError(f"a process that reads batches died ({how}): {remedy}") from error
+            remedy = _REMEDIES.get(how, "see its output above").format(shm=_room(), enlarge=_ENLARGE)
+            raise WorkerError(f"a worker process of the loader died ({how}): {remedy}") from error
         yield batch
 
 
 def _how_it_died(error: BaseException | None) -> str | None:
-    """Return how a worker died, if that is what torch says."""
+    """Return how a worker died, from torch's error; None for other errors."""
     how = None
     while error is not None:
         if match := _DIED.search(str(error)):
-            how = match["signal"] or how or "it ended by itself"
+            how = match["signal"] or how or "it exited"
         error = error.__cause__ or error.__context__
     return how
 
 
 def _interrupt(loader: Any) -> None:
-    """End the workers at once: torch would wait five seconds for each of them."""
+    """Kill the workers at once; torch would wait five seconds for each of them."""
     iterator = loader._iterator
     if not getattr(iterator, "_worker_pids_set", False):
         return
-    # From here on torch's handler of SIGCHLD takes no worker's end for a failure, and cannot hide Ctrl-C behind it.
+    # After this, torch's SIGCHLD handler does not report the end of workers as a failure, which would hide Ctrl-C.
     _utils.signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
     iterator._worker_pids_set = False
     for worker in iterator._workers:
@@ -105,7 +103,7 @@ def _interrupt(loader: Any) -> None:
 
 
 def _forget_workers(loader: Any) -> None:
-    """End the workers that are left; the next pass must not wait for those that are gone."""
+    """End the remaining workers, so that the next pass does not wait for dead ones."""
     iterator, loader._iterator = loader._iterator, None
     if iterator is not None:
         iterator._shutdown_workers()

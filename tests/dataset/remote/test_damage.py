@@ -91,7 +91,7 @@ def test_an_index_of_other_shards_is_named(
     manifest = json.loads((tmp_path / "set" / "walloc.json").read_text())
     del manifest["splits"]["train"]["index_sha256"]
     change(url, "walloc.json", json.dumps(manifest).encode())
-    with pytest.raises(CorruptShardError, match=r"sample 000000002: .* The index does not belong to this shard"):
+    with pytest.raises(CorruptShardError, match=r"sample 000000002: .* The index does not match this shard"):
         LatentDataset(url, cache_folder=tmp_path)[2]
 
 
