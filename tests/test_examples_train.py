@@ -309,7 +309,7 @@ def test_the_split_to_validate_on_is_found_or_named(train, imagenette_folder, tm
         "fit",
     ]
     with pytest.raises(
-        FormatError, match=r"no split to validate on; it has \['fit'\]: encode one, or name one of these"
+        FormatError, match=r"no split to validate on; it has \['fit'\]: encode one, or choose one of these"
     ):
         train(*arguments, "--output", tmp_path / "run")
     encode_dataset(imagenette_folder, data, split="test", size_px=32, progress=False)

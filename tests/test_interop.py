@@ -137,7 +137,7 @@ def test_timm_reads_the_same_integers(encoded: Path, ours: list[tuple[torch.Tens
 
 
 def test_pictures_that_are_not_packed_latents_are_refused() -> None:
-    with pytest.raises(CorruptShardError, match=r"RGB picture of 8 bits, not float32 \(3, 8, 8\): hand it over before"):
+    with pytest.raises(CorruptShardError, match=r"RGB picture of 8 bits, not float32 \(3, 8, 8\): unpack it before"):
         unpack_picture(np.zeros((3, 8, 8), np.float32))
     with pytest.raises(CorruptShardError, match=r"sample '7' has no .webp: it holds \['__key__', 'jpg'\]"):
         unpack_sample({"__key__": "7", "jpg": b""})

@@ -60,7 +60,9 @@ def test_a_corrupt_shard_is_refetched_then_named(tmp_path: Path) -> None:
     assert len(ShardCache(tmp_path / "cache").open(store, record)) == 1000
     assert store.fetched == 3
     store.fetched, store.bad = 0, 3
-    with pytest.raises(CorruptShardError, match=r"train-00000.tar: sha256 \w+ where the manifest says \w+, 3 times"):
+    with pytest.raises(
+        CorruptShardError, match=r"train-00000.tar: its sha256 is \w+, but the manifest says \w+, 3 times"
+    ):
         ShardCache(tmp_path / "other").open(store, record)
     assert not list((tmp_path / "other" / "shards").iterdir())
 
@@ -151,7 +153,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(
-        StorageError, match=r"no room for .*train-00000.tar \(1000 bytes\) \(\d+ bytes are free on the disk\)"
+        StorageError, match=r"no space for .*train-00000.tar \(1000 bytes\) \(\d+ bytes are free on the disk\)"
     ):
         ShardCache(tmp_path / "cache").open(Full(tmp_path), record)
     assert not list((tmp_path / "cache" / "shards").iterdir())
@@ -199,7 +201,7 @@ def test_a_lock_is_free_again_though_a_process_was_forked_under_it(tmp_path: Pat
 
 def test_a_file_of_another_length_is_not_mapped(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
-    with pytest.raises(CorruptShardError, match=r"x.tar: 5 bytes; its record says 6. Was it changed or cut short\?"):
+    with pytest.raises(CorruptShardError, match=r"x.tar: 5 bytes, but its record says 6: it was changed or truncated"):
         ShardFile(tmp_path / "file", num_bytes=6, context="x.tar")
 
 

@@ -266,7 +266,7 @@ def test_forty_eight_channels_load_and_sixteen_say_why_not(walloc: ModuleType, t
     assert (info.name, info.dimensionality_reduction) == ("rgb_li_48c_j3_nf8", 4.0)
     picture = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     assert codec.decode(codec.encode(picture)).shape == (1, 3, 64, 64)
-    with pytest.raises(CodecError, match="latent_dim 16 does not pack: it must be channels"):
+    with pytest.raises(CodecError, match="latent_dim 16 cannot be packed: it must be channels"):
         load_codec(tmp_path / "RGB_Li_16c_J3_nf8.pth")
 
 

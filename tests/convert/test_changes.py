@@ -50,7 +50,7 @@ def test_a_picture_that_was_replaced_after_it_was_encoded_is_named(
         SettingsMismatchError,
         match=r"a picture of its source has changed since it was encoded:\n  "
         r"class_0/002\.jpg: (\d+ bytes of \S+ \S+ UTC)"
-        r" -> (?!\1)\d+ bytes of .*\nPut back what was encoded, or overwrite the split \(--overwrite\)",
+        r" -> (?!\1)\d+ bytes of .*\nRestore the pictures that were encoded, or overwrite the split \(--overwrite\)",
     ):
         encode_dataset(source, out, **OPTIONS)
     assert hashes(out) == before
@@ -71,7 +71,7 @@ def test_a_picture_of_another_length_is_named_too(source: Path, tmp_path: Path) 
     path.write_bytes(path.read_bytes()[: -len(b"longer")])
     (source / "class_0" / "003.jpg").rename(source / "class_0" / "003x.jpg")
     with pytest.raises(
-        SettingsMismatchError, match=r"source\.identity: .*\n  \(made of the names and lengths of all pic"
+        SettingsMismatchError, match=r"source\.identity: .*\n  \(a hash of the names and lengths of all pic"
     ):
         encode_dataset(source, out, **OPTIONS)
     (source / "class_1" / "005.jpg").unlink()  # then positions say nothing, and the number is what has changed
@@ -126,7 +126,7 @@ def test_verify_compares_every_byte_of_the_source(
     replace(source / "class_1" / "003.jpg", source / "class_0" / "000.jpg", keep_date=True)
     assert main(command) == 1
     said = capsys.readouterr().out
-    assert f"{source}: class_1/003.jpg: other bytes than those encoded\n" in said
+    assert f"{source}: class_1/003.jpg: its bytes differ from those encoded\n" in said
     assert "restore them, or encode the split again with --overwrite" in said
     assert "--repair" not in said  # which would be refused
     assert main(["verify", str(out), "--source", str(source)]) == 1

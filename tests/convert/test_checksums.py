@@ -49,7 +49,7 @@ def test_verify_names_an_index_that_was_changed(latents: Path) -> None:
         pq.write_table(changed, path)
         problems = verify_dataset(latents, progress=False).problems
         assert f"{column} is {values[3]}, expected {values[3] ^ 1}" in problems[0]
-        assert f"{path}: its SHA-256 is not the manifest's" in problems
+        assert f"{path}: its SHA-256 differs from the manifest" in problems
 
 
 def test_a_conversion_begun_before_there_were_checksums_is_finished_and_read(latents: Path) -> None:

@@ -365,7 +365,7 @@ def test_a_tar_that_changed_under_its_shards_is_named(tmp_path: Path) -> None:
         data = bytearray(path.read_bytes())
         data[700] ^= 1
         path.write_bytes(data)
-    with pytest.raises(SettingsMismatchError, match=r"changed since it was encoded:\n  \d\.tar/00\d: other bytes"):
+    with pytest.raises(SettingsMismatchError, match=r"changed since it was encoded:\n  \d\.tar/00\d: its bytes differ"):
         encode_dataset(source, out, samples_per_shard=2, progress=False)
     problems = verify_dataset(out, split="train", source=source, progress=False).problems
     assert sorted(problem.split(": ")[1] for problem in problems) == ["0.tar/000", "1.tar/005"]

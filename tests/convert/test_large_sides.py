@@ -24,12 +24,12 @@ def test_sides_beyond_webps_are_one_failure_each_and_the_rest_is_encoded(tmp_pat
     assert (summary.num_samples, summary.num_failures) == (2, 3)
     lines = [json.loads(line) for line in (out / "failures" / "train.jsonl").read_text().splitlines()]
     assert {line["name"]: line["reason"].split(";")[0] for line in lines} == {
-        "class_0/70000x16.png": "70000 x 16 pixels: its packed latent would have 17500 x 4, "
-        "and WebP's sides end at 16383",
-        "class_0/65536x200.png": "65536 x 200 pixels: its packed latent would have 16384 x 50, "
-        "and WebP's sides end at 16383",
-        "class_0/8x65529.png": "8 x 65529 pixels: its packed latent would have 2 x 16384, "
-        "and WebP's sides end at 16383",
+        "class_0/70000x16.png": "70000 x 16 pixels: its packed latent would have 17500 x 4 pixels, "
+        "and WebP allows 16383 a side",
+        "class_0/65536x200.png": "65536 x 200 pixels: its packed latent would have 16384 x 50 pixels, "
+        "and WebP allows 16383 a side",
+        "class_0/8x65529.png": "8 x 65529 pixels: its packed latent would have 2 x 16384 pixels, "
+        "and WebP allows 16383 a side",
     }
     assert verify_dataset(out, progress=False).problems == ()
     assert encode_dataset(source, tmp_path / "squares", size_px=16, progress=False).num_failures == 0

@@ -111,7 +111,7 @@ def test_the_last_line_says_it_all() -> None:
     summary = replace(summary, kept=("label (3 classes)", "column caption"), notes=("left out: 1 .txt",))
     assert str(summary) == (
         "train: 90 samples and 10 failures in 2 shards; 5.0 MB in, 400.0 kB out, 0.500 bits per pixel; 90 made in 4 s, "
-        "20 samples/s. Failures are listed in failures/train.jsonl; --retry-failures does "
+        "20 samples/s. Failures are listed in failures/train.jsonl; --retry-failures encodes "
         "them again\n"
         "kept with each picture: label (3 classes), column caption\n"
         "left out: 1 .txt"

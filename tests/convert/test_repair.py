@@ -141,7 +141,7 @@ def test_a_damaged_plan_says_what_to_do_which_helps(pictures: Path, tmp_path: Pa
     encode_dataset(pictures, out, samples_per_shard=8, progress=False)
     (out / ".walloc" / "train" / "plan.json").write_text("{")
     for options in ({}, {"repair": True}):
-        with pytest.raises(FormatError, match=r"plan\.json: not valid JSON .*: overwrite the split \(--overwrite\)"):
+        with pytest.raises(FormatError, match=r"plan\.json: not valid JSON .*: overwrite it \(--overwrite\)"):
             encode_dataset(pictures, out, samples_per_shard=8, progress=False, **options)
     assert encode_dataset(pictures, out, samples_per_shard=8, progress=False, overwrite=True).num_samples == 24
     assert verify_dataset(out, progress=False).problems == ()

@@ -142,7 +142,7 @@ NO_RIGHT = "[path.chmod(0) for path in Path(source).rglob('*.jpg')]"
         # While the picture is decoded, or already while it is read.
         (
             NO_MEMORY,
-            r"(ConversionError class_0/004y\.jpg \(source index 6\): .*memory ran out\. What is published stays"
+            r"(ConversionError class_0/004y\.jpg \(source index 6\): .*out of memory\. Finished shards are kept"
             r"|UnreadableError .*sample 6: cannot be read \(memory ran out\))",
         ),
         (NO_RIGHT, r"UnreadableError .*cannot be read \(Permission denied\)"),

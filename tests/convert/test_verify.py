@@ -39,7 +39,7 @@ def test_a_whole_data_set_has_no_problems(out: Path) -> None:
     report = verify_dataset(out, progress=False)
     assert report.problems == ()
     assert (report.num_samples, report.num_failures, report.num_shards) == (8, 1, 2)
-    assert "8 samples and 1 failure make up the sources of 1 split; 2 shards" in str(report)
+    assert "8 samples and 1 failure account for every picture of 1 split; 2 shards" in str(report)
     assert report.to_dict()["problems"] == []
 
 
@@ -57,7 +57,7 @@ def member_offset(out: Path, key: str) -> int:
 def test_a_flipped_bit_of_a_latent_is_found_in_its_sample(out: Path) -> None:
     flip(out / "data" / "train-00001.tar", member_offset(out, "000000006") + 40)
     found = problems(out)
-    assert found[0] == f"{out}/data/train-00001.tar: its SHA-256 is not the manifest's"
+    assert found[0] == f"{out}/data/train-00001.tar: its SHA-256 differs from the manifest"
     assert "sample 000000006: crc32 is " in found[1]
 
 

@@ -56,8 +56,8 @@ def test_too_little_shared_memory_is_an_error_and_not_a_wait(
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (signal.SIGKILL, r"a process that reads batches died \(Killed\): .*ran out of memory.*: lower num_workers"),
-        (signal.SIGBUS, r"a process that reads batches died \(Bus error\): the shared memory \(/dev/shm.*\) is full"),
+        (signal.SIGKILL, r"a worker process of the loader died \(Killed\): .*ran out of memory.*: lower num_workers"),
+        (signal.SIGBUS, r"a worker process of the loader died \(Bus error\): the shared memory \(/dev/shm.*\) is full"),
     ],
     ids=["SIGKILL", "SIGBUS"],
 )

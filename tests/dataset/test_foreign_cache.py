@@ -60,7 +60,7 @@ def test_a_cache_that_may_not_be_written_names_the_remedy(
 ) -> None:
     make_dataset(open_folder / "data set")
     (open_folder / "cache" / "index").mkdir(parents=True)
-    remedy = r"cache.*: cannot keep {} there \(Permission denied: .*\): set cache_folder, or XDG_CACHE_HOME"
+    remedy = r"cache.*: cannot store {} \(Permission denied: .*\): set cache_folder, or XDG_CACHE_HOME"
     url = f"local://{open_folder}/data set"
     with another_user(), pytest.raises(StorageError, match=remedy.format("the index of local://.*data set")):
         LatentDataset(url, cache_folder=open_folder / "cache")
@@ -92,9 +92,7 @@ def test_no_home_is_named(
     with pytest.raises(StorageError, match=r"cannot keep .*Not a directory.*set cache_folder, or XDG_CACHE_HOME"):
         ShardCache().fetch(Store(f"local://{tmp_path}/one"), record.shards[0])
     monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-has-this-name/cache")
-    with pytest.raises(
-        StorageError, match=r"no home folder to keep a cache in .*: set XDG_CACHE_HOME, or cache_folder"
-    ):
+    with pytest.raises(StorageError, match=r"no home folder for the cache .*: set XDG_CACHE_HOME, or cache_folder"):
         default_cache_folder()
 
 
@@ -109,7 +107,7 @@ def test_a_cache_without_file_locks_works_and_says_so_once(
     make_dataset(tmp_path / "data set", num_samples=40)
     dataset = LatentDataset(f"local://{tmp_path}/data set", cache=cache, cache_folder=no_flock)  # type: ignore[arg-type]
     assert sum(len(labels) for _, labels in dataset.loader(batch_size=16, num_workers=2)) == 40
-    assert caplog.text.count("index: this file system has no file locks; they are kept in") == 1
+    assert caplog.text.count("index: this file system has no file locks; locks are in") == 1
 
 
 def test_locks_without_flock_still_exclude_on_this_machine(no_flock: Path) -> None:
@@ -127,13 +125,15 @@ def test_a_temporary_folder_of_somebody_else_is_refused(
     no_flock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / f"walloc_data-{os.getuid()}").symlink_to(no_flock)
-    with pytest.raises(StorageError, match=r"belongs to somebody else: remove it, or set TMPDIR"):
+    with pytest.raises(StorageError, match=r"belongs to another user: remove it, or set TMPDIR"):
         lock_path(no_flock / "lock")
 
 
 def test_a_machine_without_locks_is_told_where_they_may_lie(no_flock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(no_flock))
-    with pytest.raises(StorageError, match=r"lock: this file system has no file locks, and neither has .*: set TMPDIR"):
+    with pytest.raises(
+        StorageError, match=r"lock: neither this file system nor that of .* has file locks .*: set TMPDIR"
+    ):
         lock_path(no_flock / "lock")
 
 

@@ -221,7 +221,7 @@ def test_a_part_shuffles_in_windows_of_shards(hundred: Path, ids_of: Ids) -> Non
         (lambda data: data.loader(batch_size=2, weights=["a"] * 100), "weights must be 100 numbers, one per sample"),
         (
             lambda data: data.loader(batch_size=2, weights=[1] * 100, class_balanced=True),
-            "class_balanced and weights exclude each other",
+            "class_balanced and weights cannot be combined",
         ),
     ],
 )

@@ -72,7 +72,7 @@ def change(root: Path, **columns: list[object]) -> None:
         ({"name": ["../../etc/passwd"] * 7}, r"shards\.parquet: shard 0: .*not a relative path"),
         ({"name": ["data/train-00000.tar"] * 7}, "a shard is listed twice"),
         ({"num_bytes": [-1] * 7}, "shard 0: num_bytes must be an integer"),
-        ({"num_samples": [9] * 7}, "num_samples is 50 but the shards hold 63"),
+        ({"num_samples": [9] * 7}, "num_samples is 50 but the shards have 63"),
         ({"sha256": ["f" * 2**21] * 7}, "column 'sha256' has a text of 2097152 bytes; at most 1048576 are read"),
         ({"num_bytes": ["many"] * 7}, "num_bytes must be an integer"),
     ],
@@ -86,7 +86,7 @@ def test_a_list_that_lies_is_refused(root: Path, columns: dict[str, list[object]
 def test_a_list_that_is_damaged_or_missing_is_named(root: Path) -> None:
     path = root / "index" / "train.shards.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(FormatError, match=r"train\.shards\.parquet: its sha256 is .*, the manifest says"):
+    with pytest.raises(FormatError, match=r"train\.shards\.parquet: its sha256 is .*, but the manifest says"):
         LatentDataset(root)
     path.unlink()
     with pytest.raises(StorageError, match=r"train\.shards\.parquet"):

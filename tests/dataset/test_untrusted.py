@@ -131,7 +131,7 @@ def test_a_local_shard_that_is_missing_or_cut_is_named(root: Path) -> None:
     dataset = LatentDataset(root)
     shard = root / shard_name("train", 1)
     shard.write_bytes(shard.read_bytes()[:-512])
-    with pytest.raises(CorruptShardError, match=r"train-00001.tar: \d+ bytes; its record says \d+"):
+    with pytest.raises(CorruptShardError, match=r"train-00001.tar: \d+ bytes, but its record says \d+"):
         dataset[20]
     shard.unlink()
     with pytest.raises(

@@ -64,7 +64,7 @@ def test_a_full_disk_under_the_index_is_named(
     disk = small_disk(8192)
     (disk / "filler").write_bytes(bytes(8192))
     with pytest.raises(
-        StorageError, match=r"no room for the index of .* \(\d+ bytes are free on the disk\): free some"
+        StorageError, match=r"no space for the index of .* \(\d+ bytes are free on the disk\): free some"
     ):
         LatentDataset(root, cache=cache, cache_folder=disk)  # type: ignore[arg-type]
     assert not list(disk.rglob("*.npy"))
@@ -78,7 +78,7 @@ def test_a_full_disk_in_memory_under_the_array_is_named_and_kills_nobody(
     reader = LatentDataset(root, cache="array", cache_folder=disk)
     (disk / "filler").write_bytes(bytes(4096))
     with pytest.raises(
-        StorageError, match=r"no room for decoded latents \(3024 bytes in all; none with cache='shards'"
+        StorageError, match=r"no space for decoded latents \(3024 bytes in all; none with cache='shards'"
     ):
         list(reader.loader(batch_size=3))
     (disk / "filler").unlink()
@@ -94,7 +94,8 @@ def test_a_shard_that_is_cut_under_a_reader_is_named(root: Path, cache: str) -> 
         assert reader[4][0].shape == (12, 6, 6)
         return
     with pytest.raises(
-        CorruptShardError, match=r"train-00001.tar: ends before byte \d+; its record says 10240 bytes. It was cut"
+        CorruptShardError,
+        match=r"train-00001.tar: ends before byte \d+, but its record says 10240 bytes: it was truncated",
     ):
         reader[4]
 
@@ -109,7 +110,7 @@ def test_what_is_cut_in_the_cache_under_a_reader_kills_nobody(root: Path, tmp_pa
     assert array.stat().st_size == 3024
     [table] = (tmp_path / "cache").rglob("*.npy")
     os.truncate(table, 10)
-    with pytest.raises(FormatError, match=r"\.npy: was cut short while it was read: open the data set again"):
+    with pytest.raises(FormatError, match=r"\.npy: truncated while it was in use: open the data set again"):
         reader[0]
     assert len(LatentDataset(root)[:]) == 7
 
@@ -303,9 +304,7 @@ def test_a_class_name_of_any_length_is_drawn_at_once(root: Path, within: Within,
 def test_pictures_that_cannot_be_written_end_in_one_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").write_text("in the way")
     assert main(["decode", str(root), "-o", "file"]) == 1
-    assert capsys.readouterr().err.startswith(
-        "walloc-data: file: the pictures cannot be written (File exists), after 0 of"
-    )
+    assert capsys.readouterr().err.startswith("walloc-data: file: cannot write pictures (File exists) after 0 of")
 
 
 def test_an_output_that_vanishes_while_it_is_written_ends_in_one_error(
@@ -325,9 +324,7 @@ def test_an_output_that_vanishes_while_it_is_written_ends_in_one_error(
         return decode(self, latents, **options)
 
     monkeypatch.setattr(WallocCodec, "decode", vanishing)
-    with pytest.raises(
-        StorageError, match=r"decoded: the pictures cannot be written \(No such file or directory\), after 2"
-    ):
+    with pytest.raises(StorageError, match=r"decoded: cannot write pictures \(No such file or directory\) after 2"):
         decode_dataset(root, "decoded")
 
 

@@ -31,7 +31,7 @@ def test_faults_while_writing_cost_time_only(store: Store, faults: Any, tmp_path
     assert store.read_bytes(path, max_bytes=2**20) == data
 
 
-@pytest.mark.parametrize(("fault", "message"), [("expired", "ExpiredToken|expired"), ("403", "may not do this")])
+@pytest.mark.parametrize(("fault", "message"), [("expired", "ExpiredToken|expired"), ("403", "do not allow this")])
 def test_refusals_to_write_are_named_at_once(
     store: Store, faults: Any, tmp_path: Path, fault: str, message: str
 ) -> None:
@@ -46,7 +46,7 @@ def test_refusals_to_write_are_named_at_once(
 
 def test_a_file_that_is_longer_than_was_said_is_not_fetched(store: Store, tmp_path: Path) -> None:
     store.write_bytes("long", bytes(2**21))
-    with pytest.raises(StorageError, match=r"long: \d+ bytes and perhaps more; at most 1000 are fetched of it"):
+    with pytest.raises(StorageError, match=r"long: \d+ bytes or more; at most 1000 are downloaded"):
         store.download("long", tmp_path / "here", max_bytes=1000)
     assert not (tmp_path / "here").exists()
     store.download("long", tmp_path / "here", max_bytes=2**21)

@@ -195,7 +195,7 @@ def test_a_hub_that_asks_for_more_patience_than_a_push_has_is_quoted(
 ) -> None:
     write_small_dataset(tmp_path)
     hub.faults = [("/api/datasets/", 429, "3600")]
-    with pytest.raises(StorageError, match=r"failed 1 times in 0 s.*it asks to be left alone for 3600 s; run the same"):
+    with pytest.raises(StorageError, match=r"failed 1 times in 0 s.*it asks to wait 3600 s; run the same"):
         push_to(hub, tmp_path)
     assert not hub.repos
 

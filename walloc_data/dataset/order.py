@@ -118,7 +118,7 @@ class WindowShuffle:
 
 @lru_cache(maxsize=4)
 def _windows(order: WindowShuffle, epoch: int) -> tuple[Ints, Ints, Ints]:
-    """Return first rows (s,) and positions (s + 1,) of shards in epoch order, and first positions of windows (w + 1,)."""
+    """Return first rows (s,) and positions (s + 1,) of shards in epoch order, and positions of windows (w + 1,)."""
     sizes = np.asarray(order.shard_sizes, dtype=np.int64)
     first_row = np.cumsum(sizes) - sizes
     kept = np.flatnonzero(sizes)

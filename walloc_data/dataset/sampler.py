@@ -23,8 +23,8 @@ class LatentBatchSampler(Sampler[list[int]]):
     A DataLoader draws batches before the training step, so the sampler does not know how many were trained on: pass the
     number to `state_dict`. torchdata's StatefulDataLoader counts them, and saves and loads the state of this sampler.
 
-    Each rank gets its slice of every global batch. Libraries that split batches among processes (accelerate's `prepare`,
-    and so the Hugging Face Trainer) need global batches: pass ``rank=0, world_size=1``.
+    Each rank gets its slice of every global batch. Libraries that split batches themselves (accelerate's `prepare`, and
+    so the Hugging Face Trainer) need global batches: pass ``rank=0, world_size=1``.
 
     Attributes:
         epoch: epoch of the next pass.

@@ -1,15 +1,15 @@
-"""The contract on disk: what an encoded data set is, in frozen dataclasses that round-trip through JSON.
+"""The format of data sets on disk, as frozen dataclasses with JSON representations.
 
-Standard library only, so that a data set can be inspected where nothing else is installed. Everything read from
-disk is untrusted: `from_dict` checks types, ranges and names, and says which field of which file is wrong.
+It uses the standard library only, so that data sets can be inspected without other packages. Everything read from disk
+is untrusted: `from_dict` checks types, ranges and names, and errors name the field and the file.
 
     my-latents/
       walloc.json               Manifest
       data/train-00000.tar      shards: {key}.webp [{key}.mirror.webp] [{key}.cls] [{key}.json], adjacent
-      index/train.parquet       one row a sample, in shard order (INDEX_COLUMNS, SOURCE_INDEX_COLUMNS, the source's)
-      index/train.shards.parquet  the split's shards, where they are more than a few thousand (else in walloc.json)
-      failures/train.jsonl      one line a picture that could not be encoded
-      codec/                    the codec that made the latents, so the folder explains itself
+      index/train.parquet       one row per sample, in shard order (INDEX_COLUMNS, SOURCE_INDEX_COLUMNS, source columns)
+      index/train.shards.parquet  the shards of the split, if more than a few thousand (else in walloc.json)
+      failures/train.jsonl      one line per picture that could not be encoded
+      codec/                    the codec of the latents, so that the folder is self-contained
       .walloc/                  the converter's plan, lock and per-shard records (the done marks)
 """
 

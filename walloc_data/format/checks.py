@@ -1,7 +1,6 @@
-"""Checks of fields that come from outside, and the round trip of records through JSON.
+"""Checks of untrusted fields, and the conversion of records from and to JSON.
 
-A record that exists has been checked: every field is of its type and in its range, whoever made it, a parser or a
-caller. So readers work on records and check nothing again.
+Records check all fields when they are created, so code that receives a record need not check them again.
 """
 
 import json
@@ -19,7 +18,7 @@ _MAX_DEPTH = 16
 
 
 class Record:
-    """Shared JSON round trip of the frozen dataclasses of this package."""
+    """Base class of the frozen dataclasses of this package, with conversion from and to JSON."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict of JSON values; `from_dict` is its inverse."""
@@ -27,14 +26,14 @@ class Record:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, context: str) -> Self:
-        """Build and validate from a parsed JSON object; unknown and missing fields are errors that name them."""
+        """Build and validate from a parsed JSON object; unknown and missing fields raise FormatError."""
         if not isinstance(value, Mapping):
             raise FormatError(f"{context}: expected an object, found {type(value).__name__}")
         names, needed = _names(cls)  # type: ignore[arg-type]
         if unknown := sorted(str(name) for name in set(value) - names):
             raise FormatError(f"{context}: unknown fields {unknown[:5]}; written by a newer walloc_data?")
         if missing := [name for name in needed if name not in value]:
-            raise FormatError(f"{context}: no {missing[0]!r} in it")
+            raise FormatError(f"{context}: {missing[0]!r} is missing")
         try:
             return cls(**{name: _freeze(item) for name, item in value.items()})
         except FormatError as error:
@@ -43,7 +42,7 @@ class Record:
 
 @cache
 def _names(cls: type) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Return the names of a record's fields, and of those that have no default."""
+    """Return the names of a record's fields, and of its required fields."""
     known = fields(cls)
     needed = [field.name for field in known if field.default is MISSING and field.default_factory is MISSING]
     return frozenset(field.name for field in known), tuple(needed)
@@ -54,9 +53,9 @@ def _freeze(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return a wrong value as a message shows it: its beginning, or its type where it cannot be shown."""
+    """Format an invalid value for a message: its beginning, or its type if it cannot be shown."""
     if isinstance(value, int) and not -(2**64) < value < 2**64:
-        return f"an integer of {value.bit_length()} bits"  # Python refuses to print long ones
+        return f"an integer of {value.bit_length()} bits"  # Python does not print long integers
     if isinstance(value, list | tuple | dict) and len(value) > 20:
         return f"a {type(value).__name__} of {len(value)}"
     try:
@@ -67,19 +66,19 @@ def shown(value: Any) -> str:
 
 
 def check_int(name: str, value: Any, *, low: int, high: int = 2**63 - 1) -> None:
-    """Return an integer in [low, high]; booleans are refused."""
+    """Check an integer in [low, high]; booleans raise FormatError."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise FormatError(f"{name} must be an integer in [{low}, {high}], not {shown(value)}")
 
 
 def check_bool(name: str, value: Any) -> None:
-    """Return a boolean; numbers are refused."""
+    """Check a boolean; numbers raise FormatError."""
     if not isinstance(value, bool):
         raise FormatError(f"{name} must be true or false, not {shown(value)}")
 
 
 def check_text(name: str, value: Any) -> None:
-    """Return a string that is valid Unicode: file systems allow names that are not.
+    """Check a string; it must be valid Unicode, which names of files may not be.
 
     Example:
         >>> from walloc_data.format import check_text
@@ -93,11 +92,11 @@ def check_text(name: str, value: Any) -> None:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise FormatError(f"{name} {shown(value)} holds bytes that are no text (UTF-8): rename it") from error
+            raise FormatError(f"{name} {shown(value)} has bytes that are not UTF-8: rename it") from error
 
 
 def check_texts(name: str, value: Any) -> None:
-    """Return an object of strings.
+    """Check an object of strings.
 
     Example:
         >>> from walloc_data.format import check_texts
@@ -113,7 +112,7 @@ def check_texts(name: str, value: Any) -> None:
 
 
 def check_json(name: str, value: Any) -> None:
-    """Return an object of JSON values, at most 16 lists and objects deep.
+    """Check an object of JSON values, nested at most 16 levels deep.
 
     Example:
         >>> from walloc_data.format import check_json

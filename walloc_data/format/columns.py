@@ -1,13 +1,13 @@
-"""Types of a source's columns as the index keeps them: described as JSON, inferred from values, joined over shards.
+"""Types of the source's columns in the index: JSON representation, inference from values, and joining over shards.
 
     "bool"  "int8" ... "int64"  "uint8" ... "uint64"  "float32"  "float64"  "string"  "date"
-    "timestamp"                    microseconds, without a time zone; "timestamp_utc": of a known moment
-    "json"                         JSON as text: values of several kinds, on whatever level; never inside another type
+    "timestamp"                    microseconds, without a time zone; "timestamp_utc": with one
+    "json"                         JSON as text, for values of several types; never inside another type
     "null"                         no row has a value
     {"list": T}                    {"list": T, "length": n}: of n items in every row
     {"struct": {NAME: T, ...}}
 
-The index names them in parquet's own types; the manifest and the converter's records in these words.
+The index has the corresponding parquet types; the manifest and the converter's records have these names.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,14 +34,14 @@ _NUMBERS = frozenset({"bool", *_INTEGERS, "float32", "float64"})
 _SCALARS = _NUMBERS | {"string", "date", "timestamp", "timestamp_utc", "json", "null"}
 _PREFIX = "source."
 MAX_INDEX_VALUE_BYTES = 2**16  # of one value of the source, as JSON
-MAX_TYPE_DEPTH = 6  # lists and structs inside each other
+MAX_TYPE_DEPTH = 6  # nesting of lists and structs
 _MAX_COLUMNS = 10_000
 _MAX_LENGTH = 2**24  # of a fixed-size list
 
 
 @dataclass(frozen=True)
 class ColumnType:
-    """The type of one column.
+    """Type of a column.
 
     Example:
         >>> from walloc_data.format import ColumnType
@@ -55,7 +55,7 @@ class ColumnType:
         walloc_data.errors.FormatError: 'picture' is not the type of a column
     """
 
-    kind: str  # a scalar's name, "list" or "struct"
+    kind: str  # name of a scalar type, "list" or "struct"
     item: "ColumnType | None" = None  # of a list
     length: int | None = None  # of every value of a list; None: any
     fields: tuple[tuple[str, "ColumnType"], ...] = ()  # of a struct
@@ -85,7 +85,7 @@ class ColumnType:
         return self.kind
 
     def to_json(self) -> Any:
-        """Return the description that `from_json` reads."""
+        """Return the JSON representation."""
         if self.item is not None:
             return {"list": self.item.to_json()} | ({} if self.length is None else {"length": self.length})
         if self.kind == "struct":
@@ -94,7 +94,7 @@ class ColumnType:
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """Read a description; raise FormatError for anything else."""
+        """Parse the JSON representation; raise FormatError if it is invalid."""
         return cls._read(value, depth=0)
 
     @classmethod
@@ -118,7 +118,7 @@ _JSON, _NULL = ColumnType("json"), ColumnType("null")
 
 
 def column_name(name: str) -> str:
-    """Return the name that a source's column has in the index: its own, but for names that the index uses itself.
+    """Return the name of a source's column in the index; names used by the index itself get the prefix ``source.``.
 
     Example:
         >>> from walloc_data.format import column_name
@@ -129,7 +129,7 @@ def column_name(name: str) -> str:
 
 
 def check_columns(columns: Any) -> None:
-    """Raise FormatError unless this is a mapping of names that the index may have to descriptions of types.
+    """Raise FormatError if this is not a mapping of valid column names to types.
 
     Example:
         >>> from walloc_data.format import check_columns
@@ -142,7 +142,7 @@ def check_columns(columns: Any) -> None:
     for name, kind in columns.items():
         check_text("a column's name", name)
         if name in RESERVED_COLUMNS:
-            raise FormatError(f"a column cannot have the name {name!r}, which the index uses itself")
+            raise FormatError(f"a column cannot have the name {name!r}, which is reserved by the index")
         try:
             ColumnType.from_json(kind)
         except FormatError as error:
@@ -150,7 +150,7 @@ def check_columns(columns: Any) -> None:
 
 
 def infer_type(values: Iterable[Any]) -> ColumnType:
-    """Return the type that fits JSON values: null, booleans, numbers, text, lists and objects.
+    """Infer the type of JSON values: null, booleans, numbers, text, lists and objects.
 
     Example:
         >>> from walloc_data.format import infer_type
@@ -180,7 +180,7 @@ def _type_of(value: Any, *, depth: int) -> ColumnType:
         return ColumnType("string")
     if depth < MAX_TYPE_DEPTH and isinstance(value, list | tuple):
         item = _NULL
-        simple = set(map(type, value)) <= {bool, float, str}  # a long list of one kind is looked at once
+        simple = set(map(type, value)) <= {bool, float, str}  # a fast path for long lists of one type
         for inner in {type(inner): inner for inner in value}.values() if simple else value:
             item = join_types(item, _type_of(inner, depth=depth + 1))
         return _JSON if item == _JSON else ColumnType("list", item)
@@ -194,7 +194,7 @@ def _struct(fields: Mapping[str, ColumnType]) -> ColumnType:
 
 
 def join_types(first: ColumnType, second: ColumnType) -> ColumnType:
-    """Return the type that holds the values of two: JSON where nothing else does, whatever the order.
+    """Return the joint type of two types; "json" if there is no other. Commutative.
 
     Example:
         >>> from walloc_data.format import ColumnType, join_types
@@ -225,9 +225,9 @@ def join_types(first: ColumnType, second: ColumnType) -> ColumnType:
 
 
 def tighten_lists(kind: ColumnType, values: Iterable[Any]) -> ColumnType:
-    """Return a type whose lists of numbers have a length, where all values have that one, of at least two items.
+    """Return a type whose lists of numbers have a fixed length, if all values have the same length of at least 2.
 
-    What is declared or inferred as lists of any length, of several labels or a box say, is then a plain array.
+    Columns of boxes, for example, then become arrays instead of lists of any length.
 
     Example:
         >>> from walloc_data.format import ColumnType, tighten_lists

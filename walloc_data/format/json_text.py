@@ -1,7 +1,7 @@
-"""JSON of the contract on disk: written the same way each time, read with limits on all that it may claim.
+"""Deterministic writing of JSON, and reading of untrusted JSON with limits.
 
-A few bytes of JSON can stand for much: an integer of a million digits, lists inside lists, `[[],[],...` of twenty
-times its length in memory. What `load_json` returns holds none of it.
+Small JSON texts can be expensive: integers of a million digits, deep nesting, or `[[],[],...` with twenty times its
+length in memory. `load_json` rejects them.
 """
 
 import json
@@ -14,16 +14,16 @@ from walloc_data.errors import FormatError
 __all__ = ["MAX_JSON_BYTES", "MAX_JSON_VALUES", "dump_json", "finite_json", "load_json"]
 
 MAX_JSON_BYTES = 2**27  # the manifest of 1.2e9 pictures in shards of 2048
-MAX_JSON_VALUES = 2**22  # a value takes 120 bytes or less in memory
+MAX_JSON_VALUES = 2**22  # a value takes at most 120 bytes in memory
 _MAX_DEPTH = 32
-_MAX_NUMBER_DIGITS = 400  # of a float as text; the longest that means something has 327
+_MAX_NUMBER_DIGITS = 400  # of a float as text; the longest exact one has 327
 
 _NUMBERS = re.compile(r"\[\n[\s\d.,e+-]+\]")
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def dump_json(value: Any) -> str:
-    """Write JSON with sorted keys and a final newline: equal values give equal bytes. NaN and infinity are refused.
+    """Return JSON with sorted keys and a final newline: equal values give equal bytes. NaN and infinity are errors.
 
     Example:
         >>> from walloc_data.format import dump_json
@@ -34,12 +34,12 @@ def dump_json(value: Any) -> str:
         }
     """
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    # Lists of numbers on one line: a histogram is 3072 of them. A string holds no bare newline, so none is touched.
+    # Put lists of numbers on one line (a histogram has 3072). Strings are not affected: they have no raw newlines.
     return _NUMBERS.sub(lambda match: "[" + ", ".join(match[0][1:-1].replace(",", " ").split()) + "]", text) + "\n"
 
 
 def finite_json(value: Any) -> Any:
-    """Return a value with null in place of NaN and infinities, which JSON has no words for.
+    """Return a value with NaN and infinities, which JSON does not have, replaced by null.
 
     Example:
         >>> from walloc_data.format import finite_json
@@ -54,17 +54,17 @@ def finite_json(value: Any) -> Any:
 
 
 def load_json(data: bytes | str, *, context: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Parse one JSON object; `context` is named in every error.
+    """Parse one JSON object; `context` begins error messages.
 
-    Integers lie in [-2^63, 2^64), floats are finite, text is UTF-8 and whole characters, and nothing lies deeper than
-    32 lists and objects.
+    Integers must be in [-2^63, 2^64), floats finite, text valid UTF-8 without lone surrogates, and nesting at most 32
+    levels deep.
 
     Args:
-        data: UTF-8.
-        max_bytes: longer text is refused before it is parsed.
+        data: UTF-8 text.
+        max_bytes: largest accepted length.
 
     Raises:
-        FormatError: it is no such object.
+        FormatError: the text is not such an object.
 
     Example:
         >>> from walloc_data.format import load_json
@@ -97,19 +97,19 @@ def load_json(data: bytes | str, *, context: str, max_bytes: int = MAX_JSON_BYTE
 def _integer(text: str) -> int:
     value = int(text) if len(text) <= 20 else 2**64
     if not -(2**63) <= value < 2**64:
-        raise ValueError(f"an integer of {len(text)} digits; they end at 2^64")
+        raise ValueError(f"an integer of {len(text)} digits; the largest is 2^64 - 1")
     return value
 
 
 def _float(text: str) -> float:
     value = float(text) if len(text) <= _MAX_NUMBER_DIGITS else float("inf")
     if value in (float("inf"), float("-inf")):
-        raise ValueError(f"a number beyond all floats ({text[:20]})")
+        raise ValueError(f"a number beyond the range of floats ({text[:20]})")
     return value
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not valid in JSON")
 
 
 def _check_depth(value: Any) -> None:
@@ -128,7 +128,7 @@ def _check_depth(value: Any) -> None:
 
 
 def _check_characters(value: Any) -> None:
-    """Refuse halves of characters (lone surrogates), which no UTF-8 file can hold."""
+    """Raise an error for lone surrogates, which are not valid in UTF-8."""
     if isinstance(value, str):
         value.encode()
     elif isinstance(value, dict):

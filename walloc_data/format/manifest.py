@@ -1,4 +1,4 @@
-"""`walloc.json`: the manifest, its splits and their shards."""
+"""The manifest `walloc.json`, with records of splits and shards."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,15 +16,15 @@ from walloc_data.format.statistics import ChannelStatistics
 
 __all__ = ["Manifest", "ReadShards", "ShardRecord", "ShardsFile", "SplitRecord"]
 
-# What data sets call the split that is not trained on, in the order of preference.
+# Names of held-out splits, in order of preference.
 HELD_OUT_SPLITS = ("val", "validation", "valid", "dev", "test")
-_MAX_SAMPLES = 2**40  # of a split: so that sums of them fit 64 bits
+_MAX_SAMPLES = 2**40  # per split, so that sums fit 64 bits
 _MAX_SHARD_BYTES = 2**50
 
 
 @dataclass(frozen=True)
 class ShardRecord(Record):
-    """One published shard.
+    """Record of a shard.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -47,7 +47,7 @@ class ShardRecord(Record):
 
 @dataclass(frozen=True)
 class ShardsFile(Record):
-    """The file beside a split's index that lists its shards, where there are too many for the manifest.
+    """Record of the file that lists the shards of a split, if there are too many for the manifest.
 
     Example:
         >>> from walloc_data.format import ShardsFile, shards_name
@@ -71,7 +71,7 @@ ReadShards = Callable[[ShardsFile], tuple[ShardRecord, ...]]
 
 @dataclass(frozen=True)
 class SplitRecord(Record):
-    """One split: its shards in order, and what became of every picture of its source.
+    """Record of a split: its shards in order, and counts of samples and failures.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -80,16 +80,16 @@ class SplitRecord(Record):
         (8, 0, (12, 12, 12), 2)
     """
 
-    source: Mapping[str, Any]  # what was encoded: kind, location, length
+    source: Mapping[str, Any]  # the encoded source: kind, location, length
     num_samples: int
     num_failures: int
     shards: tuple[ShardRecord, ...]
-    latent_shape: tuple[int, int, int] | None  # None where shapes vary: batches then need a transform or buckets
+    latent_shape: tuple[int, int, int] | None  # None if shapes differ: batches then need a transform or buckets
     labelled: bool
     statistics: ChannelStatistics
-    index_sha256: str | None = None  # of the index's file; None: written before there were checksums
-    columns: Mapping[str, Any] | None = None  # of the source, in the index: name to type; None: version 1, without
-    column_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names by number, of class columns
+    index_sha256: str | None = None  # of the index file; None: written by an early version
+    columns: Mapping[str, Any] | None = None  # name to type of the source's columns in the index; None: version 1
+    column_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # class names of columns of classes
 
     def __post_init__(self) -> None:
         check_json("source", self.source)
@@ -111,7 +111,7 @@ class SplitRecord(Record):
             for value in self.latent_shape:
                 check_int("latent_shape", value, low=1, high=2**20)
         if (counted := sum(shard.num_samples for shard in self.shards)) != self.num_samples:
-            raise FormatError(f"num_samples is {self.num_samples} but the shards hold {counted}")
+            raise FormatError(f"num_samples is {self.num_samples} but the shards have {counted}")
         names = [shard.name for shard in self.shards]
         if len(set(names)) != len(names):
             raise FormatError("a shard is listed twice")
@@ -129,21 +129,21 @@ class SplitRecord(Record):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all shards."""
+        """Total bytes of all shards."""
         return sum(shard.num_bytes for shard in self.shards)
 
     @cached_property  # callers ask once a shard, and it looks through all shards
     def root(self) -> str:
-        """Return where the split's folders ``data/`` and ``index/`` lie inside the data set: "" but for a few moments.
+        """Folder, inside the data set, that contains the split's ``data/`` and ``index/``; usually "".
 
-        While a split is overwritten or changed, the new one grows in a folder of its own. The manifest names it there
-        from the moment it is whole until its files are in their usual places, so that readers see the old or the new
-        split, never some of each. Shards that a change does not touch stay in their usual places meanwhile.
+        While a split is overwritten or changed, the new one is made in a separate folder. The manifest refers to that
+        folder from the moment the new split is complete until its files are at their usual places, so that readers
+        never see a mixture. Unchanged shards stay at their usual places.
         """
         return next((found for shard in self.shards if (found := shard.name.rpartition("data/")[0])), "")
 
     def index_name(self, split: str) -> str:
-        """Return where the index of this split lies inside the data set.
+        """Return the path of the index of this split inside the data set.
 
         Example:
             >>> from walloc_data import LatentDataset
@@ -157,9 +157,9 @@ class SplitRecord(Record):
         """Build and validate from a parsed JSON object.
 
         Args:
-            value: what `Manifest.to_json` writes of a split.
-            context: names it in errors.
-            read_shards: reads the list of shards, where that is a file of its own.
+            value: JSON object of the split, as written by `Manifest.to_json`.
+            context: text that begins error messages.
+            read_shards: function that reads the list of shards if it is a separate file.
         """
         if not isinstance(value, Mapping):
             raise FormatError(f"{context}: expected an object, found {type(value).__name__}")
@@ -169,7 +169,7 @@ class SplitRecord(Record):
             listed = ShardsFile.from_dict(file, context=f"{context}: shards_file")
             if read_shards is None or shards is not None:
                 raise FormatError(
-                    f"{context}: its shards are listed in {listed.name}: walloc_data.storage reads that too"
+                    f"{context}: its shards are listed in {listed.name}: use walloc_data.storage.read_manifest"
                 )
             parsed["shards"] = read_shards(listed)
         elif not isinstance(shards, list):
@@ -186,7 +186,7 @@ class SplitRecord(Record):
 
 @dataclass(frozen=True)
 class Manifest(Record):
-    """`walloc.json`: what a reader must know before it opens a shard.
+    """Manifest of a data set, `walloc.json`.
 
     Example:
         >>> from pathlib import Path
@@ -205,11 +205,11 @@ class Manifest(Record):
     settings: EncodeSettings
     class_names: tuple[str, ...] | None
     splits: Mapping[str, SplitRecord]
-    written_by: Mapping[str, str]  # versions of walloc_data and libwebp: bytes, not pixels, may depend on them
+    written_by: Mapping[str, str]  # versions of walloc_data and libwebp, which may affect bytes, but not pixels
 
     def __post_init__(self) -> None:
         if not isinstance(self.codec, CodecSpec) or not isinstance(self.settings, EncodeSettings):
-            raise FormatError("codec and settings must be records of their own")
+            raise FormatError("codec and settings must be objects")
         if self.class_names is not None and not (
             isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
         ):
@@ -222,7 +222,7 @@ class Manifest(Record):
         for split, record in self.splits.items():
             check_name(split, what="split", context="manifest")
             if not isinstance(record, SplitRecord):
-                raise FormatError(f"split {split!r} must be a split's record, not {shown(record)}")
+                raise FormatError(f"split {split!r} must be the record of a split, not {shown(record)}")
             if record.latent_shape is not None and record.latent_shape[0] != self.codec.latent_dim:
                 raise FormatError(
                     f"split {split!r}: latents of shape {record.latent_shape} from a codec of "
@@ -231,35 +231,35 @@ class Manifest(Record):
             rows = record.statistics.counts
             if len(rows) != self.codec.latent_dim or len(rows[0]) != 2**self.codec.latent_bits:
                 raise FormatError(
-                    f"split {split!r}: the statistics do not fit the codec's {self.codec.latent_dim} channels"
+                    f"split {split!r}: the statistics do not match the codec's {self.codec.latent_dim} channels"
                 )
 
     def split(self, name: str, *, context: str) -> SplitRecord:
-        """Return the named split, or raise an error that lists the ones there are."""
+        """Return the record of a split; raise FormatError, listing the existing splits, if there is none."""
         if name not in self.splits:
             raise FormatError(f"{context}: no split {name!r}; it has {sorted(self.splits)}")
         return self.splits[name]
 
     def held_out_split(self, name: str | None = None, *, context: str) -> str:
-        """Return the split to validate on: `name`, else the first of val, validation, valid, dev, test that is there.
+        """Return the split for validation: `name`, else the first that exists of val, validation, valid, dev, test.
 
         Raises:
-            FormatError: there is none; lists the ones there are.
+            FormatError: there is none; the message lists the existing splits.
         """
         if name is None:
             name = next((split for split in HELD_OUT_SPLITS if split in self.splits), None)
         if name is None:
             raise FormatError(
-                f"{context}: no split to validate on; it has {sorted(self.splits)}: encode one, or name one of these"
+                f"{context}: no split to validate on; it has {sorted(self.splits)}: encode one, or choose one of these"
             )
         self.split(name, context=context)
         return name
 
     def to_json(self, *, shards_files: Mapping[str, ShardsFile] | None = None) -> str:
-        """Return the text of `walloc.json`: the same for equal manifests.
+        """Return the text of `walloc.json`; equal manifests give equal texts.
 
         Raises:
-            FormatError: it would be longer than what is read (1.2e9 samples at 2048 a shard).
+            FormatError: it would exceed the limits of reading (1.2e9 samples at 2048 per shard).
         """
         head: dict[str, Any] = {"format": "walloc_data", "format_version": FORMAT_VERSION}
         named = shards_files or {}
@@ -269,7 +269,7 @@ class Manifest(Record):
             value["splits"][split] |= {"num_samples": self.splits[split].num_samples, "shards_file": file.to_dict()}
             del value["splits"][split]["shards"]
         for split, record in self.splits.items():
-            # Derived, but a reader without this package wants them spelled out.
+            # Derived from the counts, for readers without this package.
             value["splits"][split]["statistics"] |= {
                 "mean": record.statistics.mean,
                 "std": record.statistics.std,
@@ -305,7 +305,7 @@ class Manifest(Record):
         value["codec"] = CodecSpec.from_dict(value.get("codec") or {}, context=f"{context}: codec")
         settings = value.get("settings") or {}
         if version == 1 and isinstance(settings, dict):
-            settings = {"sample_json": True, **settings}  # there was one beside every latent
+            settings = {"sample_json": True, **settings}  # version 1 always had it
         value["settings"] = EncodeSettings.from_dict(settings, context=f"{context}: settings")
         value["splits"] = {
             name: SplitRecord.from_dict(record, context=f"{context}: split {name!r}", read_shards=read_shards)

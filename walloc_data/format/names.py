@@ -1,4 +1,4 @@
-"""Names and paths of the contract on disk, and the checks that those read from disk go through."""
+"""Names and paths in the format on disk, and their checks."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from walloc_data.errors import FormatError
 
-FORMAT_VERSION = 2  # 1 is read as well: no columns of the source in the index, all of them in every sample's JSON
+FORMAT_VERSION = 2  # version 1, whose source columns are in the JSON of samples instead of the index, is still read
 MANIFEST_NAME = "walloc.json"
 
 # (name, parquet type, meaning). `offset` and `length` locate the .webp payload inside the shard's file.
@@ -18,35 +18,35 @@ INDEX_COLUMNS = (
     ("shard", "int32", "position in the split's list of shards"),
     ("offset", "int64", "first byte of the packed latent in the shard's file"),
     ("length", "int32", "bytes of the packed latent"),
-    ("label", "int64", "class index, null where unlabelled"),
+    ("label", "int64", "class index, null without a label"),
     ("height", "int32", "pixels, before padding"),
     ("width", "int32", "pixels, before padding"),
     ("source_index", "int64", "position in the source"),
     ("crc32", "uint32", "CRC-32 of the packed latent's bytes, as zlib computes it"),
 )
-# Present as well where mirrored latents are stored.
+# Additional columns if mirrored latents are stored.
 MIRROR_INDEX_COLUMNS = (
     ("mirror_offset", "int64", "first byte of the packed latent of the mirrored picture"),
     ("mirror_length", "int32", "its bytes"),
     ("mirror_crc32", "uint32", "their CRC-32"),
 )
-# Present as well since version 2 of the format, behind the others and before the columns of the source.
+# Additional columns since version 2 of the format, between the others and the columns of the source.
 SOURCE_INDEX_COLUMNS = (
     ("source_name", "string", "the picture's path or id in the source"),
     ("source_height", "int32", "pixels of the picture in the source, upright"),
     ("source_width", "int32", "pixels of the picture in the source, upright"),
-    ("crop_left", "int32", "first column of the source's pixels that was encoded"),
+    ("crop_left", "int32", "first encoded column of the source picture"),
     ("crop_top", "int32", "first row"),
-    ("crop_right", "int32", "the column behind the last"),
-    ("crop_bottom", "int32", "the row behind the last"),
+    ("crop_right", "int32", "the column after the last"),
+    ("crop_bottom", "int32", "the row after the last"),
 )
-# Names that a column of the source cannot have in the index: ours, those of the converter's records, and what samples
-# and batches of `LatentDataset` call what they are made of.
+# Names that columns of the source cannot have in the index: those of the index, of the converter's records, and of the
+# parts of samples and batches of `LatentDataset`.
 RESERVED_COLUMNS = frozenset(
     [name for name, _, _ in (*INDEX_COLUMNS, *MIRROR_INDEX_COLUMNS, *SOURCE_INDEX_COLUMNS)]
     + ["source_version", "source_crc32", "crop", "latent", "mirrored", "valid"]
 )
-# Absent from data sets that were written before there were checksums; null in shards that were.
+# Absent from data sets of early versions without checksums; null in shards of such versions.
 OPTIONAL_INDEX_COLUMNS = frozenset({"crc32", "mirror_crc32"})
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
@@ -73,7 +73,7 @@ def check_name(name: str, *, what: str, context: str) -> str:
 
 
 def check_key(key: str, *, context: str) -> str:
-    """Check a sample's key. Dots would end the key early for WebDataset readers, upper case breaks HF's.
+    """Check the key of a sample. WebDataset readers end keys at dots, and Hugging Face's reader needs lower case.
 
     Example:
         >>> from walloc_data.format import check_key
@@ -87,7 +87,7 @@ def check_key(key: str, *, context: str) -> str:
 
 
 def check_relative_path(path: str, *, context: str) -> str:
-    """Check a path inside a data set: relative, '/'-separated, without '..', so that nothing outside is touched.
+    """Check a path inside a data set: relative, '/'-separated, without '..', so that it cannot lead outside.
 
     Example:
         >>> from walloc_data.format import check_relative_path
@@ -115,7 +115,7 @@ def sample_key(source_index: int) -> str:
 
 
 def fragment_key(unit: int, position: int) -> str:
-    """The key of a sample of a source that is read in fragments: its unit of work, and its position in that.
+    """Return the key of a sample of a source that is read in fragments: unit of work, and position in the unit.
 
     Example:
         >>> from walloc_data.format import fragment_key
@@ -129,9 +129,9 @@ def shard_name(split: str, unit: int, number: int | None = None) -> str:
     """Return a shard's path inside its data set, e.g. ``data/train-00000.tar``.
 
     Args:
-        split: the split's name.
-        unit: the unit of work that made it.
-        number: which of the unit's shards it is, where the source is read in fragments; None: its only one.
+        split: name of the split.
+        unit: unit of work of the shard.
+        number: number of the shard in the unit, if the source is read in fragments; None: the unit has one shard.
 
     Example:
         >>> from walloc_data.format import shard_name
@@ -153,7 +153,7 @@ def index_name(split: str) -> str:
 
 
 def shards_name(split: str) -> str:
-    """Return where a split's list of shards lies, if it is not in the manifest, e.g. ``index/train.shards.parquet``.
+    """Return the path of a split's list of shards, if not in the manifest, e.g. ``index/train.shards.parquet``.
 
     Example:
         >>> from walloc_data.format import shards_name
@@ -164,9 +164,9 @@ def shards_name(split: str) -> str:
 
 
 def padding_for(height: int, width: int, *, multiple: int) -> tuple[int, int, int, int]:
-    """Return the (left, top, right, bottom) pixels that make a picture's sides multiples of `multiple`.
+    """Return the padding (left, top, right, bottom) in pixels that makes the sides multiples of `multiple`.
 
-    Split evenly with the odd pixel at the right and bottom, as `walloc.compute_padding` does.
+    It is split evenly, with the odd pixel at the right and bottom, as by `walloc.compute_padding`.
 
     Example:
         >>> from walloc_data.format import padding_for
@@ -178,10 +178,10 @@ def padding_for(height: int, width: int, *, multiple: int) -> tuple[int, int, in
 
 
 def encoder_sha256(spec: Mapping[str, Any], weight: Sequence[float], bias: Sequence[float]) -> str:
-    """Return the hash that identifies a linear encoder: it changes exactly when a latent could.
+    """Return the hash that identifies a linear encoder; it covers everything that affects latents.
 
-    `spec` holds channels, J, latent_dim, latent_bits and wavelet; `weight` is the (latent_dim, channels * 4^J)
-    matrix in row-major order and `bias` (latent_dim,), both rounded to float32.
+    `spec` has channels, J, latent_dim, latent_bits and wavelet; `weight` is the (latent_dim, channels * 4^J) matrix in
+    row-major order and `bias` (latent_dim,), both rounded to float32.
 
     Example:
         >>> from walloc_data.codec import load_codec
@@ -200,6 +200,6 @@ def encoder_sha256(spec: Mapping[str, Any], weight: Sequence[float], bias: Seque
 
 
 def check_sha256(name: str, value: Any) -> None:
-    """Check a digest as `hashlib` prints it; `name` is the field that holds it."""
+    """Check a hexadecimal SHA-256 digest; `name` is the field in error messages."""
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise FormatError(f"{name} must be 64 lower-case hexadecimal digits, not {value!r}")

@@ -1,4 +1,4 @@
-"""The codec's shape, and the settings of an encoding."""
+"""The parameters of a codec, and the settings of a conversion."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _RESIZE_MODES = ("crop", "shorter", "square")
 
 @dataclass(frozen=True)
 class CodecSpec(Record):
-    """Shape of a codec, and the hash of the weights that make latents from pictures.
+    """Parameters of a codec, and the hash of its encoder.
 
     Example:
         >>> from walloc_data.storage import Store, read_manifest
@@ -45,22 +45,22 @@ class CodecSpec(Record):
         check_sha256("encoder_sha256", self.encoder_sha256)
         if self.latent_dim % self.channels or math.isqrt(self.tiles) ** 2 != self.tiles:
             raise FormatError(
-                f"latent_dim {self.latent_dim} does not pack: it must be channels ({self.channels}) times a square"
+                f"latent_dim {self.latent_dim} cannot be packed: it must be channels ({self.channels}) times a square"
             )
 
     @property
     def cell_px(self) -> int:
-        """Pixels along one side of a latent cell."""
+        """Side of a latent cell in pixels."""
         return 1 << self.J
 
     @property
     def tiles(self) -> int:
-        """Latent channels that share one colour plane of the packed picture."""
+        """Latent channels per colour plane of the packed picture."""
         return self.latent_dim // self.channels
 
     @property
     def is_usual(self) -> bool:
-        """Return whether latents are 12 channels of 8-px cells, which readers other than ours take for granted."""
+        """Whether latents have 12 channels and cells of 8 px, as `walloc_data.interop` assumes by default."""
         return (self.channels, self.latent_dim, self.cell_px) == (3, 12, 8)
 
     @property
@@ -69,12 +69,12 @@ class CodecSpec(Record):
         return self.channels * self.cell_px**2 / self.latent_dim
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return (latent_dim, h, w) of a picture of `height` x `width` pixels, padding included."""
+        """Return the shape (latent_dim, h, w) of the latent of a picture, including padding."""
         return self.latent_dim, -(-height // self.cell_px), -(-width // self.cell_px)
 
 
 class SettingFields(TypedDict, total=False):
-    """The fields of `EncodeSettings` as keyword arguments, for whoever passes them on.
+    """Fields of `EncodeSettings` as keyword arguments.
 
     Example:
         >>> from typing import Unpack
@@ -101,7 +101,7 @@ class SettingFields(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class EncodeSettings(Record):
-    """Everything besides source and codec that a shard's bytes depend on.
+    """Settings of a conversion: everything besides the source and the codec that affects the bytes of shards.
 
     Example:
         >>> from walloc_data.format import EncodeSettings
@@ -112,32 +112,32 @@ class EncodeSettings(Record):
         True
     """
 
-    size_px: int | None = None  # what pictures are resized to; None: they are encoded as they are
+    size_px: int | None = None  # size after resizing; None: no resizing
     samples_per_shard: int = 2048
-    shuffle_seed: int | None = 0  # None keeps the source's order
+    shuffle_seed: int | None = 0  # None keeps the order of the source
     webp_effort: Literal["default", "fast"] = "default"
     background: tuple[int, int, int] = (255, 255, 255)  # RGB under transparent pixels
-    mirror: bool = False  # store the latent of the mirrored picture beside each one
-    # Larger pictures become failures: a bound on memory, and on decompression bombs. The default is Pillow's own.
+    mirror: bool = False  # also store the latent of each mirrored picture
+    # Larger pictures become failures, which bounds the memory. The default is Pillow's limit for decompression bombs.
     max_pixels: int = 89_478_485
-    max_value: int | None = None  # of PNG and TIFF above 8 bits: what is full brightness, e.g. 4095; None: 65535
-    sample_json: bool = False  # a {key}.json beside every latent, with columns of up to 1 MiB; the index has 64 KiB
-    # crop: shorter side to size_px, then the centre square. shorter: shorter side to size_px, all of the picture.
-    # square: both sides to size_px, whatever the shape was. "shorter:288" gives size_px with it.
+    max_value: int | None = None  # value of white in PNG and TIFF files of more than 8 bits, e.g. 4095; None: 65535
+    sample_json: bool = False  # also write {key}.json, with values of up to 1 MiB; the index has up to 64 KiB
+    # crop: resize the shorter side to size_px, then crop the centre square. shorter: resize the shorter side, no crop.
+    # square: resize both sides to size_px. "shorter:288" sets size_px, too.
     resize: str = "crop"
     filter: Literal["bicubic", "lanczos"] = "bicubic"
-    snap: int | None = None  # sides are cropped, around the centre, to multiples of this
+    snap: int | None = None  # crop sides, around the centre, to multiples of this
 
     def __post_init__(self) -> None:
         self._split_resize()
         if self.size_px is not None:
-            check_int("size_px", self.size_px, low=1, high=65528)  # whose packed latent WebP can hold
+            check_int("size_px", self.size_px, low=1, high=65528)  # limit of WebP for the packed latent
         if self.filter not in ("bicubic", "lanczos"):
             raise FormatError(f"filter must be 'bicubic' or 'lanczos', not {shown(self.filter)}")
         if self.snap is not None:
             check_int("snap", self.snap, low=1, high=4096)
             if self.size_px is not None and self.size_px % self.snap:
-                raise FormatError(f"size_px {self.size_px} is no multiple of snap {self.snap}")
+                raise FormatError(f"size_px {self.size_px} is not a multiple of snap {self.snap}")
         check_int("samples_per_shard", self.samples_per_shard, low=1, high=10**7)
         if self.shuffle_seed is not None:
             check_int("shuffle_seed", self.shuffle_seed, low=0)
@@ -154,21 +154,21 @@ class EncodeSettings(Record):
         check_bool("sample_json", self.sample_json)
 
     def _split_resize(self) -> None:
-        """Take ``"shorter:288"`` apart: its number is size_px, also where another was given before (`replace`)."""
+        """Split ``"shorter:288"``; its number replaces size_px, also in `dataclasses.replace`."""
         mode, colon, number = str(self.resize).partition(":")
         if not isinstance(self.resize, str) or mode not in _RESIZE_MODES or (colon and not number.isdecimal()):
             raise FormatError(
-                f"resize must be crop, shorter or square, or as in 'shorter:288', not {shown(self.resize)}"
+                f"resize must be crop, shorter or square, or e.g. 'shorter:288', not {shown(self.resize)}"
             )
         if colon:
             object.__setattr__(self, "resize", mode)
             object.__setattr__(self, "size_px", int(number[:9]))
         elif mode != "crop" and self.size_px is None:
-            raise FormatError(f"resize {mode!r} needs a size: {mode}:288, say, or size_px")
+            raise FormatError(f"resize {mode!r} needs a size: use '{mode}:288', or size_px")
 
     @property
     def resized(self) -> str:
-        """Return what is done to a picture's size, in words.
+        """Return a description of the resizing.
 
         Example:
             >>> from walloc_data.format import EncodeSettings
@@ -180,7 +180,7 @@ class EncodeSettings(Record):
             return f"native size, {snapped}" if snapped else "native size"
         words = {
             "crop": f"{self.size_px} x {self.size_px} px, the centre square",
-            "square": f"{self.size_px} x {self.size_px} px, whatever the shape was",
+            "square": f"{self.size_px} x {self.size_px} px, without keeping the aspect ratio",
             "shorter": f"shorter side {self.size_px} px" + (f", {snapped}" if snapped else ""),
         }
         return words[self.resize] + (f", by a {self.filter} filter" if self.filter != "bicubic" else "")

@@ -1,4 +1,4 @@
-"""Exact counts of each latent value, and the statistics that follow from them."""
+"""Histograms of latent values, and statistics derived from them."""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ __all__ = ["ChannelStatistics"]
 
 @dataclass(frozen=True)
 class ChannelStatistics(Record):
-    """Exact counts of each latent value in each channel, and the statistics that follow from them.
+    """Histogram of the values of each latent channel, and statistics derived from it.
 
-    Counts add up over shards in any order, so the statistics of a split are the same however it was made.
+    Integer counts can be added over shards in any order, so the statistics do not depend on how a split was made.
 
     Example:
         >>> from walloc_data.format import ChannelStatistics
@@ -32,7 +32,7 @@ class ChannelStatistics(Record):
         if not isinstance(self.counts, tuple) or not all(isinstance(row, tuple) for row in self.counts):
             raise FormatError("counts must be a list of lists")
         if len({len(row) for row in self.counts}) != 1 or not 1 <= len(self.counts) <= 4096:
-            raise FormatError("counts must be one row a channel, all of one length")
+            raise FormatError("counts must be one row per channel, all of one length")
         for row in self.counts:
             for count in row:
                 check_int("counts", count, low=0)
@@ -52,12 +52,12 @@ class ChannelStatistics(Record):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """(latent_dim,) mean of the integers; 0 where nothing was counted."""
+        """Mean of each channel, (latent_dim,); 0 without values."""
         return tuple(self._moment(row, 1) / max(1, sum(row)) for row in self.counts)
 
     @property
     def std(self) -> tuple[float, ...]:
-        """(latent_dim,) standard deviation of the integers."""
+        """Standard deviation of each channel, (latent_dim,)."""
         result = []
         for row in self.counts:
             n = max(1, sum(row))
@@ -67,7 +67,7 @@ class ChannelStatistics(Record):
 
     @property
     def entropy_bits(self) -> tuple[float, ...]:
-        """(latent_dim,) zeroth-order entropy in bits per value."""
+        """Zeroth-order entropy of each channel in bits per value, (latent_dim,)."""
         result = []
         for row in self.counts:
             n = max(1, sum(row))
@@ -76,7 +76,7 @@ class ChannelStatistics(Record):
 
     @property
     def bounds(self) -> tuple[tuple[int, int], ...]:
-        """(latent_dim,) pairs of smallest and largest value seen; (0, 0) where nothing was counted."""
+        """Smallest and largest value of each channel, (latent_dim,) pairs; (0, 0) without values."""
         result = []
         for row in self.counts:
             seen = [i - len(row) // 2 for i, count in enumerate(row) if count]

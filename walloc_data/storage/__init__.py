@@ -1,4 +1,4 @@
-"""Local folders and object stores behind one small interface, and the shard cache."""
+"""Access to local folders and object stores, and the cache of shards."""
 
 from walloc_data.storage.cache import DEFAULT_MAX_CACHE_BYTES, ShardCache, cache_errors, default_cache_folder
 from walloc_data.storage.cache_contents import CacheContents, cache_contents, clear_cache

@@ -1,15 +1,14 @@
-"""A folder of whole shards, shared by every worker, rank and trainer of a machine.
+"""The cache of downloaded shards, shared by all workers, ranks and trainers of a machine.
 
     cache_folder/
-      shards/{sha256}.tar                    a fetched shard, named by its content, so data sets may share it
-      shards/{sha256}.{bytes}.{who}.partial  being fetched; its bytes count against the limit from the start
-      locks/{sha256}.lock                    held while a shard is fetched
-      locks/room.lock                        held while old shards make room
+      shards/{sha256}.tar                    a shard, named by its content, so data sets may share it
+      shards/{sha256}.{bytes}.{who}.partial  a running download; its bytes count from the start
+      locks/{sha256}.lock                    held while a shard is downloaded
+      locks/room.lock                        held while old shards are evicted
 
-A file under its final name is complete and matched its sha256 when it was put there, so it is read without a lock:
-by other users too, who may read the folder and not write to it. An open file stays readable when its name is evicted,
-so eviction never asks who reads. Where locks do not hold for all who see the folder, a shard
-may be fetched twice, and the limit overstepped by what others fetch at that moment.
+A file under its final name is complete and its sha256 was checked, so it is read without a lock, also by other users
+with read-only access. An open file stays readable after its eviction, so readers need no lock. On file systems without
+locks between machines, a shard may be downloaded twice, and concurrent downloads may exceed the limit.
 """
 
 import errno
@@ -37,16 +36,16 @@ DOWNLOADS_OF_A_CORRUPT_SHARD = 3
 
 _FINISHED = re.compile(r"[0-9a-f]{64}\.tar")
 _PARTIAL = re.compile(r"(?P<sha256>[0-9a-f]{64})\.(?P<num_bytes>\d+)\.(?:[0-9a-f]+\.)?partial")
-_MORE_BYTES = 2**20  # fetched of a shard that is longer than its record says, before it is refused
+_MORE_BYTES = 2**20  # downloaded of a shard beyond the length in its record, before it is refused
 _ROOM_POLL_S = 0.05
-_ABANDONED_AFTER_S = 3600.0  # where a lock cannot say whether somebody still writes
+_ABANDONED_AFTER_S = 3600.0  # age of partial files that are deleted, if locks do not tell
 
 
 def default_cache_folder() -> Path:
     """Return ``$XDG_CACHE_HOME/walloc_data``, or ``~/.cache/walloc_data``.
 
     Raises:
-        StorageError: there is neither.
+        StorageError: there is no home folder.
 
     Example:
         >>> import os
@@ -58,17 +57,15 @@ def default_cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "walloc_data"
     except RuntimeError as error:
-        raise StorageError(
-            f"no home folder to keep a cache in ({error}): set XDG_CACHE_HOME, or cache_folder"
-        ) from error
+        raise StorageError(f"no home folder for the cache ({error}): set XDG_CACHE_HOME, or cache_folder") from error
 
 
 @contextmanager
 def cache_errors(folder: Path, *, what: str) -> Iterator[None]:
-    """Turn an unwritable or full cache folder into an error that says what to do.
+    """Context: turn errors of an unwritable or full cache folder into a StorageError with a remedy.
 
     Args:
-        what: what is kept there.
+        what: description of the file for messages.
 
     Example:
         >>> from pathlib import Path
@@ -85,22 +82,22 @@ def cache_errors(folder: Path, *, what: str) -> Iterator[None]:
             raise
         if _is_full(error):
             raise StorageError(
-                f"{folder}: no room for {what} ({_free(folder)} bytes are free on the disk): free some space, set "
+                f"{folder}: no space for {what} ({_free(folder)} bytes are free on the disk): free some space, set "
                 "cache_folder to another disk, or lower max_cache_bytes"
             ) from error
         raise StorageError(
-            f"{folder}: cannot keep {what} there ({error.strerror or error}: {error.filename or folder}): set "
-            "cache_folder, or XDG_CACHE_HOME, to a folder that you may write to"
+            f"{folder}: cannot store {what} ({error.strerror or error}: {error.filename or folder}): set "
+            "cache_folder, or XDG_CACHE_HOME, to a writable folder"
         ) from error
 
 
 class ShardCache:
-    """Shards of remote data sets on local disk, the longest unused evicted first.
+    """Cache of shards of remote data sets on the local disk; the least recently used are evicted first.
 
     Args:
-        folder: where; None is `default_cache_folder()`. Made when first needed.
-        max_bytes: what the shards in it may occupy, unfinished ones included. Shards that are still open keep their
-            disk space until their reader closes them.
+        folder: folder of the cache, created when needed; None: `default_cache_folder()`.
+        max_bytes: limit of the shards in it, including running downloads. Evicted shards that are still open keep their
+            disk space until they are closed.
 
     Example:
         >>> from walloc_data.storage import ShardCache, Store, read_manifest
@@ -126,44 +123,44 @@ class ShardCache:
         return self.folder / "shards" / f"{record.sha256}.tar"
 
     def open(self, store: Store, record: ShardRecord) -> ShardFile:
-        """Open a shard for reading; it is fetched and checked first if it is not in the cache."""
+        """Open a shard for reading; download and check it first if it is not in the cache."""
         path = self.path(record)
         while True:
             try:
                 shard = ShardFile(path, num_bytes=record.num_bytes, context=store.location(record.name))
-            except FileNotFoundError:  # not fetched yet, or evicted a moment ago
+            except FileNotFoundError:  # not downloaded yet, or just evicted
                 if (fetched := self._fetch(store, record)) is not None:
                     return fetched
-            except CorruptShardError:  # somebody touched the cache: what is there is not what was put there
+            except CorruptShardError:  # the file in the cache was changed
                 with cache_errors(self.folder, what=f"another copy of {store.location(record.name)}"):
                     path.unlink(missing_ok=True)
             except PermissionError as error:
                 raise StorageError(
-                    f"{path}: another user's, and not readable ({error.strerror}): set cache_folder, or "
-                    "XDG_CACHE_HOME, to a folder of yours"
+                    f"{path}: owned by another user and not readable ({error.strerror}): set cache_folder, or "
+                    "XDG_CACHE_HOME, to a folder of your own"
                 ) from error
             except OSError as error:  # a folder, a pipe, a failing disk
                 if isinstance(error, WallocDataError):
                     raise
                 raise StorageError(f"{path}: {error.strerror or error}: remove it from the cache") from error
             else:
-                with suppress(OSError):  # another user's
-                    os.utime(path)  # used now
+                with suppress(OSError):  # owned by another user
+                    os.utime(path)  # marks it as used
                 return shard
 
     def fetch(self, store: Store, record: ShardRecord) -> None:
-        """Bring a shard here unless it is; whoever comes second waits for the first.
+        """Download a shard unless it is in the cache. If another process downloads it, wait for that.
 
-        Waits while the shards that others are fetching leave no room for this one.
+        Also waits while the downloads of other processes leave no space for this one.
 
         Raises:
-            CorruptShardError: what arrived is not what the manifest promised, three times.
-            StorageError: the store refused, or the shard does not fit here.
+            CorruptShardError: three downloads did not match the manifest.
+            StorageError: the store refused, or the shard does not fit into the cache.
         """
         self._fetch(store, record)
 
     def remove_damaged(self, record: ShardRecord) -> bool:
-        """Remove a shard that is here and no longer matches its sha256, so that it is fetched again when asked for.
+        """Remove a shard from the cache if it no longer matches its sha256, so that it is downloaded again.
 
         Returns:
             Whether it was removed.
@@ -179,9 +176,9 @@ class ShardCache:
             return True
 
     def _fetch(self, store: Store, record: ShardRecord) -> ShardFile | None:
-        """Fetch a shard; it is opened before anybody could evict it. None if it was here already."""
+        """Download a shard and open it before it can be evicted. None if it was in the cache already."""
         path = self.path(record)
-        if path.exists():  # no lock is needed, so that a folder that may not be written serves as well
+        if path.exists():  # without a lock, so that a read-only cache works, too
             return None
         context = store.location(record.name)
         if record.num_bytes > self.max_bytes:
@@ -212,24 +209,24 @@ class ShardCache:
                 return
             if attempt == DOWNLOADS_OF_A_CORRUPT_SHARD:
                 raise CorruptShardError(
-                    f"{store.location(record.name)}: {problem}, {attempt} times. The shard was damaged or "
-                    "replaced after its manifest was written: verify the data set at its source"
+                    f"{store.location(record.name)}: {problem}, {attempt} times. The shard was damaged or replaced "
+                    "after its manifest was written: run `walloc-data verify` on the original data set"
                 )
 
     def _make_room(self, record: ShardRecord, partial: Path) -> None:
-        """Evict what is longest unused until the shard fits, and reserve its bytes by making its partial file.
+        """Evict the least recently used shards until this one fits, and reserve its bytes by its partial file.
 
-        What others are fetching cannot be evicted: where that leaves no room, wait until it is finished.
+        Running downloads of other processes cannot be evicted: if they leave no space, wait until they are finished.
         """
         while True:
             with file_lock(self.folder / "locks" / "room.lock"):
                 reserved, finished = 0, []
                 for entry in os.scandir(self.folder / "shards"):
                     if match := _PARTIAL.fullmatch(entry.name):
-                        # Left by one who was killed: its lock is the one that is held here.
+                        # Left by a killed process: this process holds the lock of that shard.
                         mine = match["sha256"] == record.sha256
                         reserved += self._reserved(Path(entry.path), match, mine=mine)
-                    elif _FINISHED.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):  # else not ours
+                    elif _FINISHED.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):  # ignore others
                         with suppress(FileNotFoundError):
                             status = entry.stat(follow_symlinks=False)
                             finished.append((status.st_mtime_ns, status.st_size, entry.path))
@@ -238,16 +235,16 @@ class ShardCache:
                     for _, num_bytes, path in sorted(finished):
                         if used + record.num_bytes <= self.max_bytes:
                             break
-                        # Another user's, or open in another process on Windows: then it stays, and still counts.
+                        # Owned by another user, or, on Windows, open in another process: it stays and counts.
                         with suppress(PermissionError):
                             Path(path).unlink(missing_ok=True)
                             used -= num_bytes
-                    partial.touch()  # from now on its bytes are spoken for
+                    partial.touch()  # reserves its bytes
                     return
             time.sleep(_ROOM_POLL_S)
 
     def _reserved(self, partial: Path, match: re.Match[str], *, mine: bool) -> int:
-        """Return the bytes that an unfinished file will take; one whose writer has died is removed and takes none."""
+        """Return the bytes reserved by a partial file; if its writer has died, remove it and return 0."""
         num_bytes, lock = int(match["num_bytes"]), self.folder / "locks" / f"{match['sha256']}.lock"
         with nullcontext() if mine else file_lock(lock, wait=False) as held:
             if held is None and not mine:
@@ -260,13 +257,13 @@ class ShardCache:
 
 
 def _problem(path: Path, record: ShardRecord) -> str | None:
-    """Return what is wrong with a downloaded shard, or None."""
+    """Return the problem with a downloaded shard, or None."""
     num_bytes = check_regular(path)
     if num_bytes != record.num_bytes:
-        return f"{num_bytes} bytes arrived where the manifest says {record.num_bytes}"
+        return f"{num_bytes} bytes were received, but the manifest says {record.num_bytes}"
     with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if digest == record.sha256 else f"sha256 {digest} where the manifest says {record.sha256}"
+    return None if digest == record.sha256 else f"its sha256 is {digest}, but the manifest says {record.sha256}"
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -1,4 +1,4 @@
-"""Listing and removal of what is in a cache folder."""
+"""Listing and deletion of the contents of a cache folder."""
 
 import os
 import re
@@ -12,9 +12,9 @@ from walloc_data.storage.cache import cache_errors, default_cache_folder
 
 __all__ = ["CacheContents", "cache_contents", "clear_cache"]
 
-# Names of ours: nothing else is removed, whatever folder is named.
+# Only files with these names are deleted, in case another folder is given.
 _OURS = {
-    "shards": re.compile(r"[0-9a-f]{64}\.tar"),  # not what is being fetched
+    "shards": re.compile(r"[0-9a-f]{64}\.tar"),  # running downloads are left alone
     "arrays": re.compile(r"[0-9a-f]{32}(-mirror)?"),
     "index": re.compile(r"[0-9a-f]{32}\.(npy|arrow)"),
 }
@@ -25,9 +25,9 @@ class CacheContents:
     """Number and size of one kind of files in a cache folder.
 
     Attributes:
-        kind: "shards", fetched; "arrays", of decoded latents; "index", tables and columns.
-        num_items: shards, arrays, or tables.
-        num_bytes: on disk.
+        kind: "shards" (downloaded), "arrays" (decoded latents) or "index" (tables and columns).
+        num_items: number of shards, arrays or tables.
+        num_bytes: bytes on disk.
 
     Example:
         >>> from walloc_data.storage import cache_contents
@@ -53,13 +53,13 @@ def _size(item: Path) -> int:
     """Return the bytes on disk of a file, or of the files in a folder."""
     num_bytes = 0
     for path in item.iterdir() if item.is_dir() else [item]:
-        with suppress(FileNotFoundError):  # evicted a moment ago
+        with suppress(FileNotFoundError):  # just evicted
             num_bytes += path.lstat().st_size
     return num_bytes
 
 
 def cache_contents(folder: str | os.PathLike[str] | None = None) -> list[CacheContents]:
-    """Return what is in a cache folder; None is `default_cache_folder()`.
+    """Return the contents of a cache folder; None: `default_cache_folder()`.
 
     Example:
         >>> from walloc_data.storage import cache_contents
@@ -78,10 +78,10 @@ def cache_contents(folder: str | os.PathLike[str] | None = None) -> list[CacheCo
 def clear_cache(
     folder: str | os.PathLike[str] | None = None, *, kinds: Collection[str] = ("shards", "arrays", "index")
 ) -> list[CacheContents]:
-    """Remove what a cache folder holds of some kinds, and return what that was.
+    """Delete files of some kinds from a cache folder, and return what was deleted.
 
-    Only files of the names that the cache gives are removed. Those that a running process has open stay readable for
-    it; it fetches others anew. Arrays that are being filled should be left alone: stop what reads them first.
+    Only files with names of the cache are deleted. A running process can still read the files that it has open, and
+    downloads others again. Stop processes that use ``cache="array"`` first.
 
     Example:
         >>> from walloc_data.storage import clear_cache

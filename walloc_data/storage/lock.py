@@ -1,8 +1,7 @@
-"""Locks that live beside what they protect and die with their holder: the `filelock` package's, on `flock`.
+"""File locks next to the protected files, by the package `filelock` (`flock`), released when their holder ends.
 
-Some file systems have no locks at all (Lustre mounted without them, some NFS and FUSE mounts): there the lock is a file
-in this machine's temporary folder, named after the path. It holds for the processes of one user on this machine, not
-for other machines.
+Some file systems have no locks (Lustre mounted without them, some NFS and FUSE mounts). There the lock is a file in
+this machine's temporary folder, named after the path; it excludes only processes of the same user on this machine.
 """
 
 import errno
@@ -22,16 +21,16 @@ from walloc_data.text import printable
 __all__ = ["HeldLock", "file_lock", "lock_path", "machine_folder"]
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-_told: set[str] = set()  # folders whose file system has no locks: said once
+_told: set[str] = set()  # folders without locks, for which the warning was shown
 
 
 @dataclass(frozen=True)
 class HeldLock:
-    """A lock that is held.
+    """Held lock.
 
     Attributes:
-        beside: whether the lock file lies where it was asked for, so that it holds for all who see the folder; False
-            where it lies in this machine's temporary folder.
+        beside: whether the lock file is at the requested path, so that it holds for all processes that see the folder;
+            False if it is in this machine's temporary folder.
 
     Example:
         >>> from pathlib import Path
@@ -45,38 +44,38 @@ class HeldLock:
 
 
 def machine_folder() -> Path:
-    """Return a folder of this user in the machine's temporary folder, which nobody else can enter.
+    """Return a private folder of this user in the machine's temporary folder.
 
     Raises:
-        StorageError: it cannot be made, or somebody else made it.
+        StorageError: it cannot be created, or belongs to another user.
 
     Example:
         >>> from walloc_data.storage import machine_folder
         >>> machine_folder().is_dir()
         True
     """
-    user = str(os.getuid()) if hasattr(os, "getuid") else "user"  # Windows: the temporary folder is the user's already
+    user = str(os.getuid()) if hasattr(os, "getuid") else "user"  # Windows has a temporary folder per user
     folder = Path(tempfile.gettempdir()) / f"walloc_data-{user}"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.lstat()
     except OSError as error:
         raise StorageError(
-            f"{folder}: cannot be made ({error.strerror}): set TMPDIR to a folder on a local disk"
+            f"{folder}: cannot be created ({error.strerror}): set TMPDIR to a folder on a local disk"
         ) from error
     if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
-        raise StorageError(f"{folder}: belongs to somebody else: remove it, or set TMPDIR to a folder of yours")
+        raise StorageError(f"{folder}: belongs to another user: remove it, or set TMPDIR to a folder of your own")
     return folder
 
 
 def lock_path(path: Path) -> tuple[Path, bool]:
-    """Return the file to lock instead of `path`, made if absent: itself, or one on a file system that has locks.
+    """Return the file to lock, created if absent: `path`, or a file on a file system that has locks.
 
     Returns:
         The file, and whether it is `path`.
 
     Raises:
-        OSError: the file cannot be made or opened.
+        OSError: the file cannot be created or opened.
         StorageError: neither its file system nor that of the temporary folder has locks.
 
     Example:
@@ -92,21 +91,21 @@ def lock_path(path: Path) -> tuple[Path, bool]:
     if str(path.parent) not in _told:
         _told.add(str(path.parent))
         logging.getLogger(__name__).warning(
-            "%s: this file system has no file locks; they are kept in %s and do not hold against other machines",
+            "%s: this file system has no file locks; locks are in %s and do not exclude other machines",
             printable(str(path.parent)),
             folder,
         )
     elsewhere = folder / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
     if (refusal := _refusal(elsewhere)) is not None:
         raise StorageError(
-            f"{path}: this file system has no file locks, and neither has {folder} ({refusal}): set TMPDIR to a "
+            f"{path}: neither this file system nor that of {folder} has file locks ({refusal}): set TMPDIR to a "
             "folder on a local disk"
         )
     return elsewhere, False
 
 
 def _refusal(path: Path) -> str | None:
-    """Return why a file, made if absent, cannot be locked where it is; None if it can."""
+    """Return the reason why a file, created if absent, cannot be locked; None if it can."""
     try:
         import fcntl
     except ImportError:
@@ -116,12 +115,12 @@ def _refusal(path: Path) -> str | None:
     except PermissionError:
         if not path.exists():
             raise
-        descriptor = os.open(path, os.O_RDONLY)  # another user's in a folder like /tmp, where O_CREAT is refused
+        descriptor = os.open(path, os.O_RDONLY)  # another user's in a folder like /tmp, where O_CREAT fails
     try:
-        # Every user of a shared cache may lock, whoever made the file: nothing is ever written into it.
+        # All users of a shared cache may lock the file; nothing is ever written into it.
         if (found := os.fstat(descriptor)).st_uid == os.geteuid() and found.st_mode & 0o666 != 0o666:
             os.fchmod(descriptor, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # nothing is held; the call fails where there are no locks
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # only a test: fails on file systems without locks
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -133,17 +132,16 @@ def _refusal(path: Path) -> str | None:
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool = True) -> Iterator[HeldLock | None]:
-    """Hold an exclusive lock on a file, which is made if absent; yields None if it was not taken.
+    """Context: hold an exclusive lock on a file, which is created if absent; yield None if it was not acquired.
 
-    The lock is free again when its holder ends, however it ends, so a killed process blocks nobody. Threads of one
-    process exclude each other too.
+    The lock is released when its holder ends in any way. Threads of one process exclude each other, too.
 
     Args:
-        path: the lock file. It may be left behind: removing it would let two processes hold two different files.
-        wait: False yields None at once where another holds the lock.
+        path: lock file. It is not deleted afterwards, because two processes could then lock two different files.
+        wait: False yields None at once if another process holds the lock.
 
     Raises:
-        OSError: the file cannot be made or opened.
+        OSError: the file cannot be created or opened.
         StorageError: neither its file system nor that of the temporary folder has locks.
 
     Example:

@@ -1,4 +1,4 @@
-"""A data set's manifest: read with one wording for what is not a data set, and written with its lists of shards."""
+"""Reading and writing of the manifest in a store, with its lists of shards."""
 
 import hashlib
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from walloc_data.tables import read_shards, shards_table
 
 __all__ = ["MAX_LISTED_SHARDS", "read_manifest", "shards_reader", "write_manifest"]
 
-MAX_LISTED_SHARDS = 4096  # of a split, in the manifest itself; a file beside the index lists more
+MAX_LISTED_SHARDS = 4096  # per split in the manifest; more are listed in a file next to the index
 _MAX_BYTES_PER_SHARD = 512
 
 
@@ -26,8 +26,8 @@ def read_manifest(store: Store) -> Manifest:
     """Read the manifest of the data set in a store.
 
     Raises:
-        FormatError: a folder without a manifest, or one that breaks the contract.
-        StorageError: a remote store refuses, or has none there; names the URL and the endpoint that was asked.
+        FormatError: the folder has no manifest, or an invalid one.
+        StorageError: a remote store refuses, or has no manifest there; the message names the URL and the endpoint.
 
     Example:
         >>> from walloc_data.storage import Store, read_manifest
@@ -36,7 +36,7 @@ def read_manifest(store: Store) -> Manifest:
     """
     if store.local_path is not None and not store.exists(MANIFEST_NAME):
         raise FormatError(
-            f"{store.url}: no {MANIFEST_NAME}: not a data set of latents, or its conversion has not been finished yet"
+            f"{store.url}: no {MANIFEST_NAME}: not a data set of latents, or its conversion is not finished yet"
         )
     try:
         data = store.read_bytes(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
@@ -47,14 +47,14 @@ def read_manifest(store: Store) -> Manifest:
         said = " ".join(str(error.__cause__).split())
         raise StorageError(
             f"{store.url}: no {MANIFEST_NAME} there{at} ({said}): not a data set of latents, or its conversion or "
-            f"upload has not been finished yet. Check the URL{store.endpoint_remedy}"
+            f"upload is not finished yet. Check the URL{store.endpoint_remedy}"
         ) from error
     read = shards_reader(store.read_bytes, context=store.location)
     return Manifest.from_json(data, context=store.location(MANIFEST_NAME), read_shards=read)
 
 
 def write_manifest(store: Store, manifest: Manifest, *, max_listed_shards: int | None = None) -> None:
-    """Write `walloc.json`, and before it the lists of shards of splits that have very many.
+    """Write `walloc.json`, after the files with lists of shards for splits that have very many.
 
     Example:
         >>> from walloc_data.storage import Store, read_manifest, write_manifest
@@ -67,7 +67,7 @@ def write_manifest(store: Store, manifest: Manifest, *, max_listed_shards: int |
     most = MAX_LISTED_SHARDS if max_listed_shards is None else max_listed_shards
     files = {}
     for split, record in manifest.splits.items():
-        # While a part of a split is changed, its shards lie in two places; their list is relative to one.
+        # While a split is changed, its shards are in two folders, but names in the list are relative to one.
         if len(record.shards) > most and all(shard.name.startswith(f"{record.root}data/") for shard in record.shards):
             data = shards_table(record.shards, root=record.root)
             name = record.root + shards_name(split)
@@ -77,11 +77,11 @@ def write_manifest(store: Store, manifest: Manifest, *, max_listed_shards: int |
 
 
 def shards_reader(read: Callable[..., bytes], *, context: Callable[[str], str]) -> ReadShards:
-    """Return what `Manifest.from_json` reads lists of shards with, given how a file of the data set is read.
+    """Return the function by which `Manifest.from_json` reads lists of shards.
 
     Args:
-        read: called with a path inside the data set and `max_bytes`.
-        context: names a path in errors.
+        read: function of a path inside the data set and `max_bytes` that returns the bytes of the file.
+        context: function of a path that returns its description for errors.
 
     Example:
         >>> from walloc_data.format import MANIFEST_NAME, Manifest
@@ -96,7 +96,7 @@ def shards_reader(read: Callable[..., bytes], *, context: Callable[[str], str]) 
     def read_list(file: ShardsFile) -> tuple[ShardRecord, ...]:
         data = read(file.name, max_bytes=2**20 + _MAX_BYTES_PER_SHARD * file.num_shards)
         if (found := hashlib.sha256(data).hexdigest()) != file.sha256:
-            raise FormatError(f"{context(file.name)}: its sha256 is {found}, the manifest says {file.sha256}")
+            raise FormatError(f"{context(file.name)}: its sha256 is {found}, but the manifest says {file.sha256}")
         root = file.name.rpartition("index/")[0]
         return read_shards(data, num_shards=file.num_shards, root=root, context=context(file.name))
 

@@ -1,4 +1,4 @@
-"""Trying again: which errors deserve it, how long it goes on, and what is said about it."""
+"""Retries of storage requests: retryable errors, backoff, and messages."""
 
 import email.utils
 import errno
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 DEFAULT_RETRY_SECONDS = 120.0
 _LOG_AGAIN_AFTER_S = 60.0
-# Asking again cannot help with these: the answer was clear, or the question was wrong.
+# Not retried: the request is invalid or definitely refused.
 _FINAL = (
     FileNotFoundError,
     PermissionError,
@@ -33,10 +33,10 @@ _FINAL = (
     ValueError,
     NotImplementedError,
 )
-# botocore has no common base for these, and they reach us as they are.
+# Exceptions of botocore without a common base class.
 _FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
-_ASK_AGAIN_STATUS = {307, 408, 425, 429}  # elsewhere for now, too slow, too early, too many
-# S3's names for what broke on the way, with a status that would say that the question was wrong.
+_ASK_AGAIN_STATUS = {307, 408, 425, 429}  # temporary redirect, request timeout, too early, too many requests
+# S3's error codes for transmission errors, whose status 400 would mean an invalid request.
 _ASK_AGAIN_CODES = {
     "BadDigest",
     "ConditionalRequestConflict",
@@ -50,11 +50,11 @@ _ASK_AGAIN_CODES = {
 
 @dataclass
 class Retry:
-    """Tries of one store's operations.
+    """Retry policy of a store.
 
     Args:
-        max_attempts: tries of one operation, with jittered exponential backoff between them.
-        max_seconds: no try begins later than this after the first, however long the tries take.
+        max_attempts: attempts per operation, with jittered exponential backoff between them.
+        max_seconds: no attempt starts later than this after the first.
 
     Example:
         >>> from walloc_data.storage import Retry
@@ -73,12 +73,12 @@ class Retry:
     _logged_at: float = field(default=float("-inf"), repr=False)
 
     def __call__(self, action: Callable[[], Result], *, what: str) -> Result:
-        """Run an action until it succeeds, fails for good, or has had its tries.
+        """Run an action until it succeeds, fails with a permanent error, or has used all attempts.
 
-        The first failure that is tried again is one line in the log, at most one a minute.
+        The first retry is logged, at most once a minute.
 
         Raises:
-            StorageError: names `what`, the last reason, and what to do about it where that is known.
+            StorageError: the message has `what`, the last reason, and the remedy if known.
         """
         began, what = time.monotonic(), printable(what, newlines=False)
         for attempt in range(1, self.max_attempts + 1):
@@ -86,16 +86,16 @@ class Retry:
                 return action()
             except WallocDataError:
                 raise
-            except Exception as error:  # every client library has its own kinds
+            except Exception as error:  # each client library has its own exceptions
                 if not is_retryable(error):
                     raise StorageError(f"{what}: {reason(error)}") from error
-                # Jitter keeps a thousand workers from asking again in the same instant.
+                # Jitter keeps a thousand workers from retrying at the same instant.
                 delay = random.uniform(0.5, 1.0) * min(20.0, 0.25 * 2**attempt)
                 if (asked := retry_after_s(error)) is not None:
                     delay = max(delay, asked)
                 spent = time.monotonic() - began
                 if attempt == self.max_attempts or spent + delay > self.max_seconds:
-                    later = f"; it asks to be left alone for {asked:.0f} s" if asked else ""
+                    later = f"; it asks to wait {asked:.0f} s" if asked else ""
                     raise StorageError(
                         f"{what}: failed {attempt} times in {spent:.0f} s, last with {reason(error)}{later}"
                     ) from error
@@ -107,12 +107,12 @@ class Retry:
         if time.monotonic() - self._logged_at > _LOG_AGAIN_AFTER_S:
             self._logged_at = time.monotonic()
             logging.getLogger(__name__).warning(
-                "%s: %s. Trying again, for up to %.0f s", what, printable(reason(error)), self.max_seconds
+                "%s: %s. Retrying for up to %.0f s", what, printable(reason(error)), self.max_seconds
             )
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
-    """Return an error and those that it was raised from: client libraries wrap the answer that they got."""
+    """Return an error and its causes, among which client libraries have the original response."""
     seen = 0
     link: BaseException | None = error
     while link is not None and seen < 8:
@@ -129,7 +129,7 @@ class _Answer:
 
 
 def _answer(error: BaseException) -> _Answer:
-    """Return what the server said, by whichever client library."""
+    """Return status and code of the server's response, from the exception of any client library."""
     for link in error_chain(error):
         response = getattr(link, "response", None)
         if isinstance(response, Mapping):  # botocore's ClientError
@@ -144,13 +144,13 @@ def _answer(error: BaseException) -> _Answer:
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Return whether the same request may succeed a moment later.
+    """Return whether the same request may succeed later.
 
-    A refusal (301, 401, 403, 404, a name that cannot be a bucket, no credentials) will be the same refusal; a broken
-    connection, a time-out, a 5xx or a throttled request will not.
+    Refusals (301, 401, 403, 404, invalid bucket names, missing credentials) are permanent; broken connections,
+    time-outs, 5xx and throttling are transient.
     """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return False  # the local disk
+        return False  # an error of the local disk
     answer = _answer(error)
     if answer.code in _ASK_AGAIN_CODES:
         return True
@@ -160,7 +160,7 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def retry_after_s(error: BaseException) -> float | None:
-    """Return how long the server asks to be left alone, by its Retry-After header: seconds, or a date."""
+    """Return the seconds to wait, from the server's Retry-After header (seconds or a date)."""
     headers = {str(name).lower(): value for name, value in _answer(error).headers.items()}
     value = str(headers.get("retry-after", "")).strip()
     if value.isdigit():
@@ -172,19 +172,19 @@ def retry_after_s(error: BaseException) -> float | None:
 
 
 def reason(error: BaseException) -> str:
-    """Return one line about an error, with its remedy where one is known."""
+    """Return one line about an error, with its remedy if known."""
     name = type(error).__name__
-    if isinstance(error, OSError) and error.strerror and error.filename:  # the system's own; the caller names the file
+    if isinstance(error, OSError) and error.strerror and error.filename:  # of the system; the caller names the file
         return error.strerror
     text = " ".join(str(error).split()).rstrip(".")
     inner = ""
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # it only says which file it was about
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # its own message only names the file
         inner = f" ({reason(error.__cause__)})"
     return (f"{name}: {text}" if text else name) + inner + remedy(error)
 
 
 def remedy(error: BaseException) -> str:
-    """Return what to do about the refusals that somebody new to a store meets first."""
+    """Return the remedy for common refusals."""
     name, answer = type(error).__name__, _answer(error)
     if name in ("NoCredentialsError", "PartialCredentialsError"):
         return (
@@ -192,16 +192,16 @@ def remedy(error: BaseException) -> str:
             "storage_options={'anon': True} or --storage-options (AWS_ENDPOINT_URL names a store that is not Amazon's)"
         )
     if name == "ProfileNotFound":
-        return ". AWS_PROFILE names a profile that ~/.aws/config does not have"
+        return ". AWS_PROFILE names a profile that is not in ~/.aws/config"
     if answer.code == "InvalidBucketName":
-        return ". A bucket's name is 3 to 63 characters of a-z, 0-9, '.' and '-'; it is what follows s3://"
+        return ". The name of the bucket, after s3://, must be 3 to 63 characters of a-z, 0-9, '.' and '-'"
     if answer.status in (301, 308) or answer.code == "AuthorizationHeaderMalformed":
         return (
             ". The bucket is in another region or at another endpoint: set AWS_DEFAULT_REGION, or AWS_ENDPOINT_URL, to "
             "its own"
         )
-    if isinstance(error, PermissionError) and error.errno is None:  # a store's answer; the system's has a number
-        return ". These credentials are wrong, have expired, or may not do this"
+    if isinstance(error, PermissionError) and error.errno is None:  # of a store; errors of the system have a number
+        return ". The credentials are wrong, have expired, or do not allow this"
     if isinstance(error, FileNotFoundError) and answer.code in ("NoSuchKey", "NoSuchBucket", "404"):
-        return ". Check the URL, that all of the data set was uploaded, and which store AWS_ENDPOINT_URL names"
+        return ". Check the URL, whether the upload is complete, and AWS_ENDPOINT_URL"
     return ""

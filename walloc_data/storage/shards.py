@@ -1,8 +1,7 @@
-"""Open shards, and how many of them a process may hold open.
+"""Open shards, and a limit on their number per process.
 
-Shards are read at given places, not mapped: a map of a file that somebody cuts short kills its process (SIGBUS), and so
-does a disk that fails under it. A read says so. A process may have 1024 open files by default: a data set of more
-shards than that cannot have all of them open at once.
+Shards are read with pread, not memory-mapped: if a mapped file is truncated, or the disk fails, the process is killed
+(SIGBUS), whereas a read raises an error. Processes may have 1024 open files by default, which larger data sets exceed.
 """
 
 import errno
@@ -24,20 +23,20 @@ _FEWEST = 4
 
 _all: "weakref.WeakSet[OpenShards]" = weakref.WeakSet()
 _clock = count()
-_locks: dict[int, threading.Lock] = {}  # by process: a lock that another thread held does not come through a fork free
+_locks: dict[int, threading.Lock] = {}  # by process: a lock held by another thread stays locked after a fork
 
 
 class ShardFile:
-    """A shard, open for reading at any place; threads may share one. It closes when nobody holds it any more.
+    """Open shard for reading at any offset, which threads may share. It is closed when it is garbage collected.
 
     Args:
-        path: a regular file.
-        num_bytes: its length must be this, what its record says, so that no stored offset points outside.
-        context: names it in errors.
+        path: path of a regular file.
+        num_bytes: required length, from the record of the shard, so that stored offsets are inside.
+        context: text that begins error messages.
 
     Raises:
-        CorruptShardError: it is longer or shorter.
-        OSError: it cannot be opened, or is no regular file.
+        CorruptShardError: the length differs.
+        OSError: the file cannot be opened, or is not a regular file.
 
     Example:
         >>> from pathlib import Path
@@ -51,12 +50,12 @@ class ShardFile:
     def __init__(self, path: Path, *, num_bytes: int, context: str) -> None:
         self.location, self._num_bytes = context, num_bytes
         self._file = open_regular(path).detach()
-        self._turn = None if hasattr(os, "pread") else threading.Lock()  # Windows reads at the file's one position
+        self._turn = None if hasattr(os, "pread") else threading.Lock()  # Windows has no pread
         found = os.fstat(self._file.fileno()).st_size
         if found != num_bytes:
             self._file.close()
             raise CorruptShardError(
-                f"{context}: {found} bytes; its record says {num_bytes}. Was it changed or cut short?"
+                f"{context}: {found} bytes, but its record says {num_bytes}: it was changed or truncated"
             )
 
     def __len__(self) -> int:
@@ -70,8 +69,8 @@ class ShardFile:
         """Return bytes [offset, offset + length) of the shard.
 
         Raises:
-            CorruptShardError: it ends before them: it was cut short after it was opened.
-            StorageError: the disk fails.
+            CorruptShardError: the file was truncated after it was opened.
+            StorageError: the disk failed.
         """
         try:
             data = self._at(offset, length)
@@ -81,8 +80,8 @@ class ShardFile:
             raise StorageError(f"{self.location}: cannot be read ({error.strerror or error})") from error
         if len(data) != length:
             raise CorruptShardError(
-                f"{self.location}: ends before byte {offset + length}; its record says {self._num_bytes} bytes. It was "
-                "cut short after it was opened"
+                f"{self.location}: ends before byte {offset + length}, but its record says {self._num_bytes} bytes: it "
+                "was truncated after it was opened"
             )
         return data
 
@@ -95,7 +94,7 @@ class ShardFile:
 
 
 def max_open_shards() -> int:
-    """Return how many shards to hold open: half of the files that a process may (``ulimit -n``), 4096 at most.
+    """Return the limit of open shards: half of the process's limit of open files (``ulimit -n``), at most 4096.
 
     Example:
         >>> from walloc_data.storage import max_open_shards
@@ -104,19 +103,19 @@ def max_open_shards() -> int:
     """
     try:
         import resource
-    except ImportError:  # Windows, whose C library allows 512
+    except ImportError:  # Windows, where the C library allows 512
         return 256
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST if soft == resource.RLIM_INFINITY else max(_FEWEST, min(_MOST, soft // 2))
 
 
 class OpenShards:
-    """Open shards by number; the longest unused is closed where there are too many.
+    """Pool of open shards by number; the least recently used is closed if there are too many.
 
-    All `OpenShards` of a process share `max_open_shards`. One that is dropped here closes when nobody holds it.
+    All `OpenShards` of a process share `max_open_shards`. A dropped shard is closed when no reader holds it any more.
 
     Args:
-        most: open shards of this one; None is as many as the process may have.
+        most: limit of this pool; None: that of the process.
 
     Example:
         >>> from pathlib import Path
@@ -135,7 +134,7 @@ class OpenShards:
         _all.add(self)
 
     def __reduce__(self) -> tuple[Callable[[int | None], "OpenShards"], tuple[int | None]]:
-        return _again, (self.most,)  # files stay in their process
+        return _again, (self.most,)  # open files cannot be pickled
 
     def __len__(self) -> int:
         return len(self._open)
@@ -144,7 +143,7 @@ class OpenShards:
         """Return a shard, opened by `open_shard` if it is not open.
 
         Raises:
-            StorageError: the process has no descriptors left, and closing ours made none free.
+            StorageError: the process has no file descriptors left, even after closing shards.
         """
         with _lock():
             if number in self._open:
@@ -156,7 +155,7 @@ class OpenShards:
         except OSError as error:
             if not _out_of_descriptors(error):
                 raise
-            _close_to(0)  # others in this process took more than their half
+            _close_to(0)  # other code of this process uses more than half of the limit
             shard = self._open_at_last(open_shard)
         with _lock():
             self._open[number] = next(_clock), shard
@@ -167,7 +166,7 @@ class OpenShards:
         return shard
 
     def drop(self, number: int) -> None:
-        """Close a shard, if it is open: the next `get` opens it anew."""
+        """Close a shard if it is open; the next `get` opens it again."""
         with _lock():
             self._open.pop(number, None)
 
@@ -192,7 +191,7 @@ def _lock() -> threading.Lock:
 
 
 def _close_to(limit: int) -> None:
-    """Close the longest unused shards of this process until so many are open."""
+    """Close the least recently used shards of this process down to a number."""
     with _lock():
         held = [shards._open for shards in list(_all) if shards._open]
         for _ in range(sum(map(len, held)) - limit):

@@ -53,7 +53,7 @@ def test_ctrl_c_ends_a_trainer_whose_store_is_down(
     assert trainer.returncode == -signal.SIGINT, err
     assert "KeyboardInterrupt" in err
     assert out == ""
-    said = [line for line in err.splitlines() if "Trying again, for up to 120 s" in line]
+    said = [line for line in err.splitlines() if "Retrying for up to 120 s" in line]
     assert 1 <= len(said) <= 1 + num_workers + 1  # once in each process for each store that it asks
     assert f"fetching {url}/data/train-" in said[0]
     assert "Reduce your rate" in said[0]
@@ -70,7 +70,7 @@ def test_a_try_is_one_request_and_tries_end(
     ):
         store.download("data/train-00000.tar", tmp_path / "shard")
     assert faults.count("train-00000") == 3
-    assert caplog.text.count("Trying again, for up to 120 s") == 1
+    assert caplog.text.count("Retrying for up to 120 s") == 1
     hasty = Store(url, retry_seconds=0.5)
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"failed [12] times in \d s"):

@@ -72,12 +72,12 @@ def test_a_full_disk_is_one_clear_error(url: str, tmp_path: Path, monkeypatch: p
         dataset = LatentDataset(url, cache_folder=disk)
         monkeypatch.setattr(LatentDataset, "num_prefetch_shards", 0)
         with pytest.raises(
-            StorageError, match=r"no room for s3://.*set cache_folder to another disk, or lower max_cache"
+            StorageError, match=r"no space for s3://.*set cache_folder to another disk, or lower max_cache"
         ):
             list(dataset.loader(batch_size=16))
         assert not [path for path in (disk / "shards").iterdir() if path.suffix == ".partial"]
         array = LatentDataset(url, cache_folder=disk, cache="array", max_cache_bytes=60_000)
-        with pytest.raises(StorageError, match=r"cannot keep decoded latents there|no room for"):
+        with pytest.raises(StorageError, match=r"cannot keep decoded latents there|no space for"):
             list(array.loader(batch_size=16))
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
