@@ -147,7 +147,7 @@ def test_an_item_that_raises_is_a_failure_and_labels_must_name_classes() -> None
     assert source.read(6).problem is None
     wrong = Cats()
     wrong.targets[2] = 2
-    assert open_source(wrong).read(2).problem == "label 2 is not in [0, 2)"
+    assert open_source(wrong).read(2).problem == "label 2 is not in [0, 2), the numbers of the classes"
     shorter = Cats()
     source = open_source(shorter)
     del shorter.targets[-1]

@@ -206,8 +206,11 @@ def test_rows_without_picture_or_label_are_problems(tmp_path: Path) -> None:
     problems = [source.read(index).problem for index in range(NUM)]
     assert problems[1] == "the row has no picture"
     assert problems[2] == "the row names a file that is not in its folder"
-    assert problems[3] == "label -1 is not in [0, 3); label_column='none' encodes without labels"
-    assert problems[6] == "label None is not in [0, 3); label_column='none' encodes without labels"
+    assert (
+        problems[3]
+        == "label -1 is not in [0, 3), the numbers of the classes; label_column='none' encodes without labels"
+    )
+    assert problems[6] == "it has no label; label_column='none' encodes without labels"
     assert [problems[index] for index in (0, 4, 5)] == [None] * 3
     without = open_source(datasets.Dataset.from_dict(values, features=FEATURES), label_column="none")
     assert not without.labelled
@@ -400,9 +403,9 @@ def test_damaged_samples_of_tars_are_problems_not_the_end(tmp_path: Path) -> Non
     assert problems[0] is None
     assert problems[1] == "no picture among its members ['cls']"
     assert str(problems[2]).startswith("cannot be read: its label 'two' is neither a number nor a class name")
-    assert problems[3] == "label -1 is not in [0, 2147483648)"
+    assert problems[3] == "label -1 is not the number of a class, an integer of at least 0"
     assert str(problems[4]).startswith("no picture among its members")
-    assert problems[5] == "label None is not in [0, 2147483648)"
+    assert problems[5] == "it has no label"
 
 
 def test_a_damaged_or_compressed_tar_is_named(tmp_path: Path) -> None:

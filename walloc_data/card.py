@@ -126,7 +126,7 @@ def _front_matter(manifest: Manifest) -> dict[str, str]:
     blocks["size_categories"] = f"size_categories:\n- {_size_category(manifest)}\n"
     blocks["tags"] = "tags:\n" + "".join(f"- {tag}\n" for tag in tags)
     configs = ["configs:", "- config_name: default", "  data_files:"]
-    for split, record in sorted(manifest.splits.items(), key=_training_first):
+    for split, record in manifest.splits.items():
         if record.shards:
             # Not "train-*", which would also match the shards of a split named train-extra.
             digits = sorted({len(_digits(shard.name)) for shard in record.shards})
@@ -139,10 +139,6 @@ def _front_matter(manifest: Manifest) -> dict[str, str]:
 def _hub_split(split: str) -> str:
     """Return a split's name without hyphens, which `datasets` does not allow."""
     return split.replace("-", "_")
-
-
-def _training_first(item: tuple[str, SplitRecord]) -> tuple[bool, str]:
-    return item[0] != "train", item[0]
 
 
 def _digits(name: str) -> str:
@@ -170,7 +166,7 @@ def _size_category(manifest: Manifest) -> str:
 
 def _body(manifest: Manifest, *, preview: bool) -> str:
     """Return the generated part of the card, with the comments that enclose it."""
-    splits = sorted(manifest.splits.items(), key=_training_first)
+    splits = list(manifest.splits.items())
     columns = _columns(manifest)
     return render(
         "card.md.j2",

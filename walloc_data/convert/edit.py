@@ -53,7 +53,7 @@ def change_split(
     root = edit_root(split)
     shards = tuple(replace(s, name=root + s.name) if s.name in made else s for s in record.shards)
     splits = {**manifest.splits, split: replace(record, shards=shards)}
-    changed = replace(manifest, splits=dict(sorted(splits.items())), class_names=class_names)
+    changed = replace(manifest, splits=splits, class_names=class_names)
     write_manifest(store, changed)
     recover_edits(store)
 

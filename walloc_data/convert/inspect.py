@@ -183,7 +183,7 @@ class DatasetInfo:
             size = settings.resized
             names = self.manifest.class_names
             lines.append(f"pictures at {size}" + (f"; {len(names)} classes" if names else ""))
-            for name, record in sorted(self.manifest.splits.items()):
+            for name, record in self.manifest.splits.items():
                 shape = "x".join(map(str, record.latent_shape)) if record.latent_shape else "of varying shape"
                 labels = "" if record.labelled else "; without labels"
                 lines.append(

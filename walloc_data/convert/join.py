@@ -72,7 +72,7 @@ def join_split(store: Store, split: str) -> ConversionSummary:
         codec=plan.codec,
         settings=plan.settings,
         class_names=plan.class_names if plan.class_names is not None else known,
-        splits=dict(sorted(splits.items())),
+        splits=splits,
         written_by=plan.written_by,
     )
     _write(store, "_info.json", dump_json(timm_info(joined)))

@@ -108,7 +108,7 @@ def take_over(store: Store, split: str, *, kind: Kind) -> None:
     record = replace(record, shards=tuple(replace(shard, name=root + shard.name) for shard in record.shards))
     splits = {**(manifest.splits if manifest else {}), split: record}
     names = new.class_names if new.class_names is not None or manifest is None else manifest.class_names
-    changed = replace(new, splits=dict(sorted(splits.items())), class_names=names)
+    changed = replace(new, splits=splits, class_names=names)
     write_manifest(store, changed)
     recover(store)
 

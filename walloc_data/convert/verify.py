@@ -102,7 +102,7 @@ def verify_dataset(
     """
     store = open_store(dataset, storage_options)
     manifest = open_manifest(store)
-    splits = [split] if split is not None else sorted(manifest.splits)
+    splits = [split] if split is not None else list(manifest.splits)
     records = {name: manifest.split(name, context=store.url) for name in splits}
     if source is not None and (split is None or not store.exists(plan_name(split))):
         raise FormatError(

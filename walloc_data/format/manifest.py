@@ -18,6 +18,14 @@ __all__ = ["Manifest", "ReadShards", "ShardRecord", "ShardsFile", "SplitRecord"]
 
 # Names of held-out splits, in order of preference.
 HELD_OUT_SPLITS = ("val", "validation", "valid", "dev", "test")
+
+
+def _split_order(name: str) -> tuple[int, str]:
+    """Return the sort key of splits: train, the held-out ones, then others by name."""
+    known = ("train", *HELD_OUT_SPLITS)
+    return known.index(name) if name in known else len(known), name
+
+
 _MAX_SAMPLES = 2**40  # per split, so that sums fit 64 bits
 _MAX_SHARD_BYTES = 2**50
 
@@ -186,7 +194,7 @@ class SplitRecord(Record):
 
 @dataclass(frozen=True)
 class Manifest(Record):
-    """Manifest of a data set, `walloc.json`.
+    """Manifest of a data set, `walloc.json`. Its splits are ordered: train, held-out splits, others by name.
 
     Example:
         >>> from pathlib import Path
@@ -219,6 +227,7 @@ class Manifest(Record):
         check_texts("written_by", self.written_by)
         if not isinstance(self.splits, Mapping):
             raise FormatError(f"splits must be an object, not {shown(self.splits)}")
+        object.__setattr__(self, "splits", dict(sorted(self.splits.items(), key=lambda item: _split_order(item[0]))))
         for split, record in self.splits.items():
             check_name(split, what="split", context="manifest")
             if not isinstance(record, SplitRecord):

@@ -14,7 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 
-__all__ = ["PackedStrings", "Sample", "Source", "fingerprint", "json_columns", "json_value"]
+__all__ = ["PackedStrings", "Sample", "Source", "fingerprint", "json_columns", "json_value", "label_problem"]
 
 MAX_COLUMN_BYTES = 2**20  # of one value as JSON
 
@@ -137,6 +137,24 @@ class Source(ABC):
         with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
             for fragment in range(self.num_fragments or 0):
                 yield from self.read_fragment(fragment, scratch=Path(scratch))
+
+
+def label_problem(label: object, class_names: Sequence[str] | None) -> str | None:
+    """Return the problem with a label, which must be the number of a class; None if it is valid.
+
+    Example:
+        >>> from walloc_data.sources.base import label_problem
+        >>> label_problem(2, ("cat", "dog")), label_problem(None, None)
+        ('label 2 is not in [0, 2), the numbers of the classes', 'it has no label')
+    """
+    if label is None:
+        return "it has no label"
+    limit = len(class_names) if class_names else 2**31
+    if not isinstance(label, bool) and isinstance(label, int) and 0 <= label < limit:
+        return None
+    if class_names:
+        return f"label {label!r} is not in [0, {limit}), the numbers of the classes"
+    return f"label {label!r} is not the number of a class, an integer of at least 0"
 
 
 def published_location(location: str) -> str:

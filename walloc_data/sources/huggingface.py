@@ -7,7 +7,7 @@ from typing import Any
 
 from walloc_data.errors import SourceError
 from walloc_data.format import MAX_TYPE_DEPTH
-from walloc_data.sources.base import Sample, Source, fingerprint, json_columns
+from walloc_data.sources.base import Sample, Source, fingerprint, json_columns, label_problem
 from walloc_data.sources.hub import import_datasets
 from walloc_data.sources.reading import NotAFileError, read_file, unreadable
 from walloc_data.sources.stray import names_listed
@@ -159,12 +159,9 @@ class HuggingFaceSource(Source):
         if self._names is not None and isinstance(label, str):
             label = self._names[label]
         if self.labelled:
-            limit = len(self.class_names) if self.class_names else 2**31
-            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < limit:
-                problem = problem or (
-                    f"label {label!r} is not in [0, {limit}); label_column='none' encodes without labels"
-                )
-                label = None
+            wrong = label_problem(label, self.class_names)
+            if wrong:
+                problem, label = problem or f"{wrong}; label_column='none' encodes without labels", None
         return Sample(name, data, label, columns, problem, left_out, version, pictures)
 
     def _bytes(self, picture: Any) -> tuple[bytes, str | None, str | None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from walloc_data.errors import SourceError, UnreadableError
 from walloc_data.sources.as_files import NoPictureError, as_file, is_picture
-from walloc_data.sources.base import Sample, Source, fingerprint, json_columns, json_value
+from walloc_data.sources.base import Sample, Source, fingerprint, json_columns, json_value, label_problem
 from walloc_data.sources.listing import as_text
 from walloc_data.sources.reading import read_file, unreadable
 
@@ -235,11 +235,9 @@ class SequenceSource(Source):
         if isinstance(target, str):
             number = self._numbers.get(target)
             return number, None if number is not None else f"label {target!r} is not one of the class names"
-        limit = len(self.class_names) if self.class_names else 2**31
-        label = operator.index(target) if _is_label(target) else None
-        if label is None or not 0 <= label < limit:
-            return None, f"label {target!r} is not in [0, {limit})"
-        return label, None
+        label = operator.index(target) if _is_label(target) else target
+        problem = label_problem(label, self.class_names)
+        return (None, problem) if problem else (label, None)
 
     def __getstate__(self) -> dict[str, Any]:
         try:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from walloc_data.errors import SourceError
 from walloc_data.pictures import PICTURE_SUFFIXES
-from walloc_data.sources.base import MAX_COLUMN_BYTES, Sample, json_columns
+from walloc_data.sources.base import MAX_COLUMN_BYTES, Sample, json_columns, label_problem
 from walloc_data.sources.reading import MAX_PICTURE_BYTES, file_version, open_file, unreadable
 from walloc_data.sources.tar_members import Group
 
@@ -140,9 +140,8 @@ class Reader:
             return Sample(name, b"", None, nothing, f"cannot be read: {error}")
         problem = None
         if layout.label_from is not None:
-            limit = len(layout.class_names) if layout.class_names else 2**31
-            if label is None or not 0 <= label < limit:
-                problem, label = f"label {label} is not in [0, {limit})", None
+            problem = label_problem(label, layout.class_names)
+            label = None if problem else label
         return Sample(name, data, label, columns, problem, left_out, version or self.tars.version(path))
 
     def _label(self, path: str, group: Group, meta: Mapping[str, Any]) -> int | None:

@@ -166,7 +166,9 @@ def test_an_impossible_bucket_and_one_that_is_elsewhere_are_named_at_once(
     url: str, faults: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
-    message = r"s3://Bad_Bucket/x/walloc.json: OSError: .*The name of the bucket, after s3://, must be 3 to 63 characters"
+    message = (
+        r"s3://Bad_Bucket/x/walloc.json: OSError: .*The name of the bucket, after s3://, must be 3 to 63 characters"
+    )
     with pytest.raises(StorageError, match=message):
         LatentDataset("s3://Bad_Bucket/x")
     assert faults.count("Bad_Bucket") <= 2  # of which the first tells where the bucket is
