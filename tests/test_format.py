@@ -77,7 +77,7 @@ def test_json_is_written_without_loss(value: dict[str, object]) -> None:
         (("splits", "train", "columns"), ["box"], "columns must be an object"),
         (("splits", "train", "column_classes"), {"box": ["a"]}, "column_classes must be an object of columns"),
         (("format",), "other", "not a walloc_data manifest"),
-        (("codec", "latent_dim"), 13, "does not pack"),
+        (("codec", "latent_dim"), 13, "cannot be packed"),
         (("codec", "encoder_sha256"), "A" * 64, "64 lower-case hexadecimal"),
         (("codec", "latent_bits"), True, "latent_bits must be an integer"),
         (("settings", "webp_effort"), "slow", "webp_effort must be"),

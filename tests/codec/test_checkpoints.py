@@ -113,7 +113,7 @@ def damaged(tmp_path: Path, **changes: Any) -> Path:
     [
         ({"format": "other"}, "reads 'walloc_data-codec' version 1"),
         ({"format_version": 2}, "version 2; this walloc_data reads"),
-        ({"latent_dim": 11}, "does not pack"),
+        ({"latent_dim": 11}, "cannot be packed"),
         ({"latent_dim": "12"}, "latent_dim must be an integer"),
         ({"J": 2}, "encoder.weight has shape"),
         ({"wavelet": "haar"}, "wavelet must be 'bior4.4'"),

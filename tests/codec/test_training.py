@@ -288,7 +288,7 @@ def test_pictures_are_read_from_folders_and_tars(tmp_path: Path) -> None:
         ({}, "either steps or minutes"),
         ({"steps": 1, "minutes": 1.0}, "either steps or minutes"),
         ({"steps": 0}, "must take time"),
-        ({"steps": 1, "latent_dim": 15}, "latent_dim 15 does not pack"),
+        ({"steps": 1, "latent_dim": 15}, "latent_dim 15 cannot be packed"),
         ({"steps": 1, "crop_px": (100, 96)}, r"crop_px \(100, 96\) must be two multiples of 8"),
         ({"steps": 1, "name": "No Good"}, "codec name 'No Good'"),
         ({"steps": 1, "rate_weight": -1.0}, "must not be negative"),

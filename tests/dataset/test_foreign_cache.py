@@ -89,7 +89,7 @@ def test_no_home_is_named(
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_bytes(b"")
     record = read_manifest(Store(tmp_path / "one")).splits["train"]
-    with pytest.raises(StorageError, match=r"cannot keep .*Not a directory.*set cache_folder, or XDG_CACHE_HOME"):
+    with pytest.raises(StorageError, match=r"cannot store .*Not a directory.*set cache_folder, or XDG_CACHE_HOME"):
         ShardCache().fetch(Store(f"local://{tmp_path}/one"), record.shards[0])
     monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-has-this-name/cache")
     with pytest.raises(StorageError, match=r"no home folder for the cache .*: set XDG_CACHE_HOME, or cache_folder"):

@@ -109,7 +109,7 @@ def test_what_was_left_out_is_the_complement(hundred: Path) -> None:
     assert part.complement().complement().identity == part.identity
     train, val = data.split(0.9)
     assert train.complement().identity == val.identity
-    with pytest.raises(LoaderError, match="is whole"):
+    with pytest.raises(LoaderError, match="is not a part"):
         data.complement()
 
 

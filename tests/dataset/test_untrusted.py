@@ -90,7 +90,7 @@ def test_an_index_that_would_unpack_to_a_hundredfold_is_refused(root: Path) -> N
     split["shards"][0]["num_samples"] = count
     (root / "walloc.json").write_text(json.dumps(manifest))
     tell_manifest(root)
-    with pytest.raises(FormatError, match=r"300000 rows in \d+ bytes; refused"):
+    with pytest.raises(FormatError, match=r"300000 rows in \d+ bytes are not plausible"):
         LatentDataset(root)
 
 

@@ -169,10 +169,10 @@ def test_a_file_where_the_cache_has_a_folder_is_named(root: Path, tmp_path: Path
     (tmp_path / "here" / kind).write_text("a file")
     if kind == "locks":
         shard = read_manifest(Store(root)).splits["train"].shards[0]
-        with pytest.raises(StorageError, match=r"cannot keep .*train-00000.tar"):
+        with pytest.raises(StorageError, match=r"cannot store .*train-00000.tar"):
             ShardCache(tmp_path / "here").open(Store(root), shard)
         return
-    with pytest.raises(StorageError, match="cannot keep"):
+    with pytest.raises(StorageError, match="cannot store"):
         list(LatentDataset(root, cache="array", cache_folder=tmp_path / "here").loader(batch_size=3))
 
 

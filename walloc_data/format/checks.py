@@ -84,7 +84,7 @@ def check_text(name: str, value: Any) -> None:
         >>> from walloc_data.format import check_text
         >>> check_text("class name", "caf\\udce9")
         Traceback (most recent call last):
-        walloc_data.errors.FormatError: class name 'caf\\udce9' holds bytes that are no text (UTF-8): rename it
+        walloc_data.errors.FormatError: class name 'caf\\udce9' has bytes that are not UTF-8: rename it
     """
     if not isinstance(value, str):
         raise FormatError(f"{name} must be text, not {shown(value)}")

@@ -135,7 +135,7 @@ def check_columns(columns: Any) -> None:
         >>> from walloc_data.format import check_columns
         >>> check_columns({"caption": "string", "label": "int64"})
         Traceback (most recent call last):
-        walloc_data.errors.FormatError: a column cannot have the name 'label', which the index uses itself
+        walloc_data.errors.FormatError: a column cannot have the name 'label', which is reserved by the index
     """
     if not isinstance(columns, Mapping) or len(columns) > _MAX_COLUMNS:
         raise FormatError(f"columns must be an object of at most {_MAX_COLUMNS} names and types, or null")

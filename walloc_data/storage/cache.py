@@ -73,7 +73,7 @@ def cache_errors(folder: Path, *, what: str) -> Iterator[None]:
         >>> with cache_errors(Path("cache"), what="the index"):
         ...     raise PermissionError(13, "Permission denied", "cache/index")
         Traceback (most recent call last):
-        walloc_data.errors.StorageError: cache: cannot keep the index there (Permission denied: cache/index): set...
+        walloc_data.errors.StorageError: cache: cannot store the index (Permission denied: cache/index): set...
     """
     try:
         yield

@@ -77,7 +77,7 @@ def test_a_full_disk_is_one_clear_error(url: str, tmp_path: Path, monkeypatch: p
             list(dataset.loader(batch_size=16))
         assert not [path for path in (disk / "shards").iterdir() if path.suffix == ".partial"]
         array = LatentDataset(url, cache_folder=disk, cache="array", max_cache_bytes=60_000)
-        with pytest.raises(StorageError, match=r"cannot keep decoded latents there|no space for"):
+        with pytest.raises(StorageError, match=r"cannot store decoded latents|no space for"):
             list(array.loader(batch_size=16))
     finally:
         subprocess.run(["umount", "-l", disk], check=True)

@@ -30,7 +30,7 @@ class TrainConfig:
         (9, (144, 192))
         >>> TrainConfig(name="mine", steps=20_000, latent_dim=10)
         Traceback (most recent call last):
-        walloc_data.errors.CodecError: latent_dim 10 does not pack: it must be 3 times a square
+        walloc_data.errors.CodecError: latent_dim 10 cannot be packed: it must be 3 times a square
     """
 
     name: str = "my-codec"
@@ -63,7 +63,7 @@ class TrainConfig:
         _check_length(self.steps, self.minutes, needed=not self.closed_form)
         tiles, rest = divmod(self.latent_dim, 3)
         if rest or tiles < 1 or math.isqrt(tiles) ** 2 != tiles:
-            raise CodecError(f"latent_dim {self.latent_dim} does not pack: it must be 3 times a square")
+            raise CodecError(f"latent_dim {self.latent_dim} cannot be packed: it must be 3 times a square")
         if not 1 <= self.J <= 4:
             raise CodecError(f"J must be 1 to 4 wavelet levels, not {self.J}")
         if len(self.crop_px) != 2 or any(side < 1 or side % 2**self.J for side in self.crop_px):
