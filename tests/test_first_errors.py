@@ -37,7 +37,7 @@ def test_without_a_network_two_lines_say_so(tmp_path: Path) -> None:
     code, lines = run(f"{OFFLINE}; {RUN}", "encode", "hf:nobody/nothing", tmp_path / "out", **environment)
     assert code == 1
     assert len(lines) == 2
-    assert lines[0] == "hf:nobody/nothing: the Hub does not answer yet; asking again for half a minute"
+    assert lines[0] == "hf:nobody/nothing: the Hub does not answer yet; retrying for half a minute"
     assert lines[1].startswith("walloc-data: hf:nobody/nothing: the Hub does not answer (")
     assert lines[1].endswith("Without a network, use a folder written by save_to_disk, or parquet files")
     assert not (tmp_path / "out").exists()

@@ -172,7 +172,7 @@ def test_splits_of_dictionaries_saved_data_sets_and_parquet_are_found(tmp_path: 
 def test_sources_without_splits_say_so(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"not named like splits .*: \['ant', 'bee', 'cow'\]; encode each by itself"):
         find_splits(unpacked(tmp_path))
-    with pytest.raises(SourceError, match="has no splits that can be told"):
+    with pytest.raises(SourceError, match="its splits are unknown"):
         find_splits("wds:x.tar")
     with pytest.raises(SourceError, match="a list has no splits"):
         find_splits([png(0)])
@@ -217,7 +217,7 @@ def test_a_zip_member_that_claims_little_and_unpacks_to_much_is_cut_off(tmp_path
     data[central + 24 : central + 28] = (100).to_bytes(4, "little")
     path.write_bytes(bytes(data))
     source = open_source(path)
-    assert source.read(0).problem == "cannot be read: the archive is damaged here: other bytes than it says"
+    assert source.read(0).problem == "cannot be read: the archive is damaged here: length or CRC-32 differ"
     assert source.read(1).problem is None
 
 

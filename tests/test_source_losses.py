@@ -91,7 +91,7 @@ def test_data_sets_of_latents_in_a_source_are_left_out_and_are_no_source(tmp_pat
     source = open_source(root)
     assert (source.class_names, source.num_items) == (("class_0", "class_1"), 4)
     assert source.notes == ("left out: data sets of latents: class_0/begun, old",)
-    with pytest.raises(SourceError, match="a data set of latents, which is encoded already"):
+    with pytest.raises(SourceError, match="this is an encoded data set"):
         open_source(root / "old")
 
 

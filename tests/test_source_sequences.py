@@ -72,7 +72,7 @@ def test_pictures_in_memory_keep_their_exact_pixels(kind: str) -> None:
     [
         (
             torch.randn(3, 8, 8),
-            r"floats from -\d.* that are not all multiples of 1/255 in \[0, 1\]: give pictures as they",
+            r"floats from -\d.* that are not all multiples of 1/255 in \[0, 1\]: pass pictures without",
         ),
         (PIXELS.transpose(2, 0, 1), r"an array of shape \(3, 9, 7\): pictures are \(H, W\)"),
         (PIXELS.astype(np.int64), "an array of int64"),
@@ -161,7 +161,7 @@ def test_a_file_that_is_away_stops_and_one_that_was_never_there_is_a_failure(tmp
     source = open_source([(tmp_path / "a.png", 0), (tmp_path / "b.png", 1), (tmp_path / "gone" / "c.png", 1)])
     assert source.read(0).version is not None
     assert source.read(1).problem == "there is no such file"
-    with pytest.raises(SourceError, match=r"No such file or directory.*trouble of the machine or the store"):
+    with pytest.raises(SourceError, match=r"No such file or directory.*an error of the machine or the store"):
         source.read(2)
 
 
@@ -207,7 +207,7 @@ def test_labels_can_be_left_out_and_columns_named() -> None:
 
 def test_random_transforms_are_refused() -> None:
     fake = FakeData(4, (3, 16, 16), transform=transforms.RandomCrop(8))
-    with pytest.raises(SourceError, match="another each time that it is read: take random transforms off"):
+    with pytest.raises(SourceError, match="differs each time it is read: remove random transforms"):
         open_source(fake)
     assert open_source(FakeData(4, (3, 16, 16), transform=transforms.CenterCrop(8))).num_items == 4
     assert open_source(TensorDataset(torch.zeros(4, 3, 8, 8), torch.arange(4))).read(3).label == 3
@@ -254,4 +254,4 @@ def test_sources_travel_to_workers_or_say_why_not() -> None:
         "pickle.dumps(open_source(Own([(bytes(3), 1)])))"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "made of classes or functions of the script that is run" in found.stderr
+    assert "uses classes or functions of the main script" in found.stderr

@@ -88,8 +88,8 @@ def test_names_that_come_again_are_failures_each_where_webdataset_gives_up(tmp_p
     lines = [json.loads(line) for line in (out / "failures" / "train.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["a.tar/d/1"] * 4
     assert {line["reason"] for line in lines} == {
-        "4 samples of this tar follow each other under the one name 'd/1': which label belongs to which picture cannot "
-        "be told; give each a name of its own"
+        "4 consecutive samples of this tar have the same name 'd/1', so their labels are ambiguous: "
+        "give each its own name"
     }
     assert verify_dataset(out, progress=False).problems == ()
 
@@ -103,7 +103,7 @@ def test_pictures_before_labels_of_one_name_are_as_many_failures_as_pictures(tmp
     problems = [sample.problem for sample in source.stream()]
     assert len(problems) == 3
     assert problems[0] is None
-    assert all("2 samples of this tar follow each other" in str(problem) for problem in problems[1:])
+    assert all("2 consecutive samples of this tar have" in str(problem) for problem in problems[1:])
 
 
 def folder_tar(path: Path, *, prefix: str = "set/", classes: tuple[str, ...] = ("cat", "ant", "bee")) -> Path:
@@ -165,7 +165,7 @@ def test_folders_are_no_labels_where_samples_have_json_unless_asked(tmp_path: Pa
     [
         (["a.png", "cat/b.png", "dog/c.png"], "some pictures lie beside the folders cat, dog: is each a class"),
         (["x/train/b.png", "x/val/c.png"], "its folders train, val are named like splits"),
-        (["x/0/b.png", "x/1/c.png", "x/2/d.png"], "each of its 3 pictures lies in a folder of its own"),
+        (["x/0/b.png", "x/1/c.png", "x/2/d.png"], "each of its 3 pictures is in its own folder"),
     ],
 )
 def test_folders_that_may_be_no_classes_are_asked_about(names: list[str], message: str, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_folders_that_may_be_no_classes_are_asked_about(names: list[str], messag
 def test_one_folder_is_no_class(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [(f"images/{number}.png", PNG[number]) for number in range(3)])
     assert not open_source(f"wds:{path}").labelled
-    with pytest.raises(SourceError, match="all its pictures lie in one folder, so folders are no labels"):
+    with pytest.raises(SourceError, match="all its pictures are in one folder, so folders cannot be labels"):
         open_source(f"wds:{path}", label_column="folder")
 
 
@@ -263,7 +263,7 @@ def test_remote_tars_take_class_folders_by_the_names_beside_them(tmp_path: Path)
     write_tar(tmp_path / "2.tar", [("set/cow/0.png", PNG[0]), ("set/ant/0.png", PNG[0]), *STRAYS])
     urls = [f"file://{tmp_path}/{number}.tar" for number in range(3)]
     with pytest.raises(
-        SourceError, match=r"lie in folders, e.g. 'set/cat/0', and remote tars do not .* classnames.txt"
+        SourceError, match=r"are in folders, e.g. 'set/cat/0', and the folders of remote tars .* classnames.txt"
     ):
         RemoteTars(urls, location="wds:x")
     assert not RemoteTars(urls, location="wds:x", label_column="none").labelled

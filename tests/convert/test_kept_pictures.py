@@ -149,11 +149,11 @@ def test_columns_that_are_no_pictures_and_sources_without_columns_are_refused(tm
         open_source(data, image_column="image", keep_pictures=["size"])
     with pytest.raises(SourceError, match="no column 'depth'"):
         open_source(data, image_column="image", keep_pictures=["depth"])
-    with pytest.raises(SourceError, match="names of columns that are kept are letters, digits"):
+    with pytest.raises(SourceError, match="names of such columns must be letters, digits"):
         open_source(data, image_column="image", keep_pictures=["a/b"])
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "1.png").write_bytes(as_bytes(picture(0)))
-    with pytest.raises(SourceError, match="second pictures are kept of Hugging Face data sets, parquet and sequences"):
+    with pytest.raises(SourceError, match="only Hugging Face data sets, parquet and sequences support second pictures"):
         open_source(tmp_path, keep_pictures=["mask"])
     with pytest.raises(SourceError, match=r"its items have no pictures named \['mask'\]"):
         open_source([(np.zeros((4, 4, 3), np.uint8), 1)], keep_pictures=["mask"])

@@ -104,4 +104,4 @@ def test_a_data_set_defined_in_the_script_is_encoded_by_one_worker_and_refused_t
     one, two = (warm.run([script, tmp_path / f"out{workers}", workers]) for workers in ("1", "2"))
     assert (one.returncode, one.stdout) == (0, "4\n")
     assert two.returncode == 1
-    assert "made of classes or functions of the script that is run" in two.stderr
+    assert "uses classes or functions of the main script" in two.stderr

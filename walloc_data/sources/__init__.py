@@ -1,6 +1,6 @@
 """Sources of pictures: folders, archives, Hugging Face data sets, WebDataset tars, Python sequences.
 
-The only package that imports `datasets`.
+This is the only package that imports `datasets`.
 """
 
 import glob
@@ -20,7 +20,7 @@ from walloc_data.sources.splits import find_splits, is_parquet_folder
 
 __all__ = ["Sample", "Source", "find_splits", "open_source"]
 
-_PICTURE_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")  # it becomes part of a member's name
+_PICTURE_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")  # becomes part of the name of a tar member
 
 
 def open_source(
@@ -38,7 +38,7 @@ def open_source(
     Args:
         spec: one of
 
-            - ``folder:PATH``, or a bare path: one folder a class; or only pictures, without labels
+            - ``folder:PATH``, or a bare path: one folder per class; or only pictures, without labels
             - an archive of such folders, ``.zip``, ``.tar`` or ``.tar.gz`` (``.bz2``, ``.xz``); ``photos.zip/train`` is
               a folder inside one
             - ``hf:NAME``, ``hf:OWNER/NAME`` or ``hf:OWNER/NAME/CONFIG``: a data set on the Hugging Face Hub
@@ -48,20 +48,20 @@ def open_source(
             - a `datasets.Dataset` or `datasets.IterableDataset`, or a dictionary of several splits
             - a torch or torchvision data set, or any sequence of pictures or (picture, target): `SequenceSource`
 
-        split: which split of a Hugging Face data set or of a dictionary to read. Other sources have none.
-        image_column: the column of pictures; for tars their extension. Found by type where there is only one.
-        label_column: the column of labels; for tars ``cls``, a field of the JSON, or ``folder``: the folders in the
-            tars are the classes, which is the default where samples are pictures alone, and in folders. ``none``:
-            encode without labels.
-        keep_pictures: columns of second pictures, such as masks, that go along: of Hugging Face data sets, and of
-            sequences whose items are mappings. They are stored without loss, cut and scaled as the picture is, by
-            nearest neighbour.
-        streaming: read a Hugging Face data set as a stream, a file of it at a time: nothing is stored here, and
-            pictures keep the order that they have in each file.
-        storage_options: for the file system of remote tars (``endpoint_url``, ``anon``, ...).
+        split: split of a Hugging Face data set or of a dictionary; ignored by other sources.
+        image_column: column of the pictures; for tars their extension. Default: found by type.
+        label_column: column of the labels; for tars ``cls``, a field of the JSON, or ``folder``: the folders in the
+            tars are the classes (the default if samples are only pictures, in folders). ``none`` encodes without
+            labels.
+        keep_pictures: columns of second pictures to store, such as masks, of Hugging Face data sets and of sequences
+            whose items are mappings. They are stored without loss, cropped and resized (nearest neighbour) like the
+            first picture.
+        streaming: read a Hugging Face data set as a stream, one of its files at a time: nothing is stored locally, and
+            pictures keep their order within each file.
+        storage_options: options of the file system of remote tars (``endpoint_url``, ``anon``, ...).
 
     Raises:
-        SourceError: what is wrong with the source, and what to do about it.
+        SourceError: the source cannot be read; the message has the remedy.
 
     Example:
         >>> from walloc_data.sources import open_source
@@ -76,13 +76,13 @@ def open_source(
     if isinstance(spec, Source):
         return spec
     if wrong := [name for name in keep_pictures if not _PICTURE_NAME.fullmatch(name)]:
-        raise SourceError(f"keep_pictures {wrong}: names of columns that are kept are letters, digits, '_' and '-'")
+        raise SourceError(f"keep_pictures {wrong}: names of such columns must be letters, digits, '_' and '-'")
     if not isinstance(spec, str | os.PathLike):
         return _open_object(spec, split=split, keep_pictures=tuple(keep_pictures), **columns)
     opened = _open_path(os.fspath(spec), split, streaming, storage_options, columns, tuple(keep_pictures))
     if opened.pictures != tuple(keep_pictures):
         raise SourceError(
-            f"{opened.location}: second pictures are kept of Hugging Face data sets, parquet and sequences only"
+            f"{opened.location}: only Hugging Face data sets, parquet and sequences support second pictures"
         )
     return opened
 
@@ -139,7 +139,7 @@ def _open_path(
             raise SourceError(f"{text}: holds tars; for WebDataset tars write 'wds:{text}/*.tar'")
     label_column = columns["label_column"]
     if columns["image_column"] is not None or label_column not in (None, "none", "folder"):
-        raise SourceError(f"{text}: a folder of pictures has no columns; labels are its folders' names")
+        raise SourceError(f"{text}: a folder of pictures has no columns; its folders are the labels")
     return FolderSource(path, location=text, label_column=label_column)
 
 
@@ -148,7 +148,7 @@ def _open_object(spec: Any, *, split: str, **columns: Any) -> Source:
         if split not in spec:
             raise SourceError(f"a {type(spec).__name__} without a split {split!r}; it has {sorted(spec)}")
         return open_source(spec[split], split=split, **columns)
-    datasets = sys.modules.get("datasets")  # whoever has such an object has loaded it
+    datasets = sys.modules.get("datasets")  # loaded if `spec` is one of its objects
     if datasets is None or not isinstance(spec, datasets.Dataset | datasets.IterableDataset):
         if not is_sequence(spec):
             raise SourceError(

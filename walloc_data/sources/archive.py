@@ -1,7 +1,7 @@
-"""Archives of pictures, read where they are: ZIP files and tars of class folders, as if they were unpacked.
+"""Archives of pictures: ZIP files and tars of class folders, read without unpacking.
 
-Members of a ZIP file and of a plain tar are read by position. A compressed tar is decompressed once, to a temporary
-file that goes when the source does, as nothing in its middle can be found otherwise.
+Members of a ZIP file and of a plain tar are read by position. A compressed tar, which has no random access, is
+decompressed once to a temporary file, which is deleted with the source.
 """
 
 import bz2
@@ -37,30 +37,30 @@ __all__ = ["SUFFIXES", "ArchiveSource", "archive_of", "open_archive", "top_folde
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 SUFFIXES = (".zip", ".tar", *_COMPRESSED)
 MAX_MEMBER_BYTES = 2**31
-_STORED, _DEFLATED, _ENCRYPTED, _OTHER = 0, 1, 2, 3  # how a member's bytes lie in the archive
+_STORED, _DEFLATED, _ENCRYPTED, _OTHER = 0, 1, 2, 3  # storage methods of members
 _LOCAL_HEADER_BYTES = 30  # of a ZIP file's member, before its name
 
 
 @dataclass(frozen=True)
 class _Member:
-    """A file in an archive."""
+    """File in an archive."""
 
     path: str
     num_bytes: int
     offset: int  # of its bytes in a tar, of its header in a ZIP file
     num_stored: int
     method: int
-    crc32: int  # -1: not known
+    crc32: int  # -1: unknown
 
 
 class ArchiveSource(FolderSource):
-    """Pictures in a ZIP file or a tar, as `FolderSource` has them once it is unpacked.
+    """Pictures in a ZIP file or a tar, equivalent to `FolderSource` on the unpacked archive.
 
-    Folders that all pictures share are passed by: the classes are the first folders below.
+    The classes are the first folders below the folders that all pictures share.
 
     Args:
-        file: what is read; another than `archive` where that one is compressed.
-        inside: only what lies below this folder of the archive.
+        file: file that is read; differs from `archive` if that is compressed.
+        inside: read only this folder of the archive.
     """
 
     kind = "archive"
@@ -145,7 +145,7 @@ class ArchiveSource(FolderSource):
             except zlib.error as error:
                 raise ValueError(f"the archive is damaged here ({error})") from error
         if len(data) != whole or (most is None and crc32 >= 0 and zlib.crc32(data) != crc32):
-            raise ValueError("the archive is damaged here: other bytes than it says")
+            raise ValueError("the archive is damaged here: length or CRC-32 differ")
         return data, file_version(status.st_size, status.st_mtime_ns)
 
     def version(self, index: int) -> str | None:
@@ -167,7 +167,7 @@ def _shared_folder(paths: list[str]) -> str:
 
 
 def _clean(name: str, found: Listing) -> str | None:
-    """Return a member's path without '.' and empty parts; None for what is no part of a source, which is counted."""
+    """Return a member's path without '.' and empty parts. Count members that are not part of a source; return None."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     stray = next((part for part in parts if is_stray(part)), None)
     if stray is not None:
@@ -205,7 +205,7 @@ def _zip_members(file: Path, found: Listing, folders: set[str], *, context: str)
 
 
 def _tar_members(file: Path, found: Listing, folders: set[str], *, context: str) -> Iterator[_Member]:
-    # A compressed tar's own checksum finds damage; in a plain one tarfile takes it for the end.
+    # Damage of a compressed tar is found by its checksum; in a plain tar, tarfile treats damage as the end.
     compressed = file.name.lower().endswith(_COMPRESSED)
     for info in _unpacked_headers(file, context=context) if compressed else members_of(file, context=context):
         path = _clean(info.name, found)
@@ -230,7 +230,7 @@ def _unpacked_headers(file: Path, *, context: str) -> Iterator[tarfile.TarInfo]:
 
 
 def archive_of(path: Path) -> tuple[Path, str] | None:
-    """Split a path like ``photos.zip/train`` into the archive and the folder in it; None where there is no archive."""
+    """Split a path like ``photos.zip/train`` into the archive and the folder in it; None if there is no archive."""
     for candidate in (path, *path.parents):
         if candidate.name.lower().endswith(SUFFIXES) and candidate.is_file():
             return candidate, "/".join(path.relative_to(candidate).parts)
@@ -253,13 +253,13 @@ def top_folders(archive: Path, inside: str, *, context: str) -> list[str]:
 def open_archive(
     archive: Path, inside: str, *, location: str, image_column: str | None, label_column: str | None
 ) -> Source:
-    """Return the source of an archive of pictures; a tar with ``.cls`` members is one of WebDataset samples.
+    """Open an archive of pictures; a tar with ``.cls`` members is opened as WebDataset samples.
 
     Args:
-        inside: only what lies below this folder of the archive.
+        inside: read only this folder of the archive.
 
     Raises:
-        SourceError: it cannot be read.
+        SourceError: the archive cannot be read.
     """
     columns = {"image": image_column, "label": label_column}
     if not archive.name.lower().endswith(_COMPRESSED):
@@ -272,13 +272,13 @@ def open_archive(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    weakref.finalize(source, shutil.rmtree, folder, ignore_errors=True)  # not in worker processes, which get a pickle
+    weakref.finalize(source, shutil.rmtree, folder, ignore_errors=True)  # not in workers, which unpickle the source
     source.notes += (f"decompressed to a temporary file of {file.stat().st_size} bytes for as long as it is read",)
     return source
 
 
 class _SamplesError(Exception):
-    """A tar holds WebDataset samples, with labels of their own."""
+    """The tar has WebDataset samples with labels."""
 
 
 def _source(archive: Path, file: Path, inside: str, *, location: str, image: str | None, label: str | None) -> Source:
@@ -308,4 +308,4 @@ def _decompress(archive: Path, file: Path, *, context: str) -> None:
         raise SourceError(
             f"{context}: cannot be decompressed to {file.parent} ({reason}): decompress it yourself"
         ) from error
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # so that it is the same file when it is read again
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # the file's version must not change

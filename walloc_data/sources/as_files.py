@@ -1,4 +1,4 @@
-"""Pictures that are in memory, as the bytes of a file that holds the same pixels.
+"""Conversion of pictures in memory to the bytes of a file with the same pixels.
 
 bytes                          as they are
 PIL, opened and not yet read   the bytes of its file
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-3  # of a level: float32 rounds x / 255 * 255 by less than 1e-4
 
 
 class NoPictureError(ValueError):
-    """An object that holds no picture that is read; its message says why."""
+    """The object is not a picture that can be read; the message has the reason."""
 
 
 def is_picture(value: Any) -> bool:
@@ -40,7 +40,7 @@ def as_file(value: Any) -> bytes:
     """Return a picture file with the pixels of `value`.
 
     Raises:
-        NoPictureError: it is of no kind listed above.
+        NoPictureError: the value is not of a kind listed above.
     """
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
@@ -52,12 +52,12 @@ def as_file(value: Any) -> bytes:
 
 
 def _is_pil(value: Any) -> bool:
-    module = sys.modules.get("PIL.Image")  # whoever has such a picture has loaded it
+    module = sys.modules.get("PIL.Image")  # loaded if `value` is a PIL picture
     return module is not None and isinstance(value, module.Image)
 
 
 def _unread_file(image: Any) -> bytes | None:
-    """Return the bytes of the file that a PIL picture was opened from; None where its pixels may be others by now."""
+    """Return the bytes of the file of a PIL picture; None if its pixels may have changed since it was opened."""
     from PIL import Image, ImageFile
 
     file = getattr(image, "fp", None)
@@ -136,8 +136,8 @@ def _levels(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     levels = np.rint(values)
     if not (np.abs(values - levels).max() <= _TOLERANCE and levels.min() >= 0 and levels.max() <= 255):
         raise NoPictureError(
-            f"floats from {array.min():.4g} to {array.max():.4g} that are not all multiples of 1/255 in [0, 1]: give "
-            "pictures as they are before transforms"
+            f"floats from {array.min():.4g} to {array.max():.4g} that are not all multiples of 1/255 in [0, 1]: pass "
+            "pictures without transforms"
         )
     return levels.astype(np.uint8)
 

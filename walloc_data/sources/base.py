@@ -1,4 +1,4 @@
-"""Base class of the sources: a description, and encoded pictures, by position or in fragments."""
+"""Base class of sources: a description, and encoded pictures, by position or in fragments."""
 
 import hashlib
 import json
@@ -16,14 +16,14 @@ import numpy as np
 
 __all__ = ["PackedStrings", "Sample", "Source", "fingerprint", "json_columns", "json_value", "label_problem"]
 
-MAX_COLUMN_BYTES = 2**20  # of one value as JSON
+MAX_COLUMN_BYTES = 2**20  # per value, as JSON
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture as its source has it, still encoded.
+    """Picture of a source, as the bytes of its file.
 
-    `problem` says why there is no picture, or no usable label: the converter records it as a failure.
+    `problem` is the reason why there is no picture or no valid label; the converter records it as a failure.
 
     Example:
         >>> from walloc_data.sources import open_source
@@ -38,19 +38,18 @@ class Sample:
     columns: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
     left_out: tuple[str, ...] = ()  # what of this sample is not encoded, e.g. "column 'x' over 1024 KiB"; counted
-    version: str | None = None  # tells this picture from another of the same name, where the source can tell
-    pictures: Mapping[str, bytes] = field(default_factory=dict)  # second ones, still encoded; absent where it has none
+    version: str | None = None  # version of the file, such as its time or ETag, if known
+    pictures: Mapping[str, bytes] = field(default_factory=dict)  # second pictures, as bytes of files
 
 
 class Source(ABC):
-    """Pictures in a fixed order, which any worker reads from the pickled source by itself.
+    """Pictures in a fixed order, which workers read from a pickled copy of the source.
 
-    Where `num_items` is known, pictures are read by position: `read(i)` for i in [0, num_items). Where it is None they
-    are read a fragment at a time: `read_fragment(i)` for i in [0, num_fragments). A fragment is a tar in an object
-    store, or a shard of a Hugging Face data set that is streamed; how many pictures it has shows at its end.
+    If `num_items` is an integer, pictures are read by position: `read(i)` for i in [0, num_items). If it is None, they
+    are read in fragments: `read_fragment(i)` for i in [0, num_fragments). A fragment is a tar in an object store, or a
+    shard of a streamed Hugging Face data set; its number of pictures is known after it was read.
 
-    Sources are pickled into worker processes, so they hold no open files when pickled. They are read from one thread
-    at a time.
+    Sources must be picklable, without open files. They are read by one thread at a time.
 
     Example:
         >>> from walloc_data.sources import open_source
@@ -63,9 +62,9 @@ class Source(ABC):
 
     kind: str
     location: str
-    num_items: int | None  # None: it is read in fragments
-    num_fragments: int | None = None  # None: it is read by position
-    fragment_bytes: Sequence[int] | None = None  # the length of each, where it is known in advance
+    num_items: int | None  # None: read in fragments
+    num_fragments: int | None = None  # None: read by position
+    fragment_bytes: Sequence[int] | None = None  # length of each fragment, if known
     labelled: bool
     class_names: tuple[str, ...] | None = None
     columns: tuple[str, ...] = ()  # of every sample, besides picture and label
@@ -109,10 +108,10 @@ class Source(ABC):
     def read_fragment(self, fragment: int, *, scratch: Path) -> Iterator[Sample]:
         """Return the samples of a fragment in [0, num_fragments), in order.
 
-        What is damaged in the fragment itself, such as the end of a tar, is a last sample with a `problem`.
+        If the fragment is damaged, such as a truncated tar, the last sample has a `problem`.
 
         Args:
-            scratch: a folder for temporary files, which are deleted at the end.
+            scratch: folder for temporary files, which are deleted at the end.
 
         Raises:
             TypeError: the source is read by position.
@@ -158,10 +157,9 @@ def label_problem(label: object, class_names: Sequence[str] | None) -> str | Non
 
 
 def published_location(location: str) -> str:
-    """Return a source's location as anyone may read it: a local path without the folders above it.
+    """Return the location of a source for publication: local paths without the folders above.
 
-    Data sets are published with their manifest, and where a path lay on one machine says more about the machine than
-    about the pictures.
+    Manifests are published with data sets, and should not contain paths of a machine.
 
     Example:
         >>> from walloc_data.sources.base import published_location
@@ -181,12 +179,12 @@ def _without_folders(path: str) -> str:
     if "://" in path:
         return path
     parts = PurePath(path).parts
-    kept = 2 if parts and set(parts[-1]) & set("*?[{") else 1  # a pattern alone says nothing
+    kept = 2 if parts and set(parts[-1]) & set("*?[{") else 1  # a pattern needs its folder to be informative
     return "/".join(part for part in parts[-kept:] if part not in ("/", "..", ".", "~"))
 
 
 class PackedStrings(Sequence[str]):
-    """Strings in one buffer: a million file names cost their bytes, not a Python object each."""
+    """Sequence of strings in one buffer, to save the memory of a Python object per file name."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
@@ -218,17 +216,16 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 
 def json_columns(values: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the named values as JSON, and what of them could not be kept."""
+    """Return the named values as JSON values, and descriptions of values that are left out."""
     columns = {name: json_value(values.get(name)) for name in names}
     lost = (name for name, value in columns.items() if value is None and values.get(name) is not None)
     return columns, tuple(f"value of column {name!r}, over {MAX_COLUMN_BYTES // 1024} KiB or not JSON" for name in lost)
 
 
 def json_value(value: Any) -> Any:
-    """Return a source's value as JSON has it, and NaN and infinity: dates become ISO text, what JSON cannot hold
-    becomes null.
+    """Convert a value of a source to a JSON value (or NaN or infinity). Dates become ISO text.
 
-    So does a value of more than 1 MiB: large arrays and masks belong in the source.
+    Values without a JSON representation, and values of more than 1 MiB, become None.
     """
     converted = _json(value)
     if isinstance(converted, str | list | dict) and len(json.dumps(converted)) > MAX_COLUMN_BYTES:
@@ -240,7 +237,7 @@ def _json(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()  # a lone surrogate is not JSON for everyone
+        return value.encode("utf-8", "replace").decode()  # lone surrogates are not valid JSON text
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, timedelta):

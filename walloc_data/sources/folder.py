@@ -1,4 +1,4 @@
-"""A folder of pictures: one folder a class, or no classes at all."""
+"""A folder of pictures, with one folder per class, or without classes."""
 
 import errno
 import os
@@ -26,14 +26,14 @@ MAX_JSON_BYTES = 2**20
 class FolderSource(Source):
     """Pictures below a folder, sorted by class, then by path. Class i is the i-th folder by name.
 
-    A folder whose folders hold no pictures is unlabelled. Files named like a picture, but for the suffix, belong to
-    it, as img2dataset writes them: ``.txt`` is its caption, the column ``txt``; the fields of a ``.json`` are columns,
-    those that the first one has. Not part of the source, and noted with names and numbers: hidden and system files
-    (`walloc_data.sources.stray`), other files, other data sets of latents.
+    A folder without class folders is unlabelled. Files with the name of a picture and another suffix belong to it, as
+    written by img2dataset: ``.txt`` is its caption, the column ``txt``; the fields of ``.json`` (those of the first
+    picture) are columns. Hidden and system files (`walloc_data.sources.stray`), other files and data sets of latents
+    are left out, and noted with names and numbers.
 
     Args:
-        label_column: "folder": the folders are classes, also where their names look like img2dataset's numbers;
-            "none": encode without labels; None: by the names.
+        label_column: "folder": the folders are classes, even if their names look like img2dataset's numbers; "none":
+            encode without labels; None: decide by the names.
     """
 
     kind = "folder"
@@ -41,9 +41,7 @@ class FolderSource(Source):
     def __init__(self, root: Path, *, location: str, label_column: str | None = None) -> None:
         self.root = root.absolute()
         if _is_encoded(self.root):
-            raise SourceError(
-                f"{location}: a data set of latents, which is encoded already; its source is a folder of pictures"
-            )
+            raise SourceError(f"{location}: this is an encoded data set; use the folder of pictures as the source")
         self._arrange(_scan(self.root), location=location, label_column=label_column)
 
     def _arrange(self, listing: Listing, *, location: str, label_column: str | None) -> None:
@@ -63,7 +61,7 @@ class FolderSource(Source):
             self.labelled, guess = listing.has_classes(context=location, sidecars=sidecars)
             self.labelled |= guess is not None and label_column == "folder"
             if label_column == "folder" and not self.labelled:
-                raise SourceError(f"{location}: its pictures lie in no folders, so folders are no labels")
+                raise SourceError(f"{location}: its pictures are not in folders, so there are no labels")
         self.class_names = tuple(as_text(name) for name in folders) if self.labelled else None
         self._paths = PackedStrings(path for path, _, _ in found)
         self._num_bytes = np.array([num_bytes for _, num_bytes, _ in found], dtype=np.int64)
@@ -98,11 +96,11 @@ class FolderSource(Source):
         return tuple(sorted(fields | ({TEXT} if self._has_text.any() else set())))
 
     def _file(self, index: int, suffix: str | None = None, *, most: int | None = None) -> tuple[bytes, str]:
-        """Return a picture's file or a sidecar of it, whole or its first `most` bytes, and its version.
+        """Return the bytes of a picture's file or sidecar (at most the first `most`), and its version.
 
         Raises:
-            SourceError: it cannot be read, or has changed its length since the source was opened.
-            ValueError: it is damaged.
+            SourceError: the file cannot be read, or its length has changed since the source was opened.
+            ValueError: the file is damaged.
         """
         path = self.root / (self._paths[index] if suffix is None else stem_of(self._paths[index]) + suffix)
         if most is None:
@@ -120,7 +118,7 @@ class FolderSource(Source):
         return load_json(data, context="its JSON")
 
     def _sidecars(self, index: int) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-        """Return columns of a picture, and what of its sidecars is left out."""
+        """Return the columns of a picture, and descriptions of what is left out of its sidecars."""
         values = self._json(index) if self._has_json[index] else {}
         if self._has_text[index]:
             data, _ = self._file(index, ".txt", most=MAX_COLUMN_BYTES + 1)
@@ -156,10 +154,10 @@ class FolderSource(Source):
 
 
 def _is_encoded(folder: Path) -> bool:
-    """Return whether a data set of latents lies there, finished or not."""
+    """Return whether a folder is a data set of latents, finished or not."""
     try:
         return (folder / MANIFEST_NAME).is_file() or (folder / ".walloc").is_dir()
-    except OSError:  # unreadable: the scan says so
+    except OSError:  # unreadable: reported by the scan
         return False
 
 
@@ -172,10 +170,10 @@ def _scan(root: Path) -> Listing:
         except OSError as error:
             if not (entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)):
                 raise unreadable(root / prefix / entry.name, error) from error
-            num_bytes, mtime_ns, regular = -1, 0, True  # a broken link: a failure when it is read, not now
+            num_bytes, mtime_ns, regular = -1, 0, True  # a broken link becomes a failure when it is read
         if regular:
             found.add(prefix + entry.name, num_bytes=num_bytes, mtime_ns=mtime_ns)
-        else:  # reading a pipe would wait for ever
+        else:  # reading a pipe would block
             found.others["pipes and devices"] += 1
     return found
 

@@ -46,12 +46,12 @@ def split_names(name: str, *, location: str) -> list[str]:
     try:
         with _one_line_of_retries(location):
             return [str(split) for split in datasets.get_dataset_split_names(path, config)]
-    except Exception as error:  # loaders raise what they like
-        raise SourceError(f"{location}: its splits cannot be told ({type(error).__name__}: {error})") from error
+    except Exception as error:  # loaders raise any exception
+        raise SourceError(f"{location}: its splits cannot be listed ({type(error).__name__}: {error})") from error
 
 
 def load_parquet(files: list[str] | Path, *, split: str, streaming: bool, location: str) -> tuple[Any, str]:
-    """Load parquet files, or a folder of them whose names tell their splits; return the data set and its identity."""
+    """Load parquet files, or a folder of them with splits in their names; return the data set and its identity."""
     if isinstance(files, Path):
         paths = sorted(files.rglob("*.parquet"))
         dataset = _load(str(files), None, split=split, streaming=streaming, location=location)
@@ -104,7 +104,7 @@ def _load(path: str, config: str | None, *, split: str, streaming: bool, locatio
             f"{location}: the Hub does not answer ({error}). Without a network, use a folder written by "
             "save_to_disk, or parquet files"
         ) from error
-    except Exception as error:  # loaders raise what they like
+    except Exception as error:  # loaders raise any exception
         text = str(error)
         if "network" in text.lower() or "connect" in text.lower() or "resolve" in text.lower():
             raise SourceError(f"{location}: the Hub does not answer ({type(error).__name__}: {text})") from error
@@ -124,7 +124,7 @@ def _one_line_of_retries(location: str) -> Iterator[None]:
         if said:
             return False
         said = True
-        record.msg, record.args = f"{location}: the Hub does not answer yet; asking again for half a minute", ()
+        record.msg, record.args = f"{location}: the Hub does not answer yet; retrying for half a minute", ()
         return True
 
     logger.addFilter(first_only)

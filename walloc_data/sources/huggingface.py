@@ -20,18 +20,17 @@ _LABEL_NAMES = ("label", "labels", "class", "cls", "target")
 class HuggingFaceSource(Source):
     """A `datasets.Dataset` or `datasets.IterableDataset` with one column of pictures.
 
-    Pictures stay encoded until a worker decodes them. Other columns go along as JSON; those that hold bytes,
-    pictures, sound, video or arrays are left out, and noted. A data set with a transform is refused, as the transform
-    would not be applied.
+    Pictures are decoded by workers. Other columns are stored; columns of bytes, pictures, sound, video or arrays are
+    left out, with a note. A data set with a transform is refused, because the transform would not be applied.
 
-    An `IterableDataset` is read in fragments, one for each of its `num_shards`; in a single one where taking shards
-    apart would change what is in it (``take``, ``skip``, interleaving, ``shuffle``).
+    An `IterableDataset` is read in fragments, one per shard (`num_shards`), or as a single fragment if its contents
+    depend on the order of shards (``take``, ``skip``, interleaving, ``shuffle``).
 
-    A row may name a file instead of holding its bytes. Rows come from whoever made the data set, so that such a file
-    is read only where it lies in one of `folders`, or where the Hugging Face libraries keep what they fetch.
+    A row may contain a path instead of bytes. Rows are untrusted, so such files are read only from `folders` and from
+    the cache folders of the Hugging Face libraries.
 
     Args:
-        folders: the data set's own folders; None: rows were made here, by the user's own program, and may name any.
+        folders: folders of the data set; None: the rows were made by the user's program and may name any file.
     """
 
     def __init__(
@@ -51,15 +50,15 @@ class HuggingFaceSource(Source):
         self.kind = "hf-stream" if isinstance(dataset, datasets.IterableDataset) else "hf"
         if _has_transform(dataset):
             raise SourceError(
-                f"{location}: has a transform (with_transform), and pictures are encoded as they are stored: apply it "
-                "with map(), or take it off with with_format(None)"
+                f"{location}: has a transform (with_transform), which encoding ignores: apply it with map(), or remove "
+                "it with with_format(None)"
             )
         features = dataset.features
         if features is None:
             dataset = dataset._resolve_features()
             features = dataset.features
         if not features:
-            raise SourceError(f"{location}: the stream does not tell its columns; give it features")
+            raise SourceError(f"{location}: the columns of the stream are unknown; set its features")
         self._image = _image_column(features, image_column, location=location)
         self._label = _label_column(features, label_column, location=location)
         self.labelled = self._label is not None
@@ -114,7 +113,7 @@ class HuggingFaceSource(Source):
             self._check_classes(len(dataset.unique(self._label)))
 
     def _check_classes(self, num_values: int) -> None:
-        """Refuse labels of which every row has another: captions, identifiers. Note it where most rows have."""
+        """Raise an error if all labels differ, as captions and identifiers do; add a note if most labels differ."""
         if num_values == self.num_items and num_values > 1:
             raise SourceError(
                 f"{self.location}: column {self._label!r} has a different value in each of {num_values} rows, so it "
@@ -141,7 +140,7 @@ class HuggingFaceSource(Source):
                 row = next(rows)
             except StopIteration:
                 return
-            except Exception as error:  # http, parquet, tar: whatever the stream is made of
+            except Exception as error:  # errors of http, parquet, tar, ...
                 raise unreadable(f"{self.location}: sample {name}", error) from error
             yield self._sample(row, name)
 
@@ -165,7 +164,7 @@ class HuggingFaceSource(Source):
         return Sample(name, data, label, columns, problem, left_out, version, pictures)
 
     def _bytes(self, picture: Any) -> tuple[bytes, str | None, str | None]:
-        """The file of a cell of a column of pictures, its version, and what is wrong with it."""
+        """Return the file of a cell of a column of pictures, its version, and its problem."""
         if isinstance(picture, bytes):
             return picture, None, None
         if picture is not None and picture.get("bytes") is not None:
@@ -175,11 +174,11 @@ class HuggingFaceSource(Source):
         return b"", None, "the row has no picture"
 
     def _file(self, path: Path) -> tuple[bytes, str | None, str | None]:
-        """Return the bytes of a file that a row names, its version, and what is wrong with it."""
-        # Links are resolved: one below the folder may point out of it.
+        """Return the bytes of a file named by a row, its version, and its problem."""
+        # Links are resolved, because they may lead out of the folder.
         if self._folders is not None and not any(path.resolve().is_relative_to(folder) for folder in self._folders):
             return b"", None, "the row names a file outside of its data set, which is not read"
-        if path.parent.is_dir() and not path.exists():  # its folder is there, so that nothing is away: the row is wrong
+        if path.parent.is_dir() and not path.exists():  # its folder exists, so the disk is not offline
             return b"", None, "the row names a file that is not in its folder"
         try:
             return *read_file(path), None
@@ -187,7 +186,7 @@ class HuggingFaceSource(Source):
             return b"", None, str(error).removeprefix(f"{path}: ")
 
     def _name(self, path: str) -> str:
-        """Return a row's path for everyone to read: where a file lay on one machine is nobody's business."""
+        """Return the path in a row for publication, without folders of this machine."""
         text = path.encode("utf-8", "replace").decode()
         if "://" in text or not Path(text).is_absolute():
             return text
@@ -196,7 +195,7 @@ class HuggingFaceSource(Source):
 
 
 def _library_folders() -> list[Path]:
-    """Return where `datasets` and `huggingface_hub` keep what they fetch."""
+    """Return the cache folders of `datasets` and `huggingface_hub`."""
     import datasets
     from huggingface_hub import constants
 
@@ -207,9 +206,7 @@ def _library_folders() -> list[Path]:
 
 
 def folders_of(dataset: Any) -> list[Path] | None:
-    """Return the folders whose files the rows of a data set in memory may name; None: any, as the user's program made
-    them.
-    """
+    """Return the folders whose files the rows of a data set may name; None: any, for data sets made in memory."""
     builder = getattr(dataset.info, "builder_name", None)
     files = getattr(dataset, "cache_files", None) or []
     if builder in ("imagefolder", "generator") or (builder is None and not files):
@@ -217,7 +214,7 @@ def folders_of(dataset: Any) -> list[Path] | None:
     return [Path(file["filename"]).parent for file in files]
 
 
-# Parts of an `IterableDataset` that give the same rows, whole or taken apart.
+# Steps of an `IterableDataset` whose rows do not depend on the division into shards.
 _SHARDED = frozenset(
     f"{name}Iterable"
     for name in (
@@ -321,9 +318,7 @@ _TYPES = {
 
 
 def _column_type(feature: Any, *, depth: int) -> Any:
-    """Return what `format.ColumnType` calls a plain feature; None: its values decide, as times and decimals become
-    text.
-    """
+    """Return the `format.ColumnType` name of a scalar feature; None: inferred from values (times and decimals)."""
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
@@ -348,7 +343,7 @@ def _column_type(feature: Any, *, depth: int) -> Any:
 
 
 def _classes_in(feature: Any) -> tuple[str, ...] | None:
-    """Return class names of a column of class numbers, or of lists of them, as several labels are."""
+    """Return the class names of a column of class numbers, or of lists of class numbers."""
     import datasets
 
     if isinstance(feature, list):

@@ -1,4 +1,4 @@
-"""Listing of a folder or an archive: pictures, captions beside them, and what is no part of the source."""
+"""Listing of a folder or an archive: pictures, their sidecars, and files that are left out."""
 
 import os
 import re
@@ -13,13 +13,13 @@ from walloc_data.sources.stray import are_splits, listed, names_listed, stray_no
 
 __all__ = ["SIDECARS", "Listing", "as_text", "stem_of"]
 
-SIDECARS = (".txt", ".json")  # a caption, and an object of columns: files named like the picture but for the suffix
+SIDECARS = (".txt", ".json")  # files with the picture's name: a caption, and a JSON object of columns
 _NUMBERED = re.compile(r"[0-9]{3,}")  # img2dataset's folders: 00000, 00001, ...
 
 
 @dataclass
 class Listing:
-    """Paths below a root, with '/' between their parts."""
+    """Paths below a root, separated by '/'."""
 
     pictures: list[tuple[str, int, int]] = field(default_factory=list)  # path, bytes (-1: a broken link), mtime in ns
     folders: list[str] = field(default_factory=list)  # in the root
@@ -29,7 +29,7 @@ class Listing:
     encoded: list[str] = field(default_factory=list)  # data sets of latents
 
     def add(self, path: str, *, num_bytes: int, mtime_ns: int) -> None:
-        """Take up a file by its name."""
+        """Add a file, by its name."""
         suffix = PurePosixPath(path).suffix.lower()
         if suffix in PICTURE_SUFFIXES:
             self.pictures.append((path, num_bytes, mtime_ns))
@@ -39,12 +39,12 @@ class Listing:
             self.others[suffix or "without a suffix"] += 1
 
     def sort(self) -> None:
-        """Order pictures by path, '/' before every other character, so that a class's pictures stay together."""
+        """Sort pictures by path, with '/' before all other characters, so that classes stay together."""
         self.pictures.sort(key=lambda item: [os.fsencode(part) for part in item[0].split("/")])
         self.folders.sort(key=os.fsencode)
 
     def sidecars(self) -> dict[str, dict[str, int]]:
-        """Take the sidecars of pictures out of `beside`: by suffix, the picture's stem and the file's bytes."""
+        """Return the sidecars of pictures, by suffix: stem of the picture and bytes; remove them from `beside`."""
         stems = {stem_of(path) for path, _, _ in self.pictures}
         found: dict[str, dict[str, int]] = {suffix: {} for suffix in SIDECARS}
         for path, num_bytes in list(self.beside.items()):
@@ -57,7 +57,7 @@ class Listing:
         return found
 
     def notes(self) -> tuple[str, ...]:
-        """Return what is no part of the source, with names and numbers."""
+        """Return notes on files that are left out, with names and numbers."""
         notes = list(stray_note(self.strays))
         if self.encoded:
             notes.append(f"left out: data sets of latents: {names_listed(sorted(self.encoded))}")
@@ -66,10 +66,10 @@ class Listing:
         return tuple(notes)
 
     def has_classes(self, *, context: str, sidecars: Mapping[str, Mapping[str, int]]) -> tuple[bool, str | None]:
-        """Return whether the folders in the root are classes, and a note where that is a guess.
+        """Return whether the folders in the root are classes, and a note if this is a guess.
 
         Raises:
-            SourceError: pictures lie beside the folders.
+            SourceError: there are pictures next to the folders.
         """
         top = [path for path, _, _ in self.pictures if "/" not in path]
         populated = {path.partition("/")[0] for path, _, _ in self.pictures if "/" in path}
@@ -88,7 +88,7 @@ class Listing:
         return True, None
 
     def refuse_splits(self, context: str) -> None:
-        """Raise SourceError where the folders in the root are named like splits."""
+        """Raise SourceError if the folders in the root are named like splits."""
         if are_splits(self.folders):
             path = context.removeprefix("folder:").rstrip("/")
             raise SourceError(
@@ -98,7 +98,7 @@ class Listing:
 
 
 def as_text(path: str) -> str:
-    """Return a path as text for everyone: bytes that are not UTF-8 are replaced."""
+    """Return a path as valid text: bytes that are not UTF-8 are replaced."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 

@@ -1,8 +1,8 @@
-"""Reading a source's files: what is a picture's own fault, and what is trouble of the machine or the store.
+"""Reading of a source's files, and the distinction between damaged pictures and errors of the machine or the store.
 
-A picture that is damaged will be damaged tomorrow: it is a failure, and the conversion goes on. A disk that is not
-mounted, a right that was taken away, a table of open files that is full are gone tomorrow: recorded as failures they
-would leave a data set without pictures that are there. So they stop the conversion, which goes on from where it was.
+A damaged picture is recorded as a failure, and the conversion continues. Errors such as an unmounted disk, missing
+permissions or too many open files may be temporary: recorded as failures, they would leave out good pictures. So they
+stop the conversion, which can be resumed.
 """
 
 import errno
@@ -17,41 +17,39 @@ from walloc_data.files import open_regular
 
 __all__ = ["MAX_PICTURE_BYTES", "NotAFileError", "file_version", "open_file", "read_file", "unreadable"]
 
-# A network file system that comes back answers these for a moment.
+# Errors of network file systems that recover within seconds.
 _ASK_AGAIN = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT)
 MAX_ATTEMPTS = 3
 MAX_PICTURE_BYTES = 2**31
 
 
 class NotAFileError(SourceError):
-    """A pipe, a device or a folder where a file was expected, or a file that is too long to be a picture."""
+    """The path is a pipe, device or folder, or a file that is too long to be a picture."""
 
 
 def unreadable(context: object, error: BaseException | str) -> UnreadableError:
-    """Return the error for what cannot be read although it was there: not the picture's fault, so nothing is
-    recorded.
-    """
+    """Return the error for a file that exists but cannot be read, which stops the conversion."""
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     elif isinstance(error, MemoryError):
-        reason = "memory ran out"
+        reason = "out of memory"
     else:
         reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     found = UnreadableError(
-        f"{context}: cannot be read ({reason}). This is trouble of the machine or the store and no fault of the "
-        "picture, so it is not recorded as one: what is published stays, and the same command goes on once it can be "
-        "read. If that will never be, --on-error record-unreadable (on_error='record-unreadable') lists it as a failure"
+        f"{context}: cannot be read ({reason}). This is an error of the machine or the store, not a damaged picture, "
+        "so it is not recorded as a failure. Run the same command to resume when the file can be read; if it never "
+        "can, use --on-error record-unreadable (on_error='record-unreadable') to record it as a failure"
     )
     found.name, found.reason = Path(str(context)).name, reason
     return found
 
 
 def open_file(path: Path, *, max_bytes: int | None = None) -> BinaryIO:
-    """Open a regular file for reading. Nothing else: a pipe would be waited for, and a device may have no end.
+    """Open a regular file for reading; pipes could block, and devices may have no end.
 
     Raises:
-        NotAFileError: it is none, or longer than `max_bytes`.
-        OSError: it cannot be opened.
+        NotAFileError: the path is not a regular file, or is longer than `max_bytes`.
+        OSError: the file cannot be opened.
     """
     try:
         return open_regular(path, max_bytes=max_bytes)
@@ -62,14 +60,14 @@ def open_file(path: Path, *, max_bytes: int | None = None) -> BinaryIO:
 
 
 def read_file(path: Path, *, num_bytes: int | None = None) -> tuple[bytes, str]:
-    """Return a whole local file, and its version.
+    """Return the bytes of a local file, and its version.
 
     Args:
-        num_bytes: how long it was when the source was opened; None: not known.
+        num_bytes: its length when the source was opened; None: unknown.
 
     Raises:
-        NotAFileError: it is no regular file, or longer than `MAX_PICTURE_BYTES`.
-        SourceError: it cannot be read, or has another length than it had.
+        NotAFileError: the path is not a regular file, or is longer than `MAX_PICTURE_BYTES`.
+        SourceError: the file cannot be read, or its length has changed.
     """
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
@@ -83,13 +81,13 @@ def read_file(path: Path, *, num_bytes: int | None = None) -> tuple[bytes, str]:
             time.sleep(0.3 * attempt)
     if num_bytes is not None and len(data) != num_bytes:
         raise SourceError(
-            f"{path}: {len(data)} bytes, and {num_bytes} when the source was opened: it has changed meanwhile. What is "
-            "published stays; the same command looks at the source anew"
+            f"{path}: {len(data)} bytes, but {num_bytes} when the source was opened: it changed during the conversion. "
+            "Run the same command to resume"
         )
     return data, file_version(status.st_size, status.st_mtime_ns)
 
 
 def file_version(num_bytes: int, mtime_ns: int) -> str:
-    """Return what tells a file from another of the same name: its length and when it was last written."""
+    """Return the version of a file: its length and modification time."""
     seconds, nanoseconds = divmod(mtime_ns, 10**9)
     return f"{num_bytes} bytes of {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d} UTC"

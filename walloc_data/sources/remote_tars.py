@@ -1,4 +1,4 @@
-"""Tars in an object store. Each is a fragment: whoever reads it fetches it whole, to a file, and deletes that after."""
+"""Tars in an object store. Each is a fragment, which a worker downloads to a temporary file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,17 +30,17 @@ from walloc_data.storage import Store
 
 __all__ = ["RemoteTars"]
 
-HEAD_SAMPLES = 16  # of a tar, that are looked at when the source is opened
-HEAD_TARS = 4  # that are looked into until one has a picture
+HEAD_SAMPLES = 16  # samples read from a tar when the source is opened
+HEAD_TARS = 4  # tars that are tried until one has a picture
 RANGE_BYTES = 2**16
 
 
 class RemoteTars(Source):
-    """Remote tars in order, each a fragment.
+    """Source of remote tars, each of which is a fragment.
 
-    When it is opened, only the heads of the first tar and of the last are read, by ranges. The first sample with a
-    picture says what all samples have. Folders are classes where `TarSource` would say so, if the class names beside
-    the tars hold their names: heads do not tell all of them.
+    Opening it reads only the beginnings of the first and the last tar, by ranges. The first sample with a picture
+    determines the columns. Folders are classes under the conditions of `TarSource`, if a file of class names next to
+    the tars lists them, because the beginnings of tars do not.
     """
 
     kind = "wds-remote"
@@ -74,14 +74,14 @@ class RemoteTars(Source):
             layout = replace(layout, label_from=FOLDER)
             if not _are_named(folders, names):
                 raise SourceError(
-                    f"{location}: its pictures lie in folders, e.g. {others[0].key!r}, and remote tars do not tell all "
-                    "of them in advance: put a file classnames.txt with the folders' names, one a line, beside the "
+                    f"{location}: its pictures are in folders, e.g. {others[0].key!r}, and the folders of remote tars "
+                    "are not known in advance: put a file classnames.txt with their names, one per line, next to the "
                     "tars; or encode without labels with label_column='none' (--label-column none)"
                 )
         elif bare and folders:
             self.notes += (
-                f"without labels: as far as the first and the last tar tell, all pictures lie in one folder, "
-                f"{folders[0]!r}; with a file classnames.txt beside the tars, folders are classes",
+                f"without labels: in the first and the last tar, all pictures are in one folder, {folders[0]!r}; with "
+                "a file classnames.txt next to the tars, folders are classes",
             )
         self._layout, self._refuses_labels = layout, label_column is None and layout.label_from != "cls"
         self._numbers = {name: index for index, name in enumerate(names or ())}
@@ -102,7 +102,7 @@ class RemoteTars(Source):
         return self._stores[folder], name
 
     def _list(self) -> None:
-        """Take lengths and ETags from listings, where the store has listings, so that a tar that lacks is named now."""
+        """Get lengths and ETags from listings, if the store has listings, so that missing tars are found early."""
         listings = {
             folder: None if folder.startswith(("http://", "https://")) else store.entries()
             for folder, store in self._stores.items()
@@ -133,7 +133,7 @@ class RemoteTars(Source):
     def _look(
         self, names: tuple[str, ...] | None, *, image: str | None, label: str | None
     ) -> tuple[Layout, list[Group]]:
-        """Return the layout, and samples with pictures at the heads of the first and the last tar."""
+        """Return the layout, and samples with pictures from the beginnings of the first and the last tar."""
         first: tuple[str, Group] | None = None
         for fragment in range(min(HEAD_TARS, len(self._urls))):
             url = self._urls[fragment]
@@ -161,18 +161,18 @@ class RemoteTars(Source):
         raise no_picture(*first, image)
 
     def _head(self, fragment: int) -> tuple[list[Group], "_Ranges"]:
-        """Return the first samples of a tar, none of one damaged where they should be; and what reads more of it."""
+        """Return the first samples of a tar (none if it is damaged there), and a reader for the rest of it."""
         store, name = self._place(fragment)
         try:
             num_bytes = self.fragment_bytes[fragment] if self.fragment_bytes else store.num_bytes(name)
         except StorageError:
             if store.local_path is not None or not store.exists(name):
                 raise
-            num_bytes = 2**62  # a server that does not tell lengths
+            num_bytes = 2**62  # the server does not report lengths
         ranges = _Ranges(store, name)
         found: list[Group] = []
         try:
-            # The last of them may be cut off by the end of what was looked at.
+            # The last of them may be truncated by the end of the range.
             for group in islice(groups_in(ranges.read, num_bytes=num_bytes, context=name), HEAD_SAMPLES):
                 found.append(group)
         except DamagedTarError as error:
@@ -222,7 +222,7 @@ class RemoteTars(Source):
             path.unlink(missing_ok=True)
 
     def _left_out(self, group: Group, scan: TarScan) -> tuple[str, ...]:
-        """Return a group's other members, and what was met in the tar since the group before."""
+        """Return a group's unused members, and other members of the tar since the previous group."""
         members = left_out_members(group, self._layout) if picture_of(group, self._layout.image_column) else []
         passed = [*scan.strays.elements(), *scan.special.elements()]
         scan.strays.clear()
@@ -231,7 +231,7 @@ class RemoteTars(Source):
 
 
 class _Ranges:
-    """A remote file, of which a part is fetched at a time and the last one kept."""
+    """Remote file that is read in parts, the last of which is kept."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name, self._start, self._data = store, name, 0, b""

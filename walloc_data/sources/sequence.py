@@ -1,4 +1,4 @@
-"""Pictures that Python code holds: torch and torchvision data sets, and any sequence of (picture, target)."""
+"""Pictures from Python: torch and torchvision data sets, and any sequence of (picture, target)."""
 
 import operator
 import os
@@ -19,8 +19,8 @@ __all__ = ["SequenceSource", "is_sequence"]
 
 _IMAGE_NAMES = ("image", "img", "picture")
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target")
-_TARGET = "target"  # the column that holds a target which is no label
-_NUM_COMPARED = 16  # pictures that the identity is made of
+_TARGET = "target"  # column for targets that are not labels
+_NUM_COMPARED = 16  # pictures that are hashed into the identity
 
 
 def is_sequence(value: Any) -> bool:
@@ -29,18 +29,16 @@ def is_sequence(value: Any) -> bool:
 
 
 class SequenceSource(Source):
-    """Items of a sequence: a picture alone, (picture, target), or a mapping with a picture and a label.
+    """Source of the items of a sequence: pictures, (picture, target) pairs, or mappings with picture and label.
 
-    Pictures are paths, encoded bytes, PIL pictures, arrays or tensors (`walloc_data.sources.as_files`). They keep their
-    exact pixels, and their files where these can be had: those of torchvision's `ImageFolder` without transforms are
-    read, not decoded and encoded again.
+    Pictures are paths, bytes of files, PIL pictures, arrays or tensors (`walloc_data.sources.as_files`). Pixels are
+    unchanged, and original files are used if available, as for torchvision's `ImageFolder` without transforms.
 
-    Integers are labels; text is one of the class names. Class names are those of the sequence's attribute `classes`,
-    as in torchvision, also where it is wrapped in torch's `Subset` or `ConcatDataset`. A target that is neither goes
-    into the column ``target``. What the first item is decides.
+    Integer targets are labels, text targets must be class names: those of the attribute `classes`, as in torchvision,
+    also of data sets wrapped in torch's `Subset` or `ConcatDataset`. Other targets go into the column ``target``. The
+    first item decides.
 
-    Transforms are applied, as they are part of the sequence. Random ones are refused: what is encoded must be the same
-    when it is read again.
+    Transforms of the sequence are applied. Random ones are refused, because items must be the same when read again.
     """
 
     kind = "sequence"
@@ -89,8 +87,8 @@ class SequenceSource(Source):
 
         Raises:
             SourceError: the sequence has no such item.
-            OSError: it cannot be read.
-            Exception: whatever the sequence raises; it is this item's failure.
+            OSError: the item cannot be read.
+            Exception: any exception of the sequence; it becomes a failure of this item.
         """
         file = _file_of(self._sequence, index)
         try:
@@ -99,7 +97,7 @@ class SequenceSource(Source):
             raise SourceError(f"{self.location}: its length is {self.num_items}, but it has no item {index}") from error
 
     def _columns(self, first: Any, image: str | None, label: str | None) -> tuple[str | None, str | None]:
-        """Return the names of picture and label where items are mappings."""
+        """Return the names of picture and label if items are mappings."""
         if not isinstance(first, Mapping):
             if image is not None or label not in (None, "none"):
                 raise SourceError(f"{self.location}: its items are {type(first).__name__}s and have no columns")
@@ -126,7 +124,7 @@ class SequenceSource(Source):
         return item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
 
     def _others(self, item: Any) -> dict[str, Any]:
-        """Return what an item has besides picture and label."""
+        """Return the columns of an item besides picture and label."""
         if self._image is not None:
             used = (self._image, self._label if self.labelled else None, *self.pictures)
             return {str(name): value for name, value in item.items() if name not in used}
@@ -139,16 +137,16 @@ class SequenceSource(Source):
     def _names_of_targets(self) -> tuple[str, ...]:
         if not isinstance(self._sequence, list | tuple):
             raise SourceError(
-                f"{self.location}: labels are text: give the sequence an attribute `classes` with all of them, in the "
-                "order of their numbers"
+                f"{self.location}: labels are text: set the attribute `classes` of the sequence to the list of all of "
+                "them, in the order of their numbers"
             )
         return tuple(sorted({target for item in self._sequence if isinstance(target := self._target(item), str)}))
 
     def _first(self) -> Any:
-        """Return the first item that can be read: what it is, all items are taken to be.
+        """Return the first item that can be read, which determines the structure of all items.
 
         Raises:
-            SourceError: none of the first hundred can be.
+            SourceError: none of the first hundred items can be read.
         """
         problems: list[Exception] = []
         for index in range(min(self.num_items or 0, 100)):
@@ -156,14 +154,14 @@ class SequenceSource(Source):
                 return self._item(index)
             except SourceError:
                 raise
-            except Exception as error:  # the sequence's own code raises what it likes
+            except Exception as error:  # the sequence may raise any exception
                 problems.append(error)
         raise SourceError(
             f"{self.location}: its items cannot be read ({type(problems[0]).__name__}: {problems[0]})"
         ) from problems[0]
 
     def _check_pictures(self, first: Any) -> None:
-        """Refuse what holds no pictures, or others each time."""
+        """Raise an error if the first item is not a picture, or differs when it is read again."""
         picture = self._picture(first)
         try:
             if not isinstance(picture, str | os.PathLike):
@@ -173,8 +171,8 @@ class SequenceSource(Source):
         once, again = self.read(0), self.read(0)
         if (once.data, once.label) != (again.data, again.label):
             raise SourceError(
-                f"{self.location}: its first item is another each time that it is read: take random transforms off, "
-                "and apply them to latents when training (walloc_data.transforms)"
+                f"{self.location}: its first item differs each time it is read: remove random transforms, and apply "
+                "them to latents in training (walloc_data.transforms)"
             )
 
     def _fingerprint(self) -> str:
@@ -192,7 +190,7 @@ class SequenceSource(Source):
         )
 
     def _described(self, index: int) -> tuple[Any, ...]:
-        """Return what tells an item from another; one that is away leaves its position."""
+        """Return the parts of an item for the identity; its position if it cannot be read."""
         try:
             sample = self.read(index)
         except UnreadableError:
@@ -208,8 +206,8 @@ class SequenceSource(Source):
             version = None
             if isinstance(picture, str | os.PathLike):
                 path = Path(picture)
-                name = as_text("/".join(path.parts[-2:]))  # names are published: no folders above
-                if path.parent.is_dir() and not path.is_file():  # its folder is there, so that nothing is away
+                name = as_text("/".join(path.parts[-2:]))  # published, so without the folders above
+                if path.parent.is_dir() and not path.is_file():  # its folder exists, so the disk is not offline
                     return Sample(name, b"", None, columns, "there is no such file")
                 data, version = read_file(path)
             else:
@@ -220,18 +218,18 @@ class SequenceSource(Source):
         except MemoryError as error:
             raise unreadable(f"{self.location}: item {index}", error) from error
         except OSError as error:
-            if error.errno is not None:  # without one, Pillow speaks of a damaged picture
+            if error.errno is not None:  # without errno, it is Pillow's error for a damaged picture
                 raise unreadable(f"{self.location}: item {index}", error) from error
             return Sample(name, b"", None, nothing, f"cannot be read: {error}")
         except NoPictureError as error:
             return Sample(name, b"", None, nothing, str(error))
-        except Exception as error:  # the sequence's own code raises what it likes
+        except Exception as error:  # the sequence may raise any exception
             return Sample(name, b"", None, nothing, f"cannot be read: {type(error).__name__}: {error}")
         label, problem = self._number(target) if self.labelled else (None, None)
         return Sample(name, data, label, columns, problem, left_out, version, pictures)
 
     def _number(self, target: Any) -> tuple[int | None, str | None]:
-        """Return a label, or what is wrong with it."""
+        """Return (label, None), or (None, problem)."""
         if isinstance(target, str):
             number = self._numbers.get(target)
             return number, None if number is not None else f"label {target!r} is not one of the class names"
@@ -249,8 +247,8 @@ class SequenceSource(Source):
             ) from error
         if b"\x8c\x08__main__" in pickled:
             raise SourceError(
-                f"{self.location}: made of classes or functions of the script that is run, which worker processes do "
-                "not load: move them to a module, or convert with workers=1"
+                f"{self.location}: uses classes or functions of the main script, which worker processes cannot import: "
+                "move them to a module, or convert with workers=1"
             )
         return self.__dict__ | {"_sequence": pickled}
 
@@ -274,7 +272,7 @@ def _is_label(target: Any) -> bool:
 
 
 def _class_names(sequence: Any) -> tuple[str, ...] | None:
-    """Return the attribute `classes` of a data set or of what it wraps; synonyms are joined by commas."""
+    """Return the attribute `classes` of a data set or of a wrapped data set; synonyms are joined by commas."""
     found = getattr(sequence, "classes", None)
     if isinstance(found, Sequence) and not isinstance(found, str) and found:
         names = [", ".join(name) if isinstance(name, tuple | list) else name for name in found]
@@ -288,7 +286,7 @@ def _class_names(sequence: Any) -> tuple[str, ...] | None:
 
 
 def _file_of(sequence: Any, index: int) -> tuple[str, int] | None:
-    """Return the file and label of an item of torchvision's `ImageFolder`, if nothing is done to its pictures."""
+    """Return the file and label of an item of torchvision's `ImageFolder`, if it has no transforms."""
     utils = sys.modules.get("torch.utils.data")
     if utils is not None and type(sequence) is utils.Subset:
         return _file_of(sequence.dataset, int(sequence.indices[index]))

@@ -1,4 +1,4 @@
-"""Sources of several splits: which there are, and how each is opened."""
+"""Splits of a source: their names, and how to open each."""
 
 import json
 import os
@@ -17,18 +17,18 @@ _FIRST = ("train", "training")
 
 
 def find_splits(spec: Any, *, names: Sequence[str] | None = None) -> dict[str, tuple[Any, str]]:
-    """Return the splits of a source that has several.
+    """Return the splits of a source.
 
     Args:
         spec: a dictionary of splits, such as `datasets.DatasetDict`; ``hf:NAME``; a folder written by `save_to_disk` or
             of parquet files; a folder or an archive whose folders are named like splits (``train``, ``val``, ...).
-        names: only these, in this order; None: all, training splits first, as their class names count for all.
+        names: splits to return, in this order; None: all, with the training split first, whose class names are used.
 
     Returns:
-        For each split's name, in lower case, what `open_source` takes: its spec, and its `split`.
+        The arguments of `open_source`, spec and `split`, by the name of the split in lower case.
 
     Raises:
-        SourceError: it has no splits, or none of such a name.
+        SourceError: the source has no splits, or not the named ones.
 
     Example:
         >>> from walloc_data.sources import find_splits
@@ -65,7 +65,7 @@ def _splits_of(spec: Any) -> dict[str, Any]:
     path = Path(text.removeprefix("folder:")).expanduser()
     if not path.is_dir():
         if (found := archive_of(path)) is None:
-            raise SourceError(f"{text}: has no splits that can be told: encode each by itself (--split NAME)")
+            raise SourceError(f"{text}: its splits are unknown: encode each separately (--split NAME)")
         folders = top_folders(*found, context=text)
     elif (path / "dataset_dict.json").is_file():
         return dict.fromkeys(_saved_splits(path / "dataset_dict.json"), text)

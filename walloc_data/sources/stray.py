@@ -1,4 +1,4 @@
-"""Names that are no part of a data set: what operating systems, disks and file servers leave between the pictures.
+"""Names of hidden and system files, which operating systems, disks and file servers create between pictures.
 
 Left out of folders and of tars, with everything below:
 
@@ -26,21 +26,21 @@ MAX_LISTED = 10
 
 
 def is_stray(name: str) -> bool:
-    """Return whether one part of a path is left out by the rule above."""
+    """Return whether one part of a path has such a name."""
     return (name.startswith(".") and name not in (".", "..")) or name.lower() in _STRAY_NAMES
 
 
 def are_splits(folders: Iterable[str]) -> bool:
-    """Return whether folders are named like splits, and so are no classes."""
+    """Return whether folders are named like splits instead of classes."""
     names = {name.lower() for name in folders}
     return bool(names) and names <= _SPLIT_NAMES
 
 
 def stray_note(strays: Counter[str]) -> tuple[str, ...]:
-    """Return one note that names what was left out by the rule, if anything was.
+    """Return a note on the hidden and system files that were left out, if any.
 
     Args:
-        strays: how often each name was met.
+        strays: number of occurrences of each name.
 
     Example:
         >>> from collections import Counter

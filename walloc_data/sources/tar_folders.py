@@ -1,4 +1,4 @@
-"""Class folders inside tars: an archive of one folder a class has its labels in its members' names."""
+"""Class folders inside tars, whose labels are in the names of members."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ __all__ = ["ClassFolders", "class_folders", "folder_of"]
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """The classes of an archive, and where in a path they stand."""
+    """Classes of an archive, and their position in paths."""
 
     depth: int  # folders above the class folders, the same in all paths
     names: tuple[str, ...]  # class i is the i-th, as `FolderSource` numbers them once the archive is unpacked
@@ -35,17 +35,17 @@ def folder_of(key: str) -> tuple[str, ...]:
 def class_folders(
     keys: Iterable[str], folders: Iterable[str], *, context: str, names: Sequence[str] | None
 ) -> ClassFolders | None:
-    """Find the class folders of samples with these keys; None where all samples lie in one folder.
+    """Find the class folders of samples with these keys; None if all samples are in one folder.
 
-    The class is the first folder below those that all paths share. Folders without pictures are classes too.
+    The class is the first folder below those that all paths share. Folders without pictures are classes, too.
 
     Args:
         keys: keys of the samples.
         folders: members that are folders.
-        names: class names from beside the tars: they number the classes if all the folders are among them.
+        names: class names from a file next to the tars; used if they include all folders.
 
     Raises:
-        SourceError: pictures lie beside the folders, or the folders are named like splits.
+        SourceError: there are pictures next to the folders, or the folders are named like splits.
     """
     found = {folder_of(key) for key in keys}
     depth = 0

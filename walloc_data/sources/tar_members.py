@@ -1,4 +1,4 @@
-"""Samples of a WebDataset tar as groups of members, found by reading headers only. A damaged tar says so."""
+"""Grouping of the members of a WebDataset tar into samples, by reading headers only, with detection of damage."""
 
 import os
 import re
@@ -18,8 +18,8 @@ from walloc_data.sources.stray import is_stray, listed, stray_note
 __all__ = ["DamagedTarError", "Group", "TarScan", "groups", "groups_in", "members_of"]
 
 MAX_HEADER_BYTES = 2**24  # of extended headers and long names
-_META_MEMBER = re.compile(r"__[^/]*__(/|$)")  # webdataset keeps these names for itself
-# What tarfile raises for headers that are damaged, or made to confuse it.
+_META_MEMBER = re.compile(r"__[^/]*__(/|$)")  # names reserved by webdataset
+# Exceptions of tarfile for damaged or hostile headers.
 _HEADER_ERRORS = (
     tarfile.TarError,
     struct.error,
@@ -34,29 +34,29 @@ class Group:
 
     key: str
     members: Mapping[str, tuple[int, int]]
-    problem: str | None = None  # why it cannot be used whatever its members hold
+    problem: str | None = None  # reason why the sample cannot be used
 
 
 @dataclass
 class TarScan:
-    """Record of what a walk over tars' headers met besides samples."""
+    """Members of tars that do not belong to samples."""
 
     strays: Counter[str] = field(default_factory=Counter)  # by name
     special: Counter[str] = field(default_factory=Counter)  # links and the like, by kind
     folders: set[str] = field(default_factory=set)
 
     def notes(self) -> tuple[str, ...]:
-        """Return what was left out, with numbers."""
+        """Return notes on members that are left out, with numbers."""
         special = (f"left out: members that are no plain files: {listed(self.special)}",) if self.special else ()
         return stray_note(self.strays) + special
 
 
 class DamagedTarError(SourceError):
-    """A tar that cannot be read to its end; what came before is whole."""
+    """The tar cannot be read to its end; samples before the damage are intact."""
 
 
 class _TarBytes:
-    """File that `tarfile` reads headers from, a part at a time, however much a damaged header asks for."""
+    """File for `tarfile`, with a limit on the bytes that a damaged header can request."""
 
     def __init__(self, read_at: Callable[[int, int], bytes], *, num_bytes: int) -> None:
         self._read_at, self.num_bytes, self._position = read_at, num_bytes, 0
@@ -87,8 +87,8 @@ def groups(path: Path, *, context: str, scan: TarScan | None = None) -> Iterator
     gives up; here each repetition is a sample of its own, with `copies` saying how many there are.
 
     Raises:
-        DamagedTarError: after the samples before the damage; one that may have lost members is not among them.
-        UnreadableError: the machine does not give it.
+        DamagedTarError: raised after the intact samples; a sample that may have lost members is left out.
+        UnreadableError: the file cannot be read from the disk.
     """
     with _bytes_of(path, context=context) as data:
         yield from _groups(data, context=context, scan=scan if scan is not None else TarScan())
@@ -98,8 +98,8 @@ def members_of(path: Path, *, context: str) -> Iterator[tarfile.TarInfo]:
     """Yield the members of a local tar, by reading headers only.
 
     Raises:
-        DamagedTarError: after the members before the damage.
-        UnreadableError: the machine does not give it.
+        DamagedTarError: raised after the intact members.
+        UnreadableError: the file cannot be read from the disk.
     """
     with _bytes_of(path, context=context) as data:
         for member in _members(data, context=context):
@@ -135,7 +135,7 @@ def _groups(data: _TarBytes, *, context: str, scan: TarScan) -> Iterator[Group]:
     extensions: set[str] | None = None  # of the sample before
     for member in _members(data, context=context):
         if isinstance(member, DamagedTarError):
-            if members and extensions == set(members):  # none is missing, by what the sample before has
+            if members and extensions == set(members):  # complete, compared with the previous sample
                 yield from _apart(key, members, problem)
             elif members:
                 member.args = (f"{member}. Its last sample, {key!r}, may have lost members, and is left out",)
@@ -160,9 +160,7 @@ def _groups(data: _TarBytes, *, context: str, scan: TarScan) -> Iterator[Group]:
 
 
 def _members(data: _TarBytes, *, context: str) -> Iterator[tarfile.TarInfo | DamagedTarError]:
-    """Yield members of a tar, and last what is wrong with it: `tarfile` takes a damaged header for the end,
-    silently.
-    """
+    """Yield the members of a tar, then an error if it is damaged: `tarfile` treats damaged headers as the end."""
 
     def damaged(reason: object) -> DamagedTarError:
         return DamagedTarError(f"{context}: not a readable tar, or damaged: {reason}")
@@ -227,8 +225,8 @@ def _apart(key: str, members: Mapping[str, list[tuple[int, int]]], problem: str 
     copies = max(map(len, members.values()))
     if copies > 1:
         problem = (
-            f"{copies} samples of this tar follow each other under the one name {key!r}: which label belongs to which "
-            "picture cannot be told; give each a name of its own"
+            f"{copies} consecutive samples of this tar have the same name {key!r}, so their labels are ambiguous: give "
+            "each its own name"
         )
     for number in range(copies):
         yield Group(key, {name: spans[number] for name, spans in members.items() if number < len(spans)}, problem)

@@ -1,4 +1,4 @@
-"""Samples of a WebDataset tar made into pictures with labels and columns, by one layout for the whole source."""
+"""Conversion of WebDataset samples to pictures with labels and columns, by one layout per source."""
 
 import json
 import os
@@ -42,9 +42,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")  # int() also takes 1_0 and digits of oth
 
 @dataclass(frozen=True)
 class Layout:
-    """Rules to make a sample of a group; found once, from the first picture, so that all samples have the same
-    fields.
-    """
+    """Layout of samples, determined by the first picture, so that all samples have the same fields."""
 
     image_column: str | None  # the extension of the picture; None: the first that looks like one
     label_from: str | None  # "cls", a field of the JSON, FOLDER, or None
@@ -55,7 +53,7 @@ class Layout:
 
 
 class _OpenTars:
-    """The few tars read last, kept open; none travels with a pickle."""
+    """Cache of the most recently read tars, kept open; not pickled."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
@@ -98,7 +96,7 @@ class _OpenTars:
 
 
 class Reader:
-    """Makes samples of groups, by one layout."""
+    """Converter of groups to samples, by one layout."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -108,13 +106,13 @@ class Reader:
     def sample(
         self, path: str, group: Group, *, name: str, folder_label: int | None = None, version: str | None = None
     ) -> Sample:
-        """Return the picture of a group, with its label and columns; what is wrong with it is the sample's problem.
+        """Return the picture of a group, with label and columns, or with a `problem`.
 
         Args:
-            version: of the tar; None: that of the file at `path`.
+            version: version of the tar; None: that of the file at `path`.
 
         Raises:
-            SourceError: the tar cannot be read, or not as far as it could be when it was opened.
+            SourceError: the tar cannot be read, or was truncated after it was opened.
         """
         layout = self.layout
         nothing: dict[str, Any] = dict.fromkeys(layout.columns)
@@ -177,7 +175,7 @@ def _json_member(tars: _OpenTars, path: str, group: Group) -> dict[str, Any]:
 
 
 def parse_meta(data: bytes) -> dict[str, Any]:
-    """Return a sample's JSON; ValueError says what is wrong with it."""
+    """Return the JSON of a sample; raise ValueError if it is invalid."""
     value = json.loads(data)
     if not isinstance(value, dict):
         raise ValueError("its JSON is not an object")
@@ -185,14 +183,14 @@ def parse_meta(data: bytes) -> dict[str, Any]:
 
 
 def picture_of(group: Group, image_column: str | None) -> tuple[int, int] | None:
-    """Return where a group's picture lies; None if it has none."""
+    """Return the position of a group's picture; None if it has none."""
     if image_column is not None:
         return group.members.get(image_column)
     return next((span for extension, span in group.members.items() if f".{extension}" in PICTURE_SUFFIXES), None)
 
 
 def left_out_members(group: Group, layout: Layout) -> list[str]:
-    """Return extensions of a group's members that no sample takes up."""
+    """Return the extensions of a group's unused members."""
     taken = (
         ({"cls"} if layout.label_from in (None, "cls") else set())
         | ({"json"} if layout.reads_json else set())
@@ -203,10 +201,10 @@ def left_out_members(group: Group, layout: Layout) -> list[str]:
 
 
 def json_of(path: str, group: Group, *, context: str) -> dict[str, Any]:
-    """Return the JSON of the first sample of a local tar, by which all others are read.
+    """Return the JSON of the first sample of a local tar, which determines the columns.
 
     Raises:
-        SourceError: it cannot be read.
+        SourceError: the sample cannot be read.
     """
     tars = _OpenTars()
     try:
@@ -229,7 +227,7 @@ def layout_of(
     """Return the layout of a source whose first group with a picture is `group`, with the JSON `meta`.
 
     Raises:
-        SourceError: it has no such label.
+        SourceError: the sample does not have this label.
     """
     label_from = None if label == "none" else label
     if label is None:
@@ -250,7 +248,7 @@ def layout_of(
     if label_from is not None and isinstance(meta.get(label_from), str) and not names:
         raise SourceError(
             f"{context}: labels are text, {meta[label_from][:MAX_LABEL_BYTES]!r} for the first sample: put a file "
-            "classnames.txt with all of them, one a line, beside the tars; or encode without labels with "
+            "classnames.txt with all of them, one per line, next to the tars; or encode without labels with "
             "label_column='none' (--label-column none), which keeps the text"
         )
     reads_text = TEXT in group.members and TEXT not in meta and image != TEXT
@@ -260,7 +258,7 @@ def layout_of(
 
 
 def image_extension(image_column: str | None) -> str | None:
-    """Return the extension that an argument `image_column` means."""
+    """Return the extension given by `image_column`."""
     return image_column.lower().removeprefix(".") if image_column else None
 
 
@@ -278,7 +276,7 @@ def no_picture(context: str, group: Group, image: str | None) -> SourceError:
 
 
 def misplaced_labels(context: str, number: int) -> SourceError:
-    """Return the error for labels that the first sample, after which all others are read, does not have."""
+    """Return the error for labels that the first sample, which determines the layout, does not have."""
     return SourceError(
         f"{context}: {number} samples have a label (.cls), but the first with a picture has none. Members of one "
         "sample must follow each other (tar --sort=name); label_column='none' (--label-column none) encodes "

@@ -1,4 +1,4 @@
-"""WebDataset tars: local ones are indexed and read by position, remote ones are read one by one, each whole."""
+"""WebDataset tars: local ones are indexed and read by position, remote ones are downloaded one by one."""
 
 import fnmatch
 import glob
@@ -43,7 +43,7 @@ __all__ = ["TarSource", "expand_urls", "open_tars"]
 _RANGE = re.compile(r"\{([^{}]*)\}")
 _DIGITS = re.compile(r"[0-9]{1,18}")
 MAX_TARS = 10**6
-_MEMBERS = ("cls", "json", TEXT)  # whose places `TarSource` keeps, after the picture's
+_MEMBERS = ("cls", "json", TEXT)  # members whose positions `TarSource` stores, after the picture
 
 
 def expand_urls(text: str) -> list[str]:
@@ -55,7 +55,7 @@ def expand_urls(text: str) -> list[str]:
 
 
 def _alternatives(text: str) -> list[list[str]]:
-    """Return what may stand at each place of a URL: one text outside of braces, several inside."""
+    """Return the alternatives of each part of a URL: one outside of braces, several inside."""
     places: list[list[str]] = []
     end = 0
     for match in _RANGE.finditer(text):
@@ -77,11 +77,11 @@ def _alternatives(text: str) -> list[list[str]]:
 
 
 class TarSource(Source):
-    """Local tars, by position. Their headers are read once, here; pictures when a worker asks for them.
+    """Source of local tars, read by position. Their headers are read once, when it is opened.
 
-    Labels are those of ``.cls`` members or of the JSON. Where there are neither, and samples are pictures alone that
-    lie in several folders, the folders are the classes, as they are for `FolderSource`. Class names come from a file
-    classnames.txt or classes.txt beside the tars, one name a line, or from the folders.
+    Labels are those of ``.cls`` members or of the JSON. Without both, if samples are only pictures in several folders,
+    the folders are the classes, as for `FolderSource`. Class names are those of the folders, or of a file
+    classnames.txt or classes.txt next to the tars, with one name per line.
     """
 
     kind = "wds"
@@ -96,7 +96,7 @@ class TarSource(Source):
         layout: Layout | None = None
         scan, others = TarScan(), Counter[str]()
         keys: list[str] = []
-        spans = array("q")  # a tar's number, then two numbers for each member
+        spans = array("q")  # number of the tar, then two numbers per member
         self._problems: dict[int, str] = {}  # by position
         first: tuple[str, Group] | None = None
         num_with_label_files = 0
@@ -108,7 +108,7 @@ class TarSource(Source):
                     if layout is None and picture is not None and group.problem is None:
                         meta = json_of(path, group, context=path)
                         layout = layout_of(group, meta, context=path, names=names, image=image, label=label_column)
-                    if layout is not None and picture is not None:  # a failure names its members itself
+                    if layout is not None and picture is not None:  # failures are reported separately
                         others.update(left_out_members(group, layout))
                     num_with_label_files += "cls" in group.members
                     if group.problem is not None:
@@ -149,7 +149,7 @@ class TarSource(Source):
     def _label_by_folders(
         self, keys: list[str], folders: set[str], layout: Layout, *, names: tuple[str, ...] | None
     ) -> Layout:
-        """Make labels of folders where they are classes, and give the layout that follows."""
+        """Set labels by folders if they are classes, and return the resulting layout."""
         asked = layout.label_from == FOLDER
         has_picture = self._spans[:, 0] >= 0
         pictures = [key for key, has in zip(keys, has_picture, strict=True) if has]
@@ -163,11 +163,11 @@ class TarSource(Source):
         found = class_folders(pictures, folders, context=self.location, names=names)
         if found is None:
             if asked:
-                raise SourceError(f"{self.location}: all its pictures lie in one folder, so folders are no labels")
+                raise SourceError(f"{self.location}: all its pictures are in one folder, so folders cannot be labels")
             return layout
         if 1 < len(pictures) == found.num_populated:
             raise SourceError(
-                f"{self.location}: each of its {len(pictures)} pictures lies in a folder of its own, so folders are no "
+                f"{self.location}: each of its {len(pictures)} pictures is in its own folder, so folders cannot be "
                 "labels: encode without labels with label_column='none' (--label-column none)"
             )
         self.class_names = found.names
@@ -208,7 +208,7 @@ def open_tars(
     label_column: str | None,
     storage_options: Mapping[str, Any] | None,
 ) -> Source:
-    """Return the source that fits ``wds:URLS``: by position where all tars are local, in fragments otherwise."""
+    """Open ``wds:URLS``: by position if all tars are local, in fragments otherwise."""
     location = f"wds:{text}"
     urls = expand_urls(text)
     remote = ["://" in url and not url.startswith("file://") for url in urls]
