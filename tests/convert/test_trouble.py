@@ -141,7 +141,7 @@ NO_RIGHT = "[path.chmod(0) for path in Path(source).rglob('*.jpg')]"
         (
             NO_MEMORY,
             r"(ConversionError class_0/004y\.jpg \(source index 6\): .*out of memory\. Finished shards are kept"
-            r"|UnreadableError .*sample 6: cannot be read \(memory ran out\))",
+            r"|UnreadableError .*sample 6: cannot be read \(out of memory\))",
         ),
         (NO_RIGHT, r"UnreadableError .*cannot be read \(Permission denied\)"),
     ],

@@ -97,7 +97,7 @@ def test_a_state_of_another_global_batch_names_both_and_the_remedy(dataset: Late
         other.load_state_dict(state)
     with pytest.raises(StateError, match=r"has 12 \(3 ranks x 4\): .*=8, on a number of ranks that divides it$"):
         make(batch_size=4, drop_last=True, rank=0, world_size=3).load_state_dict(state)
-    with pytest.raises(StateError, match=r"those of 4: .*load the state after torch.distributed.init_process_group$"):
+    with pytest.raises(StateError, match=r"has 4: .*load the state after torch.distributed.init_process_group$"):
         make(batch_size=4, drop_last=True).load_state_dict(state)
     make(global_batch_size=8, drop_last=True, rank=0, world_size=4).load_state_dict(state)  # the remedy
     make(batch_size=8, drop_last=True).load_state_dict(state)
