@@ -187,7 +187,7 @@ def plain_type(kind: Any) -> Any:
         >>> import pyarrow
         >>> from walloc_data.tables import plain_type
         >>> plain_type(pyarrow.list_(pyarrow.dictionary(pyarrow.int32(), pyarrow.string())))
-        ListType(list<element: string>)
+        ListType(list<item: string>)
     """
     import pyarrow as pa
 
@@ -325,7 +325,7 @@ def read_shards(data: bytes, *, num_shards: int, root: str, context: str) -> tup
         >>> from walloc_data.tables import read_shards
         >>> read_shards(b"", num_shards=1, root="", context="train.shards.parquet")
         Traceback (most recent call last):
-        walloc_data.errors.FormatError: train.shards.parquet: not a list of shards (...)
+        walloc_data.errors.FormatError: train.shards.parquet: not a parquet file, or cut short
     """
     texts, numbers = ("name", "sha256"), ("num_samples", "num_bytes")
     records: list[ShardRecord] = []
