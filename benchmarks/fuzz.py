@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -89,12 +90,12 @@ def main() -> None:
         while time.monotonic() < until:
             command = [sys.executable, "-m", "benchmarks.fuzz", "--child", folder, "--first-seed", str(seed)]
             with subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, cwd=ROOT
             ) as process:
                 assert process.stdout is not None
                 begun = None
-                for line in process.stdout:
-                    word, number, what = (*line.rstrip("\n").split(" ", 2), "")[:3]
+                while select.select([process.stdout], [], [], 3 * SECONDS)[0] and (line := process.stdout.readline()):
+                    word, number, what = (*line.decode().rstrip("\n").split(" ", 2), "")[:3]
                     if word == "begin":
                         begun = int(number)
                     elif word == "end":
@@ -103,11 +104,11 @@ def main() -> None:
                             failed[int(number)] = what
                             print(f"{number}: {what}", flush=True)
                     if time.monotonic() > until:
-                        process.kill()
                         break
+                process.kill()  # it has ended, the time has, or it hangs
                 code = process.wait()
             if begun is not None and time.monotonic() < until:
-                failed[begun] = f"its process ended with {code}"
+                failed[begun] = f"its process ended with {code}, or did nothing for three minutes"
                 print(f"{begun}: {failed[begun]}", flush=True)
                 seed = begun + 1
     print(f"{count} cases from seed {first} on, {len(failed)} failed")

@@ -97,7 +97,7 @@ class Base:
                 tar.add(path.with_suffix(".json"), f"{i:03d}.json")
         (sources / "cls").unlink()
         rows = [path.read_bytes() for path in pictures if path.suffix == ".png"]
-        table = pa.table({"image": [{"bytes": row, "path": None} for row in rows], "label": [0, 1] * (len(rows) // 2)})
+        table = pa.table({"image": rows, "label": [0, 1] * (len(rows) // 2)})
         pq.write_table(table, sources / "rows.parquet")
 
     def _read(self, url: Any, cache: str) -> list[bytes]:
@@ -331,7 +331,11 @@ class Case:
             damaged = self.work / path.name
             damaged.write_bytes(mutated(path.read_bytes(), self.random))
             spec = f"wds:{damaged}" if path.name == "samples.tar" or self.random.random() < 0.2 else str(damaged)
-            code = main(["encode", spec, str(out), "--size", "48", "--codec", "klt-16x", "--samples-per-shard", "3"])
+            options = ["--size", "48", "--codec", "klt-16x", "--samples-per-shard", "3"]
+            if path.suffix == ".parquet":
+                options += ["--image-column", "image", *self.random.choice([[], ["--streaming"]])]
+            options += self.random.choice([[], ["--on-error", "record-unreadable"]])
+            code = main(["encode", spec, str(out), *options])
         if code == 0 and main(["verify", str(out)]) != 0:
             raise AssertionError("a data set was made that is damaged")
 

@@ -119,6 +119,10 @@ def test_sparse_members_are_failures_not_other_pixels(form: str, tmp_path: Path)
     assert source.read(0).problem is None
     assert source.read(1).problem == "its member .bmp is stored as a sparse file (tar --sparse), which is not read"
     assert source.num_items == 2
+    assert [(sample.name, sample.problem) for sample in open_source(tmp_path / "a.tar").stream()] == [
+        ("0.png", None),
+        ("1.bmp", "cannot be read: it is stored as a sparse file (tar --sparse), which is not read"),
+    ]
 
 
 @pytest.mark.parametrize("text", ["1_0", "+1", "\u0663", "1.0", "0x1", "9" * 200])

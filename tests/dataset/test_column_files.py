@@ -29,7 +29,10 @@ def made(tmp_path: Path, values: list[Any], kind: ColumnType) -> ArrayColumn | L
     target = tmp_path / ("x.npy" if kind.is_array else "x.arrow")
     with path.open("rb") as file:
         checksummed.checksummed_file(
-            target, lambda out: write_column(file, "x", kind, num_rows=len(values), file=out), what="column"
+            target,
+            lambda out: write_column(file, "x", kind, num_rows=len(values), file=out),
+            what="column",
+            max_bytes=2**30,
         )
     return ArrayColumn(target, "x") if kind.is_array else ListColumn(target, "x", kind)
 

@@ -22,7 +22,8 @@ from walloc_data.adapters import create_latent_model, load_latent_model, save_la
 from walloc_data.cli import main
 from walloc_data.codec import model as codec_model
 from walloc_data.convert import decode
-from walloc_data.errors import FormatError, ModelError
+from walloc_data.errors import FormatError, ModelError, SourceError
+from walloc_data.sources import open_source
 from walloc_data.thrift import thrift_struct
 
 Within = Callable[..., AbstractContextManager[None]]
@@ -146,6 +147,19 @@ def test_a_page_that_claims_2_gigabytes_is_refused_before_they_are_asked_for(
         LatentDataset(root)
     with within(num_bytes=2**28):
         assert main(["verify", str(root)]) != 0
+
+
+def test_a_source_of_parquet_that_claims_2_gigabytes_is_refused_before_they_are_asked_for(
+    whole: Path, tmp_path: Path, within: Within
+) -> None:
+    data = (whole.parent / "pictures" / "cat" / "0.png").read_bytes()
+    table = pa.table({"image": [data] * 3, "label": [0, 1, 0]})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    assert open_source(tmp_path / "a.parquet", image_column="image").num_items == 3
+    page_that_claims(tmp_path / "a.parquet", column=0, num_bytes=2**31 - 1)
+    for streaming in (False, True):
+        with within(num_bytes=2**29), pytest.raises(SourceError, match=r"a.parquet: row group 0, .* unpacks to 214748"):
+            open_source(tmp_path / "a.parquet", image_column="image", streaming=streaming)
 
 
 def _text(values: pa.Array, times: int) -> pa.Table:

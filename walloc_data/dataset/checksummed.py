@@ -38,19 +38,20 @@ class Mapped:
             raise FormatError(f"{self._path}: was cut short while it was read: open the data set again")
 
 
-def checksummed_file(path: Path, write: Callable[[BinaryIO], None], *, what: str) -> Path:
+def checksummed_file(path: Path, write: Callable[[BinaryIO], None], *, what: str, max_bytes: int) -> Path:
     """Return the path of an intact file; it is written first if it is missing or damaged.
 
     Args:
         path: path in the cache folder.
         write: function that writes the open file and leaves it at its end.
         what: description of the content, for errors of the disk.
+        max_bytes: a longer file is damaged, and is not read to find that out.
     """
     with cache_errors(path.parent, what=what):
-        if not _is_whole(path):  # an existing file may belong to another user: read it without a lock
+        if not _is_whole(path, max_bytes):  # an existing file may belong to another user: read it without a lock
             path.parent.mkdir(parents=True, exist_ok=True)
             with file_lock(path.with_suffix(".lock")):
-                if not _is_whole(path):  # not written by another process meanwhile
+                if not _is_whole(path, max_bytes):  # not written by another process meanwhile
                     _write(path, write)
     return path
 
@@ -64,12 +65,12 @@ def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
         file.write(digest)
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(path: Path, max_bytes: int) -> bool:
     """Return whether a file exists and matches its checksum."""
     try:
         with open_regular(path) as file:
             left = os.fstat(file.fileno()).st_size - DIGEST_BYTES
-            if left <= 0:
+            if not 0 < left <= max_bytes:
                 return False
             digest = hashlib.sha256()
             while left > 0 and (data := file.read(min(left, 2**20))):

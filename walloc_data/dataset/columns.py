@@ -5,6 +5,7 @@ in pieces of 1024 rows. The files are shared by all processes of the machine, an
 """
 
 import json
+import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -19,9 +20,18 @@ from walloc_data.dataset.order import Ints
 from walloc_data.errors import FormatError, LoaderError
 from walloc_data.format import INDEX_COLUMNS, MIRROR_INDEX_COLUMNS, SOURCE_INDEX_COLUMNS, ColumnType, SplitRecord
 from walloc_data.parquet import batches, open_parquet
-from walloc_data.tables import arrow_type, plain_type, text_of
+from walloc_data.tables import MAX_TEXT_BYTES, arrow_type, plain_type, text_of
 
-__all__ = ["ArrayColumn", "Column", "ListColumn", "check_names", "column_types", "unknown_column", "write_column"]
+__all__ = [
+    "ArrayColumn",
+    "Column",
+    "ListColumn",
+    "check_names",
+    "column_types",
+    "max_column_bytes",
+    "unknown_column",
+    "write_column",
+]
 
 _PIECE_ROWS = 1024
 _OPEN_PIECES = 4096
@@ -112,6 +122,11 @@ class ListColumn:
 
 
 Column = ArrayColumn | ListColumn
+
+
+def max_column_bytes(kind: ColumnType, num_rows: int) -> int:
+    """Return how long a column's file in the cache can be at most."""
+    return 2**16 + num_rows * (8 * math.prod(kind.shape) if kind.is_array else 2 * MAX_TEXT_BYTES)
 
 
 def write_column(parquet: BinaryIO, name: str, kind: ColumnType, *, num_rows: int, file: BinaryIO) -> None:

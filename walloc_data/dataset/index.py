@@ -19,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from walloc_data.dataset.checksummed import Mapped, checksummed_file
-from walloc_data.dataset.columns import ArrayColumn, Column, ListColumn, column_types, unknown_column, write_column
+from walloc_data.dataset.columns import (
+    ArrayColumn,
+    Column,
+    ListColumn,
+    column_types,
+    max_column_bytes,
+    unknown_column,
+    write_column,
+)
 from walloc_data.errors import FormatError, StorageError, WallocDataError
 from walloc_data.files import open_regular
 from walloc_data.format import MIRROR_INDEX_COLUMNS, OPTIONAL_INDEX_COLUMNS, CodecSpec, ColumnType, SplitRecord
@@ -108,7 +116,9 @@ def load_index(store: Store, *, split: str, record: SplitRecord, spec: CodecSpec
             for rows in parquet.rows(spec):
                 file.write(rows.data)
 
-        checksummed_file(path, write, what=f"the index of {store.url}")
+        checksummed_file(
+            path, write, what=f"the index of {store.url}", max_bytes=4096 + INDEX_ROW.itemsize * record.num_samples
+        )
     return SplitIndex(path, record.num_samples)
 
 
@@ -149,7 +159,12 @@ def load_columns(
                 with parquet.reading() as index:
                     write_column(index, name, kind, num_rows=record.num_samples, file=file)
 
-            checksummed_file(path, write, what=f"column {name!r} of the index of {store.url}")
+            checksummed_file(
+                path,
+                write,
+                what=f"column {name!r} of the index of {store.url}",
+                max_bytes=max_column_bytes(kind, record.num_samples),
+            )
             found[name] = ArrayColumn(path, name) if kind.is_array else ListColumn(path, name, kind)
     return found
 

@@ -37,7 +37,7 @@ __all__ = ["SUFFIXES", "ArchiveSource", "archive_of", "open_archive", "top_folde
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 SUFFIXES = (".zip", ".tar", *_COMPRESSED)
 MAX_MEMBER_BYTES = 2**31
-_STORED, _DEFLATED, _ENCRYPTED, _OTHER = 0, 1, 2, 3  # storage methods of members
+_STORED, _DEFLATED, _ENCRYPTED, _OTHER, _SPARSE = 0, 1, 2, 3, 4  # storage methods of members
 _LOCAL_HEADER_BYTES = 30  # of a ZIP file's member, before its name
 
 
@@ -118,6 +118,8 @@ class ArchiveSource(FolderSource):
         offset, num_stored, num_bytes, method, crc32 = self._spans[suffix][index].tolist()
         if method == _ENCRYPTED:
             raise ValueError("it is encrypted")
+        if method == _SPARSE:
+            raise ValueError("it is stored as a sparse file (tar --sparse), which is not read")
         if method == _OTHER:
             raise ValueError("it is compressed by another method than deflate")
         if num_bytes > MAX_MEMBER_BYTES:
@@ -213,10 +215,11 @@ def _tar_members(file: Path, found: Listing, folders: set[str], *, context: str)
             continue
         if info.isdir():
             folders.add(path)
-        elif not info.isreg() or info.issparse():
+        elif not info.isreg():
             found.others["links and other special members"] += 1
         else:
-            yield _Member(path, info.size, info.offset_data, info.size, _STORED, -1)
+            method = _SPARSE if info.issparse() else _STORED
+            yield _Member(path, info.size, info.offset_data, info.size, method, -1)
 
 
 def _unpacked_headers(file: Path, *, context: str) -> Iterator[tarfile.TarInfo]:

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from walloc_data.errors import MissingExtraError, SourceError
+from walloc_data.errors import FormatError, MissingExtraError, SourceError
+from walloc_data.parquet import check_parquet
 from walloc_data.sources.base import fingerprint
 
 __all__ = ["import_datasets", "load_hub", "load_parquet", "load_saved", "split_names"]
@@ -52,16 +53,29 @@ def split_names(name: str, *, location: str) -> list[str]:
 
 def load_parquet(files: list[str] | Path, *, split: str, streaming: bool, location: str) -> tuple[Any, str]:
     """Load parquet files, or a folder of them with splits in their names; return the data set and its identity."""
+    paths = sorted(files.rglob("*.parquet")) if isinstance(files, Path) else [Path(file) for file in files]
+    for path in paths:
+        _check_claims(path)
     if isinstance(files, Path):
-        paths = sorted(files.rglob("*.parquet"))
         dataset = _load(str(files), None, split=split, streaming=streaming, location=location)
         root = files
     else:
-        paths = [Path(file) for file in files]
         dataset = _load("parquet", None, split="train", streaming=streaming, location=location, data_files=files)
         root = None
     sizes = [(str(path.relative_to(root)) if root else path.name, path.stat().st_size) for path in paths]
     return dataset, fingerprint([split if root else "", *sizes])
+
+
+def _check_claims(path: Path) -> None:
+    """Refuse a file that would make `datasets` ask for gigabytes that it does not hold."""
+    try:
+        check_parquet(path, context=str(path))
+    except FormatError as error:
+        raise SourceError(str(error)) from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # pyarrow raises many kinds on damaged files
+        raise SourceError(f"{path}: not a readable parquet file ({type(error).__name__}: {error})") from error
 
 
 def load_saved(folder: Path, *, split: str, streaming: bool, location: str) -> tuple[Any, str]:

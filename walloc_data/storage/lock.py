@@ -110,15 +110,19 @@ def _refusal(path: Path) -> str | None:
         import fcntl
     except ImportError:
         return None  # Windows has locks everywhere
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer would be waited for
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+        descriptor = os.open(path, flags | os.O_CREAT, 0o666)
     except PermissionError:
         if not path.exists():
             raise
-        descriptor = os.open(path, os.O_RDONLY)  # another user's in a folder like /tmp, where O_CREAT fails
+        descriptor = os.open(path, flags)  # another user's in a folder like /tmp, where O_CREAT fails
     try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "a pipe, a device or a folder, not a lock file: remove it", os.fspath(path))
         # All users of a shared cache may lock the file; nothing is ever written into it.
-        if (found := os.fstat(descriptor)).st_uid == os.geteuid() and found.st_mode & 0o666 != 0o666:
+        if found.st_uid == os.geteuid() and found.st_mode & 0o666 != 0o666:
             os.fchmod(descriptor, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # only a test: fails on file systems without locks
     except OSError as error:
