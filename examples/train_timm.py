@@ -33,6 +33,7 @@ import os
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         view="resize" if resized else "whole",
         **args.model_kwargs,
     ).to(device)
+    model.latent_config = replace(model.latent_config, task=task.kind)  # --task may say what the column does not
     summary = summarize(model)
     progress.line(str(summary))
     mixup = Mixup(args.mixup, args.cutmix, prob=1.0, mode="batch")

@@ -13,6 +13,8 @@ from PIL import Image
 
 from walloc_data import LatentDataset, encode_dataset
 from walloc_data.adapters import latent_config, load_latent_model
+from walloc_data.errors import ModelError
+from walloc_data.serving import load_classifier
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -101,6 +103,9 @@ def test_numbers_are_learned_and_given_in_their_own_units(train: Any, latents: P
     assert known.sum() == 39  # one has no value: it is neither learned nor scored
     error = (outputs[:, 0] - targets)[known].abs().mean()
     assert history[-1]["ema_mae"] == pytest.approx(float(error), rel=1e-4)
+    assert latent_config(load_latent_model(tmp_path / "run" / "model")).task == "numbers"
+    with pytest.raises(ModelError, match="gives numbers, no classes to name"):
+        load_classifier(tmp_path / "run" / "model").predict([np.zeros((32, 32, 3), np.uint8)])
     spread = (targets[known] - targets[known].mean()).abs().mean()
     assert min(row["mae"] for row in history) < 0.6 * spread  # what the mean alone would give
 
@@ -121,6 +126,10 @@ def test_several_labels_are_learned_from_lists_of_classes_and_from_flags(
     assert max(row["map"] for row in history) > 85  # without a look at the pictures: some 57
     config = latent_config(load_latent_model(tmp_path / "run" / "model"))
     assert (config.num_classes, config.class_names) == (3, tuple(COLOURS) if target == "tints" else None)
+    green = np.zeros((32, 32, 3), np.uint8) + np.array([5, 200, 5], np.uint8)
+    [found] = load_classifier(tmp_path / "run" / "model").predict([green])
+    assert sum(probability for _, probability in found.top) != pytest.approx(1, abs=1e-3)  # each label's own
+    assert {name for name, _ in found.top} == ({*COLOURS} if target == "tints" else {"0", "1", "2"})
 
 
 def test_average_precision_takes_equal_scores_together_and_leaves_out_what_is_unknown(example: Any) -> None:

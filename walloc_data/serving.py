@@ -41,7 +41,7 @@ __all__ = ["PictureClassifier", "Prediction", "attach_codec", "load_classifier",
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted classes of one picture, with probabilities.
+    """Predicted classes of one picture, with probabilities; those of several labels are independent of each other.
 
     Example:
         >>> from walloc_data.serving import load_classifier
@@ -153,7 +153,12 @@ class PictureClassifier(nn.Module):
 
     @torch.inference_mode()
     def predict(self, pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], *, top: int = 5) -> list[Prediction]:
-        """Classify PIL images or arrays (H, W, 3) uint8."""
+        """Classify PIL images or arrays (H, W, 3) uint8.
+
+        Raises:
+            ModelError: the model gives numbers or feature maps: call the classifier itself for these.
+        """
+        self._check_names_classes()
         results = []
         for i, picture in enumerate(pictures):
             image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
@@ -173,7 +178,9 @@ class PictureClassifier(nn.Module):
 
         Raises:
             SourceError: a file is not a picture, or a folder contains none.
+            ModelError: the model gives numbers or feature maps.
         """
+        self._check_names_classes()
         chosen = settings or EncodeSettings()
         results: list[Prediction] = []
         for name, read in _files(paths):  # one picture at a time, to bound memory
@@ -185,12 +192,21 @@ class PictureClassifier(nn.Module):
             results.append(self._predict_one(image, name=name, top=top))
         return results
 
+    def _check_names_classes(self) -> None:
+        given = "feature maps" if self.config.features is not None else self.config.task
+        if given in ("feature maps", "numbers"):
+            raise ModelError(
+                f"this {self.config.name} gives {given}, no classes to name: classifier(pictures) returns them, for "
+                "pictures (N, 3, H, W) uint8"
+            )
+
     def _predict_one(self, image: Image.Image, *, name: str, top: int) -> Prediction:
         self.eval()
         device = next(self.model.parameters()).device
         array = resize_and_crop(image, settings=self._sizes)
         picture = torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].to(device)
-        probabilities = self(picture).softmax(1)[0].cpu()
+        logits = self(picture)[0].cpu()
+        probabilities = logits.sigmoid() if self.config.task == "labels" else logits.softmax(0)
         best = probabilities.topk(min(top, len(probabilities)))
         ranked = tuple(
             (self._class_name(label), value)

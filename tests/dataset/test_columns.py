@@ -412,6 +412,7 @@ def test_a_model_has_as_many_outputs_as_its_target_asks_for(
     data = LatentDataset(encoded, target=target)
     model = create_latent_model("test_convnext", dataset=data)
     assert (model.num_classes, model.latent_config.class_names) == (num_classes, names)
+    assert model.latent_config.task == ("labels" if num_classes == 3 else "numbers")
     latents = next(iter(data.loader(batch_size=2)))[0]
     assert model.eval()(latents).shape == (2, num_classes)
 

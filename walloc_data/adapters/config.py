@@ -13,7 +13,7 @@ from walloc_data.errors import ModelError
 from walloc_data.format import CodecSpec
 from walloc_data.format.checks import shown
 
-__all__ = ["LatentModelConfig", "View", "latent_config", "stem_module", "stem_of", "unwrap"]
+__all__ = ["LatentModelConfig", "Task", "View", "latent_config", "stem_module", "stem_of", "unwrap"]
 
 # What would fetch or open other files, or is a parameter of its own. A saved model's config is not trusted with these.
 _RESERVED_KWARGS = {
@@ -21,6 +21,7 @@ _RESERVED_KWARGS = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "scriptable",
 }  # fmt: skip
 
+Task = Literal["classes", "labels", "numbers"]
 View = Literal["whole", "resize", "crop"]
 
 
@@ -41,6 +42,7 @@ class LatentModelConfig:
     input_shape: tuple[int, int, int]  # (latent_dim, h, w) in cells
     num_classes: int
     class_names: tuple[str, ...] | None = None
+    task: Task = "classes"  # what outputs stand for: one class of several, any of several labels, or numbers
     normalization: Normalization = "standard"
     stem_kernel_cells: int | None = None  # None: the family's own
     stem_bias: bool | None = None
@@ -84,6 +86,7 @@ class LatentModelConfig:
             "geometry": ("skip_early", "all_stages", "pixel_grid"),
             "normalization": ("standard", "expand"),
             "stem_padding": ("zeros", "circular"),
+            "task": ("classes", "labels", "numbers"),
             "view": ("whole", "resize", "crop"),
         }
         for name, allowed in choices.items():
@@ -117,7 +120,7 @@ def _check_types(config: LatentModelConfig) -> None:
     """Raise ModelError for fields of other types than a config has; nothing is built on the word of a wrong one."""
     kinds: dict[str, tuple[type, ...]] = {
         "name": (str,), "geometry": (str,), "num_classes": (int,), "normalization": (str,), "stem_padding": (str,),
-        "view": (str,), "stem_bias": (bool, type(None)), "stem_kernel_cells": (int, type(None)),
+        "task": (str,), "view": (str,), "stem_bias": (bool, type(None)), "stem_kernel_cells": (int, type(None)),
         "size_px": (int, type(None)),
     }  # fmt: skip
     for name, kind in kinds.items():

@@ -7,12 +7,12 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
-from walloc_data.adapters.config import LatentModelConfig, View, latent_config, unwrap
+from walloc_data.adapters.config import LatentModelConfig, Task, View, latent_config, unwrap
 from walloc_data.adapters.families import find_family
 from walloc_data.adapters.feature_maps import LatentFeatures
 from walloc_data.adapters.folding import copy_pixel_weights
 from walloc_data.adapters.macs import check_input_shape, count_macs
-from walloc_data.adapters.outputs import HasTarget, Outputs, names_of_target, outputs_of
+from walloc_data.adapters.outputs import HasTarget, Outputs, names_of_target, outputs_of, task_of
 from walloc_data.adapters.pretrained import Pretrained, pixel_model
 from walloc_data.adapters.residual_stem import ResidualStem
 from walloc_data.adapters.sites import Geometry, Grid
@@ -135,6 +135,7 @@ def create_latent_model(
         torch.Size([8, 2])
     """
     outputs: Outputs = None, None
+    task: Task = "classes"
     sizes: dict[str, Any] = {}
     if dataset is not None:
         manifest = _manifest(dataset)
@@ -143,6 +144,7 @@ def create_latent_model(
             statistics, input_shape = statistics or dataset.statistics, input_shape or dataset.latent_shape
             if not features_only:
                 outputs = outputs_of(dataset) if num_classes is None else (num_classes, names_of_target(dataset))
+                task = task_of(dataset, num_classes=outputs[0] or 0)
         else:
             record = manifest.split(
                 str(split or "train"),
@@ -173,6 +175,7 @@ def create_latent_model(
         input_shape=(int(input_shape[0]), int(input_shape[1]), int(input_shape[2])),
         num_classes=num_classes,
         class_names=class_names if class_names is not None and len(class_names) == num_classes else None,
+        task=task,
         normalization=normalization,
         stem_kernel_cells=stem_kernel_cells,
         stem_bias=stem_bias,

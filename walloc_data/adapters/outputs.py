@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from walloc_data.adapters.config import Task
 from walloc_data.errors import ModelError
 from walloc_data.format import ChannelStatistics
 
-__all__ = ["HasTarget", "Outputs", "names_of_target", "outputs_of"]
+__all__ = ["HasTarget", "Outputs", "names_of_target", "outputs_of", "task_of"]
 
 Outputs = tuple[int | None, tuple[str, ...] | None]  # how many, and their names
 
@@ -34,6 +35,19 @@ def names_of_target(data: HasTarget) -> tuple[str, ...] | None:
     """Return the class names of a data set's target; None where it has none."""
     target = data.form.target
     return data.class_names if target in (None, "label") else data.column_classes.get(target)
+
+
+def task_of(data: HasTarget, *, num_classes: int) -> Task:
+    """Return what so many outputs stand for where they learn a data set's target."""
+    target = data.form.target
+    if target in (None, "label"):
+        return "classes"
+    dtype, shape = data.column_form(target)
+    if len(shape) == 1:
+        return "numbers" if dtype.startswith("float") else "labels"
+    if dtype in ("list", "bool"):
+        return "labels"
+    return "classes" if num_classes > 1 else "numbers"
 
 
 def outputs_of(data: HasTarget) -> Outputs:

@@ -114,6 +114,8 @@ class LatentDataset(IndexedPart):
             raise LoaderError(f"cache must be 'shards' or 'array', not {cache!r}")
         if window_shards is not None and window_shards < 1:
             raise LoaderError(f"window_shards must be at least 1, not {window_shards}")
+        if not isinstance(seed, int | np.integer):
+            raise LoaderError(f"seed must be an integer, not {seed!r}")
         if num_threads < 1:
             raise LoaderError(f"num_threads must be at least 1, not {num_threads}")
         store = open_store(url, storage_options)
