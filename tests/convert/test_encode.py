@@ -208,7 +208,7 @@ def test_every_picture_is_a_sample_or_a_failure(mixed: Path, tmp_path: Path) -> 
     assert "Failures are listed in failures/train.jsonl" in str(summary)
     lines = [json.loads(line) for line in (out / "failures" / "train.jsonl").read_text().splitlines()]
     assert {line["name"]: line["reason"] for line in lines} == {
-        "class_0/text.jpg": "not a picture in a format that is read",
+        "class_0/text.jpg": "not a picture in a supported format",
         "class_1/empty.png": "0 bytes",
         "class_1/gone.jpg": "a link to a file that is not there",
     }

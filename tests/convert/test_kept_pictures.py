@@ -107,7 +107,7 @@ def test_values_are_never_converted() -> None:
     for values in (rgba, rgba[..., :3], rgba[..., 0] > 99):
         kept = kept_picture(as_bytes(Image.fromarray(values)), size=(6, 4), settings=settings)
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(kept))), values)
-    with pytest.raises(PictureError, match="pixels of mode CMYK are not kept"):
+    with pytest.raises(PictureError, match="pixels of mode CMYK are not supported"):
         kept_picture(as_bytes(Image.new("CMYK", (6, 4)), "TIFF"), size=(6, 4), settings=settings)
     with pytest.raises(PictureError, match="6 x 4 pixels; at most 20 are read"):
         kept_picture(as_bytes(Image.fromarray(rgba)), size=(6, 4), settings=EncodeSettings(max_pixels=20))
@@ -124,7 +124,7 @@ def test_masks_go_along_when_data_sets_are_changed(tmp_path: Path) -> None:
         assert verify_dataset(tmp_path / name, progress=False).problems == ()
         assert len(members(tmp_path / name, ".mask.png")) == number
     encode_dataset(table(range(30, 32)), tmp_path / "plain", image_column="image", progress=False)
-    with pytest.raises(FormatError, match=r"second pictures .* are not those of both parts"):
+    with pytest.raises(FormatError, match=r"second pictures .* of the two parts differ"):
         merge_datasets(tmp_path / "c", tmp_path / "plain", tmp_path / "d")
 
 

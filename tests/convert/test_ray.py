@@ -75,7 +75,7 @@ def test_a_node_that_goes_away_midway_changes_no_byte(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "removed 1 made 36 0" in result.stdout
-    assert "stopped class_0/x.jpg (source index 1): not a picture in a format that is read. Stopped" in result.stdout
+    assert "stopped class_0/x.jpg (source index 1): not a picture in a supported format. Stopped" in result.stdout
     assert hashes(tmp_path / "out") == hashes(tmp_path / "reference")
     assert "streamed 3 9 6" in result.stdout
     assert hashes(tmp_path / "out-stream") == hashes(tmp_path / "reference-stream")

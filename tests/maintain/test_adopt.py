@@ -102,7 +102,7 @@ def test_settings_say_how_the_pictures_were_prepared(published: tuple[Path, list
     adopt_dataset(path, tmp_path / "out", codec="rgb-16x-v1", resize="shorter:72", progress=False)
     assert LatentDataset(tmp_path / "out").manifest.settings.resize == "shorter"
     assert_whole(tmp_path / "out")
-    with pytest.raises(FormatError, match="the mirrored latent of a picture cannot be made"):
+    with pytest.raises(FormatError, match="mirrored latents need the pictures"):
         adopt_dataset(path, tmp_path / "other", codec="rgb-16x-v1", mirror=True)
     with pytest.raises(SettingsMismatchError, match="begun differently"):  # its pictures are no latents
         encode_dataset(path, tmp_path / "out", progress=False)
@@ -160,7 +160,7 @@ def test_other_lossless_files_are_stored_as_webp_and_what_is_no_latent_is_a_fail
 
 
 def test_photographs_are_not_taken_for_latents(kodak: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(CodecError, match=r"no latents: decoded by codec 'rgb-16x-v1' .* Are they pictures\?"):
+    with pytest.raises(CodecError, match=r"not latents: decoded by codec 'rgb-16x-v1' .* If these are pictures"):
         adopt_dataset([path.read_bytes() for path in kodak[:3]], tmp_path / "out", codec="rgb-16x-v1", progress=False)
     with pytest.raises(SourceError, match="holds no latents of this codec: 0: not a lossless picture"):
         adopt_dataset([b"text"], tmp_path / "out", codec="rgb-16x-v1", progress=False)

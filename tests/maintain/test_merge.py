@@ -115,7 +115,7 @@ def test_what_cannot_be_merged_is_said(encode_items: Encode, tmp_path: Path) -> 
     encode_dataset([np.zeros((8, 8, 3), np.uint8)], tmp_path / "b", progress=False)
     with pytest.raises(FormatError, match="one part has labels and the other has none"):
         merge_datasets(first, tmp_path / "b", tmp_path / "c")
-    with pytest.raises(StorageError, match="there is a data set already: choose a new folder"):
+    with pytest.raises(StorageError, match="contains a data set already: choose a new folder"):
         merge_datasets(first, first, tmp_path / "b")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
@@ -139,7 +139,7 @@ def test_new_pictures_come_behind_those_that_are_there(encode_items: Encode, tmp
     assert contents(out, "val") == val
     assert LatentDataset(out).manifest.class_names == ("ant", "bee", "cow")
     assert {path: path.stat().st_ino for path in inodes} == inodes
-    with pytest.raises(SourceError, match=r"has these pictures already .*again=True \(--again\) adds them once more"):
+    with pytest.raises(SourceError, match=r"has these pictures already .*use again=True \(--again\)"):
         append_dataset(items(range(20, 27), ("bee", "cow")), out, progress=False)
     remove_samples(out, split="train", classes=["cow"])
     assert_whole(out)
@@ -159,7 +159,7 @@ def test_an_interrupted_append_goes_on_and_another_is_refused_until_it_is_forgot
             append_dataset(items(range(10, 20), ("ant",)), out, progress=False)
     assert contents(out) == before
     assert (out / ".walloc" / "train.append").is_dir()
-    with pytest.raises(SettingsMismatchError, match="An append to split 'train' was begun with these other pictures"):
+    with pytest.raises(SettingsMismatchError, match="An append of other pictures to split 'train' is unfinished"):
         append_dataset(items(range(30, 32), ("ant",)), out, progress=False)
     append_dataset(items(range(30, 32), ("ant",)), out, restart=True, progress=False)
     assert_whole(out)
@@ -179,7 +179,7 @@ def test_failures_are_carried_along_and_those_of_a_split_with_a_plan_done_again(
     merge_datasets(out, out, twice)
     assert_whole(twice)
     assert LatentDataset(twice).record.num_failures == 2 * failed
-    with pytest.raises(FormatError, match="was made of several sources, or changed, and has no plan any more"):
+    with pytest.raises(FormatError, match="was made from several sources, or changed, and has no plan"):
         retry_failures(pictures, twice, progress=False)
     (pictures / "class_1" / "002.jpg").write_bytes(whole)
     encode_dataset(pictures, out, overwrite=True, progress=False)

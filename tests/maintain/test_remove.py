@@ -88,11 +88,11 @@ def test_what_cannot_be_removed_is_said_and_nothing_changes(
     out = encode_items(tmp_path / "out", range(6))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for options, message in (
-        ({}, "say what to remove"),
+        ({}, "nothing to remove: pass keys"),
         ({"keys": ["000000001", "none", "x"]}, "no sample whose key is 'none', 'x'. Nothing was changed"),
         ({"names": ["absent"]}, "no sample whose source_name is 'absent'"),
         ({"classes": ["dog"]}, r"no class 'dog'; it has \['ant', 'bee', 'cow'\]"),
-        ({"classes": ["ant", "bee", "cow"]}, "that is every sample of split 'train': remove the whole split"),
+        ({"classes": ["ant", "bee", "cow"]}, "these are all samples of split 'train': remove the split"),
     ):
         with pytest.raises(FormatError, match=message):
             remove_samples(out, split="train", **options)  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def test_a_damaged_shard_that_must_be_written_anew_stops_and_nothing_changes(
     data[2000] ^= 1
     shard.write_bytes(bytes(data))
     manifest = (out / "walloc.json").read_bytes()
-    with pytest.raises(CorruptShardError, match=r"not the bytes that the manifest speaks of.*Nothing was changed"):
+    with pytest.raises(CorruptShardError, match=r"does not match the manifest.*Nothing was changed"):
         remove_samples(out, split="train", keys=["000000007"])
     assert (out / "walloc.json").read_bytes() == manifest
     remove_samples(out, split="train", keys=["000000002"])  # of the other shard

@@ -151,7 +151,7 @@ PNG = as_bytes(picture(7))
     ("data", "reason"),
     [
         pytest.param(b"", "^0 bytes$", id="empty"),
-        pytest.param(b"this is a text file", "^not a picture in a format that is read$", id="text"),
+        pytest.param(b"this is a text file", "^not a picture in a supported format$", id="text"),
         pytest.param(JPEG[:-200], "^OSError: image file is truncated", id="truncated JPEG"),
         pytest.param(PNG[: len(PNG) // 2], "truncated|broken|Truncated", id="truncated PNG"),
         pytest.param(JPEG[:20], "not a picture|truncated|Truncated", id="only a header"),
@@ -167,9 +167,9 @@ def test_what_cannot_be_decoded_has_a_reason(data: bytes, reason: str) -> None:
 
 
 def test_floats_and_wide_integers_are_refused() -> None:
-    with pytest.raises(PictureError, match="mode F have no one RGB meaning"):
+    with pytest.raises(PictureError, match="mode F have no defined conversion to RGB"):
         decode(as_bytes(Image.new("F", (4, 4), 0.5), "TIFF"))
-    with pytest.raises(PictureError, match="beyond 16 bits"):
+    with pytest.raises(PictureError, match="more than 16 bits is unknown"):
         decode(as_bytes(Image.new("I", (4, 4), 70_000), "TIFF"))
 
 

@@ -53,7 +53,7 @@ def test_postscript_that_is_named_like_a_photograph_reaches_no_interpreter(
     said: list[str] = []
     with pytest.raises(CodecError, match="no picture could be read"):
         list(read_pictures(folder, log=said.append))
-    assert said == [f"{folder}: a.jpg skipped: not a picture in a format that is read"]
+    assert said == [f"{folder}: a.jpg skipped: not a picture in a supported format"]
     (folder / "b.png").write_bytes(as_bytes(picture(1)))
     summary = encode_dataset(folder, tmp_path / "out", progress=False)
     assert (summary.num_samples, summary.num_failures) == (1, 1)

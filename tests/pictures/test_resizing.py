@@ -77,7 +77,7 @@ def test_settings_that_cannot_be_met_are_refused(fields: dict[str, object], mess
 
 
 def test_a_picture_that_would_grow_beyond_all_bounds_or_has_no_multiple_is_a_failure() -> None:
-    with pytest.raises(PictureError, match=r"96 x 9600000 pixels once resized; at most"):
+    with pytest.raises(PictureError, match=r"96 x 9600000 pixels after resizing; at most"):
         resize_and_crop(Image.new("RGB", (1, 100_000)), settings=EncodeSettings(resize="shorter:96"))
     with pytest.raises(PictureError, match=r"20 x 100 pixels: a side is shorter than 32 \(--snap\)"):
         resize_and_crop(Image.new("RGB", (20, 100)), settings=EncodeSettings(snap=32))

@@ -79,7 +79,7 @@ def test_an_interrupted_push_is_unreadable_and_the_next_one_goes_on(
     monkeypatch.setattr("walloc_data.push.targets._FILES_PER_COMMIT", 1)
     write_small_dataset(tmp_path)
     hub.refuse_puts_after = 2
-    with pytest.raises(StorageError, match="run the same command again to go on"):
+    with pytest.raises(StorageError, match="run the same command to resume"):
         push_to(hub, tmp_path)
     assert sorted(hub.repos[REPO]) == ALL[:2]  # no manifest: nobody takes it for a data set
     hub.refuse_puts_after = None
@@ -296,7 +296,7 @@ def _failures(root: Path) -> None:
             CorruptShardError,
             r"train-00001.tar: sample 000000002: its bytes differ from those that were encoded",
         ),
-        (_link, FormatError, r"codec/model.safetensors: a link to what is no part of the folder"),
+        (_link, FormatError, r"codec/model.safetensors: a link to a file outside of the folder"),
         (_failures, FormatError, r"failures/train.jsonl: does not list the 3 failures of the manifest"),
     ],
 )
@@ -432,7 +432,7 @@ def test_another_data_set_in_a_bucket_is_replaced_only_when_asked(
     write_small_dataset(tmp_path / "one")
     write_small_dataset(tmp_path / "two", seed=1, num_shards=2)
     push(tmp_path / "one", url, storage_options=options)
-    with pytest.raises(SettingsMismatchError, match="holds another data set"):
+    with pytest.raises(SettingsMismatchError, match="has another data set"):
         push(tmp_path / "two", url, storage_options=options)
     push(tmp_path / "two", url, storage_options=options, replace=True)
     there = objects(url, options)

@@ -1,7 +1,4 @@
-"""The later life of a data set: pictures added or removed, data sets joined, failures done again.
-
-And an earlier one: latents that others have encoded are adopted.
-"""
+"""Changes of finished data sets (append, remove, merge, retry), and adoption of published latents."""
 
 from walloc_data.maintain.adopt import AdoptedSource, adopt_dataset
 from walloc_data.maintain.append import append_dataset, retry_failures

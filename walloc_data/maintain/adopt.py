@@ -1,4 +1,4 @@
-"""Latents that others have encoded, as a data set of ours: their integers are taken over as they are."""
+"""Creation of a data set from published packed latents: `adopt_dataset`."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,8 +20,8 @@ from walloc_data.storage import DatasetLocation, open_store
 
 __all__ = ["AdoptedSource", "adopt_dataset"]
 
-_NUM_TRIED = 4  # samples that are decoded and encoded again
-_CELLS_TRIED = 32  # of their height and width, at most
+_NUM_TRIED = 4  # samples that are decoded and encoded again as a check
+_CELLS_TRIED = 32  # largest height and width that is checked
 _MAX_ERROR = 0.25  # of their variance; latents are off by less than 0.02, photographs by 0.5 and more
 
 
@@ -39,31 +39,30 @@ def adopt_dataset(
     storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> ConversionSummary:
-    """Make a split of packed latents that exist already: lossless pictures in a Hub data set, parquet, tars or folders.
+    """Create a split from packed latents: lossless pictures in a Hub data set, parquet, tars or folders.
 
-    Nothing is encoded anew. Plain lossless WebP files are stored byte for byte; other lossless pictures (PNG, TIFF,
-    WebP with metadata) as WebP with the same values, which is checked. What cannot be a latent of the codec is a
-    failure, listed as those of `encode_dataset` are. Run again after an interruption, it does what is not done yet.
+    The integers are unchanged. Plain lossless WebP files are stored byte for byte; other lossless pictures (PNG, TIFF,
+    WebP with metadata) as WebP with equal values, which is checked. Pictures that cannot be latents of the codec are
+    failures, as in `encode_dataset`. Call it again after an interruption to resume.
 
-    Whether these are latents at all, a few of them tell: decoded to pixels and encoded again they come out nearly as
-    they were, and photographs do not. Another codec of the same shape is not told from the right one: `codec` must be
-    the one that made them, and `walloc-data preview` shows whether it is.
+    A few samples are decoded and encoded again, which nearly reproduces latents, but not photographs. This does not
+    detect another codec of the same shape: use `walloc-data preview` to check that `codec` is the right one.
 
     Args:
-        source: what `open_source` takes: ``hf:OWNER/NAME``, ``parquet:FILES``, ``wds:URLS``, a folder of files, ...
+        source: source as for `open_source`: ``hf:OWNER/NAME``, ``parquet:FILES``, ``wds:URLS``, a folder, ...
         dataset: a local folder or ``s3://bucket/prefix``.
-        codec: what made the latents; what `load_codec` takes.
-        split: the split's name, and that which is read of a Hugging Face data set.
-        image_column: the column of latents, or their extension in tars. Found by type where there is only one.
+        codec: codec that made the latents, as for `load_codec`.
+        split: name of the split, also of the Hugging Face split that is read.
+        image_column: column of the latents, or their extension in tars. Default: found by type.
         label_column, streaming: as in `open_source`.
-        trusted: do not try whether these are latents.
-        storage_options: for remote file systems.
-        options: `encode_dataset`'s. Settings such as ``resize="shorter:288"`` say how the pictures were prepared, which
-            cannot be seen in latents, and which models that are served do with theirs.
+        trusted: skip the check that these are latents.
+        storage_options: options of remote file systems.
+        options: other arguments of `encode_dataset`. Settings such as ``resize="shorter:288"`` record how the pictures
+            were prepared, which `walloc-data predict` then repeats.
 
     Raises:
-        CodecError: these are no latents.
-        SourceError: the source cannot be read as asked.
+        CodecError: the pictures are not latents of the codec.
+        SourceError: the source cannot be read.
 
     Example:
         >>> from pathlib import Path
@@ -75,7 +74,7 @@ def adopt_dataset(
         8
     """
     if options.get("mirror"):
-        raise FormatError("mirror: the mirrored latent of a picture cannot be made of its latent")
+        raise FormatError("mirror: mirrored latents need the pictures, and adopt has only latents")
     store, opened = open_store(dataset, storage_options), source
     if not isinstance(source, Source):
         opened = open_source(
@@ -93,10 +92,10 @@ def adopt_dataset(
 
 
 class AdoptedSource(Source):
-    """A source of packed latents, as a source that says so.
+    """Source of packed latents.
 
     Args:
-        source: whose pictures are packed latents.
+        source: source whose pictures are packed latents.
 
     Example:
         >>> from walloc_data.maintain import AdoptedSource
@@ -132,7 +131,7 @@ class AdoptedSource(Source):
 
 
 def _try_codec(source: Source, codec: Any) -> None:
-    """Decode a few samples and encode what comes out; raise CodecError unless it is nearly what they were."""
+    """Decode a few samples and encode them again; raise CodecError if the latents differ much."""
     import torch
 
     from walloc_data.codec import load_codec
@@ -159,9 +158,9 @@ def _try_codec(source: Source, codec: Any) -> None:
         raise SourceError(f"{source.location}: holds no latents of this codec: {problems[0]}")
     if errors > _MAX_ERROR * variances:
         raise CodecError(
-            f"{source.location}: no latents: decoded by codec {loaded.spec.name!r} and encoded again, they differ by "
-            f"{errors / variances:.2f} of their variance, and latents by less than 0.02. Are they pictures? Then "
-            "encode them; trusted=True (--trusted) takes them as they are"
+            f"{source.location}: not latents: decoded by codec {loaded.spec.name!r} and encoded again, they differ by "
+            f"{errors / variances:.2f} of their variance, latents by less than 0.02. If these are pictures, encode "
+            "them; to adopt them anyway, use trusted=True (--trusted)"
         )
 
 

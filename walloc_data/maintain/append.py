@@ -1,4 +1,4 @@
-"""New pictures to a split that is finished, and those that failed once more."""
+"""Encoding of further pictures for a finished split, and of its failures: `append_dataset`, `retry_failures`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,28 +42,27 @@ def append_dataset(
     storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> EditSummary:
-    """Encode new pictures and add them to a split that is finished, as new shards behind those that are there.
+    """Encode pictures with the codec and settings of a data set, and add them to a finished split as new shards.
 
-    They are encoded by the data set's own codec and settings, into ``.walloc/{split}.append/``: interrupted, the same
-    call goes on there. Then one write of the manifest adds them. Shards that are there are not touched. Classes that
-    the data set does not have come after those that it has.
+    They are encoded into ``.walloc/{split}.append/``; the same call resumes an interrupted one. Then one write of the
+    manifest adds them. Existing shards are unchanged. New classes follow the existing ones.
 
-    What a split was encoded from is then two sources, so that its plan goes: the split can no longer be resumed,
-    repaired or compared with its source.
+    The plan of the split no longer describes it and is deleted: the split can no longer be resumed, repaired or
+    compared with its source.
 
     Args:
-        source: what `open_source` takes, or what it returns.
+        source: source of pictures, as for `open_source` or returned by it.
         dataset: a finished data set.
-        split: the split.
-        again: also where these very pictures are in the split already.
-        restart: forget what an interrupted append of other pictures left.
+        split: name of the split.
+        again: append even if the split has the same pictures already.
+        restart: discard an interrupted append of other pictures.
         image_column, label_column, keep_pictures: as in `open_source`.
-        storage_options: for the file system of `dataset`, and of remote tars.
-        options: `encode_dataset`'s: `workers`, `engine`, `device`, `on_error`, `max_failures`, `progress`, ...
+        storage_options: options of the file systems of `dataset` and of remote tars.
+        options: other arguments of `encode_dataset`: `workers`, `engine`, `device`, `on_error`, `max_failures`, ...
 
     Raises:
-        SourceError: the source cannot be read as asked, or was appended before.
-        SettingsMismatchError: an append of other pictures was begun and not finished.
+        SourceError: the source cannot be read, or was appended before.
+        SettingsMismatchError: an append of other pictures is unfinished.
         FormatError: only one of the two has labels.
 
     Example:
@@ -110,8 +109,8 @@ def append_dataset(
             )
         except SettingsMismatchError as error:
             raise SettingsMismatchError(
-                f"{error}\nAn append to split {split!r} was begun with these other pictures: finish it by its own "
-                "command, or forget it with restart=True (--restart)"
+                f"{error}\nAn append of other pictures to split {split!r} is unfinished: finish it with its own "
+                "command, or discard it with restart=True (--restart)"
             ) from error
         new = open_manifest(inner)
         names, labels = joined_classes(manifest.class_names, new.class_names, context=f"{store.url}, {opened.location}")
@@ -139,7 +138,7 @@ def _refuse_twice(store: Store, split: str, record: SplitRecord, identity: str) 
         if identity and part.get("identity") == identity:
             raise SourceError(
                 f"{store.url}: split {split!r} has these pictures already (names and lengths are those of "
-                f"{part.get('location')}): again=True (--again) adds them once more"
+                f"{part.get('location')}): to append them again, use again=True (--again)"
             )
 
 
@@ -152,20 +151,20 @@ def retry_failures(
     storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> ConversionSummary:
-    """Do the pictures listed in ``failures/`` again, and the others of their shards with them.
+    """Encode the pictures listed in ``failures/`` again, and the other pictures of their shards.
 
-    A finished split is replaced once all of it is done; until then it stays as it was. The same as `encode_dataset`
-    with ``retry_failures=True``, for a split that is there.
+    A finished split is replaced when all of it is done. Same as `encode_dataset` with ``retry_failures=True``, for an
+    existing split.
 
     Args:
-        source: what the split was encoded from.
+        source: source that the split was encoded from.
         dataset: the data set.
-        split: the split.
-        storage_options: for the file system of `dataset`, and of remote tars.
-        options: `encode_dataset`'s.
+        split: name of the split.
+        storage_options: options of the file systems of `dataset` and of remote tars.
+        options: other arguments of `encode_dataset`.
 
     Raises:
-        FormatError: there is no such split, or it was changed since it was encoded.
+        FormatError: the split does not exist, or was changed after it was encoded.
 
     Example:
         >>> from walloc_data import encode_dataset
@@ -178,7 +177,7 @@ def retry_failures(
     if not store.exists(plan_name(split)):
         open_manifest(store).split(split, context=store.url)
         raise FormatError(
-            f"{store.url}: split {split!r} was made of several sources, or changed, and has no plan any more: its "
-            "failures cannot be done again by themselves. Append the mended pictures"
+            f"{store.url}: split {split!r} was made from several sources, or changed, and has no plan: its failures "
+            "cannot be encoded again. Append the repaired pictures instead"
         )
     return encode_dataset(source, store, split=split, retry_failures=True, **options)

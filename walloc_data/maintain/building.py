@@ -1,4 +1,4 @@
-"""A split made of shards of others: kept where they are, copied, or written anew under other keys and labels."""
+"""Assembly of a split from shards of others, which are kept, copied, or rewritten with other keys and labels."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ _UNIT = re.compile(r"-([0-9]{5,12})(?:-[0-9]{3,12})?\.tar$")
 
 @dataclass(frozen=True)
 class Part:
-    """A split that goes into another, or all of it."""
+    """Split that becomes part of another."""
 
     store: Store
     manifest: Manifest
@@ -35,13 +35,13 @@ class Part:
 
     @property
     def record(self) -> SplitRecord:
-        """Of the split, as it is."""
+        """Record of the split."""
         return self.manifest.splits[self.split]
 
 
 @dataclass
 class Built:
-    """A split's new files, published below `root`, and its record but for `source` and `statistics`."""
+    """New files of a split, published below `root`, and its record without `source` and `statistics`."""
 
     shards: tuple[ShardRecord, ...]
     made: set[str]  # names of shards below `root`
@@ -53,7 +53,7 @@ class Built:
 
 @contextmanager
 def locked_dataset(store: Store) -> Iterator[Manifest]:
-    """Lock a finished data set for writing and give its manifest; interrupted changes are completed first.
+    """Context: lock a finished data set for writing, complete interrupted changes, and yield its manifest.
 
     Raises:
         BusyError: a conversion is writing there.
@@ -68,18 +68,18 @@ def locked_dataset(store: Store) -> Iterator[Manifest]:
 
 
 def append_root(split: str) -> str:
-    """Return where pictures that are being appended to a split are encoded, inside its data set; ends in '/'."""
+    """Return the folder, inside the data set, in which appended pictures are encoded; ends in '/'."""
     return f".walloc/{split}.append/"
 
 
 def discard_append(store: Store, split: str) -> None:
-    """Delete what was encoded beside a split, its plan first: without one nothing goes on with it."""
+    """Delete the files of an append, the plan first, so that it cannot be resumed half deleted."""
     store.delete(append_root(split) + plan_name(split))
     delete_tree(store, append_root(split))
 
 
 def _clean_appends(store: Store, manifest: Manifest) -> None:
-    """Delete what an interrupted append left of pictures that the split has by now."""
+    """Delete the files of an interrupted append whose pictures are in the split already."""
     for name in store.list_folders(".walloc"):
         split, _, kind = name.partition(".")
         if kind != "append":
@@ -104,16 +104,16 @@ def build_split(
 ) -> Built:
     """Publish the shards, the index and the failures of a split below `root` of its data set.
 
-    Shards of the data set itself that nothing changes stay where they are, and are not read.
+    Unchanged shards of the data set stay in place and are not read.
 
     Args:
         target: the data set.
-        split: the name that the split gets.
-        parts: what it is made of, in this order; their samples' positions in the source follow from `Part.change`.
+        split: name of the new split.
+        parts: its parts, in order; `Part.change` gives the positions of samples in the source.
         root: "" or a folder that ends in '/'.
-        folder: for unfinished files.
-        touched: tells, of a shard and its rows, which samples of it to keep; None: all.
-        dropped: gets the packed latent of each other sample.
+        folder: folder for unfinished files.
+        touched: function of a shard and its rows that returns a mask of samples to keep; None: all.
+        dropped: receives the packed latent of each removed sample.
 
     Raises:
         CorruptShardError: a shard that must be read is damaged.

@@ -1,4 +1,4 @@
-"""The index of a finished split: read shard by shard, and written anew for the shards that a change leaves."""
+"""Reading and rewriting of the index of a finished split, shard by shard."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def tables_of(store: Store, manifest: Manifest, split: str) -> Iterator[tuple[Sh
     split.
 
     Raises:
-        FormatError: the index is not the one that the manifest speaks of.
+        FormatError: the index does not match the manifest.
     """
     import pyarrow as pa
 
@@ -58,7 +58,7 @@ def tables_of(store: Store, manifest: Manifest, split: str) -> Iterator[tuple[Sh
 
 
 def _filled(batch: Any, schema: Any) -> list[Any]:
-    """Return the columns of a batch; checksums, which data sets of old do not have, as nulls."""
+    """Return the columns of a batch; missing checksums of early versions as nulls."""
     import pyarrow as pa
 
     names = batch.schema.names
@@ -78,8 +78,8 @@ def joined_columns(
     """
     if (first is None) != (second is None):
         raise FormatError(
-            f"{context}: one part was written by version 1 of the format, whose index does not hold what the other's "
-            "does: encode it again"
+            f"{context}: one part was written by version 1 of the format, whose index lacks columns of the other: "
+            "encode it again"
         )
     if first is None or second is None:
         return None
@@ -92,7 +92,7 @@ def joined_columns(
 
 @dataclass
 class SplitFiles:
-    """Files that describe a changed split, gathered shard by shard in its order: index, wids, shards.
+    """Writer of the files that describe a changed split (index, wids, shards), shard by shard in order.
 
     Args:
         folder: where the index is written.
@@ -128,7 +128,7 @@ class SplitFiles:
         Args:
             table: the rows of its samples.
             columns: the types of the source's columns in `table`.
-            changes: columns of the index that are others now.
+            changes: changed columns of the index.
         """
         import pyarrow as pa
         import pyarrow.parquet
@@ -171,7 +171,7 @@ class SplitFiles:
 
 
 def md5_of_shards(store: Store, split: str, root: str) -> dict[str, str]:
-    """Return MD5 of a split's shards by name, as far as its file for wids tells them."""
+    """Return the MD5 of shards by name, as far as the file for wids has them."""
     try:
         value = json.loads(store.read_bytes(f"{root}index/{split}.wids.json", max_bytes=2**28))
         return {f"{root}{str(entry['url']).removeprefix('../')}": str(entry["md5sum"]) for entry in value["shardlist"]}
@@ -180,7 +180,7 @@ def md5_of_shards(store: Store, split: str, root: str) -> dict[str, str]:
 
 
 def write_failures(store: Store, manifest: Manifest, split: str, target: Path, *, change: Change) -> int:
-    """Append a split's failures to a file, at the positions that they get; return how many there are."""
+    """Append a split's failures to a file, with their new positions; return their number."""
     path = f"{manifest.splits[split].root}failures/{split}.jsonl"
     number = 0
     with local_file(store, path) as file, target.open("a", encoding="utf-8") as lines:

@@ -1,4 +1,4 @@
-"""Joining what was encoded apart: two data sets, or new pictures to a split that is finished."""
+"""Merging of data sets: `merge_datasets`, and helpers for joining splits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ from walloc_data.storage import DatasetLocation, Store, open_store
 
 __all__ = ["joined_classes", "joined_record", "merge_datasets", "refuse_differences"]
 
-# Settings by which no latent differs, so that parts of one data set may differ in them.
+# Settings that do not affect latents and may differ between the parts of a data set.
 _FREE = ("samples_per_shard", "shuffle_seed", "webp_effort", "max_pixels", "sample_json")
 _MARKER = ".walloc/merge.json"
 
@@ -31,25 +31,24 @@ def merge_datasets(
     *,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[EditSummary]:
-    """Make one data set of two that were encoded by the same codec and settings. Neither is changed.
+    """Merge two data sets with the same codec and settings into a new one, without decoding.
 
-    Splits that only one has are taken as they are. A split that both have begins with the samples of the first, whose
-    keys stay; those of the second follow, under new keys. Class names are united: classes of the first keep their
-    numbers, those that only the second has come after them. Nothing is decoded.
+    In a split of both, the samples of the first data set come first and keep their keys; those of the second follow
+    with new keys. Classes of the first keep their numbers, and further classes of the second follow.
 
-    The new data set is there once its manifest is: killed before that, the same call begins again.
+    The new data set is complete when its manifest is written; if killed before, the same call starts again.
 
     Args:
         first, second: finished data sets.
-        output: a new folder or URL.
-        storage_options: for the file systems of all three.
+        output: new folder or URL.
+        storage_options: options of the file systems of all three.
 
     Returns:
-        A summary for each split.
+        A summary of each split.
 
     Raises:
-        SettingsMismatchError: the codecs or settings differ; names every one that does.
-        FormatError: splits of one name, only one of which has labels, or of different versions of the format.
+        SettingsMismatchError: the codecs or settings differ; the message names every difference.
+        FormatError: only one of two splits of a name has labels, or they have different versions of the format.
         StorageError: `output` is not empty.
 
     Example:
@@ -94,17 +93,17 @@ def merge_datasets(
 
 
 def _has_other_keys(manifest: Manifest, split: str, first: Manifest) -> bool:
-    """Return whether keys of a split follow from shards of another length than the merged data set states."""
+    """Return whether the keys of a split are based on another shard length than that of the merged data set."""
     sources = manifest.splits[split].source.get("parts", [manifest.splits[split].source])
     by_fragment = any(source.get("num_fragments") is not None for source in sources)
     return by_fragment and manifest.settings.samples_per_shard != first.settings.samples_per_shard
 
 
 def _check_target(target: Store) -> None:
-    """Refuse a folder with anything in it but what an interrupted merge left."""
+    """Raise an error if a folder is not empty, except for files of an interrupted merge."""
     if target.exists(MANIFEST_NAME):
-        target.delete(_MARKER)  # of a merge that ended, but for this
-        raise StorageError(f"{target.url}: there is a data set already: choose a new folder")
+        target.delete(_MARKER)  # of a completed merge
+        raise StorageError(f"{target.url}: contains a data set already: choose a new folder")
     folder = target.local_path
     if folder is None or not folder.exists() or target.exists(_MARKER):
         return
@@ -113,7 +112,7 @@ def _check_target(target: Store) -> None:
 
 
 def refuse_differences(first: Manifest, second: Manifest, *, context: str) -> None:
-    """Raise SettingsMismatchError unless latents of both mean the same."""
+    """Raise SettingsMismatchError if codecs or settings of the latents differ."""
     found = []
     for group in ("codec", "settings"):
         old, new = (getattr(manifest, group).to_dict() for manifest in (first, second))
@@ -127,10 +126,10 @@ def refuse_differences(first: Manifest, second: Manifest, *, context: str) -> No
 def joined_classes(
     first: tuple[str, ...] | None, second: tuple[str, ...] | None, *, context: str
 ) -> tuple[tuple[str, ...] | None, dict[int, int] | None]:
-    """Return all class names, and the numbers that the second's get; None where they keep theirs.
+    """Return all class names, and the new numbers of the second's classes; None if they are unchanged.
 
     Raises:
-        FormatError: a name occurs twice, so that it does not tell its class.
+        FormatError: a class name occurs twice.
     """
     if second is None or first == second:
         return first, None
@@ -138,7 +137,7 @@ def joined_classes(
         return second, None
     for names in (first, second):
         if len(set(names)) < len(names):
-            raise FormatError(f"{context}: a class name occurs twice, so that classes cannot be told by their names")
+            raise FormatError(f"{context}: a class name occurs twice, so classes cannot be matched by their names")
     every = [*first, *(name for name in second if name not in set(first))]
     position = {name: number for number, name in enumerate(every)}
     labels = {number: position[name] for number, name in enumerate(second)}
@@ -146,13 +145,13 @@ def joined_classes(
 
 
 def joined_record(parts: list[Part], built: Built, *, context: str) -> SplitRecord:
-    """Return the record of a split that was made of parts."""
+    """Return the record of a split made of parts."""
     records = [part.record for part in parts]
     first = records[0]
     if len({record.labelled for record in records}) > 1:
         raise FormatError(f"{context}: one part has labels and the other has none")
     if len({tuple(record.source.get("pictures", ())) for record in records}) > 1:
-        raise FormatError(f"{context}: second pictures (--keep-picture) are not those of both parts")
+        raise FormatError(f"{context}: second pictures (--keep-picture) of the two parts differ")
     if len(records) == 1 and not parts[0].change.new_keys:
         return replace(
             first,
@@ -194,7 +193,7 @@ def joined_record(parts: list[Part], built: Built, *, context: str) -> SplitReco
 
 
 def joined_column_classes(records: Sequence[SplitRecord]) -> dict[str, tuple[str, ...]]:
-    """Return the class names of columns, where all parts that have the column agree on them."""
+    """Return the class names of columns, if equal in all parts that have the column."""
     found = {}
     for name, names in records[0].column_classes.items():
         others = [record for record in records if name in (record.columns or {})]

@@ -1,4 +1,4 @@
-"""Removing from a data set: a whole split, classes, or single samples."""
+"""Removal of splits, classes or samples: `remove_split`, `remove_samples`."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -28,19 +28,19 @@ _MAX_NAMED = 5
 def remove_split(
     dataset: DatasetLocation, *, split: str, storage_options: Mapping[str, Any] | None = None
 ) -> EditSummary:
-    """Remove a whole split from a data set.
+    """Remove a split from a data set.
 
-    One write of the manifest removes it; its files are deleted after that. Killed in between, the next change or
-    conversion deletes them.
+    One write of the manifest removes it; then its files are deleted. If the process is killed in between, the next
+    change or conversion deletes them.
 
     Args:
         dataset: the data set.
-        split: the split; not the only one.
-        storage_options: for the file system of `dataset`.
+        split: name of the split; not the only one.
+        storage_options: options of the file system of `dataset`.
 
     Raises:
-        FormatError: there is no such split, or no other.
-        BusyError: a conversion is writing there.
+        FormatError: the split does not exist, or is the only one.
+        BusyError: a conversion is writing to the data set.
 
     Example:
         >>> from walloc_data import encode_splits
@@ -69,25 +69,25 @@ def remove_samples(
 ) -> EditSummary:
     """Remove samples from a split.
 
-    Shards that hold one of them are written without it; nothing is decoded but what is removed, whose share in the
-    statistics goes too. Class names and the numbers of all classes stay, so that labels keep their meaning; so do keys
-    and positions in the source. The changed split takes the old one's place in one write of the manifest.
+    Shards with removed samples are rewritten without them; only removed samples are decoded, to update the statistics.
+    Class names, labels, keys and positions in the source of other samples are unchanged. One write of the manifest
+    replaces the split.
 
-    The split's plan and the records of its shards are deleted, as they tell of what was removed: it can no longer be
-    resumed, repaired or compared with its source.
+    The plan of the split and the records of its shards are deleted, because they describe the removed samples: the
+    split can no longer be resumed, repaired or compared with its source.
 
     Args:
         dataset: the data set.
-        split: the split.
-        keys: of samples.
-        names: of pictures in the source, as the index has them in `source_name`.
-        classes: names or numbers; all samples of these.
-        storage_options: for the file system of `dataset`.
+        split: name of the split.
+        keys: keys of samples.
+        names: names of pictures in the source (`source_name` in the index).
+        classes: names or numbers of classes, all samples of which are removed.
+        storage_options: options of the file system of `dataset`.
 
     Raises:
-        FormatError: there is no such split, class, key or name, or nothing would be left.
-        CorruptShardError: a shard that must be written anew is damaged.
-        BusyError: a conversion is writing there.
+        FormatError: a split, class, key or name does not exist, or no sample would remain.
+        CorruptShardError: a shard that must be rewritten is damaged.
+        BusyError: a conversion is writing to the data set.
 
     Example:
         >>> from walloc_data import encode_dataset
@@ -120,7 +120,7 @@ def remove_samples(
             dropped=dropped,
         )
         made = set(built.made)
-        if not made:  # whole shards went: one that stays brings the folder in which the new index lies
+        if not made:  # only complete shards were removed; the new index needs at least one shard in its folder
             store.copy(built.shards[0].name, root + built.shards[0].name)
             made = {built.shards[0].name}
         num_samples = sum(shard.num_samples for shard in built.shards)
@@ -146,10 +146,10 @@ def remove_samples(
 
 
 class _Rule:
-    """Rule for which samples go; checked against the whole index before anything is written.
+    """Selection of the samples to remove, checked against the index before anything is written.
 
     Attributes:
-        num_removed: how many go.
+        num_removed: number of samples to remove.
     """
 
     def __init__(
@@ -165,12 +165,12 @@ class _Rule:
         record = manifest.splits[split]
         if names and record.columns is None:
             raise FormatError(
-                f"{store.url}: written by version 1 of the format, whose index has no names: give keys instead"
+                f"{store.url}: written by version 1 of the format, whose index has no names: use keys instead"
             )
         self._keys, self._names = set(keys), set(names)
         self._labels = {_label(store, manifest, name) for name in classes}
         if not (self._keys or self._names or self._labels):
-            raise FormatError(f"{store.url}: say what to remove: keys, names or classes")
+            raise FormatError(f"{store.url}: nothing to remove: pass keys, names or classes")
         self.num_removed = 0
         seen: dict[str, set[Any]] = {"key": set(), "source_name": set(), "label": set()}
         wanted: dict[str, set[Any]] = {"key": {*self._keys}, "source_name": {*self._names}, "label": {*self._labels}}
@@ -187,7 +187,7 @@ class _Rule:
                     f"{', '.join(map(repr, absent[:_MAX_NAMED]))}{more}. Nothing was changed"
                 )
         if self.num_removed == record.num_samples:
-            raise FormatError(f"{store.url}: that is every sample of split {split!r}: remove the whole split")
+            raise FormatError(f"{store.url}: these are all samples of split {split!r}: remove the split instead")
 
     def _goes(self, table: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
         import pyarrow as pa
@@ -201,7 +201,7 @@ class _Rule:
         return found
 
     def touched(self, shard: ShardRecord, table: Any) -> Keep | None:
-        """Return what to keep of a shard; None: all."""
+        """Return a mask of samples of a shard to keep; None: all."""
         goes = self._goes(table)
         if not goes.any():
             return None

@@ -1,4 +1,4 @@
-"""Shards of a finished data set: taken apart into samples, and written anew under other keys and labels."""
+"""Reading of the samples of finished shards, and rewriting with other keys and labels."""
 
 import hashlib
 import json
@@ -17,25 +17,25 @@ __all__ = ["Change", "MadeShard", "check_shard", "rewrite_shard", "samples_of"]
 _MAX_MEMBER_BYTES = 2**31
 _CHUNK_BYTES = 2**20
 
-Members = list[tuple[str, bytes]]  # of one sample: what follows its key in the name, and the bytes
+Members = list[tuple[str, bytes]]  # of one sample: (suffix after the key, bytes)
 
 
 @dataclass(frozen=True)
 class Change:
-    """Rule for how samples go from one data set into another."""
+    """Change of samples that move to another split."""
 
     offset: int = 0  # added to positions in the source
     labels: Mapping[int, int] | None = None  # old label to new; None: labels stay
-    new_keys: bool = False  # keys follow from the new positions; else they stay
+    new_keys: bool = False  # new keys by the new positions; else unchanged
 
     def label(self, label: int | None) -> int | None:
-        """Return the label that a sample gets."""
+        """Return the new label of a sample."""
         return label if label is None or self.labels is None else self.labels[label]
 
 
 @dataclass(frozen=True)
 class MadeShard:
-    """A shard that was written, and what its rows of the index say differently."""
+    """Rewritten shard, with the changes of its rows in the index."""
 
     record: ShardRecord
     md5: str
@@ -43,10 +43,10 @@ class MadeShard:
 
 
 def check_shard(file: Path, shard: ShardRecord, *, context: str) -> str:
-    """Check a shard's length and SHA-256; return its MD5, which files for wids hold.
+    """Check the length and SHA-256 of a shard; return its MD5, for wids.
 
     Raises:
-        CorruptShardError: it is not what its record says.
+        CorruptShardError: the shard does not match its record.
     """
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     num_bytes = 0
@@ -57,8 +57,8 @@ def check_shard(file: Path, shard: ShardRecord, *, context: str) -> str:
             num_bytes += len(chunk)
     if (num_bytes, sha256.hexdigest()) != (shard.num_bytes, shard.sha256):
         raise CorruptShardError(
-            f"{context}: not the bytes that the manifest speaks of ({num_bytes} of {shard.num_bytes}): repair the data "
-            "set first; `walloc-data verify` finds all damage. Nothing was changed"
+            f"{context}: does not match the manifest ({num_bytes} of {shard.num_bytes} bytes): repair the data set "
+            "first; `walloc-data verify` lists all damage. Nothing was changed"
         )
     return md5.hexdigest()
 
@@ -69,7 +69,7 @@ def samples_of(
     """Yield each row of the index with its sample's members, in the shard's order.
 
     Raises:
-        CorruptShardError: the shard does not hold these samples.
+        CorruptShardError: the shard does not have these samples.
     """
     with file.open("rb") as opened:
         name, waiting = _next_header(opened, context)
@@ -82,10 +82,10 @@ def samples_of(
                 members.append((name[len(key) :], data))
                 name, waiting = _next_header(opened, context)
             if not members or members[0][0] != ".webp" or not _is_whole(members[0][1], row.get("crc32")):
-                raise CorruptShardError(f"{context}: sample {key} is not what the index says")
+                raise CorruptShardError(f"{context}: sample {key} differs from the index")
             yield row, members
         if name is not None:
-            raise CorruptShardError(f"{context}: {name} is in no row of the index")
+            raise CorruptShardError(f"{context}: {name} is not in the index")
 
 
 def _is_whole(webp: bytes, crc32: int | None) -> bool:
@@ -93,7 +93,7 @@ def _is_whole(webp: bytes, crc32: int | None) -> bool:
 
 
 def _next_header(file: BinaryIO, context: str) -> tuple[str | None, int]:
-    """Return the name and length of the member that follows; no name at the end."""
+    """Return the name and length of the next member; an empty name at the end."""
     block = file.read(BLOCK_BYTES)
     if not any(block):
         return None, 0
@@ -103,7 +103,7 @@ def _next_header(file: BinaryIO, context: str) -> tuple[str | None, int]:
             return name, num_bytes
     except ValueError:
         pass
-    raise CorruptShardError(f"{context}: no header of ours at byte {file.tell() - BLOCK_BYTES}")
+    raise CorruptShardError(f"{context}: no valid header at byte {file.tell() - BLOCK_BYTES}")
 
 
 def rewrite_shard(
@@ -117,18 +117,18 @@ def rewrite_shard(
     keep: Callable[[Mapping[str, Any]], bool] = lambda row: True,
     dropped: Callable[[bytes], None] = lambda webp: None,
 ) -> MadeShard | None:
-    """Write some of a shard's samples as a shard of their own, without decoding anything.
+    """Write some samples of a shard as a new shard, without decoding.
 
     Args:
         file: the shard.
         rows: its rows of the index.
         target: the file to write.
-        name: the new shard's place in its data set.
-        keep: whether a row's sample is written.
-        dropped: gets the packed latent of each sample that is not.
+        name: path of the new shard in its data set.
+        keep: function of a row that returns whether its sample is written.
+        dropped: receives the packed latent of each other sample.
 
     Returns:
-        None where no sample is kept; there is no file then.
+        The shard; None, without a file, if no sample is kept.
     """
     columns = ("key", "label", "source_index", "offset", *(("mirror_offset",) if "mirror_offset" in rows[0] else ()))
     changes: dict[str, list[Any]] = {column: [] for column in columns}
@@ -155,7 +155,7 @@ def rewrite_shard(
 
 
 def _changed(suffix: str, data: bytes, *, label: int | None, index: int | None) -> bytes:
-    """Return a member under the sample's new label and, if there is one, its new position in the source."""
+    """Return a member with the sample's new label and position in the source."""
     if suffix == ".cls":
         return str(label).encode()
     if suffix == ".json" and index is not None:

@@ -15,7 +15,7 @@ class EditSummary:
         >>> from walloc_data.maintain import remove_samples
         >>> _ = encode_dataset("pictures", "latents-to-change", size_px=64)
         >>> print(remove_samples("latents-to-change", split="train", classes=["coffee"]))
-        latents-to-change: train: 4 samples, 4 removed; 1 shard made anew, 0 kept as they were
+        latents-to-change: train: 4 samples, 4 removed; 1 shard rewritten, 0 unchanged
     """
 
     url: str
@@ -35,6 +35,6 @@ class EditSummary:
         changed = [
             f"{number} {what}" for number, what in ((self.num_added, "added"), (self.num_removed, "removed")) if number
         ]
-        made = f"{self.shards_made} {'shard' if self.shards_made == 1 else 'shards'} made anew"
+        made = f"{self.shards_made} {'shard' if self.shards_made == 1 else 'shards'} rewritten"
         text = ", ".join([f"{self.url}: {self.split}: {self.num_samples} samples", *changed])
-        return "\n".join((f"{text}; {made}, {self.shards_kept} kept as they were", *self.notes))
+        return "\n".join((f"{text}; {made}, {self.shards_kept} unchanged", *self.notes))

@@ -1,4 +1,4 @@
-"""Pictures from files: the one place that decodes them, by one list of formats, one rule and one set of limits."""
+"""Decoding of picture files, with one list of formats and one set of limits for all of the package."""
 
 from walloc_data.pictures.decode import PictureError, decode_picture
 from walloc_data.pictures.decoded import decoded_pixels

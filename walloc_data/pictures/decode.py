@@ -1,18 +1,18 @@
-"""From a picture file's bytes to RGB pixels, by rules that are written down and never depend on the machine's mood.
+"""Deterministic decoding of picture files to RGB pixels.
 
-    EXIF orientation     applied, where it can be read
+    EXIF orientation     applied, if it can be read
     alpha, transparency  composited over the settings' background
     palette, 1-bit, grey converted to RGB
     CMYK, YCbCr, HSV     converted to RGB by Pillow's formulas; embedded colour profiles are not applied
     16 bits, PNG, TIFF   one channel: value / 257, rounded; colour: the high byte. With the setting max_value, both:
                          255 value / max_value, rounded. TIFF of 12 bits: its range ends at 4095
-    10 to 16 bits, other scaled by the range that the file states (PPM, JPEG 2000, AVIF)
+    10 to 16 bits, other scaled by the range stated in the file (PPM, JPEG 2000, AVIF)
     TIFF bands           the first three (one, in grey), and alpha
     animations           the first frame, as Pillow opens it
-    floats, LAB          refused: they have no one RGB meaning
+    floats, LAB          refused: their conversion to RGB is ambiguous
 
-What is not encoded of a picture that is (bands, frames, low bits) is told to the caller, who counts it. Everything
-else that Pillow cannot read whole (truncated, empty, text, larger than the limit) raises `PictureError`.
+Lost parts of a picture (bands, frames, low bits) are reported to the caller, who counts them. Files that Pillow cannot
+read completely (truncated, empty, not a picture, larger than the limit) raise `PictureError`.
 """
 
 import io
@@ -45,23 +45,23 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES = 277, 338  # tags of TIFF
-_limits = threading.Lock()  # Pillow's are global: nested and concurrent uses change them once
+_limits = threading.Lock()  # Pillow's limits are global: concurrent uses change them only once
 _num_users, _pillows_own = 0, (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, False)
 _ADDRESS = re.compile(r"<?[\w.]* ?object at 0x[0-9a-f]+>?")
 
 
 class PictureError(WallocDataError, ValueError):
-    """A picture that cannot be encoded; its message becomes the reason in the failures file."""
+    """The picture cannot be encoded; the message becomes the reason in the failures file."""
 
 
 @contextmanager
 def _limits_of_ours() -> Iterator[None]:
-    """Context: Pillow's own limits are off, as `max_pixels` is checked instead; truncated files refused; its log quiet.
+    """Context: disable Pillow's limits (`max_pixels` is checked instead) and log, and refuse truncated files.
 
-    All is put back when the last thread is done.
+    The previous state is restored when the last thread leaves.
     """
     global _num_users, _pillows_own
-    log = logging.getLogger("PIL.TiffImagePlugin")  # it logs beside raising
+    log = logging.getLogger("PIL.TiffImagePlugin")  # it also logs errors that it raises
     with _limits:
         _num_users += 1
         if _num_users == 1:
@@ -80,13 +80,13 @@ def decode_picture(data: bytes, *, settings: EncodeSettings, left_out: list[str]
     """Decode one picture file to an RGB image, upright, without alpha.
 
     Args:
-        data: the file's bytes.
-        settings: `background`, `max_pixels` and `max_value` matter here.
-        left_out: gets a few words for everything in the file that is not in the image: bands, frames, low bits.
+        data: bytes of the file.
+        settings: `background`, `max_pixels` and `max_value` are used.
+        left_out: receives a description of each lost part: bands, frames, low bits.
 
     Raises:
-        PictureError: with the reason.
-        MemoryError, OSError: trouble of the machine, which is no picture's fault.
+        PictureError: the picture cannot be decoded; the message is the reason.
+        MemoryError, OSError: errors of the machine, not of the picture.
 
     Example:
         >>> from pathlib import Path
@@ -100,7 +100,7 @@ def decode_picture(data: bytes, *, settings: EncodeSettings, left_out: list[str]
         raise PictureError("0 bytes")
     try:
         with _limits_of_ours(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata and the like: the pixels decide
+            warnings.simplefilter("ignore")  # about metadata; only the pixels matter
             return _decode(data, settings=settings, left_out=left_out if left_out is not None else [])
     except PictureError:
         raise
@@ -108,8 +108,8 @@ def decode_picture(data: bytes, *, settings: EncodeSettings, left_out: list[str]
         raise PictureError(str(error)) from error
     except UnidentifiedImageError as error:
         if data[:4] in (b"II*\0", b"MM\0*"):
-            raise PictureError("a TIFF with bands, bits or a compression that are not read") from error
-        raise PictureError("not a picture in a format that is read") from error
+            raise PictureError("a TIFF with unsupported bands, bits or compression") from error
+        raise PictureError("not a picture in a supported format") from error
     except Exception as error:  # Pillow's plugins raise many kinds on damaged files
         if is_machine_error(error) and lacks_memory(error, data):
             raise
@@ -121,7 +121,7 @@ def _decode(data: bytes, *, settings: EncodeSettings, left_out: list[str]) -> Im
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > settings.max_pixels:
             raise PictureError(f"{image.width} x {image.height} pixels; at most {settings.max_pixels} are read")
-        if image.format != "MPO" and getattr(image, "is_animated", False):  # what MPO adds is made from its first
+        if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO derives its frames from the first
             left_out.append("frames after the first")
         if image.format == "TIFF":
             left_out.extend(_tiff_bands(image))
@@ -140,25 +140,25 @@ def _decode(data: bytes, *, settings: EncodeSettings, left_out: list[str]) -> Im
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged metadata does not spoil the pixels
+    except Exception:  # damaged metadata does not affect the pixels
         return 1
 
 
 def _tiff_bands(image: Image.Image) -> Iterator[str]:
-    """Return the bands of a TIFF that Pillow drops, or takes for something other than the file says."""
+    """Yield descriptions of bands of a TIFF that Pillow drops or interprets without the file stating it."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     number, kept = tags.get(_SAMPLES_PER_PIXEL, 1), len(image.getbands())
     if isinstance(number, int) and number > kept:
         yield f"TIFF bands after the first {kept} of {number}"
     if number == 4 and image.mode == "RGBA" and _EXTRA_SAMPLES not in tags:
-        yield "the meaning of the fourth TIFF band: the file does not state it, and it is taken for alpha"
+        yield "the fourth TIFF band, whose meaning the file does not state: it is treated as alpha"
 
 
 def _to_rgb(image: Image.Image, *, background: tuple[int, int, int]) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit PGM and JPEG 2000, which Pillow has scaled to 65535
         return Image.fromarray(scaled_to_eight_bits(np.asarray(image), max_value=65535)).convert("RGB")
     if image.mode in ("F", "LAB"):
-        raise PictureError(f"pixels of mode {image.mode} have no one RGB meaning")
+        raise PictureError(f"pixels of mode {image.mode} have no defined conversion to RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB")

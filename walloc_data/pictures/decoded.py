@@ -1,4 +1,4 @@
-"""Pictures that a codec's decoder made, as pixels."""
+"""Conversion of decoder output to pixels."""
 
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,12 @@ __all__ = ["decoded_pixels"]
 
 
 def decoded_pixels(decoded: "Tensor", *, height: int, width: int, cell_px: int) -> npt.NDArray[np.uint8]:
-    """Round what `WallocCodec.decode` made to grey levels, without the padding to whole cells.
+    """Round the output of `WallocCodec.decode` to 8 bits and remove the padding.
 
     Args:
-        decoded: (C, H, W) float, values of black and white are -0.5 and 0.5.
-        height, width: of the picture that was encoded.
-        cell_px: pixels of a cell along each side.
+        decoded: (C, H, W) float, from -0.5 (black) to 0.5 (white).
+        height, width: size of the encoded picture.
+        cell_px: side of a cell in pixels.
 
     Returns:
         (height, width, C) uint8.

@@ -1,7 +1,7 @@
-"""PNG and TIFF pictures of more than 8 bits a value, brought to 8 bits by a stated range.
+"""Conversion of PNG and TIFF pictures of more than 8 bits per value to 8 bits.
 
-Both formats store 10- and 12-bit data in 16 bits without saying so. Read as 0 to 65535 such pictures are nearly black,
-so their range is a setting, `EncodeSettings.max_value`; without it a warning goes with the count of such pictures.
+Both formats store 10- and 12-bit data in 16 bits without stating the range. Interpreted as 0 to 65535, such pictures
+are nearly black. So the range is a setting, `EncodeSettings.max_value`; without it, suspicious pictures are reported.
 """
 
 import io
@@ -19,14 +19,14 @@ _BITS, _PLANES = 258, 284  # tags of TIFF: of each band; whether the bands are s
 
 
 class RangeError(ValueError):
-    """Values without a range, or beyond it."""
+    """The range of values is unknown, or exceeded."""
 
 
 def deep_raw_mode(image: Image.Image) -> str | None:
-    """Return Pillow's name for how an opened PNG or TIFF stores its values; None unless above 8 bits.
+    """Return Pillow's raw mode of an opened PNG or TIFF; None if it has at most 8 bits.
 
     Raises:
-        RangeError: Pillow would read it wrongly.
+        RangeError: Pillow would read the file incorrectly.
     """
     if image.format not in ("PNG", "TIFF") or not image.tile:  # type: ignore[attr-defined]
         return None
@@ -42,17 +42,17 @@ def deep_raw_mode(image: Image.Image) -> str | None:
 def to_eight_bits(
     image: Image.Image, data: bytes, raw_mode: str, *, max_value: int | None, left_out: list[str]
 ) -> Image.Image:
-    """Convert a loaded picture to 8 bits a value, alpha as it was.
+    """Convert a loaded picture to 8 bits per value; alpha is unchanged.
 
     Args:
-        image: what Pillow made of it; colour has the high bytes only.
-        data: the picture file, which is read again for the low bytes.
-        raw_mode: from `deep_raw_mode`.
-        max_value: the value that is full brightness; None is 65535.
-        left_out: gets what was lost.
+        image: picture loaded by Pillow; colour pictures have the high bytes only.
+        data: the picture file, which is decoded again for the low bytes.
+        raw_mode: result of `deep_raw_mode`.
+        max_value: value of white; None: 65535.
+        left_out: receives descriptions of lost parts.
 
     Raises:
-        RangeError: values beyond the range, or bytes that Pillow cannot give.
+        RangeError: values exceed the range, or Pillow cannot read them.
     """
     if image.mode.startswith("I"):
         if "transparency" in image.info:
@@ -80,7 +80,7 @@ def scaled_to_eight_bits(values: npt.NDArray[np.generic], *, max_value: int) -> 
     """Return 255 value / max_value, rounded: any shape of integers in [0, max_value] to uint8."""
     largest, smallest = int(values.max()), int(values.min())
     if smallest < 0 or (largest > 65535 and max_value == 65535):
-        raise RangeError("integer pixels beyond 16 bits have no stated range")
+        raise RangeError("the range of integer pixels of more than 16 bits is unknown")
     if largest > max_value:
         raise RangeError(f"a value of {largest} is beyond max_value, which is {max_value}")
     scaled: npt.NDArray[np.uint8] = ((values.astype(np.uint32) * 255 + max_value // 2) // max_value).astype(np.uint8)
@@ -88,7 +88,7 @@ def scaled_to_eight_bits(values: npt.NDArray[np.generic], *, max_value: int) -> 
 
 
 def _opened_swapped(data: bytes, raw_mode: str, kind: str) -> Image.Image:
-    """Return the low bytes: the picture read once more, as if its values had the other byte order."""
+    """Return the low bytes, by decoding the picture again with the other byte order."""
     image = Image.open(io.BytesIO(data), formats=(kind,))
     other = raw_mode[:-1] + _SWAPPED[raw_mode[-1]]
     tiles = image.tile
@@ -105,6 +105,6 @@ def _warn(largest: int, left_out: list[str]) -> None:
         left_out.append("all but 8 of 16 bits a value")
     else:
         left_out.append(
-            f"all but 8 of 16 bits a value, with no value above {limit}: if that is the range, say so with "
+            f"all but 8 of 16 bits a value, with no value above {limit}: if that is the range, set "
             f"max_value={limit} (--max-value), or the picture is nearly black"
         )

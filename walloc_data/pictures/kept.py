@@ -1,4 +1,4 @@
-"""Second pictures of a sample, such as masks: kept without loss, cut and scaled as the picture is."""
+"""Second pictures of a sample, such as masks, cropped and resized like the first, without loss."""
 
 import io
 import warnings
@@ -18,17 +18,17 @@ _MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16")
 
 
 def kept_picture(data: bytes, *, size: Size, settings: EncodeSettings) -> bytes:
-    """A second picture as PNG: the same part of it as of the picture, scaled to the same size by nearest neighbour.
+    """Return a second picture as PNG, cropped like the first picture and resized by nearest neighbour.
 
-    Values stay what they are: a palette's numbers become grey values, no colour is converted.
+    Values are unchanged: palette indices become grey values, and colours are not converted.
 
     Args:
-        data: its file.
-        size: (width, height) of the sample's picture, upright, which it must have too.
-        settings: by which the sample's picture is resized.
+        data: bytes of the file.
+        size: (width, height) of the first picture, upright, which the second must have, too.
+        settings: settings of the resizing.
 
     Raises:
-        PictureError: it cannot be read, or is of another size.
+        PictureError: the picture cannot be read, or has another size.
 
     Example:
         >>> import io
@@ -62,10 +62,10 @@ def kept_picture(data: bytes, *, size: Size, settings: EncodeSettings) -> bytes:
 
 
 def png_size(data: bytes) -> Size:
-    """(width, height) of a PNG that is whole.
+    """Return (width, height) of a PNG file, after decoding it.
 
     Raises:
-        FormatError: it is none.
+        FormatError: the data is not a valid PNG file.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -81,7 +81,7 @@ def png_size(data: bytes) -> Size:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """The same values in a mode that PNG has, and without a palette."""
+    """Convert an image to a mode of PNG without a palette, with unchanged values."""
     if image.mode == "P":
         return Image.fromarray(np.asarray(image))
     if image.mode.startswith("I"):
@@ -90,6 +90,6 @@ def _plain(image: Image.Image) -> Image.Image:
             raise PictureError(f"values from {values.min()} to {values.max()}: at most 16 bits are kept")
         return Image.fromarray(values.astype(np.uint16))
     if image.mode not in _MODES:
-        raise PictureError(f"pixels of mode {image.mode} are not kept")
+        raise PictureError(f"pixels of mode {image.mode} are not supported")
     image.info.clear()
     return image

@@ -1,4 +1,4 @@
-"""Errors while a picture is decoded that say more about the machine than about the picture."""
+"""Classification of decoding errors: errors of the machine, or of the picture."""
 
 import io
 
@@ -9,14 +9,14 @@ from walloc_data.pictures.formats import FORMATS
 
 __all__ = ["is_machine_error", "lacks_memory"]
 
-_BYTES_PER_PIXEL = 16  # more than decoding takes: a few copies as RGBA
+_BYTES_PER_PIXEL = 16  # upper bound of decoding: a few copies as RGBA
 _MARGIN_BYTES = 2**26
 
 
 def is_machine_error(error: BaseException) -> bool:
-    """Return whether an error that came up with a picture may say more about the machine than about the picture.
+    """Return whether a decoding error may be an error of the machine: out of memory, or an OSError with an errno.
 
-    Memory that ran out, and whatever the system itself refused: Pillow's own errors about damaged files have no number.
+    Pillow's errors for damaged files have no errno.
     """
     if isinstance(error, OSError):
         return error.errno is not None or "out of memory" in str(error)
@@ -29,9 +29,9 @@ def _is_torch_memory(error: BaseException) -> bool:
 
 
 def lacks_memory(error: BaseException, data: bytes) -> bool:
-    """Return whether the machine had too little memory for a picture, rather than the picture asking for too much.
+    """Return whether the machine had too little memory for a picture.
 
-    A damaged file may ask for any amount. Where there is plenty for a picture of its width and height, it is damaged.
+    A damaged file may request any amount: if there is enough for a picture of its size, the file is damaged.
     """
     if not (isinstance(error, MemoryError) or "out of memory" in str(error)):
         return True
@@ -41,6 +41,6 @@ def lacks_memory(error: BaseException, data: bytes) -> bool:
         np.empty(_BYTES_PER_PIXEL * num_pixels + _MARGIN_BYTES, np.uint8)
     except MemoryError:
         return True
-    except Exception:  # its header is damaged too
+    except Exception:  # its header is damaged, too
         return False
     return False

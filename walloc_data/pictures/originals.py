@@ -1,4 +1,4 @@
-"""The pictures behind the latents, as the encoder saw them."""
+"""Access to source pictures as they were encoded: `original_pictures`."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ __all__ = ["original_pictures"]
 
 
 class Positions(Protocol):
-    """Pictures by position: a `walloc_data.sources.Source`."""
+    """Interface of a `walloc_data.sources.Source` that is read by position."""
 
     location: str
     num_items: int | None
@@ -28,7 +28,7 @@ def original_pictures(source: Positions, *, settings: EncodeSettings) -> Callabl
     """Return a function from a position in the source to its picture, upright and resized: (H, W, 3) uint8.
 
     Raises:
-        SourceError: the source is read in fragments, so that it has no positions; from the function: no picture there.
+        SourceError: the source is read in fragments, not by position; in the function: the picture does not exist.
 
     Example:
         >>> from walloc_data.pictures import original_pictures
@@ -39,7 +39,7 @@ def original_pictures(source: Positions, *, settings: EncodeSettings) -> Callabl
         ((96, 96, 3), dtype('uint8'))
     """
     if source.num_items is None:
-        raise SourceError(f"{source.location}: read in fragments, and not at a position; give a source that can")
+        raise SourceError(f"{source.location}: read in fragments, not by position; use a source with positions")
     num_items = source.num_items
 
     def picture(index: int) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""PNG files written a band at a time, for pictures that would not fit into memory as a whole."""
+"""Writing of PNG files in bands, for pictures that are too large for memory."""
 
 import struct
 import zlib
@@ -17,7 +17,7 @@ _UP = 2  # the filter that stores each row as its difference from the row above
 def write_png(
     file: BinaryIO, bands: Iterable[npt.NDArray[np.uint8]], *, height: int, width: int, channels: int
 ) -> None:
-    """Write a picture of 8 bits a channel, in the memory of one band.
+    """Write a picture of 8 bits per channel, band by band.
 
     Args:
         file: open for writing.

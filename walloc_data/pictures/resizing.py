@@ -1,4 +1,4 @@
-"""Decoded pictures at the size that is encoded."""
+"""Resizing and cropping of decoded pictures to the encoded size."""
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,10 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def resize_and_crop(image: Image.Image, *, settings: EncodeSettings) -> npt.NDArray[np.uint8]:
-    """Resize and crop a picture as it is encoded: (H, W, 3) uint8.
+    """Resize and crop a picture according to the settings: (H, W, 3) uint8.
 
-    Resized by Pillow with antialiasing. What is cut off is cut off before: that gives what scaling first gives, at the
-    same scale and without scaling what is thrown away, and the filter still sees the pixels beyond the cut.
+    Pillow resizes with antialiasing. Only the crop is resized, with the surrounding pixels that the filter needs, which
+    equals resizing first and cropping afterwards.
 
     Raises:
         PictureError: the result would have more than the settings' `max_pixels`, or a side shorter than `snap`.
@@ -34,13 +34,13 @@ def resize_and_crop(image: Image.Image, *, settings: EncodeSettings) -> npt.NDAr
         (96, 128, 3)
     """
     box, size = _placed(image.size, settings)
-    if (box[2] - box[0], box[3] - box[1]) == size:  # at scale 1 the filter would copy pixels, slowly
+    if (box[2] - box[0], box[3] - box[1]) == size:  # at scale 1 resizing would be a slow copy
         return np.asarray(image if size == image.size else image.crop(box))
     return np.asarray(image.resize(size, _FILTERS[settings.filter], box=box))
 
 
 def crop_box(size: Size, *, settings: EncodeSettings) -> Box:
-    """Return the (left, top, right, bottom) that `resize_and_crop` keeps of a picture of (width, height) pixels.
+    """Return the crop (left, top, right, bottom) that `resize_and_crop` takes of a picture of (width, height) pixels.
 
     Example:
         >>> from walloc_data.format import EncodeSettings
@@ -64,7 +64,7 @@ def encoded_size(size: Size, *, settings: EncodeSettings) -> Size:
 
 
 def _placed(size: Size, settings: EncodeSettings) -> tuple[Box, Size]:
-    """Return what is kept of a picture, in its own pixels, and the size that this is scaled to. Integers only."""
+    """Return the crop of a picture in its own pixels, and the size to which it is resized. Integer arithmetic only."""
     (width, height), side, snap = size, settings.size_px, settings.snap or 1
     if side is not None and settings.resize == "crop":
         short = min(size)
@@ -77,7 +77,7 @@ def _placed(size: Size, settings: EncodeSettings) -> tuple[Box, Size]:
     if 0 in kept:
         raise PictureError(f"{wide} x {high} pixels: a side is shorter than {snap} (--snap)")
     if kept[0] * kept[1] > settings.max_pixels:
-        raise PictureError(f"{kept[0]} x {kept[1]} pixels once resized; at most {settings.max_pixels} are encoded")
+        raise PictureError(f"{kept[0]} x {kept[1]} pixels after resizing; at most {settings.max_pixels} are encoded")
     if side is None:
         return _centre(size, kept), kept
     parts = (

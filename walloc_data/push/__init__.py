@@ -1,8 +1,7 @@
-"""Uploads of a finished data set: to the Hugging Face Hub, or to a bucket through `walloc_data.storage`.
+"""Upload of a finished data set to the Hugging Face Hub or to a bucket.
 
-Everything that readers open is checked before a byte leaves: shards by their records, indices, the codec, a sample of
-every shard. The manifest goes last, so a data set that is half there is never readable as a whole.
-Running the same call again sends only what has not arrived.
+Shards, indices, the codec and one sample per shard are checked before the upload starts. The manifest is uploaded last,
+so a partial upload is not readable as a data set. Calling `push_dataset` again uploads only missing files.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from walloc_data.storage import DatasetLocation, Store, open_store, read_manifes
 
 __all__ = ["PushResult", "push"]
 
-# What a data set consists of besides its shards; anything else that lies in the folder stays at home.
+# Files of a data set besides its shards; other files in the folder are not uploaded.
 _FOLDERS = ("codec", "index", "failures")
 MAX_OTHER_BYTES = 2**32
 _FILES = ("_info.json", "LICENSE", "preview.png", "preview.webp", "report.html", "README.md")
@@ -29,7 +28,7 @@ _FILES = ("_info.json", "LICENSE", "preview.png", "preview.webp", "report.html",
 
 @dataclass(frozen=True)
 class PushResult:
-    """Outcome of an upload; with `dry_run`, what it would do.
+    """Result of an upload; with `dry_run`, the result that it would have.
 
     Example:
         >>> from walloc_data.push import push
@@ -39,9 +38,9 @@ class PushResult:
     """
 
     destination: str
-    uploaded: tuple[str, ...]  # in the order in which they went
-    unchanged: tuple[str, ...]  # the same bytes were there already
-    left_out: tuple[str, ...]  # files in the folder that the manifest does not vouch for
+    uploaded: tuple[str, ...]  # in order
+    unchanged: tuple[str, ...]  # files that were already at the destination
+    left_out: tuple[str, ...]  # files in the folder that are not part of the data set
     num_bytes: int  # of `uploaded`
     dry_run: bool
 
@@ -60,23 +59,22 @@ def push(
     """Upload the data set in the folder `dataset`.
 
     Args:
-        dataset: a local folder with a `walloc.json`; a data set that is in a store already is not sent on from there.
-        destination: ``hf://datasets/OWNER/NAME``, or ``s3://bucket/prefix`` and what else `Store` takes.
-        dry_run: look at both sides and say what would be sent; send nothing.
-        replace: allow the destination to hold another data set; its manifest, and the shards that the new one does
-            not have, are deleted before anything is sent.
-        private: make a new repository on the Hub private.
-        storage_options: for a bucket, those of `Store`; for the Hub, `token` and `endpoint` (default: those of
+        dataset: a local folder with a `walloc.json`, not a URL.
+        destination: ``hf://datasets/OWNER/NAME``, ``s3://bucket/prefix``, or another URL supported by `Store`.
+        dry_run: compare both sides and return the files that would be uploaded, without uploading.
+        replace: allow replacing another data set: its manifest, and shards that the new one does not have, are deleted
+            before the upload.
+        private: create a new repository on the Hub as private.
+        storage_options: for a bucket, as for `Store`; for the Hub, `token` and `endpoint` (default: those of
             `hf auth login`).
-        progress: called after each file with its path, and the bytes sent so far and in all.
+        progress: called after each file with its path, the bytes uploaded so far, and the total.
 
     Raises:
-        CorruptShardError: a shard is not what its record says; nothing has been sent.
-        FormatError: an index, or the list of failures, is not what readers take; nothing has been sent.
-        CodecError: the codec in the folder cannot be loaded, or did not make these latents; nothing has been sent.
-        SettingsMismatchError: the destination holds another data set.
-        StorageError: the destination refused, or failed after the tries that it deserves (a Retry-After of its own is
-            waited for); run the same call again to go on.
+        CorruptShardError: a shard does not match its record; nothing was uploaded.
+        FormatError: an index or the list of failures is invalid; nothing was uploaded.
+        CodecError: the codec in the folder cannot be loaded, or is not the one of the latents; nothing was uploaded.
+        SettingsMismatchError: the destination has another data set.
+        StorageError: the destination refused, or failed after retries; call again to resume.
 
     Example:
         >>> from walloc_data.push import push
@@ -130,7 +128,7 @@ def _read_manifest(store: Store) -> tuple[bytes, Manifest]:
 
 
 def _collect(root: Path, manifest: Manifest) -> tuple[list[File], list[str]]:
-    """Return the files of a data set in the order of upload, each shard checked; and the names of the others."""
+    """Return the files of a data set in the order of upload, with checked shards, and the names of other files."""
     records = {shard.name: shard for split in manifest.splits.values() for shard in split.shards}
     present = sorted(
         path.relative_to(root).as_posix()
@@ -140,12 +138,12 @@ def _collect(root: Path, manifest: Manifest) -> tuple[list[File], list[str]]:
     wanted = [name for name in records if name in present]
     wanted += [name for name in present if name.partition("/")[0] in _FOLDERS and "/" in name]
     wanted += [name for name in _FILES if name in present]
-    # A link could name any file of this machine: what it points to is not part of the folder.
+    # A link could lead to any file of this machine.
     wanted = [name for name in wanted if not _leaves(root / name, root)]
     needed = ["codec/codec.json", "codec/model.safetensors", *(r.index_name(s) for s, r in manifest.splits.items())]
     for name in needed:
         if name not in wanted:
-            raise FormatError(f"{root / name}: a link to what is no part of the folder: put the file itself there")
+            raise FormatError(f"{root / name}: a link to a file outside of the folder: replace it by the file")
     files = []
     for name, record in records.items():
         path = root / name
@@ -177,9 +175,7 @@ def _sha256(path: Path) -> str:
 
 
 def _reconcile(target: Target, ours: Manifest, *, destination: str, replace: bool) -> list[str] | None:
-    """Return what an upload must remove: None if the destination is empty or holds an earlier state of this data
-    set.
-    """
+    """Return the files that an upload must delete; None if the destination is empty or has this data set in part."""
     there = target.read(MANIFEST_NAME, max_bytes=MAX_JSON_BYTES)
     if there is None:
         return None
@@ -207,6 +203,6 @@ def _reconcile(target: Target, ours: Manifest, *, destination: str, replace: boo
         old = {name: digest for name, digest in old.items() if name not in new}
     if not replace:
         raise SettingsMismatchError(
-            f"{destination}: holds another data set ({reason}); choose another destination, or replace it (--replace)"
+            f"{destination}: has another data set ({reason}); choose another destination, or replace it (--replace)"
         )
     return sorted(old)

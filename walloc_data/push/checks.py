@@ -19,13 +19,13 @@ __all__ = ["check_readable"]
 
 @contextmanager
 def check_readable(store: Store, manifest: Manifest) -> Iterator[None]:
-    """Read the data set as others will.
+    """Context: check the data set by reading it.
 
-    Before the body: its codec and every index whole, which takes seconds. After it, when shards have been compared with
+    Before the block: the codec and all indices, which takes seconds. After the block, in which shards are compared with
     their records: a sample of every shard.
 
     Raises:
-        CodecError, FormatError: what readers would meet.
+        CodecError, FormatError: the error that readers would get.
     """
     folder = f"{store.local_path or store.url}/codec"
     _, info = load_codec(folder)

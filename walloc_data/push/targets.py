@@ -15,10 +15,10 @@ __all__ = ["File", "Target", "open_target"]
 
 # One commit on the Hub; a thousand commits of one file each would be slow to clone.
 _FILES_PER_COMMIT = 64
-# The Hub counts requests in windows of five minutes, and says when the next one begins.
+# The Hub limits requests per five minutes, and states when the next interval starts.
 _HUB_ATTEMPTS = 5
 _HUB_RETRY_SECONDS = 600.0
-# s3fs sends larger files in parts of this size, and the ETag of such an object is made of the parts' MD5s.
+# s3fs uploads larger files in parts of this size; the ETag of such an object is a hash of the parts' MD5s.
 _S3_PART_BYTES = 50 * 2**20
 
 
@@ -53,7 +53,7 @@ def open_target(destination: str, *, private: bool, storage_options: dict[str, A
 
 
 class _Bucket:
-    """An object store. Each object appears whole or not at all, so order is all that readers need."""
+    """Object store. Objects appear atomically, so only their order matters."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -64,7 +64,7 @@ class _Bucket:
     def holds(self, file: File) -> bool:
         if not self.store.exists(file.path) or self.store.num_bytes(file.path) != file.num_bytes:
             return False
-        # With encryption by KMS, or with a customer's key, an ETag is not made of the content.
+        # With encryption by KMS or a customer key, the ETag is not a hash of the content.
         if (digest := self.store.sha256(file.path)) is not None:
             return digest == file.sha256
         etag = self.store.etag(file.path)
@@ -81,9 +81,7 @@ class _Bucket:
 
 
 def _etags(path: Path) -> tuple[str, str]:
-    """Return the ETag that S3 gives this file sent whole, and sent in parts: MD5 of the parts' MD5s, and their
-    number.
-    """
+    """Return the ETags of a file on S3 if uploaded at once, and in parts (MD5 of the parts' MD5s, and their number)."""
     whole, parts = hashlib.md5(usedforsecurity=False), []
     with path.open("rb") as file:
         while data := file.read(_S3_PART_BYTES):
@@ -93,7 +91,7 @@ def _etags(path: Path) -> tuple[str, str]:
 
 
 class _Hub:
-    """A data-set repository on the Hugging Face Hub. A commit is whole or not at all; the last one has the manifest."""
+    """Data set repository on the Hugging Face Hub. Commits are atomic, and the last one has the manifest."""
 
     def __init__(self, repo_id: str, *, private: bool, options: dict[str, Any]) -> None:
         if unknown := sorted(set(options) - {"token", "endpoint"}):
@@ -125,7 +123,7 @@ class _Hub:
                     f"{name}: {what}: the Hub says {status}; log in with `hf auth login` (or set HF_TOKEN) using a "
                     f"token that may write to {self.repo_id.partition('/')[0]}"
                 ) from cause
-            raise StorageError(f"{error}; run the same command again to go on") from cause
+            raise StorageError(f"{error}; run the same command to resume") from cause
 
     def read(self, path: str, *, max_bytes: int) -> bytes | None:
         if path not in self.there:
@@ -145,7 +143,7 @@ class _Hub:
             return False
         if entry.lfs is not None:
             return bool(entry.lfs.sha256 == file.sha256)
-        data = file.local.read_bytes()  # what is not in large file storage is small: 10 MB at most
+        data = file.local.read_bytes()  # files outside of large file storage have at most 10 MB
         digest = hashlib.sha1(f"blob {len(data)}\0".encode() + data, usedforsecurity=False).hexdigest()
         return bool(entry.blob_id == digest)
 
@@ -157,7 +155,7 @@ class _Hub:
         def commit() -> None:
             nonlocal tried
             if tried:
-                self.there = self._tree()  # an answer was lost: the files may be gone already
+                self.there = self._tree()  # a response was lost: the files may be deleted already
             tried = True
             if doomed := [CommitOperationDelete(path_in_repo=path) for path in paths if path in self.there]:
                 self._commit_once(doomed, message="Make room for another data set")
@@ -176,7 +174,7 @@ class _Hub:
             )
         shards = [file for file in files if file.path.startswith("data/")]
         batches = [shards[i : i + _FILES_PER_COMMIT] for i in range(0, len(shards), _FILES_PER_COMMIT)]
-        # Card, index and manifest change together: a reader sees all of them or none.
+        # Card, index and manifest are committed together.
         batches.append([file for file in files if not file.path.startswith("data/")])
         for i, batch in enumerate(batches):
             self._commit(
@@ -186,7 +184,7 @@ class _Hub:
             yield from batch
 
     def _commit(self, operations: list[Any], *, message: str) -> None:
-        # Where an answer was lost, the same files are committed again: nothing changes.
+        # If a response was lost, the same files are committed again, without effect.
         self._call(lambda: self._commit_once(operations, message=message), what="uploading")
 
     def _commit_once(self, operations: list[Any], *, message: str) -> None:

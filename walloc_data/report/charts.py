@@ -1,7 +1,7 @@
-"""Charts as inline SVG and HTML: no scripts, no fonts, no network; colours come from the page's style sheet.
+"""Charts as inline SVG and HTML, without scripts, fonts and network; colours come from the page's style sheet.
 
-Drawings are 360 units wide, about a phone's width, so that their text stays readable there; a wide screen shows
-several side by side. Every chart has a title, axes with units, and a description that says in words what it shows.
+Drawings are 360 units wide, about the width of a phone, so that their text is readable there; wide screens show several
+side by side. Every chart has a title, axes with units, and a description in words.
 """
 
 import math
@@ -22,7 +22,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 40
 
 
 def number(value: float) -> str:
-    """Format a number for reading: thousands separated, three significant digits below a hundred."""
+    """Format a number with thousands separators, and three significant digits below a hundred."""
     if not math.isfinite(value):
         return "unknown"
     if float(value).is_integer() or abs(value) >= 100:
@@ -40,7 +40,7 @@ def picture_bytes(num_bytes: float) -> str:
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round values that divide an interval into about so many parts."""
+    """Return round values that divide an interval into about `about` parts."""
     if not high > low:
         return [low]
     raw = (high - low) / about
@@ -51,7 +51,7 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 
 class Charts:
-    """Draws charts for one page, with an identifier of its own for each."""
+    """Factory of charts for one page, with unique identifiers."""
 
     def __init__(self) -> None:
         self._numbers = count(1)
@@ -87,13 +87,13 @@ class Charts:
         bins: int = 32,
         whole: bool = False,
     ) -> Markup:
-        """Draw bars over equal intervals of a value, with its mean marked.
+        """Draw a histogram with the mean marked.
 
         Args:
             values: (n,) finite, n > 0.
-            unit: of the values, under the horizontal axis.
-            what: is counted, along the vertical axis.
-            whole: the values are whole numbers: no interval is narrower than one.
+            unit: label of the horizontal axis.
+            what: label of the vertical axis: the things that are counted.
+            whole: the values are integers, so bins are at least 1 wide.
         """
         low, high = float(values.min()), float(values.max())
         if high == low:
@@ -128,7 +128,7 @@ class Charts:
         line: float | None = None,
         line_text: str = "",
     ) -> Markup:
-        """Draw one column for each numbered thing (channels, ranks), and a level to compare them with."""
+        """Draw one column per number (channel, rank), and optionally a horizontal line for comparison."""
         top = max([*values, line or 0.0, 1e-9])
         x = _Scale(-0.5, len(values) - 0.5, _LEFT, _W - _RIGHT)
         y = _Scale(0, top * (1.2 if line is not None else 1.0), _H - _BOTTOM, _TOP)
@@ -176,7 +176,7 @@ class Charts:
 
 @dataclass(frozen=True)
 class _Shape:
-    """An SVG element of a drawing; the template escapes its attributes and its text."""
+    """SVG element; the template escapes its attributes and its text."""
 
     tag: str
     attributes: Mapping[str, str]
@@ -184,7 +184,7 @@ class _Shape:
 
 
 class _Scale:
-    """A linear map from values to units of the drawing."""
+    """Linear map from values to units of the drawing."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         self.low, self.high, self.start, self.end = low, high, start, end
@@ -221,7 +221,7 @@ def _axes(
 
 
 def _short(value: float) -> str:
-    """Return a tick's text: thousands as k, so that it fits beside the axis."""
+    """Format the label of a tick, with thousands as k, so that it fits next to the axis."""
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= factor:
             divisor = 1e3 if unit == "k" else factor

@@ -1,4 +1,4 @@
-"""One picture on its way through a codec, as a strip for a README or a slide."""
+"""A strip that shows a picture, its latent and its reconstructions, for a README or a slide."""
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +21,14 @@ _MARGIN, _GAP = 18, 12
 def latent_strip(
     pixels: npt.NDArray[np.uint8], *, codec: WallocCodec, info: CodecInfo, height_px: int = 240
 ) -> Image.Image:
-    """Draw a picture, its packed latent, the channels, and what the codec's decoders make of it.
+    """Draw a picture, its packed latent, the channels, and the reconstructions by the codec's decoders.
 
     Args:
         pixels: (H, W, 3) uint8, any size.
-        height_px: of the pictures in the strip.
+        height_px: height of the pictures in the strip.
 
     Returns:
-        An RGB picture. Under each part stands what it is, and how large or how exact.
+        An RGB picture, with a caption under each part.
 
     Example:
         >>> import skimage
@@ -44,7 +44,7 @@ def latent_strip(
     sample = _encode(pixels, codec)
     c, h, w = sample.latent.shape
     values = sample.latent.reshape(c, -1)
-    # The channels' spread over many pictures where it is known; over this one otherwise.
+    # Statistics of the channels over many pictures if known, else over this one.
     mean, std = info.statistics or (values.mean(axis=1).tolist(), values.std(axis=1).tolist())
     grid = channel_grid(sample.latent, mean=mean, std=std)
     packed = packed_picture(sample.latent, colours=codec.channels)

@@ -18,7 +18,7 @@ MAX_REASONS = 30
 
 
 def _lines(store: Store, path: str) -> list[dict[str, object]]:
-    """Return the JSON objects of a file of lines; none where it is absent or too large."""
+    """Return the JSON objects in the lines of a file; none if the file is absent or too large."""
     if not store.exists(path) or store.num_bytes(path) > MAX_BYTES:
         return []
     found = []
@@ -33,7 +33,7 @@ def _lines(store: Store, path: str) -> list[dict[str, object]]:
 
 
 def _short(value: object) -> str:
-    """Return foreign text as it can be shown: names of files may hold bytes that are no text."""
+    """Return untrusted text in a printable form."""
     return printable(value[:500] if isinstance(value, str) else shown(value), newlines=False)
 
 
@@ -56,7 +56,7 @@ def read_failures(store: Store, split: str) -> tuple[list[tuple[str, str, str]],
 def read_runs(store: Store, split: str) -> tuple[list[tuple[int, float]], dict[str, float]]:
     """Return (samples, seconds) of each run that made a split, and the seconds of each stage.
 
-    The log is a work file: a data set that was downloaded has none.
+    A downloaded data set has no log.
     """
     runs: list[tuple[int, float]] = []
     stages: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Samples of a data set as people want to see them: latents with their captions, and pictures decoded from them."""
+"""Samples for display: latents with captions, and pictures decoded from them."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,12 +20,12 @@ from walloc_data.storage import ShardCache, Store
 
 __all__ = ["OpenSplit", "ReportSample", "decode", "open_split", "psnr", "spread_rows"]
 
-MAX_DRAWN_PIXELS = 2**25  # decoding takes some 100 bytes a pixel
+MAX_DRAWN_PIXELS = 2**25  # decoding takes about 100 bytes per pixel
 
 
 @dataclass(frozen=True)
 class ReportSample:
-    """One sample to show."""
+    """Sample to show."""
 
     key: str
     source_index: int
@@ -42,10 +42,10 @@ class ReportSample:
 
 
 class OpenSplit(OpenedSplit):
-    """A split opened for looking: samples with their captions, and the data set's own codec."""
+    """Open split with samples for display, and the codec of the data set."""
 
     def choose(self, num_samples: int, *, seed: int = 0) -> list[int]:
-        """Choose `spread_rows` among the samples that are not too large to be drawn."""
+        """Return `spread_rows` of the samples that are not too large to draw."""
         rows = self.drawable()
         return [int(rows[i]) for i in spread_rows(self.index["label"][rows], num_samples, seed=seed)]
 
@@ -73,7 +73,7 @@ class OpenSplit(OpenedSplit):
             )
 
     def load_codec(self) -> tuple[WallocCodec, CodecInfo]:
-        """Load the codec in the data set's own folder, which must be the one that the manifest names."""
+        """Load the codec in the data set, which must match the manifest."""
         codec, info = load_codec(fetch_codec(self.store, scratch=self.cache.folder))
         if info.encoder_sha256 != self.manifest.codec.encoder_sha256:
             raise CodecError(
@@ -85,18 +85,18 @@ class OpenSplit(OpenedSplit):
 
 @contextmanager
 def open_split(store: Store, *, split: str | None) -> Iterator[OpenSplit]:
-    """Open one split; None is the first by name, training before others."""
+    """Open one split; None: "train", else the first by name."""
     with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
         yield OpenSplit(store, split, cache=ShardCache(Path(scratch)))
 
 
 def spread_rows(labels: npt.NDArray[np.int64], num_samples: int, *, seed: int = 0) -> list[int]:
-    """Choose rows that show as many classes as possible, deterministically, in the order of their classes.
+    """Choose rows of as many classes as possible, deterministically, sorted by class.
 
-    labels: (num_rows,), -1 where there is none.
+    labels: (num_rows,), -1 without a label.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
-    turn = np.zeros(len(labels), dtype=np.int64)  # how many of its class come before a row
+    turn = np.zeros(len(labels), dtype=np.int64)  # number of earlier rows of the same class
     _, group = np.unique(labels[order], return_inverse=True)
     by_class = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(group[by_class]) > 0]) if len(labels) else np.zeros(0, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The contact sheet: what samples of a data set look like, from stored integers to pictures."""
+"""The contact sheet of samples: packed latents, channels and reconstructions."""
 
 import math
 import os
@@ -33,7 +33,7 @@ _INK = (236, 238, 242)
 _MUTED = (158, 165, 177)
 _RULE = (44, 48, 57)
 _FAINT = (30, 33, 40)  # between the channels
-# Below the channel's mean, at it, above it: distinct for colour-blind eyes too, and in print.
+# Below, at and above the mean of the channel; distinguishable by colour-blind readers and in print.
 _BELOW, _AT, _ABOVE = (72, 168, 255), (26, 29, 35), (255, 176, 66)
 
 _MARGIN = 28
@@ -60,18 +60,18 @@ def preview(
 ) -> Path:
     """Draw a contact sheet of a split's samples.
 
-    A row a sample: the packed latent as it is stored, enlarged; its channels; the picture that the data set's own
-    codec makes of it, by its linear decoder and by its other one where there is one.
+    Each row shows one sample: the packed latent, enlarged; its channels; and the reconstructions by the linear decoder
+    and, if there is one, by the other decoder of the codec.
 
     Args:
         dataset: the data set.
-        target: the file to write; its suffix says the format (.png, .webp, .jpg).
-        split: None is "train", or else the first by name.
-        keys: which samples; None chooses `num_samples` that show as many classes as possible.
-        original: gives the picture at a position of the source as it was encoded, (H, W, 3) uint8, upright and
-            resized by the same settings; `walloc_data.pictures.original_pictures` makes such a function. It is drawn
-            beside, with the PSNR of the decoded pictures.
-        height_px: of the largest picture in the sheet.
+        target: file to write, with the suffix .png, .webp or .jpg.
+        split: name of the split; None: "train", else the first by name.
+        keys: keys of the samples; None chooses `num_samples` of as many classes as possible.
+        original: function of a position in the source that returns the picture as it was encoded, (H, W, 3) uint8, as
+            made by `walloc_data.pictures.original_pictures`. The pictures are drawn, too, with the PSNR of the
+            reconstructions.
+        height_px: height of the largest picture in the sheet.
 
     Raises:
         FormatError: no such data set, split or key.
@@ -138,7 +138,7 @@ def add_preview(
 
 @dataclass(frozen=True)
 class _Cell:
-    """One titled picture of a strip."""
+    """Titled picture of a strip."""
 
     title: str
     picture: Image.Image
@@ -149,7 +149,7 @@ class _Cell:
 
 @dataclass
 class _Strip:
-    """One row of the sheet: a caption, and cells of one height."""
+    """Row of the sheet: a caption, and cells of one height."""
 
     sample: ReportSample
     cells: list[_Cell] = field(default_factory=list)
@@ -197,7 +197,7 @@ def packed_picture(latent: npt.NDArray[np.int8], *, colours: int = 3) -> Image.I
 
 
 def _grid(num_channels: int) -> tuple[int, int]:
-    """Return (columns, rows): 4 x 3 for 12 channels, as square as the number allows, wider than high."""
+    """Return (columns, rows) of a grid of channels, as square as possible, and wider than high: 4 x 3 for 12."""
     rows = max(n for n in range(1, int(num_channels**0.5) + 1) if num_channels % n == 0)
     return num_channels // rows, rows
 
