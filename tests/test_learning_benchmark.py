@@ -43,7 +43,6 @@ def test_from_pictures_to_table(pictures, tmp_path, monkeypatch, capsys):
     assert runs["latents, stored mirrors"]["stored_bytes"] == 2 * runs["latents, fitted flip"]["stored_bytes"]
     assert "| vit | latents, fitted flip |" in plot.table("tiny")
     assert plot.plot(["tiny"]).read_text().startswith("<?xml")
-    monkeypatch.setattr(speed, "BATCH", 16)
     monkeypatch.setattr(speed, "NETWORKS", {"vit": arms.NETWORKS["vit"]})
     monkeypatch.setattr(speed, "ARMS", {name: arms.ARMS[name] for name in chosen})
     speed.main([*arguments[:9], "--rounds", "1"])
