@@ -11,7 +11,7 @@ from walloc_data.adapters.stem import LatentConv2d, Normalization
 from walloc_data.adapters.wrapping import bare_module
 from walloc_data.errors import ModelError
 from walloc_data.format import CodecSpec
-from walloc_data.format.checks import shown
+from walloc_data.format.checks import short_repr
 
 __all__ = ["LatentModelConfig", "Task", "View", "latent_config", "stem_module", "stem_of", "unwrap"]
 
@@ -125,17 +125,17 @@ def _check_types(config: LatentModelConfig) -> None:
     }  # fmt: skip
     for name, kind in kinds.items():
         if type(value := getattr(config, name)) not in kind or (isinstance(value, int) and not 0 <= value <= 2**24):
-            raise ModelError(f"{name} must be {' or '.join(item.__name__ for item in kind)}, not {shown(value)}")
+            raise ModelError(f"{name} must be {' or '.join(item.__name__ for item in kind)}, not {short_repr(value)}")
     if not isinstance(config.timm_kwargs, Mapping) or not all(isinstance(key, str) for key in config.timm_kwargs):
-        raise ModelError(f"timm_kwargs must be an object, not {shown(config.timm_kwargs)}")
+        raise ModelError(f"timm_kwargs must be an object, not {short_repr(config.timm_kwargs)}")
     if not all(type(side) is int and side <= 2**20 for side in config.input_shape):
-        raise ModelError(f"input_shape must be three positive integers, not {shown(config.input_shape)}")
+        raise ModelError(f"input_shape must be three positive integers, not {short_repr(config.input_shape)}")
     features = config.features
     if features is not None and not all(type(stage) is int and 0 <= stage < 2**10 for stage in features):
-        raise ModelError(f"features must be numbers of stages or null, not {shown(features)}")
+        raise ModelError(f"features must be numbers of stages or null, not {short_repr(features)}")
     for name in config.class_names or ():
         if not isinstance(name, str):
-            raise ModelError(f"class_names must be a list of strings or null, not {shown(config.class_names)}")
+            raise ModelError(f"class_names must be a list of strings or null, not {short_repr(config.class_names)}")
 
 
 def _frozen(value: Any) -> Any:

@@ -29,8 +29,8 @@ def prefetching(samples: BatchSource, batching: Batching, *, epoch: int, start: 
     Yields:
         A function to call with the number of each yielded batch, which allows further downloads.
     """
-    ahead = samples.num_prefetch_shards
-    if not ahead:
+    limit = samples.num_prefetch_shards
+    if not limit:
         yield lambda number: None
         return
     threads = DaemonThreads(_CONNECTIONS, name="walloc-data-fetch")
@@ -44,7 +44,7 @@ def prefetching(samples: BatchSource, batching: Batching, *, epoch: int, start: 
 
     def reached(number: int) -> None:
         nonlocal cursor
-        while cursor < batching.num_batches and sum(batch > number for batch in first_used.values()) < ahead:
+        while cursor < batching.num_batches and sum(batch > number for batch in first_used.values()) < limit:
             for shard in np.unique(samples.shards(batching.batch(epoch, cursor).rows)).tolist():
                 if shard not in first_used:
                     first_used[shard] = cursor

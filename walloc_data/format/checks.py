@@ -52,7 +52,7 @@ def _freeze(value: Any) -> Any:
     return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Format an invalid value for a message: its beginning, or its type if it cannot be shown."""
     if isinstance(value, int) and not -(2**64) < value < 2**64:
         return f"an integer of {value.bit_length()} bits"  # Python does not print long integers
@@ -68,13 +68,13 @@ def shown(value: Any) -> str:
 def check_int(name: str, value: Any, *, low: int, high: int = 2**63 - 1) -> None:
     """Check an integer in [low, high]; booleans raise FormatError."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise FormatError(f"{name} must be an integer in [{low}, {high}], not {shown(value)}")
+        raise FormatError(f"{name} must be an integer in [{low}, {high}], not {short_repr(value)}")
 
 
 def check_bool(name: str, value: Any) -> None:
     """Check a boolean; numbers raise FormatError."""
     if not isinstance(value, bool):
-        raise FormatError(f"{name} must be true or false, not {shown(value)}")
+        raise FormatError(f"{name} must be true or false, not {short_repr(value)}")
 
 
 def check_text(name: str, value: Any) -> None:
@@ -87,12 +87,12 @@ def check_text(name: str, value: Any) -> None:
         walloc_data.errors.FormatError: class name 'caf\\udce9' has bytes that are not UTF-8: rename it
     """
     if not isinstance(value, str):
-        raise FormatError(f"{name} must be text, not {shown(value)}")
+        raise FormatError(f"{name} must be text, not {short_repr(value)}")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise FormatError(f"{name} {shown(value)} has bytes that are not UTF-8: rename it") from error
+            raise FormatError(f"{name} {short_repr(value)} has bytes that are not UTF-8: rename it") from error
 
 
 def check_texts(name: str, value: Any) -> None:
@@ -105,7 +105,7 @@ def check_texts(name: str, value: Any) -> None:
         walloc_data.errors.FormatError: written_by.walloc_data must be text, not 1
     """
     if not isinstance(value, Mapping):
-        raise FormatError(f"{name} must be an object of strings, not {shown(value)}")
+        raise FormatError(f"{name} must be an object of strings, not {short_repr(value)}")
     for key, item in value.items():
         check_text(f"a name in {name}", key)
         check_text(f"{name}.{key}", item)
@@ -121,7 +121,7 @@ def check_json(name: str, value: Any) -> None:
         walloc_data.errors.FormatError: source.num_items must be an integer in [...], not an integer of 1329 bits
     """
     if not isinstance(value, Mapping):
-        raise FormatError(f"{name} must be an object, not {shown(value)}")
+        raise FormatError(f"{name} must be an object, not {short_repr(value)}")
     _check_value(name, value, depth=0)
 
 
@@ -143,4 +143,4 @@ def _check_value(name: str, value: Any, *, depth: int) -> None:
         if value != value or value in (float("inf"), float("-inf")):
             raise FormatError(f"{name} must be a finite number, not {value}")
     elif value is not None and not isinstance(value, bool):
-        raise FormatError(f"{name} must be a value of JSON, not {shown(value)}")
+        raise FormatError(f"{name} must be a value of JSON, not {short_repr(value)}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from walloc_data.errors import FormatError
-from walloc_data.format.checks import check_text, shown
+from walloc_data.format.checks import check_text, short_repr
 from walloc_data.format.names import RESERVED_COLUMNS
 
 __all__ = [
@@ -111,7 +111,7 @@ class ColumnType:
             if value.keys() == {"struct"} and isinstance(inner, Mapping) and 1 <= len(inner) <= _MAX_COLUMNS:
                 names = map(str, inner)
                 return cls("struct", None, None, tuple((n, cls._read(inner[n], depth=depth + 1)) for n in names))
-        raise FormatError(f"{shown(value)} is not the type of a column")
+        raise FormatError(f"{short_repr(value)} is not the type of a column")
 
 
 _JSON, _NULL = ColumnType("json"), ColumnType("null")

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError
-from walloc_data.format.checks import Record, check_bool, check_int, check_json, check_text, check_texts, shown
+from walloc_data.format.checks import Record, check_bool, check_int, check_json, check_text, check_texts, short_repr
 from walloc_data.format.columns import check_columns
 from walloc_data.format.json_text import MAX_JSON_BYTES, MAX_JSON_VALUES, dump_json, load_json
 from walloc_data.format.names import FORMAT_VERSION, check_name, check_relative_path, check_sha256, index_name
@@ -105,9 +105,9 @@ class SplitRecord(Record):
         check_int("num_failures", self.num_failures, low=0, high=_MAX_SAMPLES)
         check_bool("labelled", self.labelled)
         if not isinstance(self.shards, tuple) or not all(isinstance(shard, ShardRecord) for shard in self.shards):
-            raise FormatError(f"shards must be shard records, not {shown(self.shards)}")
+            raise FormatError(f"shards must be shard records, not {short_repr(self.shards)}")
         if not isinstance(self.statistics, ChannelStatistics):
-            raise FormatError(f"statistics must be counts of each channel, not {shown(self.statistics)}")
+            raise FormatError(f"statistics must be counts of each channel, not {short_repr(self.statistics)}")
         if self.index_sha256 is not None:
             check_sha256("index_sha256", self.index_sha256)
         if self.columns is not None:
@@ -115,7 +115,7 @@ class SplitRecord(Record):
         self._check_classes()
         if self.latent_shape is not None:
             if not isinstance(self.latent_shape, tuple) or len(self.latent_shape) != 3:
-                raise FormatError(f"latent_shape must be three integers or null, not {shown(self.latent_shape)}")
+                raise FormatError(f"latent_shape must be three integers or null, not {short_repr(self.latent_shape)}")
             for value in self.latent_shape:
                 check_int("latent_shape", value, low=1, high=2**20)
         if (counted := sum(shard.num_samples for shard in self.shards)) != self.num_samples:
@@ -129,7 +129,7 @@ class SplitRecord(Record):
             raise FormatError("column_classes must be an object of columns and their class names")
         for name, classes in self.column_classes.items():
             if not isinstance(classes, list | tuple):
-                raise FormatError(f"column_classes of {name!r} must be a list of names, not {shown(classes)}")
+                raise FormatError(f"column_classes of {name!r} must be a list of names, not {short_repr(classes)}")
             for item in classes:
                 check_text(f"a class of column {name!r}", item)
         frozen = {name: tuple(classes) for name, classes in self.column_classes.items()}
@@ -226,12 +226,12 @@ class Manifest(Record):
             check_text("class name", name)
         check_texts("written_by", self.written_by)
         if not isinstance(self.splits, Mapping):
-            raise FormatError(f"splits must be an object, not {shown(self.splits)}")
+            raise FormatError(f"splits must be an object, not {short_repr(self.splits)}")
         object.__setattr__(self, "splits", dict(sorted(self.splits.items(), key=lambda item: _split_order(item[0]))))
         for split, record in self.splits.items():
             check_name(split, what="split", context="manifest")
             if not isinstance(record, SplitRecord):
-                raise FormatError(f"split {split!r} must be the record of a split, not {shown(record)}")
+                raise FormatError(f"split {split!r} must be the record of a split, not {short_repr(record)}")
             if record.latent_shape is not None and record.latent_shape[0] != self.codec.latent_dim:
                 raise FormatError(
                     f"split {split!r}: latents of shape {record.latent_shape} from a codec of "

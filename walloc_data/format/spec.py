@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from walloc_data.errors import FormatError
-from walloc_data.format.checks import Record, check_bool, check_int, shown
+from walloc_data.format.checks import Record, check_bool, check_int, short_repr
 from walloc_data.format.names import check_name, check_sha256
 
 __all__ = ["CodecSpec", "EncodeSettings", "SettingFields"]
@@ -41,7 +41,7 @@ class CodecSpec(Record):
         check_int("latent_dim", self.latent_dim, low=1, high=4096)
         check_int("latent_bits", self.latent_bits, low=2, high=8)
         if self.wavelet != "bior4.4":
-            raise FormatError(f"wavelet must be 'bior4.4', not {shown(self.wavelet)}")
+            raise FormatError(f"wavelet must be 'bior4.4', not {short_repr(self.wavelet)}")
         check_sha256("encoder_sha256", self.encoder_sha256)
         if self.latent_dim % self.channels or math.isqrt(self.tiles) ** 2 != self.tiles:
             raise FormatError(
@@ -133,7 +133,7 @@ class EncodeSettings(Record):
         if self.size_px is not None:
             check_int("size_px", self.size_px, low=1, high=65528)  # limit of WebP for the packed latent
         if self.filter not in ("bicubic", "lanczos"):
-            raise FormatError(f"filter must be 'bicubic' or 'lanczos', not {shown(self.filter)}")
+            raise FormatError(f"filter must be 'bicubic' or 'lanczos', not {short_repr(self.filter)}")
         if self.snap is not None:
             check_int("snap", self.snap, low=1, high=4096)
             if self.size_px is not None and self.size_px % self.snap:
@@ -142,9 +142,9 @@ class EncodeSettings(Record):
         if self.shuffle_seed is not None:
             check_int("shuffle_seed", self.shuffle_seed, low=0)
         if self.webp_effort not in ("default", "fast"):
-            raise FormatError(f"webp_effort must be 'default' or 'fast', not {shown(self.webp_effort)}")
+            raise FormatError(f"webp_effort must be 'default' or 'fast', not {short_repr(self.webp_effort)}")
         if not isinstance(self.background, tuple) or len(self.background) != 3:
-            raise FormatError(f"background must be three values in [0, 255], not {shown(self.background)}")
+            raise FormatError(f"background must be three values in [0, 255], not {short_repr(self.background)}")
         for value in self.background:
             check_int("background", value, low=0, high=255)
         check_bool("mirror", self.mirror)
@@ -158,7 +158,7 @@ class EncodeSettings(Record):
         mode, colon, number = str(self.resize).partition(":")
         if not isinstance(self.resize, str) or mode not in _RESIZE_MODES or (colon and not number.isdecimal()):
             raise FormatError(
-                f"resize must be crop, shorter or square, or e.g. 'shorter:288', not {shown(self.resize)}"
+                f"resize must be crop, shorter or square, or e.g. 'shorter:288', not {short_repr(self.resize)}"
             )
         if colon:
             object.__setattr__(self, "resize", mode)

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TypeGuard
 
 from walloc_data.format import check_name
-from walloc_data.format.checks import shown
+from walloc_data.format.checks import short_repr
 from walloc_data.storage import Store
 from walloc_data.text import printable
 
@@ -34,7 +34,7 @@ def _lines(store: Store, path: str) -> list[dict[str, object]]:
 
 def _short(value: object) -> str:
     """Return untrusted text in a printable form."""
-    return printable(value[:500] if isinstance(value, str) else shown(value), newlines=False)
+    return printable(value[:500] if isinstance(value, str) else short_repr(value), newlines=False)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
