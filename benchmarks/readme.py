@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import adapt_plot
 from benchmarks.learning import frontier_plot, plot
 from benchmarks.learning.arms import ARMS
 from benchmarks.results import RESULTS
@@ -371,25 +372,24 @@ def learning_row() -> tuple[str, str, str, str]:
     )
 
 
-def adapted(name: str, arms: dict[str, str] | None = None) -> str:
-    """Return the table of a pixel network on pixels, on reduced and decoded ones, and adapted to latents."""
-    log = RESULTS.parent / "learning" / "results" / f"adapt-{name}.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    by_arm = {line["arm"]: line for line in lines}
-    order = arms or {arm: arm for arm in sorted(by_arm, key=lambda arm: by_arm[arm]["among"])}
-    named = [(by_arm[arm], label) for arm, label in order.items() if arm in by_arm]
-    rows = [(label, f"{line['among']:.1f}", f"{line['of_1000']:.1f}", f"{line['gmacs']:.3f}") for line, label in named]
-    count = lines[0]["pictures"]
-    return table((f"{count} pictures of Imagewoof, 224 px", "among ten, %", "of 1000, %", "GMAC"), rows)
-
-
 ADAPT = "python -m benchmarks.adapt_imagenet PICTURES --work SCRATCH --name imagewoof"
-ADAPT_ARMS = {
-    "pixels": "pixels",
-    "pixels, reduced 16x": "pixels downscaled to as many values as latents, then enlarged",
-    "decoded": "latents decoded by the codec",
-    "folded, matched, rank 24": "latents, adapted without training, no decoder",
-}
+TRANSFER = "python -m benchmarks.adapt_transfer PICTURES --work SCRATCH --name imagewoof"
+
+
+def adapted() -> dict[str, tuple[str, str]]:
+    """Return the tables of an ImageNet network on pixels, on reduced and decoded ones, and adapted to latents."""
+    count = adapt_plot.load("adapt", "imagewoof")[0]["pictures"]
+    seen = (f"{count:,} pictures of Imagewoof, 224 px", "among ten, %", "of 1000, %", "GMAC")
+    sizes = ("among ten / of 1000, %", "GMAC", *(label for _, label in adapt_plot.DRAWN.values()))
+    return {
+        "adapt": (table(seen, adapt_plot.frozen_rows("imagewoof", arms=adapt_plot.README_ARMS)), ""),
+        "adapt_all": (table(seen, adapt_plot.frozen_rows("imagewoof")), ADAPT),
+        "adapt_sizes": (table(sizes, adapt_plot.size_rows("imagewoof")), f"{ADAPT} --seen-px 160"),
+        "adapt_transfer": (
+            table(adapt_plot.transfer_header("imagewoof"), adapt_plot.transfer_rows("imagewoof")),
+            TRANSFER,
+        ),
+    }
 
 
 def bodies() -> dict[str, tuple[str, str]]:
@@ -407,8 +407,7 @@ def bodies() -> dict[str, tuple[str, str]]:
     sizes = [f"{8 * cells} px" for cells in frontier_plot.SIZES]
     scored = "python -m benchmarks.learning.frontier_sizes PICTURES .frontier RUNS --work SCRATCH"
     made["frontier_sizes"] = (table(("accuracy, %", *sizes), frontier_plot.by_size_rows()), scored)
-    made["adapt"] = (adapted("imagewoof", ADAPT_ARMS), "")
-    made["adapt_all"] = (adapted("imagewoof"), f"{ADAPT} --every 6")
+    made |= adapted()
     for name, (file, make) in TABLES.items():
         value = json.loads((RESULTS / f"{file}.json").read_text())
         made[name] = (make(value["results"]), value["command"])
