@@ -136,10 +136,10 @@ def test_macs_count_attention(spec, statistics):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("swinv2_cr_tiny_ns_224", r"timm.models.swin_transformer_v2_cr\) has no latent stem.*What works: ViT"),
-        ("densenet121", r"no latent stem.*Hiera \(hiera_tiny_224\)"),
+        ("swinv2_cr_tiny_ns_224", r"timm.models.swin_transformer_v2_cr\) is not supported.*Supported families: ViT"),
+        ("densenet121", r"is not supported.*Hiera \(hiera_tiny_224\)"),
         ("resnet18x", r"timm has no model 'resnet18x'; close names: resnet18"),
-        ("vit_small_r26_s32_224", "no latent stem"),
+        ("vit_small_r26_s32_224", "is not supported"),
     ],
 )
 def test_other_families_are_refused_with_what_works(name, words, spec, statistics):

@@ -167,7 +167,7 @@ def test_stems_that_cannot_be_folded_say_why(spec, statistics):
     shared = {"codec": spec, "statistics": statistics, "input_shape": (12, 16, 16), "num_classes": 5}
     pixel = timm.create_model("test_resnet", num_classes=5)
     skipping = create_latent_model("test_resnet", pretrained=pixel, **shared)
-    with pytest.raises(ModelError, match=r"only geometry 'pixel_grid'.*fit_stem does the others"):
+    with pytest.raises(ModelError, match=r"only geometry 'pixel_grid'.*use fit_stem for others"):
         PixelPrediction.for_model(skipping, pixel)
     whole = create_latent_model("test_resnet", pretrained=pixel, geometry="pixel_grid", **shared)
     sums = PixelPrediction.for_model(whole, pixel)

@@ -210,7 +210,7 @@ def test_a_stem_of_two_layers_is_not_folded(manifest):
     model = create_latent_model("test_vit", dataset=manifest, stem_hidden_channels=8, pretrained=pixel_model)
     assert torch.equal(model.head.weight, pixel_model.head.weight)
     for fold in (PixelPrediction.for_model, lambda m, p: fit_stem(m, batches=[])):
-        with pytest.raises(ModelError, match="two layers has no closed form: create the model without"):
+        with pytest.raises(ModelError, match="two layers cannot be folded: create the model without"):
             fold(model, pixel_model)
     with pytest.raises(ModelError, match="stem_hidden_channels must be 1 to 4096"):
         create_latent_model("test_vit", dataset=manifest, stem_hidden_channels=0)
@@ -243,7 +243,7 @@ def test_saved_files_that_lie_are_refused(model, tmp_path):
         ({"surprise": 1}, "unknown fields"),
         ({"name": "test_resnet"}, "weights do not fit test_resnet"),
         ({"input_shape": [3, 20, 20]}, "12 channels"),
-        ({"timm_kwargs": {"checkpoint_path": "elsewhere.pth"}}, r"\['checkpoint_path'\] cannot be passed on"),
+        ({"timm_kwargs": {"checkpoint_path": "elsewhere.pth"}}, r"\['checkpoint_path'\] cannot be passed to"),
         ({"name": "hf-hub:someone/model"}, "timm has no model"),
     ]:
         (tmp_path / "config.json").write_text(json.dumps(config | change))

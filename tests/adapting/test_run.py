@@ -71,7 +71,9 @@ def test_pictures_that_were_not_encoded_are_refused(latents, imagenette_folder):
     pairs = Pairs(data, original_pictures(open_source(imagenette_folder), settings=data.manifest.settings))
     picture = pairs.picture
     pairs.picture = lambda index: picture(index)[:64]
-    with pytest.raises(ModelError, match=r"sample 3 is 16 x 16 cells, its picture 64 x 128 px: are these the pictures"):
+    with pytest.raises(
+        ModelError, match=r"sample 3 has 16 x 16 cells, but its picture has 64 x 128 px: pass the pictures"
+    ):
         pairs.read([3])
     assert Batch._fields == ("latents", "pictures", "labels")
 
@@ -156,7 +158,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(latents, imagenette_folder, we
     again = start(tmp_path / "killed")
     said = again.communicate(timeout=300)[0]
     assert again.returncode == 0
-    assert "going on from step" in said
+    assert "resuming at step" in said
     expected, got = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
@@ -183,7 +185,7 @@ def test_what_cannot_be_resumed_is_named(latents, imagenette_folder, weights, tm
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
-        ("densenet121", {}, "no latent stem"),
+        ("densenet121", {}, "is not supported"),
         ("resnet18", {}, r"pixels.safetensors: not the weights of a resnet18 for pixels: \d+ missing \(.*left over"),
         ("test_resnet", {"pretrained": "absent.pth"}, "absent.pth: no such file"),
         ("test_resnet", {"num_classes": 0}, "num_classes must be 1 or more, not 0"),

@@ -1,4 +1,4 @@
-"""timm models over latents. The only package that imports timm."""
+"""timm models on latents. This is the only package that imports timm."""
 
 from walloc_data.adapters.checkpoints import check_codec, load_latent_model, model_from_config, save_latent_model
 from walloc_data.adapters.config import LatentModelConfig, latent_config, stem_of

@@ -1,4 +1,4 @@
-"""Latent models on disk: a folder of `model.safetensors` and `config.json`, loaded by name without a pickle."""
+"""Saving and loading of latent models, as a folder of `model.safetensors` and `config.json`, without pickle."""
 
 import os
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ MAX_MODEL_BYTES = 2**34  # of weights: the largest that timm knows have half of 
 
 
 def save_latent_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
-    """Write a latent model: each file under another name first, the config last.
+    """Write a latent model atomically.
 
     Args:
-        model: made by `create_latent_model`; DDP, FSDP, EMA and `torch.compile` are unwrapped. Of a model that FSDP
-            shards, call this on every rank: rank 0 writes, once the shards are put together.
-        folder: made where it does not exist.
+        model: a model made by `create_latent_model`, also wrapped in DDP, FSDP, EMA or `torch.compile`. With FSDP, call
+            this on every rank; rank 0 writes.
+        folder: folder to write, created if absent.
 
     Example:
         >>> from walloc_data.adapters import create_latent_model, save_latent_model
@@ -62,12 +62,12 @@ def load_latent_model(
     """Rebuild a saved latent model, in eval mode.
 
     Args:
-        folder: what `save_latent_model` wrote.
-        dataset: refuse unless its latents come from the codec that the model was trained on.
-        device: where to.
+        folder: folder written by `save_latent_model`.
+        dataset: data set whose codec must be that of the model.
+        device: device of the model.
 
     Raises:
-        ModelError: for a folder that is not a model, weights that do not fit, or latents of another codec.
+        ModelError: the folder is not a model, the weights do not match, or the data set has another codec.
         DeviceError: the device cannot be used here.
 
     Example:
@@ -103,7 +103,7 @@ def load_latent_model(
 
 
 def model_from_config(config: LatentModelConfig, *, weights: dict[str, Tensor], context: str) -> nn.Module:
-    """Build a config's module and load a state dict into it; for training checkpoints of one's own.
+    """Build the module of a config and load a state dict into it, for custom training checkpoints.
 
     Args:
         config: e.g. `LatentModelConfig.from_dict(checkpoint["config"], context=path)`.
@@ -144,8 +144,8 @@ def _described(
 ) -> dict[str, Tensor]:
     """Return the state dict of the module that a config describes, on the "meta" device: shapes without memory.
 
-    A config of a few bytes may ask for any number of blocks, so that building stops where there is more than the
-    weights can be of: four times as much, as some families are built twice and parts of them are replaced.
+    The config is untrusted and may request any number of blocks, so building stops at four times the size of the
+    weights (some families are built twice, and parts are replaced).
     """
     # Of feature maps, stages after the last that is wanted were left out, and are built all the same.
     spare_tensors, spare_numbers = (_SPARE_TENSORS, _SPARE_NUMBERS) if config.features is None else (2**12, 2**28)
@@ -159,7 +159,7 @@ def _described(
             return
         tensors, numbers = tensors + 1, numbers + tensor.numel()
         if tensors > most_tensors or numbers > most_numbers:
-            raise ModelError(f"{context}: holds much less than {config.name} would have as its config describes it")
+            raise ModelError(f"{context}: has much less than {config.name} would have by its config")
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
@@ -174,10 +174,10 @@ def _described(
 
 
 def check_codec(model: nn.Module, dataset: HasManifest | Manifest | CodecSpec) -> None:
-    """Refuse latents of another codec than the model was made for.
+    """Check that latents are of the codec of the model, because latents of different encoders are not compatible.
 
     Raises:
-        ModelError: names both codecs. Latents of two encoders look alike and mean different things.
+        ModelError: the codecs differ.
 
     Example:
         >>> from walloc_data.adapters import check_codec, load_latent_model
@@ -195,5 +195,5 @@ def check_codec(model: nn.Module, dataset: HasManifest | Manifest | CodecSpec) -
     if own.encoder_sha256 != other.encoder_sha256:
         raise ModelError(
             f"the model was made for latents of codec {own.name!r} ({own.encoder_sha256[:12]}), these are of "
-            f"{other.name!r} ({other.encoder_sha256[:12]}): encode the pictures with the model's codec, or train anew"
+            f"{other.name!r} ({other.encoder_sha256[:12]}): encode the pictures with the model's codec, or train again"
         )

@@ -1,4 +1,4 @@
-"""Config of a latent model, and lookups of its parts: the module inside wrappers, its config, its stem."""
+"""The config of a latent model, and access to the module inside wrappers, its config and its stem."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from walloc_data.format.checks import short_repr
 
 __all__ = ["LatentModelConfig", "Task", "View", "latent_config", "stem_module", "stem_of", "unwrap"]
 
-# What would fetch or open other files, or is a parameter of its own. A saved model's config is not trusted with these.
+# Arguments that would download or open files, or have their own parameter: not allowed in configs, which are untrusted.
 _RESERVED_KWARGS = {
     "cache_dir", "checkpoint_path", "features_only", "in_chans", "model_name", "num_classes", "out_indices",
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "scriptable",
@@ -27,7 +27,7 @@ View = Literal["whole", "resize", "crop"]
 
 @dataclass(frozen=True)
 class LatentModelConfig:
-    """All that is needed to build the same module again, besides its weights.
+    """Everything needed to build a module again, except its weights.
 
     Example:
         >>> from walloc_data.adapters import latent_config, load_latent_model
@@ -49,12 +49,12 @@ class LatentModelConfig:
     stem_padding: Literal["zeros", "circular"] = "zeros"
     stem_hidden_channels: int | None = None  # None: a stem of one layer
     stem_blocks: int | None = None  # residual blocks between the stem's layers; None: no residual stem
-    # How pictures came to their size before they were encoded: fields of `EncodeSettings`.
+    # Resizing of pictures before they were encoded: fields of `EncodeSettings`.
     size_px: int | None = None
     resize: str = "crop"
     filter: Literal["bicubic", "lanczos"] = "bicubic"
     snap: int | None = None
-    view: View = "whole"  # how stored latents come to input_shape in validation
+    view: View = "whole"  # conversion of stored latents to input_shape in validation
     features: tuple[int, ...] | None = None  # kept stages whose feature maps are given; None: a classifier's logits
     timm_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ class LatentModelConfig:
         if self.features is not None and self.num_classes:
             raise ModelError("a model of feature maps has no classes: num_classes must be 0")
         if reserved := sorted(_RESERVED_KWARGS & set(self.timm_kwargs)):
-            raise ModelError(f"{reserved} cannot be passed on to timm here")
+            raise ModelError(f"{reserved} cannot be passed to timm here")
         hidden = self.stem_hidden_channels
         if hidden is not None and (type(hidden) is not int or not 1 <= hidden <= 4096):
             raise ModelError(f"stem_hidden_channels must be 1 to 4096, or None for one layer, not {hidden!r}")
@@ -100,7 +100,7 @@ class LatentModelConfig:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, context: str) -> "LatentModelConfig":
-        """Build and check from parsed JSON; `context` is named in errors."""
+        """Build and check a config from parsed JSON; `context` begins error messages."""
         if unknown := sorted(set(value) - set(cls.__dataclass_fields__)):
             raise ModelError(f"{context}: unknown fields {unknown}; written by a newer walloc_data?")
         try:
@@ -117,7 +117,7 @@ class LatentModelConfig:
 
 
 def _check_types(config: LatentModelConfig) -> None:
-    """Raise ModelError for fields of other types than a config has; nothing is built on the word of a wrong one."""
+    """Raise ModelError for fields with invalid types."""
     kinds: dict[str, tuple[type, ...]] = {
         "name": (str,), "geometry": (str,), "num_classes": (int,), "normalization": (str,), "stem_padding": (str,),
         "task": (str,), "view": (str,), "stem_bias": (bool, type(None)), "stem_kernel_cells": (int, type(None)),
@@ -172,7 +172,7 @@ def latent_config(model: nn.Module) -> LatentModelConfig:
 
 
 def stem_module(model: nn.Module) -> nn.Module:
-    """Return a latent model's whole stem: its first layer, or both of a `TwoLayerStem`."""
+    """Return the stem of a latent model: its first layer, or the `TwoLayerStem` with both layers."""
     inner = unwrap(model)
     stem: nn.Module = inner.get_submodule(inner.stem_site.path)
     return stem

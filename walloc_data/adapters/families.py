@@ -1,4 +1,4 @@
-"""Families of timm models that take latents, and the changes that each one needs.
+"""Supported families of timm models, and their changes for latents.
 
 A latent cell is 8 x 8 pixels (for codecs of three wavelet levels), so a latent picture stands where a pixel model has
 its stride-8 features: stage 1 of the usual 4/8/16/32 pyramid. Three geometries follow (for 224-pixel pictures, 28 x 28
@@ -8,19 +8,17 @@ cells):
                  model's, the early compute is saved.
     all_stages   the stem feeds the stage at stride 4: every stage is kept, and pictures of twice the resolution
                  (448 pixels, 56 x 56 cells) cost what the pixel model costs at 224.
-    pixel_grid   one convolution and a PixelShuffle give every stage the pixel model's own grid: nothing is saved in
-                 the model but decoding; made for folding pixel-pretrained weights. For patch models the same as
-                 skip_early.
+    pixel_grid   one convolution and a PixelShuffle give every stage the grid of the pixel model, at the same cost; for
+                 folding pixel-pretrained weights. For patch models the same as skip_early.
 
 Cells of another size, 2^J pixels, go in at the same stages: with cells of 16 pixels these see a grid half as fine, with
 4 pixels twice as fine. What is counted in pixels follows the cells: the patches of patch models, and pixel_grid.
 
-Every hierarchical model is built by timm at the pixel size that its later stages will see, so that windows, position
-biases and embeddings come out right; then its stem is replaced and the first strides are taken out.
+Every hierarchical model is built by timm for the pixel size of its later stages, so that windows, position biases and
+embeddings have the right size; then its stem is replaced and the first strides are removed.
 
-A stem with blocks of its own (`ResidualStem`) also stands for the first block that is kept by `skip_early` where that
-block's stride would have to be taken out (ResNet, RegNet, EfficientNet): a block that was trained on four times as many
-positions gets too little from the few channels that lie before it.
+A stem with residual blocks (`ResidualStem`) also replaces the first block kept by `skip_early` if that block's stride
+would have to be removed (ResNet, RegNet, EfficientNet).
 """
 
 import difflib
@@ -253,7 +251,7 @@ def _build_maxvit(create: Create, grid: Grid) -> tuple[Any, StemSite]:
 
 
 def _stage_width(stage: nn.Module) -> int:
-    """Return the channels that a MaxViT or CoAtNet stage expects: those of its first norm."""
+    """Return the input channels of a MaxViT or CoAtNet stage, by its first norm."""
     for module in stage.modules():
         if isinstance(module, nn.BatchNorm2d):
             return int(module.num_features)
@@ -312,7 +310,7 @@ def find_family(name: str) -> Family:
         'ResNet, ResNeXt, SE-ResNet'
 
     Raises:
-        ModelError: for a name that timm does not know, or a family without a worked-out stem; lists what works.
+        ModelError: timm has no such model, or the family is not supported; the message lists supported families.
     """
     import timm
 
@@ -327,6 +325,6 @@ def find_family(name: str) -> Family:
             return family
     works = "; ".join(f"{family.name} ({family.examples})" for family in FAMILIES)
     raise ModelError(
-        f"{name!r} (timm.models.{module}) has no latent stem: its first layers are built for three-channel pixels, and "
-        f"replacing them blindly would change what its stages see. What works: {works}"
+        f"{name!r} (timm.models.{module}) is not supported: no replacement for its first layers is known. Supported "
+        f"families: {works}"
     )

@@ -1,4 +1,4 @@
-"""Feature maps of latent models: what timm's `features_only=True` gives of pixel models."""
+"""Feature maps of latent models, like those of timm's `features_only=True`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,22 +17,21 @@ _LAST_BLOCKS = 3  # of models whose blocks all have one grid: as timm has it
 
 
 class LatentFeatures(nn.Module):
-    """A latent model without its classifier: int8 latents (N, latent_dim, h, w) in, a list of (N, C, h, w) maps out.
+    """Latent model without classifier: maps int8 latents (N, latent_dim, h, w) to a list of (N, C, h, w) feature maps.
 
-    Made by ``create_latent_model(..., features_only=True)``; saved and loaded as any other latent model.
+    Made by ``create_latent_model(..., features_only=True)``; saved and loaded like other latent models.
 
     Args:
-        model: a latent model, which is taken over: what no map needs is removed from it.
-        out_indices: which of the kept stages, the first one 0, the last one -1. None: all, or the last three of models
-            whose blocks all have one grid.
+        model: a latent model, which is modified: layers that no map needs are removed.
+        out_indices: indices of kept stages, from 0 to -1. None: all, or the last three for models whose blocks all have
+            one grid.
 
     Attributes:
-        feature_info: timm's `FeatureInfo`. `channels()` and `reduction()` are of the maps that are given; reductions
-            are relative to the pictures' pixels, as those of pixel models are. In each item of `info`,
-            "reduction_cells" is relative to the latents.
+        feature_info: timm's `FeatureInfo`. `channels()` and `reduction()` describe the returned maps; reductions are
+            relative to pixels, as in pixel models, and "reduction_cells" in each item of `info` to latents.
 
     Raises:
-        ModelError: timm's model gives no feature maps, or has no such stage.
+        ModelError: timm's model does not support feature maps, or a stage does not exist.
 
     Example:
         >>> from walloc_data import LatentDataset, create_latent_model
@@ -51,9 +50,7 @@ class LatentFeatures(nn.Module):
         super().__init__()
         config = latent_config(model)
         if not hasattr(model, "forward_intermediates") or not getattr(model, "feature_info", None):
-            raise ModelError(
-                f"{config.name}: timm's {type(model).__name__} gives no feature maps, for features_only=True"
-            )
+            raise ModelError(f"{config.name}: timm's {type(model).__name__} does not support features_only=True")
         model.reset_classifier(0)
         self.model = model
         self.latent_config: LatentModelConfig = config

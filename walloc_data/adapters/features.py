@@ -1,4 +1,4 @@
-"""Outputs of a model's stages, to compare a latent model with the pixel model that it was made from."""
+"""Outputs of a model's stages, for comparing a latent model with its pixel model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,22 +17,22 @@ _MOST_STAGES = 4
 
 
 class _StopForward(Exception):  # noqa: N818
-    """The last stage that was asked for has run."""
+    """Raised after the last requested stage."""
 
 
 def stage_outputs(
     model: nn.Module, inputs: Tensor, paths: Sequence[str], *, stop: bool = False
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Run a model and keep what some of its modules give, with their gradient.
+    """Run a model and return the outputs of some of its modules, with gradients.
 
     Args:
         model: any module; a compiled one runs uncompiled.
-        inputs: of the model.
-        paths: the modules' names.
-        stop: run no further than the last of them.
+        inputs: inputs of the model.
+        paths: names of the modules.
+        stop: stop after the last of them.
 
     Returns:
-        The modules' outputs in the order of `paths`, and the model's own output, None where it was stopped.
+        The outputs of the modules in the order of `paths`, and the output of the model, None if it was stopped.
 
     Example:
         >>> import timm
@@ -67,18 +67,18 @@ def stage_outputs(
 
 
 def stage_output(model: nn.Module, inputs: Tensor, *, latent_model: nn.Module) -> Tensor:
-    """Return the output of the first kept stage: the features to imitate where earlier stages were skipped.
+    """Return the output of the first kept stage, for imitation if earlier stages were skipped.
 
-    The output, not the input, because a stage whose stride was taken out expects another grid than in the pixel model.
-    Train the stem, `stem_site.fresh` and, where its stride was taken out, the stage itself.
+    The output is compared, not the input, because a stage whose stride was removed expects another grid than in the
+    pixel model. Train the stem, `stem_site.fresh` and, if its stride was removed, the stage.
 
     Args:
-        model: the latent model itself, or the pixel model it was made from.
+        model: the latent model, or its pixel model.
         inputs: latents, or normalised pictures.
-        latent_model: says which stage it is.
+        latent_model: the latent model, which determines the stage.
 
     Returns:
-        The stage's output, with its gradient: of the same shape from both models.
+        The output of the stage, with gradient; its shape is the same for both models.
 
     Example:
         >>> import timm

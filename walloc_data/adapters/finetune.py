@@ -1,4 +1,4 @@
-"""Optimizer groups and freezing for models whose stem is new and whose rest is not."""
+"""Parameter groups and freezing for pretrained models with a new stem."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ __all__ = ["freeze_except", "parameter_groups", "unfreeze"]
 def parameter_groups(
     model: nn.Module, *, weight_decay: float = 0.05, layer_decay: float | None = None, stem_lr_scale: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Return timm's parameter groups, with the stem in groups of its own.
+    """Return timm's parameter groups, with separate groups for the stem.
 
-    Layer decay gives the first layer the lowest rate, which suits a pretrained stem; a latent stem is new and needs
-    the highest. timm's schedulers multiply by each group's `lr_scale`; without one, multiply the rate yourself.
+    Layer decay gives the first layer the lowest learning rate, but a latent stem is new and needs the highest. timm's
+    schedulers multiply by the `lr_scale` of each group; without timm's schedulers, apply it yourself.
 
     Args:
-        model: made by `create_latent_model`, after any freezing.
-        weight_decay: for matrices and kernels; biases, norms and what the model exempts get none.
-        layer_decay: factor from each layer to the one before it; None: all layers alike.
-        stem_lr_scale: the stem's rate relative to the head's.
+        model: a model made by `create_latent_model`, after any freezing.
+        weight_decay: weight decay of matrices and kernels; biases, norms and exempt parameters get none.
+        layer_decay: factor from each layer to the previous one; None: no decay.
+        stem_lr_scale: learning rate of the stem relative to that of the head.
 
     Returns:
-        Groups for `timm.optim.create_optimizer_v2`; the stem's are the last ones and carry `name` "stem".
+        Groups for `timm.optim.create_optimizer_v2`; the last ones are the stem's, with `name` "stem".
 
     Example:
         >>> from walloc_data.adapters import load_latent_model, parameter_groups
@@ -56,12 +56,12 @@ def parameter_groups(
 
 
 def freeze_except(model: nn.Module, *parts: str) -> list[str]:
-    """Stop training everything but some parts: "stem", "head", or prefixes of parameter names.
+    """Freeze all parameters except some parts: "stem", "head", or prefixes of parameter names.
 
-    Frozen batch norms still update their running statistics in train mode, which a new stem needs them to.
+    Batch norms still update their running statistics in train mode, which a new stem needs.
 
     Returns:
-        The names of the parameters that still train.
+        The names of the trainable parameters.
 
     Example:
         >>> from walloc_data.adapters import freeze_except, load_latent_model
@@ -86,7 +86,7 @@ def freeze_except(model: nn.Module, *parts: str) -> list[str]:
 
 
 def unfreeze(model: nn.Module) -> None:
-    """Train everything again. Build the optimizer after this, or its groups will lack what was frozen.
+    """Make all parameters trainable. Build the optimizer afterwards, so that its groups include them.
 
     Example:
         >>> from walloc_data.adapters import freeze_except, load_latent_model, unfreeze

@@ -1,4 +1,4 @@
-"""From a pixel model to a latent model of the same architecture, without training.
+"""Conversion of a pixel model to a latent model of the same architecture, without training.
 
 A latent window predicts the pixels under it linearly, x ~ D z + c, with D from running sums alone. A pixel stem
 e = W x + b is linear as well, so that W' = W D, b' = W c + b is the best linear prediction of e that the window allows.
@@ -27,7 +27,7 @@ __all__ = ["PixelPrediction", "copy_pixel_weights", "fit_stem", "fold_stem"]
 
 
 class PixelPrediction:
-    """Running sums for the linear prediction of pixels from latent windows: one for all models of a patch size.
+    """Running sums for the linear prediction of pixels from latent windows, for all models of one patch size.
 
     Args:
         latent_dim: channels of the latents.
@@ -73,7 +73,7 @@ class PixelPrediction:
 
     @classmethod
     def for_model(cls, model: nn.Module, pixel_model: nn.Module) -> "PixelPrediction":
-        """Return sums of the right window, patch and margin to fold `pixel_model`'s stem into `model`'s."""
+        """Return empty sums with the window, patch and margin for folding the stem of `pixel_model` into `model`."""
         config, stem = _linear_stem(model)
         conv = _pixel_stem(pixel_model, unwrap(model).stem_site.path)
         before, after = _reach(model, conv, cell_px=config.codec.cell_px)
@@ -113,7 +113,7 @@ def _linear_stem(model: nn.Module) -> tuple[LatentModelConfig, LatentConv2d]:
     config = latent_config(model)
     if config.stem_hidden_channels is not None and config.stem_blocks is None:
         raise ModelError(
-            f"{config.name}: a stem of two layers has no closed form: create the model without stem_hidden_channels"
+            f"{config.name}: a stem of two layers cannot be folded: create the model without stem_hidden_channels"
         )
     return config, stem_of(model)
 
@@ -135,8 +135,8 @@ def _reach(model: nn.Module, conv: nn.Conv2d, *, cell_px: int) -> tuple[int, int
     if site.feeds is not None or stride * site.shuffle != patch:
         raise ModelError(
             f"a pixel stem of stride {stride} gives {patch // stride} outputs a window, the latent stem "
-            f"{site.shuffle}: only geometry 'pixel_grid', or a patch model of equal patch size, can be folded; "
-            "fit_stem does the others"
+            f"{site.shuffle}: only geometry 'pixel_grid', or a patch model of equal patch size, can be folded; use "
+            "fit_stem for others"
         )
     if isinstance(conv.padding, str):
         raise ModelError("pixel stems with padding='same' as a string are not folded")
@@ -153,11 +153,11 @@ def fold_stem(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> None:
-    """Set a latent model's stem to the best linear prediction of a pixel model's stem.
+    """Set the stem of a latent model to the best linear prediction of a pixel model's stem.
 
     Args:
-        model: made with the `pretrained=` pixel model's other weights and a stem with a bias; its window decides
-            what can be predicted (4 cells at stride 2, `stem_padding="circular"`, suit patches of 16 pixels).
+        model: a model made with `pretrained=` and a stem with a bias; a larger window predicts better (4 cells at
+            stride 2, `stem_padding="circular"`, suit patches of 16 pixels).
         pixel_model: the model whose stem is folded.
         prediction: solved `PixelPrediction.for_model(model, pixel_model)`; unsolved for a `ResidualStem`, whose rank
             is spent by the windows' covariance.
@@ -224,12 +224,12 @@ def fold_stem(
 
 
 def fit_stem(model: nn.Module, *, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Fit a stem to what it replaces by least squares, where skipped stages cannot be folded.
+    """Fit a stem by least squares to the pixel model's features that it replaces, if stages were skipped.
 
     Args:
         model: a latent model whose stem has a bias.
-        batches: (latents int8 (N, C, h, w), targets (N, C_out, h', w')): the pixel model's features that the stem
-            should give on the same pictures, before the norm that follows it.
+        batches: (latents int8 (N, C, h, w), targets (N, C_out, h', w')), where the targets are the features of the
+            pixel model on the same pictures, before the norm that follows.
 
     Returns:
         The error on the pictures seen, relative to the targets' variance.
@@ -267,13 +267,13 @@ def fit_stem(model: nn.Module, *, batches: Iterable[tuple[Tensor, Tensor]]) -> f
 
 
 def copy_pixel_weights(model: nn.Module, pixel_model: nn.Module) -> None:
-    """Copy every weight but the stem's from a pixel model of the same name.
+    """Copy all weights except those of the stem from a pixel model of the same name.
 
-    Position embeddings and bias tables are resampled by timm's own checkpoint filter. Norms that changed width and
-    stages that became Identity are left out.
+    timm's checkpoint filter resamples position embeddings and bias tables. Norms that changed width and stages that
+    became Identity are skipped.
 
     Raises:
-        ModelError: if anything else is missing, left over or of another shape.
+        ModelError: other weights are missing, left over or of another shape.
 
     Example:
         >>> import timm

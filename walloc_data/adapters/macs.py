@@ -1,4 +1,4 @@
-"""Whether a latent goes through a model, and how many multiply-accumulates that takes."""
+"""Check of a model's input shape, and count of its multiply-accumulates."""
 
 import logging
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["check_input_shape", "count_macs", "fake_forward"]
 
 
 def check_input_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
-    """Run one latent through on the meta device, where shapes are checked and nothing is computed.
+    """Run one latent through a model on the meta device, which checks shapes without computing.
 
     Raises:
         ModelError: the model cannot take latents of this shape.

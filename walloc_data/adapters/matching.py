@@ -1,10 +1,9 @@
-"""Give back to a latent model's layers the contrast that they had on pixels: in closed form, without labels.
+"""Correction of normalisation layers of a latent model, in closed form and without labels.
 
-A linear prediction of pixels is blurred, and each layer of a network that was trained on sharp pictures makes a little
-less of it than of the pictures themselves: activations shrink and drift, more with every layer. Each normalisation
-layer can undo that for its channels. From the first to the last, its statistics (batch norm) or its scale and bias
-(layer norm) are set so that its output has the mean and the standard deviation that it has in the pixel model on the
-same pictures. Statistics of latents alone would not do: they would take out what tells these pictures from others.
+A linear prediction of pixels is blurred, so the activations of a network trained on sharp pictures become smaller and
+shifted, more with every layer. From the first to the last normalisation layer, the statistics (batch norm) or the scale
+and bias (layer norm) are set so that the output has the same mean and standard deviation as in the pixel model on the
+same pictures. Statistics of latents alone would also remove differences between data sets.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +17,7 @@ from walloc_data.adapters.wrapping import bare_module
 
 __all__ = ["match_moments"]
 
-# A channel is never scaled by more than this: one that hardly varies in either model says nothing.
+# Limit of the scaling of a channel, because the variance of nearly constant channels is unreliable.
 _LARGEST_SCALE = 4.0
 
 _Moments = tuple[Tensor, Tensor]
@@ -26,17 +25,17 @@ _Moments = tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def match_moments(model: nn.Module, pixel_model: nn.Module, *, inputs: Tensor, pictures: Tensor) -> int:
-    """Match the normalisation layers' outputs to the pixel model's, layer after layer, on one batch.
+    """Match the outputs of the normalisation layers to those of the pixel model, layer by layer, on one batch.
 
     Args:
-        model: a latent model with the pixel model's weights, whose stem is folded or trained; or a copy of the pixel
-            model, for pictures that are not what it was trained on.
-        pixel_model: what it was made from.
-        inputs: of the model: latents (N, C, h, w). A hundred pictures are enough, and take one pass of each model.
-        pictures: (N, 3, H, W) of the same pictures, normalised as the pixel model takes them.
+        model: a latent model with the weights of the pixel model, whose stem is folded or trained; or a copy of the
+            pixel model, for other kinds of pictures.
+        pixel_model: the pixel model.
+        inputs: inputs of the model: latents (N, C, h, w). A hundred pictures suffice; each model runs once.
+        pictures: (N, 3, H, W), the same pictures, normalised for the pixel model.
 
     Returns:
-        How many layers were matched: those of one name and shape in both models; the stem's own are left alone.
+        The number of matched layers, which have the same name and shape in both models; those of the stem are skipped.
 
     Example:
         >>> import timm
@@ -66,7 +65,7 @@ def match_moments(model: nn.Module, pixel_model: nn.Module, *, inputs: Tensor, p
                 _set(module, _moments(module, given), wanted[name])
                 matched.append(name)
 
-        # A layer is set before it runs, so that those behind it see what it gives from now on.
+        # A layer is set before it runs, so that later layers get its corrected output.
         with _Hooks(inner, names, match):
             inner(inputs)
     finally:
@@ -75,7 +74,7 @@ def match_moments(model: nn.Module, pixel_model: nn.Module, *, inputs: Tensor, p
 
 
 class _Hooks:
-    """Calls a function with each norm and its input, before it runs."""
+    """Context: call a function with each norm and its input, before it runs."""
 
     def __init__(self, model: Any, names: Iterable[str], call: Callable[[str, nn.Module, Tensor], Any]) -> None:
         self.handles = [
@@ -119,7 +118,7 @@ def _moments(module: nn.Module, given: Tensor) -> _Moments:
 
 
 def _set(module: Any, found: _Moments, wanted: _Moments) -> None:
-    """Make a norm give of inputs that have the moments `found` what it gives now of those with `wanted`."""
+    """Change a norm so that inputs with the moments `found` give the outputs that inputs with `wanted` give now."""
     scale = (found[1] / wanted[1]).clamp(1 / _LARGEST_SCALE, _LARGEST_SCALE)
     if isinstance(module, nn.BatchNorm2d):
         # (x - m') / s' of the one equals (x - m) / s of the other.

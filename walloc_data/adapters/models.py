@@ -1,4 +1,4 @@
-"""timm models over latents: int8 in, logits out, everything in between timm's own."""
+"""Creation of timm models that map int8 latents to logits: `create_latent_model`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ __all__ = ["LatentModelSummary", "assemble", "build", "create_latent_model", "fe
 
 @runtime_checkable
 class HasManifest(Protocol):
-    """A `LatentDataset`, or anything else that knows its manifest."""
+    """Interface of a `LatentDataset`, or another object with a manifest."""
 
     @property
     def manifest(self) -> Manifest: ...
@@ -85,46 +85,44 @@ def create_latent_model(
     statistics: ChannelStatistics | None = None,
     **timm_kwargs: Any,
 ) -> nn.Module:
-    """Build a timm model that takes int8 latents (N, latent_dim, h, w) and gives logits (N, num_classes).
+    """Create a timm model that maps int8 latents (N, latent_dim, h, w) to logits (N, num_classes).
 
-    The stored integers are standardised inside, in the first layer, on the model's device. Floats in the same units
-    (after a mixup or a transform) are taken as well. Build optimizer and EMA after this call.
+    The first layer standardises the stored integers. Floats in the same units (after mixup or a transform) are also
+    accepted. Build optimizer and EMA after this call.
 
     Args:
-        name: a timm model, e.g. "vit_tiny_patch16_224"; `walloc_data.adapters.FAMILIES` lists what works.
-        dataset: a `LatentDataset`, a `LatentMixture`, a `Manifest`, or the path or URL of an encoded data set. Gives
-            the codec, the statistics, the latents' shape and the number of classes.
-        split: whose statistics and shape are taken; default: that of a `LatentDataset`, else "train".
-        num_classes: default: the data set's, by its target: the classes of a label, 1 of a number to regress, K of
-            lists of K values, several labels say.
-        features_only: give feature maps of the kept stages in place of logits, as timm does: a list of (N, C, h, w),
+        name: a timm model, e.g. "vit_tiny_patch16_224"; see `walloc_data.adapters.FAMILIES` for supported families.
+        dataset: a `LatentDataset`, a `LatentMixture`, a `Manifest`, or the path or URL of an encoded data set, for the
+            codec, the statistics, the shape of latents and the number of classes.
+        split: split whose statistics and shape are used; default: that of a `LatentDataset`, else "train".
+        num_classes: default: by the target of the data set: the number of classes of a label, 1 for a number, K for
+            lists of K values (such as several labels).
+        features_only: return feature maps of the kept stages instead of logits, like timm: a list of (N, C, h, w),
             described by the model's `feature_info` (see `LatentFeatures`).
-        out_indices: which of them, by their place among the kept stages; None: all, or the last three of ViTs.
+        out_indices: indices of the maps among the kept stages; None: all, or the last three of ViTs.
         geometry: "skip_early", "all_stages" or "pixel_grid" (see `walloc_data.adapters.families`); default: the
             family's first.
-        pretrained: True loads timm's weights for pixels; a path those of a state dict (safetensors, or torch.save's);
-            "hf_hub:OWNER/REPOSITORY" those of a model on the Hub; a module is a pixel model of the same name, whose
-            weights are copied. The new stem, and norms that changed width, keep their fresh weights:
-            `walloc_data.adapt_model` makes a whole classifier of it.
+        pretrained: pixel weights to copy: True for timm's; the path of a state dict (safetensors or torch.save);
+            "hf_hub:OWNER/REPOSITORY"; or a pixel model of the same name. The new stem, and norms that changed width,
+            are randomly initialised; use `walloc_data.adapt_model` for a working classifier.
         normalization: "standard", or "expand" to undo the codec's companding by a table first.
-        input_shape: (latent_dim, h, w) where the data set's shapes vary, or a transform crops or resizes.
-        view: how whole stored latents come to `input_shape` in validation, which serving then repeats: "resize"
-            (`transforms.Resize`), "crop" (`transforms.CenterCrop`), or "whole", as they are.
-        stem_kernel_cells, stem_bias, stem_padding: the stem's window and bias, where the family's own do not suit.
-        stem_hidden_channels: a `TwoLayerStem` with so many channels between its layers, for training from scratch.
-            With 48, a ViT of 32-px patches gained eight points for 7 % more work (benchmarks/learning).
-        stem_blocks: so many residual blocks between those layers (`ResidualStem`; 0: a linear map of the rank
-            stem_hidden_channels, the cheapest stem that can be folded), for models that begin with pixel
-            weights; `walloc_data.adapting.adapt_model` trains them.
-        codec, statistics: in place of `dataset`.
+        input_shape: (latent_dim, h, w), if the shapes of the data set vary, or a transform crops or resizes.
+        view: conversion of stored latents to `input_shape` in validation, which serving repeats: "resize"
+            (`transforms.Resize`), "crop" (`transforms.CenterCrop`), or "whole" (unchanged).
+        stem_kernel_cells, stem_bias, stem_padding: kernel size, bias and padding of the stem; default: the family's.
+        stem_hidden_channels: use a `TwoLayerStem` with this number of hidden channels, for training from scratch. With
+            48, a ViT of 32-px patches gained eight points for 7 % more MACs (benchmarks/learning).
+        stem_blocks: number of residual blocks between these layers (`ResidualStem`), for models with pixel weights,
+            trained by `walloc_data.adapt_model`; 0: a linear map of rank stem_hidden_channels.
+        codec, statistics: used instead of `dataset`.
         timm_kwargs: passed to `timm.create_model` (drop_path_rate, window_size, depth, ...).
 
     Returns:
-        timm's module, or a `LatentFeatures` around it, with `latent_config` (LatentModelConfig) and a true
-        `pretrained_cfg`.
+        timm's module, or a `LatentFeatures` around it, with `latent_config` (LatentModelConfig) and a `pretrained_cfg`
+        for latents.
 
     Raises:
-        ModelError: for a family without a latent stem, a size that the model cannot take, or missing facts.
+        ModelError: the family is not supported, the model cannot take latents of this size, or arguments are missing.
 
     Example:
         >>> from walloc_data import LatentDataset, create_latent_model
@@ -155,10 +153,10 @@ def create_latent_model(
             outputs = (None if names is None else len(names)), names
     if features_only:
         if num_classes:
-            raise ModelError(f"{name}: features_only=True gives no logits: leave out num_classes")
+            raise ModelError(f"{name}: features_only=True has no logits: leave out num_classes")
         outputs, num_classes = (0, None), 0
     elif out_indices is not None:
-        raise ModelError(f"{name}: out_indices are of feature maps: pass features_only=True with them")
+        raise ModelError(f"{name}: out_indices needs features_only=True")
     if codec is None or statistics is None:
         raise ModelError(f"{name}: pass dataset=, or both codec= and statistics=")
     if input_shape is None:
@@ -206,7 +204,7 @@ def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> nn.Mod
 
 
 def assemble(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> nn.Module:
-    """Build the same module without the proof that such latents go through it."""
+    """Build the same module, without checking that latents of this shape pass through it."""
     import timm
 
     family = find_family(config.name)

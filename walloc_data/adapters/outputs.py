@@ -32,13 +32,13 @@ class HasTarget(Protocol):
 
 
 def names_of_target(data: HasTarget) -> tuple[str, ...] | None:
-    """Return the class names of a data set's target; None where it has none."""
+    """Return the class names of a data set's target; None if it has none."""
     target = data.form.target
     return data.class_names if target in (None, "label") else data.column_classes.get(target)
 
 
 def task_of(data: HasTarget, *, num_classes: int) -> Task:
-    """Return what so many outputs stand for where they learn a data set's target."""
+    """Return the task of a model with this number of outputs on a data set's target."""
     target = data.form.target
     if target in (None, "label"):
         return "classes"
@@ -51,12 +51,12 @@ def task_of(data: HasTarget, *, num_classes: int) -> Task:
 
 
 def outputs_of(data: HasTarget) -> Outputs:
-    """Return the number of a model's outputs for a data set's target, and their names where it has any.
+    """Return the number of outputs for a data set's target, and their names, if any.
 
-    Classes where the target is the label or a column of class numbers, 1 for a number to regress, K for lists of K.
+    The number of classes if the target is the label or a column of class numbers, 1 for numbers, K for lists of K.
 
     Raises:
-        ModelError: the target does not say.
+        ModelError: the number cannot be derived from the target.
     """
     target, names = data.form.target, names_of_target(data)
     if target in (None, "label"):

@@ -1,4 +1,4 @@
-"""A pixel model whose weights a latent model begins with: timm's own, or those in a file."""
+"""Loading of pixel models with pretrained weights, from timm or from a file."""
 
 import os
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ def pixel_model(name: str, pretrained: Pretrained, *, num_classes: int | None = 
         name: timm's, or "hf_hub:OWNER/REPOSITORY".
         pretrained: True for timm's weights; the path of a state dict (safetensors, or torch.save's); a name that
             begins with "hf_hub:"; a module, which is returned as it is.
-        num_classes: the classifier is left fresh where the weights are of another number; None keeps theirs.
+        num_classes: if the weights have another number, the classifier is randomly initialised; None keeps theirs.
         timm_kwargs: passed to `timm.create_model`.
 
     Raises:
-        ModelError: the weights cannot be had or read, or are not those of this model; says what and where.
+        ModelError: the weights cannot be loaded, or do not match this model.
 
     Example:
         >>> import timm
@@ -67,7 +67,7 @@ def pixel_model(name: str, pretrained: Pretrained, *, num_classes: int | None = 
         return _create(name, timm_kwargs, pretrained=True, **given)
     except Exception as error:  # timm, huggingface_hub and the network raise what they like
         raise ModelError(
-            f"{name}: timm's weights cannot be had ({type(error).__name__}: {_first_line(error)}): pass the "
+            f"{name}: timm's weights cannot be loaded ({type(error).__name__}: {_first_line(error)}): pass the "
             "path of a state dict, or a pixel model, as pretrained="
         ) from error
 
@@ -101,7 +101,7 @@ def _cached_weights(name: str) -> Path | None:
 
 
 def _hub_problem() -> str | None:
-    """Return why the Hub cannot be reached, None where it answers; without this its client retries for a minute."""
+    """Return why the Hub cannot be reached; None if it can. Without this check its client retries for a minute."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
@@ -114,7 +114,7 @@ def _hub_problem() -> str | None:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from safetensors, or with torch's unpickler that builds tensors alone."""
+    """Read a state dict from safetensors, or with torch's weights_only unpickler."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -148,7 +148,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 def _with_weights(
     name: str, num_classes: int | None, timm_kwargs: Mapping[str, Any], state: dict[str, Tensor], *, context: str
 ) -> nn.Module:
-    """Load pixel weights into timm's module; a classifier of another number of classes is left fresh, as timm does."""
+    """Load pixel weights into timm's module; like in timm, a classifier with another number of classes is skipped."""
     with torch.device("meta"):
         like = _create(name, timm_kwargs)
     cfg: Any = getattr(like, "pretrained_cfg", {})

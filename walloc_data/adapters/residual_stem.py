@@ -1,7 +1,7 @@
-"""A stem with a small network of its own at the latents' resolution, for models that begin with pixel weights.
+"""A stem with residual blocks at the resolution of latents, for models with pixel weights.
 
-What stands for a pixel model's first stages must undo the codec's transform and do what those stages did. One linear
-map of a window does the first half (`fold_stem`), residual blocks learn the rest by imitation.
+A replacement for the first stages of a pixel model must invert the codec's transform and compute the features of those
+stages. A linear map of a window does the former (`fold_stem`), residual blocks learn the latter by imitation.
 """
 
 from typing import Literal
@@ -15,9 +15,9 @@ __all__ = ["ResidualStem", "StemBlock"]
 
 
 class StemBlock(nn.Module):
-    """A residual block that begins as the identity: 5 x 5 cells of each channel, then two 1 x 1 layers.
+    """Residual block, initially the identity: a depthwise 5 x 5 convolution, then two 1 x 1 layers.
 
-    It costs 4 * channels^2 + 25 * channels multiply-accumulates a cell.
+    It takes 4 * channels^2 + 25 * channels multiply-accumulates per cell.
 
     Args:
         channels: in, out and, twice as many, between the 1 x 1 layers.
@@ -42,10 +42,10 @@ class StemBlock(nn.Module):
 
 
 class ResidualStem(nn.Sequential):
-    """A first layer with residual blocks: a window to `hidden_channels` a cell, the blocks, and the stem's output.
+    """Stem with residual blocks: a convolution to `hidden_channels`, the blocks, and the output layer.
 
-    Fresh blocks are the identity, so that first and last layer are one linear map, of a rank of `hidden_channels` a
-    cell: `fold_stem` sets it in closed form, and training begins from there.
+    New blocks are the identity, so that the first and the last layer are a linear map of rank `hidden_channels` per
+    cell, which `fold_stem` sets in closed form before training.
 
     Args:
         in_channels: the codec's latent_dim.

@@ -1,7 +1,4 @@
-"""Building blocks of the changes to a timm family: the grid asked for, the stem's place, and small operations.
-
-The families themselves are in `families.py`.
-"""
+"""Building blocks for `families.py`: the requested grid, the position of the stem, and common operations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -78,7 +75,7 @@ class StemSite:
 
 @dataclass(frozen=True)
 class Family:
-    """timm modules that share one surgery.
+    """Family of timm models that are changed in the same way.
 
     Example:
         >>> from walloc_data.adapters import FAMILIES
@@ -100,7 +97,7 @@ class Family:
 
 
 def resize_norm(norm: nn.Module, channels: int) -> None:
-    """Give a batch or layer norm another width, freshly initialised; its activation and eps stay."""
+    """Replace a batch or layer norm by one of another width, with the same activation and eps."""
     widths = {"num_features": channels, "num_channels": channels, "normalized_shape": (channels,)}
     for attribute, value in widths.items():
         if hasattr(norm, attribute):
@@ -128,7 +125,7 @@ def _is_pool(module: nn.Module) -> bool:
 
 
 def unstride(stage: nn.Module, *, what: str) -> None:
-    """Take the stride out of a stage: convolutions move by one cell, pools become Identity."""
+    """Remove the stride of a stage: set the stride of convolutions to 1, and replace pools by Identity."""
     for name, module in list(stage.named_modules()):
         if isinstance(module, nn.Conv2d) and is_strided(module):
             if any(side % 2 == 0 for side in module.kernel_size):

@@ -1,4 +1,4 @@
-"""The first layer of a latent model: a convolution that takes the stored integers and standardises them itself.
+"""The first layer of a latent model: a convolution that standardises the stored integers.
 
 It subclasses `Conv2d`, so that it sits where the pixel model's first convolution sat and keeps its parameter names:
 timm's group matchers, layer decay and checkpoints go on working.

@@ -1,7 +1,7 @@
-"""A latent model learns to give what a pixel model gives on the same pictures. No labels are needed.
+"""Distillation: a latent model learns to reproduce the outputs of a pixel model on the same pictures, without labels.
 
-First what is new (the stem, and what changed width) learns the first stage that both models have, then the whole model
-learns all compared stages and the logits. Latents and pictures share crops, sizes and flips.
+First the new parts (the stem, and layers that changed width) learn the first stage that both models have, then the full
+model learns all compared stages and the logits. Latents and pictures share crops, sizes and flips.
 """
 
 import itertools
@@ -33,16 +33,16 @@ _READERS = max(1, min(8, (os.cpu_count() or 2) // 2))  # threads that read batch
 
 @dataclass
 class Distillation:
-    """A run of `distill`, as far as it has come.
+    """State of a run of `distill`.
 
     Args:
         model: the latent model, which is trained in place.
-        pixel_model: the model that it learns from.
+        pixel_model: the teacher.
         pairs: latents and pictures.
-        views: how both are augmented.
-        rows: of the split, to train on.
-        mean, std: of the pixel model's input, for pixels in [0, 1].
-        config: rates and lengths.
+        views: augmentation of both.
+        rows: rows of the split to train on.
+        mean, std: normalisation of the pixel model, for pixels in [0, 1].
+        config: learning rates and lengths.
 
     Example:
         >>> import timm
@@ -95,11 +95,11 @@ class Distillation:
 
     @property
     def num_steps(self) -> int:
-        """Of both phases."""
+        """Number of steps of both phases."""
         return sum(self.lengths.values())
 
     def phase_of(self, step: int) -> tuple[Phase, int]:
-        """Return the phase of a step, and the step's number in it."""
+        """Return the phase of a step, and the number of the step in it."""
         return ("stem", step) if step < self.lengths["stem"] else ("whole", step - self.lengths["stem"])
 
     def normalised(self, pictures: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Distillation:
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def state(self) -> dict[str, Any]:
-        """Return everything that a run resumes from: tensors, numbers and strings."""
+        """Return the state for resuming: tensors, numbers and strings."""
         optimizer = None if self.optimizer is None else self.optimizer.state_dict()
         return {"step": self.step, "model": self.model.state_dict(), "optimizer": optimizer}
 
@@ -131,7 +131,7 @@ class Distillation:
         return [*site.fresh, *unstrided]
 
     def build_optimizer(self, phase: Phase) -> torch.optim.Optimizer:
-        """Build AdamW over what the phase trains; nothing else has a gradient."""
+        """Build AdamW for the parameters of the phase, and disable gradients of others."""
         new = set(freeze_except(self.model, "stem", *self.new_parts()))
         if phase == "whole":
             unfreeze(self.model)
@@ -153,14 +153,14 @@ class Distillation:
         )
 
     def read(self, step: int) -> Batch:
-        """Read the pictures of a step and their latents, as they are stored: a function of (seed, step) alone."""
+        """Read the pictures of a step and their stored latents: a function of (seed, step)."""
         epoch, position = divmod(step, self.steps_an_epoch)
         rows: Any = self.rows
         order = np.random.default_rng((self.config.seed, epoch)).permutation(rows)
         return self.pairs.read(order[position * self.config.batch_size : (position + 1) * self.config.batch_size])
 
     def augmented(self, batch: Batch, step: int) -> Batch:
-        """Return the same on the model's device, cropped, resized and flipped as (seed, step) determine."""
+        """Return a batch on the model's device, cropped, resized and flipped by a function of (seed, step)."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         latents, pictures = (item.to(self.device, non_blocking=True) for item in batch[:2])
         return self.views(Batch(latents, pictures, batch.labels), generator=generator)
@@ -180,9 +180,7 @@ class Distillation:
                     future.cancel()
 
     def losses(self, batch: Batch, phase: Phase) -> tuple[Tensor, Tensor | None]:
-        """Return the compared stages' mean relative error, and the divergence of the logits; stages alone for the
-        stem.
-        """
+        """Return the mean relative error of the compared stages and the divergence of the logits (None: stem only)."""
         stop = phase == "stem"
         stages = self.stages[:1] if stop else self.stages
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -203,7 +201,7 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a distillation.
+    """Progress after a step of a distillation.
 
     Example:
         >>> from walloc_data.adapting import Progress
@@ -220,14 +218,14 @@ class Progress:
 
 
 def rate(position: float) -> float:
-    """Return the learning rate's factor at a position in [0, 1): a short rise, then half a cosine to a hundredth."""
+    """Return the learning rate factor at a position in [0, 1): warm-up, then a cosine decay to 0.01."""
     if position < _WARMUP:
         return (position + 1e-3) / _WARMUP
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (position - _WARMUP) / (1 - _WARMUP)))
 
 
 def distill(run: Distillation) -> Iterator[Progress]:
-    """Train, one step for each item that is taken; the state between two items is a place to go on from.
+    """Train one step per yielded item. The state between two items can be saved and resumed.
 
     Example: see `Distillation`.
 
@@ -267,9 +265,9 @@ def distill(run: Distillation) -> Iterator[Progress]:
 
 
 def _set_mode(run: Distillation, phase: Phase) -> None:
-    """Train mode for what is trained, but batch norms of the pixel model keep their statistics.
+    """Set the train mode of trained modules, but keep the statistics of the pixel model's batch norms.
 
-    Those of latents would be the pictures' own: what tells these pictures from others would be normalised away.
+    Statistics of these pictures would normalise away their difference from other pictures.
     """
     run.model.train(phase == "whole")
     for module in run.model.modules():

@@ -1,4 +1,4 @@
-"""Latents beside the pictures that they were made from, and one augmentation for both."""
+"""Pairs of latents and their pictures, with a common augmentation."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -22,7 +22,7 @@ _ONE = Fraction(1)
 
 
 class Batch(NamedTuple):
-    """Latents, the pictures that they were made from, and labels.
+    """Batch of latents, their pictures, and labels.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -35,22 +35,22 @@ class Batch(NamedTuple):
         torch.Size([2, 3, 96, 96])
     """
 
-    latents: Tensor  # (N, C, h, w) int8, or float32 where they were augmented
+    latents: Tensor  # (N, C, h, w) int8, or float32 after augmentation
     pictures: Tensor  # (N, 3, H, W) uint8
-    labels: Tensor  # (N,) int64; -1 where there are none
+    labels: Tensor  # (N,) int64; -1 without a label
 
 
 class Pairs:
-    """A split's latents, each with its picture as it was when it was encoded.
+    """Latents of a split with their pictures as they were encoded.
 
     Args:
-        dataset: whose pictures have one size.
-        picture: from a position in the source to its picture, (H, W, 3) uint8:
+        dataset: data set whose pictures have one size.
+        picture: function of a position in the source that returns the picture, (H, W, 3) uint8:
             `walloc_data.pictures.original_pictures`.
-        keep_bytes: pictures are kept in memory once they are read, where all of them together take no more than this.
+        keep_bytes: keep pictures in memory if all of them together take at most this.
 
     Raises:
-        ModelError: the data set's latents are not of one shape.
+        ModelError: the latents of the data set have different shapes.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -103,8 +103,8 @@ class Pairs:
         pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="reflect")
         if pixels.shape[:2] != (self.shape[1] * self.cell_px, self.shape[2] * self.cell_px):
             raise ModelError(
-                f"{self.dataset.url}: sample {row} is {self.shape[1]} x {self.shape[2]} cells, its picture "
-                f"{pixels.shape[0]} x {pixels.shape[1]} px: are these the pictures that were encoded?"
+                f"{self.dataset.url}: sample {row} has {self.shape[1]} x {self.shape[2]} cells, but its picture has "
+                f"{pixels.shape[0]} x {pixels.shape[1]} px: pass the pictures that were encoded"
             )
         return pixels
 
@@ -116,10 +116,10 @@ class Pairs:
 
 
 class PairedViews:
-    """Random crops, flips and sizes that latents and their pictures share.
+    """Random crops, flips and sizes, identical for latents and their pictures.
 
-    Crops lie at whole cells. Sizes and flips of latents are those of the codec's fitted operators; without operators
-    there are crops alone.
+    Crops are at cell boundaries. Sizes and flips of latents use the fitted operators of the codec; without operators,
+    there are only crops.
 
     Args:
         size_cells: (h, w) of the latents that come out.
@@ -171,7 +171,7 @@ class PairedViews:
         return Batch(latents, self.pictures(batch.pictures, drawn), batch.labels)
 
     def middle(self, batch: Batch) -> Batch:
-        """Cut the middle of each sample, without anything random."""
+        """Crop the centre of each sample, without randomness."""
         (h, w), (height, width) = self.size_cells, batch.latents.shape[2:]
         n = len(batch.latents)
         top, left = (torch.full((n,), (have - want) // 2) for have, want in ((height, h), (width, w)))

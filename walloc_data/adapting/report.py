@@ -1,4 +1,4 @@
-"""Evaluation of an adaptation on pictures that were not trained on, and the names of the model's classes."""
+"""Evaluation of an adaptation on held-out pictures, and the class names of the model."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ __all__ = ["compare", "labels_as_classes", "name_classes"]
 
 @torch.inference_mode()
 def compare(run: Distillation, rows: npt.NDArray[Any], *, views: PairedViews, seconds: float) -> AdaptReport:
-    """Compare both models on pictures that were not trained on."""
+    """Compare both models on held-out pictures."""
     run.model.eval()
     classes = labels_as_classes(run.pairs.dataset, num_classes=int(run.model.num_classes))
     feature_error, equal, right, right_on_pixels, labelled, seen = 0.0, 0, 0, 0, 0, 0
@@ -68,7 +68,7 @@ def labels_as_classes(data: LatentDataset, *, num_classes: int) -> Tensor | None
 
 
 def name_classes(model: Any, data: LatentDataset, *, num_classes: int | None) -> None:
-    """Give the model another classifier where one was asked for, and its classes names."""
+    """Replace the classifier if requested, and set the class names."""
     if num_classes is not None and num_classes != model.num_classes:
         model.reset_classifier(num_classes)
         model.to(next(model.parameters()).device)

@@ -1,4 +1,4 @@
-"""A pixel-pretrained timm model becomes a latent classifier in one call."""
+"""Adaptation of a timm model trained on pixels to latents: `adapt_model`."""
 
 import copy
 import os
@@ -65,33 +65,31 @@ def adapt_model(
     resume: bool = True,
     log: Log | None = None,
 ) -> tuple[nn.Module, AdaptReport]:
-    """Make a latent classifier of a classifier of pixels, without labels.
+    """Turn a classifier of pixels into a classifier of latents, without labels.
 
-    Weights are copied, what takes latents is folded in closed form where that is possible, and the model then learns
-    to give what the pixel model gives, features and logits, on the same pictures: those that were encoded are enough.
+    The weights are copied, the stem is folded in closed form if possible, and the model learns to reproduce features
+    and logits of the pixel model on the pictures that were encoded.
 
     Args:
-        model: a timm model's name, "hf_hub:OWNER/REPOSITORY", or a pixel model itself.
+        model: name of a timm model, "hf_hub:OWNER/REPOSITORY", or a pixel model.
         dataset: a `LatentDataset`, or the folder or URL of an encoded data set.
-        pictures: what its split was encoded from: anything that `encode_dataset` takes and that can be read at a
-            position (a folder, tars, `hf:NAME`).
+        pictures: source that its split was encoded from, readable by position (a folder, local tars, `hf:NAME`).
         pretrained: True for timm's weights; the path of a state dict; "hf_hub:OWNER/REPOSITORY"; or a module.
-        num_classes: of the model that is returned. Another number than the pixel model's gives it a fresh classifier,
-            as timm does, with the data set's class names; the default keeps the pixel model's.
-        output: folder for the model, its codec and its report. Checkpoints lie there meanwhile: the same call goes on
-            after any interruption, with the same numbers.
-        config: geometry, stem, rates, lengths.
-        device: where it is trained, e.g. "cuda".
-        resume: False begins again.
-        log: called with lines of progress.
+        num_classes: number of classes of the result. If it differs from the pixel model's, the classifier is new, with
+            the class names of the data set; the default keeps the pixel model's.
+        output: folder for the model, its codec, its report and checkpoints. The same call resumes an interrupted run,
+            with identical results.
+        config: geometry, stem, learning rates and lengths.
+        device: device for training, e.g. "cuda".
+        resume: False starts again.
+        log: receives each line of progress.
 
     Returns:
-        The model, in eval mode on `device`, as `load_latent_model` returns it; and what it reached on pictures that
-        were not trained on.
+        The model, in eval mode on `device`, as returned by `load_latent_model`; and a report on held-out pictures.
 
     Raises:
-        ModelError: the weights do not fit, the model takes no latents, or the pictures are not those of the data set.
-        SettingsMismatchError: `output` holds a run of other settings.
+        ModelError: the weights do not match, the model is not supported, or the pictures are not those of the data set.
+        SettingsMismatchError: `output` has a run with other settings.
         BusyError: another process works in `output`.
 
     Example:
@@ -130,7 +128,7 @@ def adapt_model(
         if held is None:
             raise BusyError(f"{run_folder.folder}: another process adapts a model there")
         if (report := run_folder.finished()) is not None:
-            log(f"{run_folder.folder}: done before")
+            log(f"{run_folder.folder}: already done")
             return load_latent_model(run_folder.folder, device=device), AdaptReport(**report)
         return _adapt(
             pixel, build, pairs, config=config, num_classes=num_classes, device=target, run_folder=run_folder, log=log
@@ -246,7 +244,7 @@ def _adapt(
     state = None if run_folder is None else run_folder.load()
     if state is not None:
         run.load(state)
-        log(f"going on from step {run.step} of {run.num_steps}")
+        log(f"resuming at step {run.step} of {run.num_steps}")
     elif run.model.stem_site.feeds is None:
         _fold(run, rows[: config.fold_pictures], log=log)
     _train(run, whole, rows[: config.match_pictures], config=config, run_folder=run_folder, log=log)

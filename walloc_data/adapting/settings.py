@@ -15,36 +15,36 @@ class AdaptConfig:
     """Settings of `adapt_model`; the defaults suit a convolutional network and a few thousand pictures.
 
     Attributes:
-        split: of the data set.
-        geometry: "pixel_grid", "skip_early" or "all_stages" (see `walloc_data.adapters.families`). The first keeps the
-            pixel model's whole work and needs the least training; the second saves that of the stages it skips.
-            None: pixel_grid where the family has it.
-        input_cells: side of the latents that the model takes, of which crops are cut; None: the pixel model's own
-            input where that is at least 0.8 of what is stored, else all that is stored.
-        train_cells: side of the latents that are trained on, for models that take any size: smaller ones are quicker,
-            and are made from crops of more sizes; None: that of input_cells.
-        stem_linear: a stem of one linear layer of full rank.
-        stem_blocks: residual blocks of the stem (`ResidualStem`) otherwise; 0 is a linear map of rank stem_channels,
-            the cheapest; None: 0 where nothing is trained, else 2.
-        stem_channels: features of each cell in such a stem; None: 48 without blocks, 96 with them.
-        stem_kernel_cells: side of the stem's window; None: the family's own.
-        model_kwargs: for `timm.create_model`, of both models (depth, window_size, ...).
-        stem_epochs: passes over the pictures that train what is new alone, up to the first stage that is compared;
-            None: 0 where the stem is folded in closed form, else 1.
-        epochs: passes that train the whole model afterwards; None: 0 where the stem is folded, else 4.
-        batch_size: pictures a step.
-        stem_lr: peak learning rate of what is new, in the first passes and, times `new_lr_scale`, afterwards.
-        lr: peak learning rate of the rest.
-        weight_decay: AdamW's, of kernels and matrices.
-        feature_weight: of the features' relative errors, beside the logits' divergence.
-        temperature: that logits are divided by before they are compared.
+        split: split of the data set.
+        geometry: "pixel_grid", "skip_early" or "all_stages" (see `walloc_data.adapters.families`). The first has the
+            cost of the pixel model and needs the least training; the second leaves out the first stages. None:
+            pixel_grid if the family supports it.
+        input_cells: side of the input latents, to which stored latents are cropped; None: that of the pixel model if at
+            least 0.8 of the stored size, else the stored size.
+        train_cells: side of the latents in training, for models that take any size: smaller ones are faster, and allow
+            crops of more sizes; None: input_cells.
+        stem_linear: use a stem of one linear layer of full rank.
+        stem_blocks: otherwise, residual blocks of the stem (`ResidualStem`); 0 is a linear map of rank stem_channels;
+            None: 0 without training, else 2.
+        stem_channels: channels of such a stem; None: 48 without blocks, else 96.
+        stem_kernel_cells: kernel size of the stem; None: the family's.
+        model_kwargs: arguments of `timm.create_model` for both models (depth, window_size, ...).
+        stem_epochs: epochs that train only the new layers, up to the first compared stage; None: 0 if the stem is
+            folded in closed form, else 1.
+        epochs: epochs that train the full model afterwards; None: 0 if the stem is folded, else 4.
+        batch_size: pictures per step.
+        stem_lr: peak learning rate of the new layers in the first phase and, times `new_lr_scale`, in the second.
+        lr: peak learning rate of the other layers.
+        weight_decay: weight decay of kernels and matrices (AdamW).
+        feature_weight: weight of the relative errors of features, relative to the divergence of the logits.
+        temperature: temperature of the logits.
         scale: smallest and largest area of random crops, relative to the stored picture.
         flip_p: probability of a flip.
-        seed: of order, crops and fresh weights.
-        held_out: pictures that are not trained on, for the report.
-        fold_pictures: pictures that the closed form is fitted on.
-        match_pictures: pictures on which normalisation layers are matched to the pixel model's (`match_moments`),
-            before the whole model is trained; 0 leaves them as they are.
+        seed: seed of order, crops and new weights.
+        held_out: number of held-out pictures, for the report.
+        fold_pictures: number of pictures for the closed form.
+        match_pictures: number of pictures for matching the normalisation layers (`match_moments`), before the full
+            model is trained; 0: no matching.
         checkpoint_seconds: time between checkpoints.
 
     Example:
@@ -97,7 +97,7 @@ class AdaptConfig:
                 raise ModelError(f"{name} must be above 0, not {getattr(self, name)!r}")
 
     def resolved(self, *, foldable: bool) -> "AdaptConfig":
-        """Return these settings with what was left open decided."""
+        """Return these settings with the defaults filled in."""
         stem_epochs = self.stem_epochs if self.stem_epochs is not None else (0.0 if foldable else 1.0)
         epochs = self.epochs if self.epochs is not None else (0.0 if foldable else 4.0)
         blocks = self.stem_blocks if self.stem_blocks is not None else (2 if stem_epochs or epochs else 0)
@@ -111,7 +111,7 @@ class AdaptConfig:
 
 @dataclass(frozen=True)
 class AdaptReport:
-    """Result of an adaptation, on pictures that it was not trained on.
+    """Result of an adaptation on held-out pictures.
 
     Example:
         >>> from walloc_data.adapting import AdaptReport
@@ -124,8 +124,8 @@ class AdaptReport:
     geometry: str
     num_held_out: int
     feature_error: float  # of the last stage compared, relative to the variance of the pixel model's
-    agreement: float  # part of the pictures that get the pixel model's label
-    pixel_accuracy: float | None  # of the pixel model on pixels; None where labels are unknown
+    agreement: float  # fraction of pictures with the same class as by the pixel model
+    pixel_accuracy: float | None  # of the pixel model on pixels; None without labels
     accuracy: float | None
     num_macs: int  # for one picture
     num_steps: int
