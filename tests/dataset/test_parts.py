@@ -258,6 +258,9 @@ def test_what_is_no_class_no_fraction_and_no_number_of_folds_is_refused(
     for fraction in ("0.5", [0.8, 0.1, 0.1]):
         with pytest.raises(LoaderError, match=r"fraction is one number in \(0, 1\), .* split what is left again"):
             data.split(fraction)
+    for seeded in (lambda: data.split(0.5, seed="a"), lambda: LatentDataset(hundred, seed="a")):
+        with pytest.raises(LoaderError, match="seed must be an integer, not 'a'"):
+            seeded()
     with pytest.raises(LoaderError, match=r"cannot be divided into 2\.5 folds"):
         data.folds(2.5)
     with pytest.raises(

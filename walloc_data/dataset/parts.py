@@ -172,6 +172,8 @@ class PartOfSplit(LatentSamples):
                     "stratify=True needs labels, and some samples here have none: name a column instead, such as "
                     "stratify='patient_group'"
                 )
+        if not isinstance(seed, int | np.integer):
+            raise LoaderError(f"seed must be an integer, not {seed!r}")
         rows = np.argsort(numbers, kind="stable")
         groups = np.split(rows, np.cumsum(np.bincount(numbers))[:-1])
         # Strata are shuffled, too, because rounding of small strata depends on their order.

@@ -160,7 +160,7 @@ if stage == "go on":
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
         loader = data.loader(batch_size=8, drop_last=True)
         losses[name] = []
-        for epoch in range(6):
+        for epoch in range(3):
             total = 0.0
             for batch in loader:
                 latents, wanted, loss_of = step(name, batch)
