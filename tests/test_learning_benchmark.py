@@ -50,5 +50,6 @@ def test_from_pictures_to_table(pictures, tmp_path, monkeypatch, capsys):
     assert set(measured["train_samples_per_s"]["vit"]) == set(chosen)
     assert all(found["min"] > 0 for found in measured["read_samples_per_s"].values())
     first, later = plot.seconds_a_sample(measured, "vit", "latents, fitted flip")
-    assert first > later  # from shards, then from the array
+    shards, array = (1 / measured["read_samples_per_s"][form]["median"] for form in ("latent shards", "latent array"))
+    assert first - later == pytest.approx(shards - array, abs=1e-9)
     assert plot.plot(["tiny"]).read_text().count("seconds on one core") == 1
