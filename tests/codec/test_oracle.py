@@ -16,6 +16,8 @@ from walloc_data.latents import decode_webp, encode_webp, pack, unpack
 
 WIDTH = 64  # of the reference decoder; the published one is 768 wide and twelve times slower for each factor of 3.5
 
+pytestmark = pytest.mark.slow  # the original takes four seconds to import
+
 
 @pytest.fixture(scope="module")
 def reference(walloc: ModuleType, codec: WallocCodec) -> nn.Module:
@@ -47,7 +49,6 @@ def reference_latent(reference: nn.Module, picture: Tensor) -> tuple[Tensor, Ten
     return X, reference.encoder(X)
 
 
-@pytest.mark.slow
 def test_coefficients_and_latents_of_whole_photographs(
     reference: nn.Module, codec: WallocCodec, photographs: list[Tensor]
 ) -> None:

@@ -1,6 +1,7 @@
 """Orders are permutations, uniform, pinned for ever, and cost no memory."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ GOLDEN_IMAGENET = [1088365, 123735, 969687, 218607]
 GOLDEN_WINDOW = [6, 4, 3, 5, 7, 10, 8, 9, 11, 2, 0, 1]
 
 
+@pytest.mark.slow
 def test_every_sample_stands_everywhere_equally_often() -> None:
     epochs = np.stack([FullShuffle(50, seed=3).rows(epoch, 0, 50) for epoch in range(4000)])
     counts = np.stack([np.bincount(epochs[:, position], minlength=50) for position in range(50)])
