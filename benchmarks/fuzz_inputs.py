@@ -1,4 +1,4 @@
-"""What fuzzing does to its inputs: bytes and JSON values changed at random, and a file system that lies."""
+"""Random changes of bytes and JSON values for fuzzing, and a file system with wrong answers."""
 
 import random
 from pathlib import Path

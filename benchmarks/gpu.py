@@ -1,4 +1,4 @@
-"""What a GPU does for encoding: latents equal to the CPU's, analysis alone, and whole conversions.
+"""Encoding on a GPU: agreement of latents with the CPU, speed of the analysis, and of conversions.
 
     python -m benchmarks.gpu PICTURES [--shared ../shared/data] [--workers 1 4 16]
 
@@ -31,7 +31,7 @@ from walloc_data.codec import WallocCodec, load_codec
 
 
 def agreement(codec: WallocCodec, kodak: list[Tensor]) -> dict[str, Any]:
-    """How many of how many latents differ between the devices, and the float values' largest difference."""
+    """Return the number of latents that differ between the devices, and the largest difference of float values."""
     generator = torch.Generator().manual_seed(0)
     sizes = ((8, 8), (16, 200), (24, 40), (256, 256), (1000, 1496))
     noise = [torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=generator) for size in sizes]

@@ -341,7 +341,7 @@ def main() -> None:
     if arguments.endpoint:
         results["s3_clients"] = clients(arguments.endpoint, repeats=arguments.repeats)
         results["training_epoch"] = remote_epoch(root, arguments.endpoint, repeats=arguments.repeats)
-    # Folders and endpoints of this machine are nobody else's business.
+    # Folders and endpoints of this machine are not published.
     shown = ["--data", "FOLDER", "--repeats", str(arguments.repeats), "--pictures", str(arguments.pictures)]
     print(write_results("read_speed", results, arguments=shown + (["--endpoint", "URL"] if arguments.endpoint else [])))
 

@@ -1,4 +1,4 @@
-"""How every benchmark reports: JSON under benchmarks/results/ with the command and the machine it ran on."""
+"""Results of benchmarks: JSON under benchmarks/results/ with the command and the machine."""
 
 import json
 import os
@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a reader needs to judge a timing: processor, cores, versions."""
+    """Return the processor, cores and versions, for judging timings."""
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -30,7 +30,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def shown(given: Sequence[str]) -> list[str]:
-    """A command's arguments as anybody may read them: where a folder lies on one machine is nobody's business."""
+    """Return the arguments of a command for publication, without folders of this machine."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in given]
     return [f"'{word}'" if " " in word else word for word in words]
 

@@ -1,4 +1,4 @@
-"""What a pixel classifier is worth on latents: folded, fine-tuned, and against the same network from scratch.
+"""Accuracy of a pixel classifier on latents: folded, fine-tuned, and compared with training from scratch.
 
     python -m benchmarks.train_folded PICTURES --work SCRATCH --name imagenette160 --size-px 160 -- \\
         --model vit_small_patch32_224 --model-kwargs '{"depth": 6, "embed_dim": 192, "num_heads": 3}' --epochs 3

@@ -1,4 +1,4 @@
-"""How well each latent transform does what its pixel twin does: the fidelity table.
+"""Error of each transform of latents compared with the same operation on pixels.
 
     python -m benchmarks.transform_fidelity CODEC_OR_DATASET PICTURES [--fit-pictures FOLDER] [--num-pictures N]
 
@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
         "operators_held_out_error": dict(ops.held_out_error),
         "rows": rows,
     }
-    # Folders by their names: where they lie on this machine is nobody's business.
+    # Only the names of folders are published, not their location on this machine.
     arguments = [Path(a).name if Path(a).is_absolute() else a for a in (sys.argv[1:] if argv is None else argv)]
     print(f"written to {write_results('transform_fidelity', results, arguments=arguments)}")
 

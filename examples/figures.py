@@ -26,7 +26,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea")
 
 
 def report_charts(latents: Path, *, width_px: int = 1100) -> Image.Image:
-    """What a browser shows of a data set's report, from its first chart of sizes to its last of channels."""
+    """Return a screenshot of a data set's report, from the first chart of sizes to the last of channels."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")

@@ -1,4 +1,4 @@
-"""What `train_timm.py` can learn: one class of several, any of several labels, or numbers. By the target column."""
+"""Tasks of `train_timm.py`, by the target column: one class of several, several labels, or numbers."""
 
 from dataclasses import dataclass, field
 from typing import Any

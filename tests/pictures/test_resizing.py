@@ -64,7 +64,7 @@ def test_the_shorter_side_is_exact_and_nothing_leaves_the_picture(size: tuple[in
     [
         ({"resize": "shrink:96"}, "resize must be crop, shorter or square"),
         ({"resize": "shorter:"}, "resize must be crop, shorter or square"),
-        ({"resize": "shorter"}, "resize 'shorter' needs a size: shorter:288, say"),
+        ({"resize": "shorter"}, "resize 'shorter' needs a size: use 'shorter:288'"),
         ({"resize": "square:0"}, r"size_px must be an integer in \[1,"),
         ({"filter": "box"}, "filter must be 'bicubic' or 'lanczos'"),
         ({"size_px": 96, "snap": 36}, "size_px 96 is not a multiple of snap 36"),

@@ -1,4 +1,4 @@
-"""The functions of the codec authors' page and evaluation package, so that code written for those runs on ours.
+"""Functions with the names and arguments of the codec authors' page and evaluation package.
 
     x = to_model_input(picture_in_0_1)                          [0, 1] to [-1/2, 1/2]
     z_hat = encode_to_latent(codec, x)                          whole floats (N, 12, H/8, W/8)

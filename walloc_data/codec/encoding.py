@@ -37,7 +37,7 @@ MAX_ENCODE_LEVELS = 4  # the exact kernel has (8 * (2^J - 1) + 1)^2 taps a chann
 # Pixels that pass 1 takes at once. On a CPU its buffers then stay in the caches: larger strips were up to three times
 # slower (benchmarks/encode_speed.py measures the result).
 _STRIP_PIXELS = {"cpu": 3 * 2**16, "cuda": 2**24}
-_WINDOW_BYTES = {"cpu": 2**22, "cuda": 2**27}  # of float64 windows that pass 2 settles at once, at most
+_WINDOW_BYTES = {"cpu": 2**22, "cuda": 2**27}  # limit of float64 windows that pass 2 recomputes at once
 
 # Pass 1 errs by rounding only: by c * 2^-24 * (gain + 2^(bits-1)) in the companded value, gain = the largest sum of
 # |tap| * |pixel| through both stages times the steepest slope of the curve; the other term is companding's own. The
@@ -121,7 +121,7 @@ class LinearEncoder:
             kernel += rows[:, :, b, None, :] * taps[b][:, None]
         largest = max(math.fsum(kernel[o].abs().flatten().tolist()) for o in range(outputs))
         # Pixels enter as 2p - 255, at most 255 in size: taps of 53 - 8 - log2(sum of |taps|) bits keep sums exact.
-        # One bit less leaves room for the rounding of the taps themselves.
+        # One bit less allows for the rounding of the taps.
         self.grid_bits = 53 - 8 - 1 - math.frexp(max(largest, 2.0**-20))[1]
         integers = torch.round(kernel * 2.0**self.grid_bits)
         # For pixels p - 128, as 2p - 255 = 2 (p - 128) + 1: twice the taps, and the taps' own sum to add.

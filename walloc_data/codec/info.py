@@ -1,4 +1,4 @@
-"""`CodecInfo`, and bounded reading of a codec's small files."""
+"""The description of a codec, `CodecInfo`, and bounded reading of its small files."""
 
 from dataclasses import dataclass
 from pathlib import Path

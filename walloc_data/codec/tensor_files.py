@@ -1,4 +1,4 @@
-"""Files of tensors (safetensors), read whole, and put into modules whose size the file has shown to be true."""
+"""Reading of safetensors files into modules, with checks that the module does not exceed the file."""
 
 import json
 import struct

@@ -251,7 +251,7 @@ def reference_analysis(x: Tensor, J: int = 3) -> Tensor:
     """Return `wavelet_analysis` as computed by pytorch_wavelets, one level at a time: the reference for tests."""
     try:
         with warnings.catch_warnings():
-            # It imports pkg_resources, which warns that it is deprecated; nobody here can act on that.
+            # It imports pkg_resources, whose deprecation warning is not useful here.
             warnings.simplefilter("ignore")
             from pytorch_wavelets import DWTForward
     except ImportError as error:

@@ -32,7 +32,7 @@ class Mapped:
         """Refuse a file that is shorter than it was when it was mapped.
 
         Raises:
-            FormatError: somebody cut it.
+            FormatError: the file was truncated.
         """
         if self._mapped is not None and self._mapped.size() < self._num_bytes:
             raise FormatError(f"{self._path}: was cut short while it was read: open the data set again")

@@ -1,4 +1,4 @@
-"""Threads that wait for a network, and that nobody has to wait for."""
+"""Daemon threads for network requests, which do not delay the end of the program."""
 
 import threading
 from collections.abc import Callable
@@ -12,10 +12,10 @@ Result = TypeVar("Result")
 
 
 class DaemonThreads:
-    """A few threads that run functions in the order in which they were submitted.
+    """Pool of daemon threads that run functions in the order of submission.
 
-    Unlike those of `concurrent.futures.ThreadPoolExecutor`, they do not keep the interpreter alive: after Ctrl-C a
-    program ends at once, though a store that is down has not answered yet.
+    Unlike `concurrent.futures.ThreadPoolExecutor`, it does not keep the interpreter alive: after Ctrl-C a program ends
+    at once, even if a store has not answered yet.
 
     Args:
         num_threads: at most; they start as they are needed.

@@ -1,7 +1,6 @@
-"""Augmentations that are valid on latents: whole batches, on their device, in the manner of torchvision's v2.
+"""Augmentations of latents: on batches, on their device, with the interface of torchvision's v2.
 
-Mixup and cutmix need nothing of ours: `timm.data.Mixup` on `latents.float()`. Mixing stored integers is mixing what the
-model sees, and its boxes are cells.
+For mixup and cutmix, apply `timm.data.Mixup` to `latents.float()`.
 """
 
 from walloc_data.transforms.base import Compose, LatentTransform, RandomApply

@@ -1,4 +1,4 @@
-"""Base class of the transforms: batches or single latents in, random numbers from a generator that can be given."""
+"""Base class of the transforms of single latents or batches."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ __all__ = ["Compose", "LatentTransform", "RandomApply"]
 
 
 class LatentTransform(nn.Module):
-    """A transform of latents, in the manner of `torchvision.transforms.v2`.
+    """Transform of latents, with the interface of `torchvision.transforms.v2`.
 
     Call it with (N, C, h, w) or (C, h, w), int8 or floats in the integers' units. Each sample of a batch draws its own
     parameters. Geometric transforms keep the dtype, the others return float32 without rounding: models take both.
@@ -44,7 +44,7 @@ class LatentTransform(nn.Module):
 
 
 class Compose(LatentTransform):
-    """Several transforms, one after the other.
+    """Sequence of transforms.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -106,7 +106,7 @@ def integers(count: int, low: Tensor | int, high: Tensor | int, *, generator: to
 
 
 def check_probability(p: float) -> float:
-    """Return p, or raise if it is not in [0, 1]."""
+    """Check that p is in [0, 1], and return it."""
     if not 0 <= p <= 1:
         raise TransformError(f"a probability lies in [0, 1], not {p!r}")
     return p

@@ -18,7 +18,7 @@ Strength = float | tuple[float, float]
 
 
 class _ColourTransform(LatentTransform):
-    """Holds a codec's colour operators as buffers, and moves them with the module."""
+    """Module with the colour operators of a codec as buffers."""
 
     grey: Tensor
     brightness_direction: Tensor
@@ -106,7 +106,7 @@ class ColorJitter(_ColourTransform):
 
 
 class RandomGrayscale(_ColourTransform):
-    """Turn each sample grey with probability p.
+    """Convert each sample to grey with probability p.
 
     Example:
         >>> from walloc_data import LatentDataset

@@ -1,6 +1,4 @@
-"""Crops, shifts, flips and erasing. A crop at whole cells is exact but for the outermost ring of cells, whose filters
-reach over the new border.
-"""
+"""Crops, shifts, flips and erasing. Crops are exact except for the outermost cells, whose filters reach outside."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +37,7 @@ def _check_fits(size: tuple[int, int], latents: Tensor) -> None:
 
 
 def crop_windows(latents: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut a window of one size from each sample, at its own place."""
+    """Crop a window of one size from each sample, at its own position."""
     n, c, _, _ = latents.shape
     device = latents.device
     rows = (top[:, None] + torch.arange(size[0])).to(device)[:, None, :, None]  # (N, 1, h', 1)
@@ -50,7 +48,7 @@ def crop_windows(latents: Tensor, top: Tensor, left: Tensor, size: tuple[int, in
 
 
 class CenterCrop(LatentTransform):
-    """The middle `size_cells`; an odd remainder goes to the bottom and right.
+    """Crop of `size_cells` at the centre; an odd remainder goes to the bottom and right.
 
     Example:
         >>> import torch
@@ -74,7 +72,7 @@ class CenterCrop(LatentTransform):
 
 
 class RandomCrop(LatentTransform):
-    """`size_cells` from a random place, each sample its own.
+    """Crop of `size_cells` at a random position of each sample.
 
     Example:
         >>> import torch
@@ -100,7 +98,7 @@ class RandomCrop(LatentTransform):
 
 
 class RandomTranslate(LatentTransform):
-    """Shift each sample by up to `max_cells` in each direction; the shape stays.
+    """Shift each sample by up to `max_cells` in each direction, with unchanged shape.
 
     Args:
         max_cells: the largest shift.
@@ -174,7 +172,7 @@ class RandomHorizontalFlip(LatentTransform):
         if weight is None or bias is None:
             return torch.where(chosen[:, None, None, None], latents.flip(-1), latents)
         result = latents.float() if latents.dtype != torch.float32 else latents.clone()
-        if bool(chosen.any()):  # only the chosen ones pay for the convolution
+        if bool(chosen.any()):  # the convolution is applied only to these
             result[chosen] = WindowMap(weight, bias)(latents[chosen].flip(-1))
         return result
 

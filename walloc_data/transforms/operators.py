@@ -1,8 +1,8 @@
-"""Linear maps from a codec's latents to those of the flipped, recoloured or rescaled picture, fitted once per codec.
+"""Linear maps from latents of a picture to those of the flipped, recoloured or downscaled picture, fitted per codec.
 
-The analysis filters do not commute with a mirror, the encoder mixes colours, and a band of frequencies is another one
-in a smaller picture, so that flipping, greying or shrinking latents takes a fitted map: closed-form least squares over
-pictures, with its held-out error beside it. The maps lie in the codec's folder as `operators.safetensors`.
+Analysis filters do not commute with mirroring, the encoder mixes colours, and frequencies change with the size of a
+picture, so these operations need maps fitted by least squares on pictures, stored with their held-out errors as
+`operators.safetensors` in the codec's folder.
 """
 
 import json
@@ -35,7 +35,7 @@ _FLAT = ("grey", "brightness", "mean_luma")
 
 
 class Encoder(Protocol):
-    """A codec, as far as fitting needs it."""
+    """Interface of a codec for fitting."""
 
     @property
     def spec(self) -> CodecSpec: ...
@@ -71,14 +71,14 @@ class LatentOperators:
 
     @property
     def factors(self) -> tuple[Fraction, ...]:
-        """By which a side can be shrunk; 1 among them."""
+        """Factors by which a side can be downscaled, including 1."""
         return tuple(sorted({Fraction(1)} | {side for item in self.rescalings for side in (item.rows, item.columns)}))
 
     def rescaling(self, rows: Fraction, columns: Fraction, *, mirrored: bool = False) -> RescalingMap:
         """Return the map of these factors.
 
         Raises:
-            TransformError: where none was fitted; names what was.
+            TransformError: no such map was fitted; the message lists the fitted ones.
         """
         for item in self.rescalings:
             if (item.rows, item.columns, item.mirrored) == (rows, columns, mirrored):
@@ -90,7 +90,7 @@ class LatentOperators:
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `operators.safetensors` into a codec's folder, whole or not at all."""
+        """Write `operators.safetensors` into a codec's folder, atomically."""
         from safetensors.torch import save
 
         tensors = {name: getattr(self, name) for name in _FLAT}
@@ -119,8 +119,8 @@ class LatentOperators:
             spec: refuse operators that were fitted for another encoder.
 
         Raises:
-            StorageError: where there are none; says how to fit them.
-            CodecError: for a file that is not one, or is of another codec.
+            StorageError: there are none; the message says how to fit them.
+            CodecError: the file is invalid, or of another codec.
         """
         store = open_store(source)
         for path in (OPERATORS_NAME, f"codec/{OPERATORS_NAME}"):
@@ -184,7 +184,7 @@ def _parse_rescalings(tensors: Mapping[str, Tensor]) -> tuple[RescalingMap, ...]
         if (match := _TENSOR_NAME.fullmatch(name)) is None:
             continue
         py, qy, px, qx = map(int, match.groups()[1:])
-        # A hostile file must not ask for a kernel of any size.
+        # Bounds the size of kernels in untrusted files.
         if not (0 < py <= qy <= LARGEST_TERM and 0 < px <= qx <= LARGEST_TERM):
             raise ValueError(f"{name}: not a factor to shrink by")
         rows, columns = Fraction(py, qy), Fraction(px, qx)
@@ -238,7 +238,7 @@ def fit_operators(
     """Fit a codec's operators in one pass over pictures, without a gradient.
 
     Args:
-        codec: what `load_codec` returns; encodes, never decodes.
+        codec: codec returned by `load_codec`; only its encoder is used.
         pictures: batches (N, 3, H, W) uint8, sides multiples of the cell; a few hundred photographs determine the maps.
         held_out: other pictures, for the errors that `held_out_error` reports.
         flip_window_cells: (height, width) of the flip's window.

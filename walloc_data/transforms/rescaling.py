@@ -1,8 +1,8 @@
-"""Shrinking latents: what a codec would make of a smaller picture, from its latents of the picture.
+"""Downscaling of latents: prediction of the latents of a smaller picture from those of the picture.
 
-Shrinking by p/q is nearly linear in latents; enlarging is not. Every q x q cells give p x p cells, each from a window
-of three of its own widths (3 q / p cells, rounded up), so that one convolution of stride q and a shuffle do the whole.
-Rows and columns have their own factors. A mirrored map does the flip as well, at little more error than shrinking.
+Downscaling by p/q is nearly linear in latents; enlarging is not. Every q x q cells give p x p cells, each from a window
+of 3 q / p cells, rounded up, by one convolution of stride q and a shuffle. Rows and columns have separate factors. A
+mirrored map also flips, with little additional error.
 """
 
 import math
@@ -24,14 +24,14 @@ Encode = Callable[[Tensor], Tensor]
 # Between 1/2 and 1: more of them would fill gaps for twice the weights.
 FACTORS = tuple(Fraction(p, q) for p, q in ((1, 2), (3, 5), (2, 3), (3, 4), (4, 5)))
 LARGEST_TERM = 16  # of a factor's numerator and denominator
-# Windows for each weight of a map: fewer do not determine it, more do not better it.
+# Windows for each weight of a map: fewer do not determine it, more do not improve it.
 _FEWEST_WINDOWS, _ENOUGH_WINDOWS = 3, 40
 _SIDE_PX = 320  # of a picture's middle, which is what maps are fitted on
 
 
 @dataclass(frozen=True)
 class RescalingMap:
-    """Cells of a shrunk picture from the cells of the picture.
+    """Map from the cells of a picture to those of the downscaled picture.
 
     Example:
         >>> from fractions import Fraction
@@ -66,12 +66,12 @@ class RescalingMap:
 
 
 def window_cells(factor: Fraction) -> int:
-    """Side, in cells, of the window that one cell of the result is made from."""
+    """Return the side, in cells, of the window for one cell of the result."""
     return math.ceil(3 / factor)
 
 
 def _placed(factor: Fraction) -> tuple[list[int], int]:
-    """Return where the windows of the p cells begin in the window that holds them all, and that window's side."""
+    """Return the offsets of the windows of the p cells in the window that contains them all, and the side of that."""
     p, q, k = factor.numerator, factor.denominator, window_cells(factor)
     starts = [0] * p
     for i in range((p + 1) // 2):

@@ -1,7 +1,7 @@
-"""Resizing latents by the factors that a codec's operators have: to a size, and to one size from random crops.
+"""Resizing of latents, or of random crops, to a size, by the factors of a codec's operators.
 
-What can be had is less than pixels allow: shrinking only, by the factors of `LatentOperators.factors`, rows and columns
-each by their own. Objects show in their `repr` what they will do, and `crops` lists it for latents of one shape.
+Latents can only be downscaled, by the factors in `LatentOperators.factors`, separately for rows and columns. The `repr`
+of a transform shows the factors, and `crops` lists the possible crops of latents of one shape.
 """
 
 import math
@@ -25,7 +25,7 @@ _ONE = Fraction(1)
 
 
 class _Rescaling(nn.Module):
-    """One map as a module, which moves with the transform that holds it."""
+    """Map as a module, which moves with its transform."""
 
     weight: Tensor
     bias: Tensor
@@ -53,18 +53,18 @@ class _Rescaling(nn.Module):
 
 
 class Resize(LatentTransform):
-    """Shrink whole latents, as torchvision's Resize shrinks pictures.
+    """Downscale latents, like torchvision's Resize.
 
     Args:
-        size_cells: an integer is the shorter side of the result, the longer keeps the proportion; a pair is rows and
-            columns. Only what the operators' factors give from the latents' size can be had: 24 cells to 12, 16 or 18
-            (1/2, 2/3, 3/4), say. Of a side that a factor does not divide, a part of a cell is cut off at the end.
+        size_cells: an integer is the shorter side of the result, with the aspect ratio kept; a pair is (rows, columns).
+            The size must be possible with the factors of the operators: 24 cells to 12, 16 or 18 (1/2, 2/3, 3/4). If a
+            factor does not divide a side, the side is truncated by part of a cell.
         operators: the codec's (`LatentOperators.load`).
 
-    Float32 out, not rounded, unless the size is the latents' own.
+    Returns float32 without rounding, unless the size is that of the latents.
 
     Raises:
-        TransformError: where no factor gives this size; names the sizes that can be had.
+        TransformError: no factor gives this size; the message lists the possible sizes.
 
     Example:
         >>> import torch
@@ -146,28 +146,27 @@ class DrawnCrops:
 
 
 class RandomResizedCrop(LatentTransform):
-    """A crop of random area and proportion, shrunk to one size, as torchvision's RandomResizedCrop.
+    """Crop of random area and aspect ratio, downscaled to one size, like torchvision's RandomResizedCrop.
 
-    Area and proportion are drawn as torchvision draws them. Of the crops that the operators' factors can shrink to
-    `size_cells`, the nearest to what was drawn is taken, from a random place at whole cells: to 16 x 16 cells,
-    sides of 16, 20, 21.3, 24, 26.7 and 32 cells of the picture, as far as it has so many. Nothing is enlarged: the
-    smallest crop is `size_cells` itself, however small a `scale` was asked for. `crops` lists them.
+    Area and aspect ratio are drawn like in torchvision. Of the crops that the operators can downscale to `size_cells`,
+    the nearest one is taken, at a random position: for 16 x 16 cells, sides of 16, 20, 21.3, 24, 26.7 and 32 cells, as
+    far as the latent has them. Nothing is enlarged: the smallest crop is `size_cells`, for any `scale`. `crops` lists
+    the possible crops.
 
-    Samples of a batch are grouped by factors: on an accelerator large batches, such as a whole epoch, are quicker.
+    Samples of a batch are grouped by factors, so large batches are faster on accelerators.
 
     Args:
-        size_cells: of the result; None draws one crop size for the batch and gives the crops as they are, in their
-            dtype; the model must then take varying sizes.
-        operators: the codec's (`LatentOperators.load`); only None for size_cells goes without.
+        size_cells: size of the result; None draws one crop size per batch and returns crops without resizing, in their
+            dtype; the model must then accept different sizes.
+        operators: operators of the codec (`LatentOperators.load`); not needed if size_cells is None.
         scale: smallest and largest area, relative to the latents'.
         ratio: smallest and largest width / height.
-        flip_p: probability of a horizontal flip, in the same pass: shrinking and flipping at once is nearer to the
-            truth than one after the other.
+        flip_p: probability of a horizontal flip, which is combined with the downscaling for a smaller error.
 
-    Float32 out, not rounded: colour transforms that follow lose nothing.
+    Returns float32 without rounding.
 
     Raises:
-        TransformError: where latents are smaller than `size_cells`.
+        TransformError: the latents are smaller than `size_cells`.
 
     Example:
         >>> import torch

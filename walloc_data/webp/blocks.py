@@ -1,4 +1,4 @@
-"""Blocks of 4 x 4 pixels: which predictor each takes, and to which class of codes it belongs."""
+"""Choice of the predictor and the class of prefix codes of each block of 4 x 4 pixels."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +27,7 @@ class Effort:
 
 
 EFFORTS = {
-    # Those predictors that pay, and the classes that give the fewest bytes, from 16 blocks to 6144.
+    # The most effective predictors, and the number of classes with the smallest files, for 16 to 6144 blocks.
     "default": Effort(modes=(0, 1, 2, 5, 7, 10, 12), classes=0.6, rounds=6),
     "fast": Effort(modes=(0, 1, 2, 7), classes=0.35, rounds=1),
 }

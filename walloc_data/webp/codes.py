@@ -1,4 +1,4 @@
-"""Prefix codes: Huffman's lengths, canonical codes, and the run-length form in which a file carries the lengths."""
+"""Prefix codes: Huffman code lengths, canonical codes, and the run-length coding of lengths."""
 
 from functools import lru_cache
 

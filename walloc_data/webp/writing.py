@@ -1,4 +1,4 @@
-"""From blocks and classes to the bits of a file."""
+"""Writing of the bits of a file from blocks and classes."""
 
 import struct
 from typing import Any
