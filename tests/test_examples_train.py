@@ -297,27 +297,18 @@ def test_every_example_explains_itself(path, monkeypatch, capsys):
 def test_the_split_to_validate_on_is_found_or_named(train, imagenette_folder, tmp_path):
     data = tmp_path / "latents"
     encode_dataset(imagenette_folder, data, split="fit", size_px=32, progress=False)
-    arguments = [
-        str(data),
-        "--model",
-        "test_convnext",
-        "--epochs",
-        "1",
-        "--global-batch-size",
-        "8",
-        "--train-split",
-        "fit",
-    ]
+    own = [str(data), "--model", "test_convnext", "--epochs", "1", "--train-split", "fit"]
+    arguments, each = [*own, "--global-batch-size", "8"], [*own, "--batch-size", "8"]
     with pytest.raises(
         FormatError, match=r"no split to validate on; it has \['fit'\]: encode one, or choose one of these"
     ):
         train(*arguments, "--output", tmp_path / "run")
     encode_dataset(imagenette_folder, data, split="test", size_px=32, progress=False)
     assert len(train(*arguments, "--output", tmp_path / "run")["history"]) == 1
-    accuracy = load_example("train_accelerate").main([*arguments, "--output", str(tmp_path / "accelerate")])
+    accuracy = load_example("train_accelerate").main([*each, "--output", str(tmp_path / "accelerate")])
     assert 0 <= accuracy <= 1
     folded = ["--train-pictures", imagenette_folder, "--val-pictures", imagenette_folder, "--pixel-epochs", "1"]
-    folded = [*arguments, *map(str, folded), "--geometry", "pixel_grid", "--output", str(tmp_path / "folded")]
+    folded = [*each, *map(str, folded), "--geometry", "pixel_grid", "--output", str(tmp_path / "folded")]
     assert "fine-tuned" in load_example("finetune_folded").main(folded)
     with pytest.raises(FormatError, match=r"no split 'nowhere'; it has"):
         train(*arguments, "--val-split", "nowhere", "--output", tmp_path / "other")
