@@ -5,6 +5,7 @@ with fault_proxy(port) as faults:
     Store(url, storage_options={"endpoint_url": faults.url})
 """
 
+import hashlib
 import socket
 import struct
 import threading
@@ -30,7 +31,9 @@ _MESSAGES = {"503": "Reduce your rate.", "301": "Not this endpoint.", "expired":
 # What becomes of a whole answer: "corrupt" one bit of it, "short" well-formed but half of it, "cut" the connection
 # breaks in the middle, "reset" the connection is reset at once, "hang" nothing comes after half of it, "slow" it
 # trickles, "html" a page of some gateway, "empty" nothing, "long" twice as much, "etag" another ETag each time.
-FAULTS = (*ANSWERS, "corrupt", "short", "cut", "reset", "hang", "slow", "html", "empty", "long", "etag")
+# Of a request that brings something: "refused" it is not passed on, with a 503; "lie" it is not, with a 200.
+_WRITING = ("refused", "lie")
+FAULTS = (*ANSWERS, *_WRITING, "corrupt", "short", "cut", "reset", "hang", "slow", "html", "empty", "long", "etag")
 
 
 @dataclass
@@ -53,7 +56,8 @@ class Faults:
         with self.lock:
             self.requests.append(f"{method} {path}")
             for i, (part, fault, count) in enumerate(self.rules):
-                if method in self.methods and part in path and count > 0:
+                meant = method in self.methods and (fault not in _WRITING or method in ("PUT", "POST"))
+                if meant and part in path and count > 0:
                     self.rules[i] = (part, fault, count - 1)
                     return fault
         return None
@@ -84,7 +88,17 @@ def _handler(faults: Faults, port: int) -> type[BaseHTTPRequestHandler]:
                 return
             upstream = HTTPConnection("127.0.0.1", port)
             length = int(self.headers.get("Content-Length") or 0)
-            upstream.request(self.command, self.path, self.rfile.read(length), dict(self.headers))
+            data = self.rfile.read(length)
+            if fault in ("refused", "lie"):
+                status, code = (200, "OK") if fault == "lie" else (503, "SlowDown")
+                text = b"" if fault == "lie" else f"<Error><Code>{code}</Code></Error>".encode()
+                self.send_response(status)
+                self.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+                return
+            upstream.request(self.command, self.path, data, dict(self.headers))
             response = upstream.getresponse()
             status, body = response.status, response.read()
             upstream.close()

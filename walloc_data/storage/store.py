@@ -375,9 +375,7 @@ class Store:
 
         def upload() -> None:
             self._fs.put_file(str(source), full, **beside)
-            stored = self._info(full)["size"]
-            if stored != num_bytes:
-                raise OSError(f"{stored} of {num_bytes} bytes arrived")
+            self._check_arrival(full, num_bytes)
 
         self._retry(upload, what=f"uploading {full}")
 
@@ -391,7 +389,21 @@ class Store:
             sync_folder(target.parent)
             return
         full = self._full(path)
-        self._retry(lambda: self._fs.pipe_file(full, data), what=f"writing {full}")
+
+        def write() -> None:
+            self._fs.pipe_file(full, data)
+            self._check_arrival(full, len(data))
+
+        self._retry(write, what=f"writing {full}")
+
+    def _check_arrival(self, full: str, num_bytes: int) -> None:
+        """Raise OSError, which is tried again, if a file is not there as it was sent: some answers of 200 are lies."""
+        try:
+            stored = self._info(full)["size"]
+        except FileNotFoundError as error:
+            raise OSError("the store said that it was written, and it is not there") from error
+        if stored != num_bytes:
+            raise OSError(f"{stored} of {num_bytes} bytes arrived")
 
     def delete(self, path: str) -> None:
         """Remove a file if it is there."""
