@@ -206,7 +206,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--name", required=True, help="of the results file")
+    parser.add_argument("--name", required=True, help="name of the results file")
     parser.add_argument("--arms", nargs="+", default=[*FROZEN, *ADAPTED], choices=[*FROZEN, *ADAPTED])
     parser.add_argument("--model", default=MODEL, choices=[f"tf_efficientnet_lite{i}" for i in range(3)])
     parser.add_argument("--seen-px", type=int, default=224, help="side of the pictures that are classified")

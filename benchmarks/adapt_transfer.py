@@ -125,10 +125,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="scratch folder: encoded data sets and weights")
-    parser.add_argument("--name", required=True, help="of the results file")
+    parser.add_argument("--name", required=True, help="name of the results file")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument(
-        "--epochs", type=int, nargs="+", default=[1, 3], help="numbers of epochs, each a run of its own"
+        "--epochs", type=int, nargs="+", default=[1, 3], help="numbers of epochs, each in a separate run"
     )
     parser.add_argument("--seen-px", type=int, default=160, help="side of the pictures that are classified")
     parser.add_argument("--batch-size", type=int, default=32)

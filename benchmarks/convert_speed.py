@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--limit", type=int, help="fewer pictures, to try the benchmark out; writes no results")
-    parser.add_argument("--workers", action="store_true", help="two workers against one, on the clock")
+    parser.add_argument("--workers", action="store_true", help="compare wall-clock times of two workers and one")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -219,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--codec", help="what load_codec takes; the bundled default otherwise")
+    parser.add_argument("--codec", help="codec, as for load_codec (default: the bundled one)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     codec, info = load_codec(options.codec, decoder=False)

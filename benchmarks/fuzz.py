@@ -78,7 +78,7 @@ def child(first: int, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--first-seed", type=int, default=None, help="(default: the clock's)")
+    parser.add_argument("--first-seed", type=int, default=None, help="random seed (default: by the clock)")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     first = args.first_seed if args.first_seed is not None else int(time.time())

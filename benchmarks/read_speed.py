@@ -315,8 +315,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--core", type=int, default=0, help="the core that all pipelines are pinned to")
-    parser.add_argument("--endpoint", help="of an S3 store, for the network part")
-    parser.add_argument("--skip", nargs="*", default=[], help="what not to compare with")
+    parser.add_argument("--endpoint", help="endpoint of an S3 store, for the network part")
+    parser.add_argument("--skip", nargs="*", default=[], help="pipelines to leave out")
     arguments = parser.parse_args()
     root = arguments.data
     if not (root / "pictures").exists():

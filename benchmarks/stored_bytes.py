@@ -43,7 +43,7 @@ def measure(
 def main() -> None:
     """Measure and write benchmarks/results/stored_bytes.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", required=True, help="what `walloc-data encode` takes")
+    parser.add_argument("--pictures", required=True, help="source, as for `walloc-data encode`")
     parser.add_argument("--size", type=int, default=160)
     arguments = parser.parse_args()
     results: dict[str, Any] = {"size_px": arguments.size}

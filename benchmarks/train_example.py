@@ -30,7 +30,7 @@ def parse(given: list[str], *, description: str, result: str) -> tuple[argparse.
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--name", required=True, help=f"of the result: benchmarks/results/{result}.json")
     parser.add_argument("--size-px", type=int, required=True)
-    parser.add_argument("--codec", help="what load_codec takes; default the bundled one")
+    parser.add_argument("--codec", help="codec, as for load_codec (default: the bundled one)")
     return parser.parse_args(given[:split_at]), given[split_at + 1 :]
 
 

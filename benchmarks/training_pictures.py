@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--clones", type=Path, required=True, help="folder of the clones, OWNER+NAME each")
     parser.add_argument("--kodak", type=Path, required=True, help="folder of Kodak test pictures, to keep them out")
-    parser.add_argument("--second", action="store_true", help="gather the second corpus")
+    parser.add_argument("--second", action="store_true", help="collect the second corpus")
     parser.add_argument("--wallpapers", type=Path, help="folder of the unpacked Debian packages, for --second")
     parser.add_argument("--photos", type=Path, default=SHARED / "photos-halfres.tar", help="for --second")
     parser.add_argument(

@@ -33,22 +33,32 @@ from walloc_data.sources import open_source
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="encoded data set with a split to train on and one to validate on")
-    parser.add_argument("--train-pictures", required=True, help="what the training split was encoded from")
-    parser.add_argument("--val-pictures", required=True, help="what the validation split was encoded from")
+    parser.add_argument("--train-pictures", required=True, help="source of the training split")
+    parser.add_argument("--val-pictures", required=True, help="source of the validation split")
     parser.add_argument("--train-split", default="train")
-    parser.add_argument("--val-split", help="default: the first there is of val, validation, valid, dev, test")
+    parser.add_argument(
+        "--val-split", help="split for validation (default: the first of val, validation, valid, dev, test)"
+    )
     parser.add_argument("--model", default="vit_tiny_patch16_224")
-    parser.add_argument("--model-kwargs", type=json.loads, default={}, help="JSON for timm, for both models")
-    parser.add_argument("--pretrained", action="store_true", help="take timm's weights; needs the network once")
+    parser.add_argument(
+        "--model-kwargs", type=json.loads, default={}, help="arguments of timm.create_model for both models, as JSON"
+    )
+    parser.add_argument("--pretrained", action="store_true", help="use timm's pretrained weights; downloads them once")
     parser.add_argument("--geometry", default="pixel_grid", choices=("skip_early", "all_stages", "pixel_grid"))
-    parser.add_argument("--stem-blocks", type=int, help="of a stem with blocks (default: one linear layer)")
-    parser.add_argument("--stem-kernel-cells", type=int, help="default: 4 for patches of 2 cells, else the family's")
+    parser.add_argument("--stem-blocks", type=int, help="residual blocks of the stem (default: one linear layer)")
+    parser.add_argument(
+        "--stem-kernel-cells",
+        type=int,
+        help="kernel size of the stem (default: 4 for patches of 2 cells, else the family's)",
+    )
     parser.add_argument("--pixel-epochs", type=int, default=8)
     parser.add_argument(
-        "--stem-epochs", type=float, default=2.0, help="that imitate the pixel model, what is new alone"
+        "--stem-epochs", type=float, default=2.0, help="epochs that train only new layers to imitate the pixel model"
     )
-    parser.add_argument("--distill-epochs", type=float, default=0.0, help="that imitate it, the whole model")
-    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning, and from scratch")
+    parser.add_argument(
+        "--distill-epochs", type=float, default=0.0, help="epochs that train the full model to imitate it"
+    )
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of fine-tuning, and of training from scratch")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--finetune-lr", type=float, default=3e-4)

@@ -27,10 +27,14 @@ from walloc_data.serving import attach_codec
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("source", nargs="?", default="hf:uoft-cs/cifar10", metavar="SOURCE", help="pictures to train on")
-parser.add_argument("val_source", nargs="?", metavar="VALIDATION_SOURCE", help="default: SOURCE")
-parser.add_argument("--train-split", default="train", help="of a Hugging Face data set (default: train)")
-parser.add_argument("--val-split", help="of a Hugging Face data set; default: validation, val or test, as there is")
-parser.add_argument("--epochs", type=int, default=10, help="(default: 10)")
+parser.add_argument(
+    "val_source", nargs="?", metavar="VALIDATION_SOURCE", help="source of the validation pictures (default: SOURCE)"
+)
+parser.add_argument("--train-split", default="train", help="training split of a Hugging Face data set (default: train)")
+parser.add_argument(
+    "--val-split", help="validation split of a Hugging Face data set (default: validation, val or test)"
+)
+parser.add_argument("--epochs", type=int, default=10, help="training epochs (default: 10)")
 args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # a notebook's arguments are not ours
 work = Path(tempfile.mkdtemp(prefix="latents-"))
 latents = work / "latents"

@@ -46,7 +46,7 @@ def load_picture(path: str | None) -> PIL.Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", nargs="?", help="any RGB picture")
-    parser.add_argument("--codec", help="what load_codec takes: a bundled name, a folder, X.pth, hf://owner/repo/X.pth")
+    parser.add_argument("--codec", help="codec: a bundled name, a folder, X.pth or hf://owner/repo/X.pth")
     parser.add_argument("--plots", type=Path, help="folder for the plots (PNG)")
     options = parser.parse_args()
 

@@ -19,14 +19,16 @@ from walloc_data.adapters import save_latent_model
 
 def main(argv: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder or URL that walloc-data encode wrote")
+    parser.add_argument("data", help="folder or URL of an encoded data set")
     parser.add_argument("--train-split", default="train")
-    parser.add_argument("--val-split", help="default: the first there is of val, validation, valid, dev, test")
-    parser.add_argument("--model", default="resnet18", help="a timm model")
+    parser.add_argument(
+        "--val-split", help="split for validation (default: the first of val, validation, valid, dev, test)"
+    )
+    parser.add_argument("--model", default="resnet18", help="name of a timm model")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=128, help="of each process")
-    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches to one step of the optimizer")
-    parser.add_argument("--output", default="runs/accelerate", help="folder of the final model")
+    parser.add_argument("--batch-size", type=int, default=128, help="samples per process and step")
+    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches per optimizer step")
+    parser.add_argument("--output", default="runs/accelerate", help="folder for the final model")
     args = parser.parse_args(argv)
     accelerator = Accelerator(gradient_accumulation_steps=args.accumulate)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}

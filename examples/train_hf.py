@@ -43,13 +43,13 @@ class LatentTrainer(transformers.Trainer):
 
 def main(argv: list[str] | None = None) -> LatentTrainer:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder or URL that walloc-data encode wrote")
+    parser.add_argument("data", help="folder or URL of an encoded data set")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--max-steps", type=int, default=-1)
-    parser.add_argument("--batch-size", type=int, default=128, help="of each process")
+    parser.add_argument("--batch-size", type=int, default=128, help="samples per process and step")
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--save-steps", type=int, default=200, help="steps from one checkpoint to the next")
+    parser.add_argument("--save-steps", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--output", type=Path, default=Path("runs/hf"))
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)

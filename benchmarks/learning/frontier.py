@@ -105,16 +105,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("prepare")
-    packing.add_argument("pictures", type=Path, help="folder with train/ and val/, one folder a class")
+    packing.add_argument("pictures", type=Path, help="folder with train/ and val/, with one folder per class")
     packing.add_argument("--size-px", type=int, default=192)
-    packing.add_argument("--work", type=Path, required=True, help="where the data set of latents is kept")
+    packing.add_argument("--work", type=Path, required=True, help="folder for the data set of latents")
     packing.add_argument("--out", type=Path, default=Path(".frontier"))
     packing.add_argument("--pixels", action="store_true", help="all pixels as well: 0.11 MB a picture at 192 px")
     training = commands.add_parser("train")
     training.add_argument("folder", type=Path)
     training.add_argument("--results", type=Path, required=True, help="folder for frontier.jsonl")
-    training.add_argument("--limit-s", type=float, required=True, help="from the start of the process")
-    training.add_argument("--arms", nargs="+", default=list(ARMS)[:3], choices=list(ARMS), help="most valuable first")
+    training.add_argument("--limit-s", type=float, required=True, help="time limit from the start of the process")
+    training.add_argument(
+        "--arms", nargs="+", default=list(ARMS)[:3], choices=list(ARMS), help="arms to run, most important first"
+    )
     training.add_argument("--epochs", nargs="+", type=int, default=[5, 20])
     training.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     training.add_argument("--model", default="resnet50d")
@@ -122,9 +124,9 @@ def main(argv: list[str] | None = None) -> None:
         "--model-kwargs",
         type=json.loads,
         default=MODEL_KWARGS,
-        help="of create_latent_model, JSON (default: %(default)s)",
+        help="arguments of create_latent_model as JSON (default: %(default)s)",
     )
-    training.add_argument("--cells", type=int, default=16, help="a side of what is trained on (default: 16)")
+    training.add_argument("--cells", type=int, default=16, help="side of the training input (default: 16)")
     training.add_argument(
         "--lrs",
         nargs="+",
@@ -134,11 +136,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     training.add_argument("--weight-decay", type=float, default=0.05)
     training.add_argument("--batch-size", type=int, default=64)
-    training.add_argument("--first", type=int, default=0, help="only so many pictures of each split: to try it")
-    training.add_argument("--validate-every", type=int, default=0, help="so many epochs, beside the end")
-    training.add_argument("--keep-weights", action="store_true", help="in RUNS/checkpoints")
-    training.add_argument("--threads", type=int, help="of the CPU; default torch's own")
-    training.add_argument("--no-graphs", dest="graphs", action="store_false", help="without CUDA graphs")
+    training.add_argument("--first", type=int, default=0, help="use only N pictures per split, for a trial")
+    training.add_argument("--validate-every", type=int, default=0, help="validate every N epochs, besides at the end")
+    training.add_argument("--keep-weights", action="store_true", help="keep the weights in RUNS/checkpoints")
+    training.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    training.add_argument("--no-graphs", dest="graphs", action="store_false", help="do not use CUDA graphs")
     training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.command == "prepare":

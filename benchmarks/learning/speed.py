@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--codec")
     parser.add_argument("--patch-cells", type=int)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", default="cpu", help="of training; reading is one core's work (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="device of training; reading uses one core (default: cpu)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     prepared = prepare(args.pictures, size_px=args.size_px, codec=args.codec, folder=args.work)

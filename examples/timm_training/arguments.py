@@ -21,24 +21,35 @@ FIXED = {
 
 def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder or URL that walloc-data encode wrote")
-    parser.add_argument("--output", type=Path, default=Path("runs/latent"), help="checkpoints, log and final model")
-    parser.add_argument("--model", default="vit_tiny_patch16_224", help="a timm model")
-    parser.add_argument("--model-kwargs", type=json.loads, default={}, help="JSON for timm, e.g. '{\"depth\": 6}'")
+    parser.add_argument("data", help="folder or URL of an encoded data set")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/latent"), help="folder for checkpoints, log and final model"
+    )
+    parser.add_argument("--model", default="vit_tiny_patch16_224", help="name of a timm model")
+    parser.add_argument(
+        "--model-kwargs",
+        type=json.loads,
+        default={},
+        help="arguments of timm.create_model as JSON, e.g. '{\"depth\": 6}'",
+    )
     parser.add_argument("--geometry", choices=("skip_early", "all_stages", "pixel_grid"))
     parser.add_argument("--normalization", choices=("standard", "expand"), default="standard")
-    parser.add_argument("--stem-hidden-channels", type=int, default=48, help="between two layers; 0: a stem of one")
+    parser.add_argument(
+        "--stem-hidden-channels", type=int, default=48, help="channels between the layers of the stem; 0: one layer"
+    )
     parser.add_argument("--train-split", default="train")
-    parser.add_argument("--val-split", help="default: the first there is of val, validation, valid, dev, test")
-    parser.add_argument("--target", default="label", metavar="COLUMN", help="what is learned (default: the label)")
+    parser.add_argument(
+        "--val-split", help="split for validation (default: the first of val, validation, valid, dev, test)"
+    )
+    parser.add_argument("--target", default="label", metavar="COLUMN", help="column to learn (default: the label)")
     parser.add_argument(
         "--task",
         choices=("auto", "classes", "labels", "numbers"),
         default="auto",
-        help="one class of several; any of several labels; numbers (default: by the column)",
+        help="one class of several, several labels, or numbers (default: by the column)",
     )
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--global-batch-size", type=int, default=128, help="over all processes")
+    parser.add_argument("--global-batch-size", type=int, default=128, help="samples per step over all processes")
     parser.add_argument("--opt", default="adamw")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
@@ -46,16 +57,22 @@ def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namesp
     parser.add_argument("--clip-grad", type=float, default=1.0)
     parser.add_argument("--sched", default="cosine")
     parser.add_argument("--warmup-epochs", type=int, default=1)
-    parser.add_argument("--smoothing", type=float, help="of classes or labels (default: 0.1 for classes)")
-    parser.add_argument("--mixup", type=float, help="alpha; 0 is off (default: 0.2 from 80 epochs on, not for numbers)")
-    parser.add_argument("--cutmix", type=float, help="alpha; 0 is off (default: 1 from 80 epochs on, not for numbers)")
+    parser.add_argument("--smoothing", type=float, help="smoothing of classes or labels (default: 0.1 for classes)")
+    parser.add_argument(
+        "--mixup", type=float, help="alpha of mixup; 0: off (default: 0.2 for 80 epochs or more, not for numbers)"
+    )
+    parser.add_argument(
+        "--cutmix", type=float, help="alpha of cutmix; 0: off (default: 1 for 80 epochs or more, not for numbers)"
+    )
     parser.add_argument("--ema-decay", type=float, default=0.99)
-    parser.add_argument("--mix-from", type=float, default=0.5, help="share of the epochs before mixup and cutmix begin")
+    parser.add_argument(
+        "--mix-from", type=float, default=0.5, help="fraction of the epochs without mixup and cutmix, at the start"
+    )
     parser.add_argument(
         "--flip",
         choices=("auto", "none", "naive", "fitted", "stored"),
         default="auto",
-        help="auto: stored mirrors where there are any, else by the codec's operator where it has one",
+        help="auto: stored mirrors if there are any, else the operator of the codec if it has one",
     )
     parser.add_argument(
         "--shift-cells",
@@ -63,27 +80,27 @@ def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namesp
         help="random shift by up to this many cells (default: 2 without random crops, else 0)",
     )
     parser.add_argument(
-        "--size-cells", type=int, help="side that the network takes; default: that of the stored latents"
+        "--size-cells", type=int, help="side of the network's input in cells (default: that of the stored latents)"
     )
     parser.add_argument(
         "--crops",
         choices=("auto", "random", "whole"),
         default="auto",
-        help="to size-cells: RandomResizedCrop, or whole latents shrunk (default: random where it is less than stored)",
+        help="how to get size-cells: RandomResizedCrop, or downscaled latents (default: random if smaller than stored)",
     )
     parser.add_argument("--crop-scale", type=float, nargs=2, default=(0.35, 1.0), metavar=("LOW", "HIGH"))
     parser.add_argument(
         "--progressive-from",
         type=int,
         metavar="CELLS",
-        help="begin with random crops of this side, and grow to size-cells over the first two thirds of the epochs",
+        help="start with random crops of this side, growing to size-cells over the first two thirds of the epochs",
     )
     parser.add_argument("--cache", choices=("shards", "array"), default="array")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--amp", action="store_true", help="use bfloat16 autocast")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoint-steps", type=int, default=0, help="also save every so many steps")
+    parser.add_argument("--checkpoint-steps", type=int, default=0, help="also save a checkpoint every N steps")
     return parser.parse_args(argv)
 
 

@@ -1,1 +1,1 @@
-"""Training of codecs: encoder and decoder jointly, or a new decoder for an encoder that exists."""
+"""Training of codecs: encoder and decoder jointly, or a new decoder for an existing encoder."""

@@ -35,7 +35,7 @@ def centred(images: Tensor) -> Tensor:
 
 
 class _Moments:
-    """Means and second moments of vectors that arrive in pieces."""
+    """Running means and second moments of vectors."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self.count = 0
@@ -71,7 +71,7 @@ def fit_klt(pictures: Iterable[Pixels], *, J: int, latent_dim: int) -> tuple[Ten
     if moments.count < bands:
         raise CodecError(f"{moments.count} cells are too few to fit {bands} coefficients: give more pictures")
     vectors = torch.linalg.eigh(moments.covariance())[1].flip(1)[:, :latent_dim].t()  # by falling variance
-    # An eigenvector has no sign of its own: make its largest entry positive, so that machines agree.
+    # The sign of an eigenvector is arbitrary: make its largest entry positive, for reproducibility.
     largest = vectors.abs().argmax(1, keepdim=True)
     vectors = vectors * vectors.gather(1, largest).sign()
     tiles = latent_dim // 3
@@ -88,7 +88,7 @@ def fit_linear_decoder(codec: WallocCodec, pictures: Iterable[Pixels]) -> nn.Con
         v = expand(codec.encode(images).float(), latent_bits=codec.latent_bits)[0].flatten(1)
         cross.add(X, v)
         auto.add(v, v)
-    # A channel that never varies says nothing: the small diagonal keeps its row finite.
+    # The small diagonal keeps the solution finite for constant channels.
     within = auto.covariance() + 1e-9 * torch.eye(dim, dtype=torch.float64)
     weight = torch.linalg.solve(within, cross.covariance().t()).t()  # (bands, dim)
     bias = cross.sum / cross.count - weight @ (auto.sum / auto.count)

@@ -7,10 +7,10 @@ additive uniform noise (Balle et al., arXiv 1611.01704). Then the encoder is fro
 are final, and the decoder finishes on rounded latents. The learning rate falls to zero along a cosine, and the result
 is the exponential moving average of the weights.
 
-    OUTPUT/log.jsonl, OUTPUT/rd.png              what happened
+    OUTPUT/log.jsonl, OUTPUT/rd.png              the course of the training
     OUTPUT/.training/pictures.u8              the decoded pictures
-    OUTPUT/.training/checkpoint.safetensors   everything a run needs to go on: bit for bit as if it had not stopped
-    OUTPUT/codec.json, model.safetensors, README.md      the codec, at the end; .training then goes
+    OUTPUT/.training/checkpoint.safetensors   the state for an exact resume
+    OUTPUT/codec.json, model.safetensors, README.md      the codec, at the end; .training is then deleted
 """
 
 import copy
@@ -62,8 +62,8 @@ def train_codec(
 
     Args:
         pictures: the training pictures; they are read once, at the start of a new run.
-        output: the codec's folder. A run that was stopped there goes on.
-        config: what to do.
+        output: folder of the codec; an interrupted run resumes there.
+        config: the settings.
         resume: False starts again.
         log: takes lines of progress.
 

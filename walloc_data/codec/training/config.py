@@ -21,7 +21,7 @@ def _check_length(steps: int | None, minutes: float | None, *, needed: bool = Tr
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run. `steps` or `minutes` says how long; only `steps` is the same on every machine.
+    """Settings of a training run. Its length is given by `steps`, which is reproducible, or `minutes`.
 
     Example:
         >>> from walloc_data.codec import TrainConfig
@@ -120,7 +120,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class DecoderTrainConfig:
-    """Settings of training a decoder for a given encoder. `steps` or `minutes` says how long.
+    """Settings of training a decoder for a given encoder. Its length is given by `steps` or `minutes`.
 
     Attributes:
         version: a name for this decoder among those of its encoder.

@@ -1,4 +1,4 @@
-"""Training crops cut on the device: all pictures are kept there, and a crop is three numbers.
+"""Training crops that are cut on the device, which holds all pictures; a crop is given by three numbers.
 
 A crop's value at row i, column j and colour c is ``pixels[start + i * row_step + j * column_step + c]``: mirrors and
 quarter turns are signs and exchanges of the two steps. What a step sees is a function of (seed, step) alone.
@@ -20,7 +20,7 @@ _BLOCK_PX = 64  # candidates for a crop's corner lie this far apart; a random of
 
 
 class DeviceCrops:
-    """Square crops of one size from the training pictures of a corpus, half of them where detail is.
+    """Square crops of one size from the training pictures of a corpus, half of them at detailed places.
 
     Half of the crops are uniform over all places, half are drawn in proportion to the mean absolute difference of
     neighbouring pixels. Sets of pictures are drawn from by their weights.

@@ -1,6 +1,6 @@
-"""Training pictures: read once from folders and tars, kept decoded in one memory-mapped file, cut into crops.
+"""Training pictures: read once from folders and tars, stored decoded in one memory-mapped file, cut into crops.
 
-A crop is a function of (seed, step) alone, so a run that is continued sees what it would have seen.
+A crop is a function of (seed, step), so a resumed run uses the same crops.
 """
 
 import json
@@ -33,7 +33,7 @@ _HELD_OUT_EVERY, _MAX_HELD_OUT = 40, 16
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Some of the training pictures: (H, W, 3) uint8 arrays, and how often crops are taken from them.
+    """Set of training pictures, (H, W, 3) uint8 arrays, with a weight for the number of crops from them.
 
     Example:
         >>> from walloc_data.codec import PictureSet, read_pictures
@@ -247,7 +247,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class CropSampler:
-    """Cuts random crops, mirrored and turned so that the crop's longer side lies along the picture's."""
+    """Sampler of random crops, mirrored, and rotated so that their longer side is along that of the picture."""
 
     corpus: Corpus
     choices: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]

@@ -29,7 +29,7 @@ _STATE_TYPES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on, in one file, so that no kill can leave two halves of different ages."""
+    """State for resuming a run, in one file, so that it is always consistent."""
 
     config: Mapping[str, Any]
     state: Mapping[str, Any]
@@ -102,7 +102,7 @@ def open_run(
 
 
 def _check_settings(begun: Mapping[str, Any], now: Mapping[str, Any], *, context: Path) -> None:
-    """Raise SettingsMismatchError where a run that goes on was begun with other settings."""
+    """Raise SettingsMismatchError if a resumed run had other settings."""
     names = sorted((set(begun) | set(now)) - {"checkpoint_seconds", "validate_seconds"})
     if differing := [
         f"{name} {begun.get(name)!r}, now {now.get(name)!r}" for name in names if begun.get(name) != now.get(name)
