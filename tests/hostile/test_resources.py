@@ -127,7 +127,7 @@ def test_a_column_that_is_cut_in_the_cache_under_a_reader_is_named(tmp_path: Pat
         assert sorted(int(str(reader[i][1]).split()[-1].strip("tensor()")) for i in range(4)) == [0, 1, 2, 3]
         [path] = set(folder.rglob(f"*{suffix}")) - places
         os.truncate(path, 10)
-        with pytest.raises(FormatError, match=rf"\{suffix}: was cut short while it was read: open the data set again"):
+        with pytest.raises(FormatError, match=rf"\{suffix}: truncated while it was in use: open the data set again"):
             reader[0]
         again = LatentDataset(tmp_path / "set", columns=(name,), target=None, cache_folder=folder)
         assert len([again[i] for i in range(4)]) == 4

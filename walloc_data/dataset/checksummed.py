@@ -35,7 +35,7 @@ class Mapped:
             FormatError: the file was truncated.
         """
         if self._mapped is not None and self._mapped.size() < self._num_bytes:
-            raise FormatError(f"{self._path}: was cut short while it was read: open the data set again")
+            raise FormatError(f"{self._path}: truncated while it was in use: open the data set again")
 
 
 def checksummed_file(path: Path, write: Callable[[BinaryIO], None], *, what: str, max_bytes: int) -> Path:
