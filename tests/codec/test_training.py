@@ -106,7 +106,7 @@ def _begin(pictures: list[Pixels], out: Path) -> None:
     """A run as a kill leaves it, before its first step."""
     config = TrainConfig(**TINY, steps=12)  # type: ignore[arg-type]
     corpus = Corpus.build([PictureSet("photographs", pictures)], out / ".training")
-    _Trainer(corpus, config, None, out=out, log=print)._save()
+    _Trainer(corpus, config, None, output=out, log=print)._save()
 
 
 def test_a_checkpoint_is_data_and_runs_nothing(pictures: list[Pixels], tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_finished_codec_is_not_trained_over(pictures: list[Pixels], tmp_path: 
 
 def test_training_starts_as_the_closed_form(pictures: list[Pixels], tmp_path: Path) -> None:
     corpus = Corpus.build([PictureSet("photographs", pictures)], tmp_path / ".training")
-    trainer = _Trainer(corpus, TrainConfig(**TINY, steps=5), None, out=tmp_path, log=print)  # type: ignore[arg-type]
+    trainer = _Trainer(corpus, TrainConfig(**TINY, steps=5), None, output=tmp_path, log=print)  # type: ignore[arg-type]
     closed, _ = load_codec(train(pictures, tmp_path / "closed", closed_form=True))
     images = torch.from_numpy(pictures[0]).permute(2, 0, 1)[None]
     begun = trainer.codec()
