@@ -26,6 +26,8 @@ def mutation(function: Mutation) -> Mutation:
 
 
 def _set(root: Path, path: tuple[str | int, ...], value: object, *, file: str = "walloc.json") -> None:
+    if not (root / file).is_file():  # a pipe, by a change before this one, would be waited for
+        raise FileNotFoundError(root / file)
     manifest = json.loads((root / file).read_text())
     target = manifest
     for step in path[:-1]:
