@@ -16,11 +16,20 @@ README_ARMS = {
     "decoded": "latents, decoded by the codec",
     "pixels, reduced 16x, matched": "pixels downscaled to as many values, enlarged, adapted likewise",
 }
+LABELS = {
+    "pixels": "pixels",
+    "imitating": "latents, a stem of two residual blocks, trained without labels",
+    "folded, matched, rank 24": "latents, folded (rank 24, 3 x 3 cells) and matched",
+    "decoded": "latents, decoded by the codec",
+    "pixels, reduced 16x, matched": "pixels downscaled to as many values and enlarged, matched",
+    "pixels, reduced 16x": "pixels downscaled to as many values and enlarged",
+}
 DRAWN = {
     "pixels": ("#08306b", "pixels, all 3 x 64 values a cell"),
     "folded, matched, rank 24": ("#d62728", "latents, 12 values a cell, adapted"),
     "pixels, reduced 16x, matched": ("#2171b5", "downscaled pixels, 12 values a cell, adapted likewise"),
 }
+OTHERS = (("imagewoof", "tf_efficientnet_lite2", 224), ("imagenette", MODEL, 160))
 TRANSFER = {
     "pixels": "pixels",
     "latents, folded, matched": "latents, adapted, no decoder",
@@ -41,13 +50,13 @@ def frozen_rows(
 
     Args:
         name: of the pictures.
-        arms: those to show, and their labels; None: all, by their own names.
+        arms: those to show, and their labels; None: all.
         seen_px: side of the pictures that were classified.
         model: timm's name.
     """
     lines = [line for line in load("adapt", name) if (line["model"], line["seen_px"]) == (model, seen_px)]
     lines.sort(key=lambda line: -line["among"])
-    labels = arms or {line["arm"]: line["arm"] for line in lines}
+    labels = arms or LABELS
     return [
         (labels[line["arm"]], f"{line['among']:.1f}", f"{line['of_1000']:.1f}", f"{line['gmacs']:.3f}")
         for line in lines
@@ -64,6 +73,19 @@ def size_rows(name: str, *, model: str = MODEL) -> list[tuple[str, ...]]:
         if set(found) == set(DRAWN):
             texts = [f"{found[arm]['among']:.1f} / {found[arm]['of_1000']:.1f}" for arm in DRAWN]
             rows.append((f"{size} px", f"{found['folded, matched, rank 24']['gmacs']:.3f}", *texts))
+    return rows
+
+
+def other_rows() -> list[tuple[str, ...]]:
+    """Return rows (network, pictures, then among ten and of 1000 by arm) of what was not tuned for."""
+    rows = []
+    for name, model, seen_px in OTHERS:
+        found = {
+            line["arm"]: line for line in load("adapt", name) if (line["model"], line["seen_px"]) == (model, seen_px)
+        }
+        texts = [f"{found[arm]['among']:.1f} / {found[arm]['of_1000']:.1f}" for arm in README_ARMS]
+        count = found["pixels"]["pictures"]
+        rows.append((model, f"{count:,} of {name.capitalize()}, {seen_px} px", *texts))
     return rows
 
 
@@ -102,6 +124,9 @@ def plot(name: str = "imagewoof", path: Path | None = None) -> Path:
             axis.annotate(
                 f"{line['seen_px']} px", where, xytext=(0, 6), textcoords="offset points", fontsize=8, ha="center"
             )
+    for line in lines:
+        if line["arm"] == "imitating":
+            axis.plot(line["gmacs"], line["among"], "*", ms=10, color="#d62728", label="the same, with a trained stem")
     axis.set(xlabel="billion multiply-accumulates a picture", ylabel="accuracy among ten breeds, %")
     axis.grid(visible=True, alpha=0.25)
     axis.legend(fontsize=8, frameon=False, loc="lower right")
