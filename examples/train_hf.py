@@ -1,10 +1,10 @@
-"""Train a timm model on an encoded data set with the Hugging Face Trainer; run again, it goes on where it stopped.
+"""Train a timm model on an encoded data set with the Hugging Face Trainer; the same command resumes a stopped run.
 
     python examples/train_hf.py my-latents --model resnet18 --epochs 12 --output runs/hf
     torchrun --nproc-per-node 2 examples/train_hf.py my-latents --model resnet18 --epochs 12 --output runs/hf
 
-The Trainer shares batches among processes and skips what a resumed run has had. So it is given whole batches in the
-data set's own order, of which every epoch has its own.
+The Trainer itself distributes batches over processes, and a resumed run skips the batches that it has trained on. The
+loader below therefore gives it all batches of an epoch, in an order that depends on the seed and the epoch alone.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Train a timm model on an encoded data set with Lightning; run again, it goes on within the epoch where it stopped.
+"""Train a timm model on an encoded data set with Lightning; the same command resumes a stopped run within its epoch.
 
     python examples/train_lightning.py my-latents --model resnet18 --epochs 12 --devices 2 --output runs/lightning
 
-Every checkpoint has the loader's state, for which Lightning asks it: a resumed run gets the batches that were left of
-the epoch. The loader finds its slice of each batch by itself, so it needs no distributed sampler.
+Lightning stores the loader's state in each checkpoint, so a resumed run gets the remaining batches of the epoch. The
+loader gives each process its own part of every batch: no distributed sampler is needed.
 """
 
 import argparse

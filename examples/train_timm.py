@@ -5,26 +5,26 @@
     python examples/train_timm.py latents --model resnet18 --epochs 12 --output runs/r18
     torchrun --nproc-per-node 2 examples/train_timm.py latents --model resnet18 --epochs 12 --output runs/r18
 
-From scratch and for long, store pictures larger than the network takes them, to be cropped and shrunk at random:
+To train from scratch for many epochs, store pictures larger than the network's input and crop them at random:
 
     walloc-data encode imagewoof/train latents --split train --size 192   # 24 x 24 cells; the same for val
     python examples/train_timm.py latents --model resnet18 --geometry all_stages --size-cells 16 --lr 4e-3 --amp \\
         --epochs 40
 
-The defaults are a recipe for training from scratch: random crops wherever latents are stored larger than the network
-takes them, else shifts by two cells; flips, by stored mirrors or else by the codec's operator; a first layer in two
-steps; label smoothing, warm-up and cosine, an average of the weights; mixup and cutmix in the second half of 80 epochs
-or more.
+The defaults are a recipe for training from scratch: random crops if the stored latents are larger than the network's
+input, else shifts by two cells; flips, from stored mirrors or else by the codec's operator; a stem of two layers; label
+smoothing, warm-up, a cosine schedule and an EMA of the weights; mixup and cutmix in the second half of runs of 80
+or more epochs.
 
-Besides classes, a column of several labels is learned (binary cross-entropy, scored by mean average precision), and
-one of numbers (scored by its mean absolute error):
+It also learns columns of several labels (binary cross-entropy; the score is mean average precision) and of numbers (the
+score is the mean absolute error):
 
     python examples/train_timm.py latents --target attributes
     python examples/train_timm.py latents --target age --task numbers
 
-Run again with the same command after any interruption: it goes on from the last checkpoint, to the same weights as an
-uninterrupted run. Everything random in a step follows from (seed, step, rank), so nothing random has to be saved. What
-the command changes is said (--epochs, --lr, --workers), and refused where it cannot change within a run (--model).
+After an interruption, the same command resumes from the last checkpoint and reaches the weights of an uninterrupted
+run: everything random in a step depends on (seed, step, rank) alone. Arguments that differ from the saved run's are
+printed if they may change (--epochs, --lr, --workers) and refused if not (--model).
 """
 
 import hashlib

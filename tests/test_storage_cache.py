@@ -310,7 +310,7 @@ def test_small_files_are_bounded(tmp_path: Path) -> None:
 def test_urls_carry_no_credentials_and_unknown_stores_are_named() -> None:
     with pytest.raises(StorageError, match="credentials do not belong in a URL"):
         Store("s3://key:secret@bucket/x")
-    with pytest.raises(StorageError, match="no store speaks carrier-pigeon://"):
+    with pytest.raises(StorageError, match="no file system is known for carrier-pigeon://"):
         Store("carrier-pigeon://x").exists("a")
     if not _installed("gcsfs"):
         with pytest.raises(MissingExtraError, match=r"gs:// storage needs the package 'gcsfs'.*walloc_data\[gs\]"):

@@ -36,7 +36,7 @@ _WIDTHS = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8}  # by kind: bool, int32, int64, 
 def open_parquet(
     file: BinaryIO | Path | bytes, *, columns: Collection[str] | None = None, context: str | None = None
 ) -> Iterator[Any]:
-    """Open a parquet file whose claims are true: a `pyarrow.parquet.ParquetFile`, which reads text as dictionaries.
+    """Open a parquet file, after its claimed sizes were checked, as a `ParquetFile` that reads text as dictionaries.
 
     Args:
         file: a path, an open file or its bytes.

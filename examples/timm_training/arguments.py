@@ -32,12 +32,21 @@ def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namesp
         default={},
         help="arguments of timm.create_model as JSON, e.g. '{\"depth\": 6}'",
     )
-    parser.add_argument("--geometry", choices=("skip_early", "all_stages", "pixel_grid"))
-    parser.add_argument("--normalization", choices=("standard", "expand"), default="standard")
+    parser.add_argument(
+        "--geometry",
+        choices=("skip_early", "all_stages", "pixel_grid"),
+        help="stage of the network that takes the latents (default: the first of its family)",
+    )
+    parser.add_argument(
+        "--normalization",
+        choices=("standard", "expand"),
+        default="standard",
+        help="standardise stored integers, or undo the codec's companding first",
+    )
     parser.add_argument(
         "--stem-hidden-channels", type=int, default=48, help="channels between the layers of the stem; 0: one layer"
     )
-    parser.add_argument("--train-split", default="train")
+    parser.add_argument("--train-split", default="train", help="split to train on")
     parser.add_argument(
         "--val-split", help="split for validation (default: the first of val, validation, valid, dev, test)"
     )
@@ -48,15 +57,17 @@ def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namesp
         default="auto",
         help="one class of several, several labels, or numbers (default: by the column)",
     )
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=40, help="passes over the training split")
     parser.add_argument("--global-batch-size", type=int, default=128, help="samples per step over all processes")
-    parser.add_argument("--opt", default="adamw")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--layer-decay", type=float)
-    parser.add_argument("--clip-grad", type=float, default=1.0)
-    parser.add_argument("--sched", default="cosine")
-    parser.add_argument("--warmup-epochs", type=int, default=1)
+    parser.add_argument("--opt", default="adamw", help="name of a timm optimizer")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate after the warm-up")
+    parser.add_argument("--weight-decay", type=float, default=0.05, help="weight decay of matrices and kernels")
+    parser.add_argument(
+        "--layer-decay", type=float, help="factor of the learning rate from each layer to the one before"
+    )
+    parser.add_argument("--clip-grad", type=float, default=1.0, help="largest norm of the gradient")
+    parser.add_argument("--sched", default="cosine", help="name of a timm schedule")
+    parser.add_argument("--warmup-epochs", type=int, default=1, help="epochs of linear warm-up")
     parser.add_argument("--smoothing", type=float, help="smoothing of classes or labels (default: 0.1 for classes)")
     parser.add_argument(
         "--mixup", type=float, help="alpha of mixup; 0: off (default: 0.2 for 80 epochs or more, not for numbers)"
@@ -64,7 +75,7 @@ def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namesp
     parser.add_argument(
         "--cutmix", type=float, help="alpha of cutmix; 0: off (default: 1 for 80 epochs or more, not for numbers)"
     )
-    parser.add_argument("--ema-decay", type=float, default=0.99)
+    parser.add_argument("--ema-decay", type=float, default=0.99, help="decay of the average of the weights per step")
     parser.add_argument(
         "--mix-from", type=float, default=0.5, help="fraction of the epochs without mixup and cutmix, at the start"
     )
@@ -88,18 +99,27 @@ def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namesp
         default="auto",
         help="how to get size-cells: RandomResizedCrop, or downscaled latents (default: random if smaller than stored)",
     )
-    parser.add_argument("--crop-scale", type=float, nargs=2, default=(0.35, 1.0), metavar=("LOW", "HIGH"))
+    parser.add_argument(
+        "--crop-scale",
+        type=float,
+        nargs=2,
+        default=(0.35, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="area of random crops as a fraction of the stored picture",
+    )
     parser.add_argument(
         "--progressive-from",
         type=int,
         metavar="CELLS",
         help="start with random crops of this side, growing to size-cells over the first two thirds of the epochs",
     )
-    parser.add_argument("--cache", choices=("shards", "array"), default="array")
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument(
+        "--cache", choices=("shards", "array"), default="array", help="array: decode once, into a memory-mapped file"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that read batches")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", action="store_true", help="use bfloat16 autocast")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
     parser.add_argument("--checkpoint-steps", type=int, default=0, help="also save a checkpoint every N steps")
     return parser.parse_args(argv)
 

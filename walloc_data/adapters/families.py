@@ -1,11 +1,11 @@
 """Supported families of timm models, and their changes for latents.
 
-A latent cell is 8 x 8 pixels (for codecs of three wavelet levels), so a latent picture stands where a pixel model has
-its stride-8 features: stage 1 of the usual 4/8/16/32 pyramid. Three geometries follow (for 224-pixel pictures, 28 x 28
+A latent cell is 8 x 8 pixels (for codecs of three wavelet levels), so latents have the resolution of a pixel model's
+stride-8 features: stage 1 of the usual 4/8/16/32 pyramid. Three geometries follow (for 224-pixel pictures, 28 x 28
 cells):
 
     skip_early   the stem feeds the stage at stride 8; earlier stages become Identity. The token grid is the pixel
-                 model's, the early compute is saved.
+                 model's, and the computation of the early stages is saved.
     all_stages   the stem feeds the stage at stride 4: every stage is kept, and pictures of twice the resolution
                  (448 pixels, 56 x 56 cells) cost what the pixel model costs at 224.
     pixel_grid   one convolution and a PixelShuffle give every stage the grid of the pixel model, at the same cost; for

@@ -63,8 +63,8 @@ class LatentMixture(LatentSamples):
         for given in datasets:
             if not isinstance(given, LatentDataset):
                 raise LoaderError(
-                    f"a mixture is of LatentDatasets, not of {type(given).__name__}: give the data sets of a mixture "
-                    "one by one, with their shares as weights"
+                    f"a mixture takes a list of LatentDatasets, not {type(given).__name__}: give the data sets of a "
+                    "mixture one by one, with their shares as weights"
                 )
         first = datasets[0]
         for other in datasets[1:]:

@@ -23,7 +23,7 @@ _MAX_DECODED_PIXELS = 8_000_000
 
 @dataclass(frozen=True)
 class PageImage:
-    """A WebP file with what an <img> element says about it."""
+    """A WebP file, with the attributes of its <img> element."""
 
     width: int  # CSS pixels
     height: int

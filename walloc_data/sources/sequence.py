@@ -83,7 +83,7 @@ class SequenceSource(Source):
         self.identity = self._fingerprint()
 
     def _item(self, index: int) -> Any:
-        """Return an item, or the file and label that torchvision's `ImageFolder` would make one of.
+        """Return an item; of torchvision's `ImageFolder`, the path and the label, so that its file is not decoded here.
 
         Raises:
             SourceError: the sequence has no such item.

@@ -203,7 +203,7 @@ def _members(data: _TarBytes, *, context: str) -> Iterator[tarfile.TarInfo | Dam
 
 
 def _member_name(member: tarfile.TarInfo, scan: TarScan) -> str | None:
-    """Return the name of a member that may belong to a sample; all others are counted."""
+    """Return the name of a member that may belong to a sample; of others, count them in `scan` and return None."""
     name = member.name
     parts = [part for part in name.split("/") if part not in ("", ".")]
     stray = next((part for part in parts if is_stray(part)), None)

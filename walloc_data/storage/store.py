@@ -140,7 +140,7 @@ class Store:
                 package, extra = _EXTRAS.get(self._protocol, (self._protocol, self._protocol))
                 raise MissingExtraError(package, extra=extra, purpose=f"{self._protocol}:// storage") from error
             except ValueError as error:
-                raise StorageError(f"{self.url}: no store speaks {self._protocol}:// ({error})") from error
+                raise StorageError(f"{self.url}: no file system is known for {self._protocol}:// ({error})") from error
         return self._remote
 
     def _client(self, fsspec: Any) -> Any:

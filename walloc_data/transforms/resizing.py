@@ -139,7 +139,7 @@ class DrawnCrops:
     flipped: Tensor  # (N,) bool
 
     def box(self, sample: int) -> tuple[float, float, float, float]:
-        """(top, left, height, width) in cells of what a sample shows: of the mirrored picture where it is flipped."""
+        """Return a sample's crop, (top, left, height, width) in cells; of the mirrored latents where `flipped`."""
         rows, columns = self.factors[int(self.choice[sample])]
         height, width = self.size_cells[0] / rows, self.size_cells[1] / columns
         return float(self.top[sample]), float(self.left[sample]), float(height), float(width)
