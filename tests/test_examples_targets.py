@@ -88,7 +88,7 @@ def train(example: Any, latents: Path, tmp_path: Path) -> Callable[..., dict[str
 
 
 def outputs_and(column: str, latents: Path, folder: Path) -> tuple[torch.Tensor, Any]:
-    """What a saved model gives for the split that was held out, and what is stored of it."""
+    """Return a saved model's outputs for the held-out split, and the stored targets."""
     data = LatentDataset(latents, split="held-out", target=column)
     batch, targets = next(iter(data.loader(batch_size=40)))
     with torch.inference_mode():

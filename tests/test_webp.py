@@ -21,7 +21,7 @@ Pictures = npt.NDArray[np.uint8]
 
 
 def laplace(shape: tuple[int, ...], *, scale: float, seed: int = 0) -> Pictures:
-    """What packed latents look like: values around 128, their spread changing from place to place."""
+    """Return values like those of packed latents: around 128, with a spread that varies over the picture."""
     generator = np.random.default_rng(seed)
     spread = scale * (0.2 + np.abs(np.sin(np.arange(shape[2]) / 9)))[:, None]
     return np.clip(np.rint(128 + generator.laplace(0, spread, shape)), 0, 255).astype(np.uint8)

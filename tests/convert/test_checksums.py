@@ -1,4 +1,4 @@
-"""What a conversion says of its samples' bytes and of its index, and that `verify` holds it to that."""
+"""Checksums of samples and of the index, as a conversion writes them and `verify` compares them."""
 
 import hashlib
 import json

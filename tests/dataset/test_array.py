@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 def array_folder() -> Path:
-    """Where the one array of this test's cache lies."""
+    """Return the path of the one array in this test's cache."""
     [latents] = default_cache_folder().rglob("latents.int8")
     return latents.parent
 

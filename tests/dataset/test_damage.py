@@ -243,7 +243,7 @@ def test_no_flipped_bit_of_an_array_is_read_and_what_is_damaged_is_decoded_again
     make_dataset(tmp_path / "set", num_samples=40, mirror=mirror)
 
     def all_latents() -> np.ndarray:
-        """What 12 epochs give, in which every sample comes as it is and mirrored; a later one is not checked again."""
+        """Read 12 epochs, in which every sample comes as it is and mirrored; a later one is not checked again."""
         loader = LatentDataset(tmp_path / "set", cache="array", mirror=mirror, seed=1).loader(batch_size=40)
         return np.stack([latents.numpy() for _ in range(12) for latents, _ in loader])
 

@@ -31,7 +31,7 @@ TASKS = ("caption", "labels", "number", "boxes")
 
 
 def described(picture: Image.Image, index: int) -> dict[str, Any]:
-    """What a data set says of a picture, measured in it."""
+    """Columns of a picture, measured in it."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float64)
     height, width = pixels.shape[:2]
     facts = [
@@ -179,7 +179,7 @@ if stage == "go on":
 def trained(
     saved: dict[str, Path], credentials: None, make_bucket: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> tuple[str, Path]:
-    """What two processes read before and after the stop, and lost in training: the url, and the folder of results."""
+    """Run two processes that read, stop, resume and train; return the URL and the folder of their results."""
     make_bucket("whole-samples")
     url = "s3://whole-samples"
     for name, folder in saved.items():
