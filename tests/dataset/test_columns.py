@@ -317,8 +317,8 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(encoded: Path) 
         LatentDataset(encoded, columns=["captions"])
     with pytest.raises(LoaderError, match="columns is a list of names"):
         LatentDataset(encoded, columns="caption")
-    with pytest.raises(LoaderError, match="names a column twice"):
-        LatentDataset(encoded, columns=["caption"], target="caption")
+    with pytest.raises(LoaderError, match="columns names 'caption' twice"):
+        LatentDataset(encoded, columns=["caption", "label", "caption"])
 
 
 def test_a_mixture_gives_the_columns_of_its_parts(encoded: Path, expected: list[dict[str, Any]]) -> None:
@@ -467,3 +467,15 @@ def test_through_s3_two_ranks_with_workers_and_a_resume_give_every_row_once(
         for batch in resumed:
             seen += [check(sample, expected) for sample in samples_of(batch)]
     assert sorted(seen) == list(range(NUM))
+
+
+def test_the_target_may_be_one_of_the_columns(encoded: Path, expected: list[dict[str, Any]]) -> None:
+    data = LatentDataset(encoded, columns=("caption", "brightness"), target="brightness")
+    row = expected[int(data.keys[3])]
+    _, target, caption, brightness = data[3]
+    assert (target.item(), caption, brightness.item()) == (row["brightness"], row["caption"], row["brightness"])
+    _, targets, _, column = next(iter(data.loader(batch_size=4)))
+    assert targets.tolist() == column.tolist()
+    named = LatentDataset(encoded, columns=("caption", "label"), as_dict=True)
+    assert list(named[3]) == ["latent", "label", "caption"]
+    assert named[3]["label"] == row["label"]

@@ -7,7 +7,8 @@ in pieces of 1024 rows. The files are shared by all processes of the machine, an
 import json
 import math
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -220,10 +221,13 @@ def unknown_column(name: str, types: Mapping[str, ColumnType], record: SplitReco
     return LoaderError(f"{context}: no column {name!r} in its index; it has {sorted(types)}")
 
 
-def check_names(names: Sequence[str], what: str) -> tuple[str, ...]:
-    """Return names of columns as a tuple; raise LoaderError for a single string or repeated names."""
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise LoaderError(f"{what} is a list of names, such as ({names!r},), not {names!r}")
-    if len(set(names)) < len(names):
-        raise LoaderError(f"{what} names a column twice: {tuple(names)}")
-    return tuple(names)
+def check_names(names: Any, what: str) -> tuple[str, ...]:
+    """Return names as a tuple; raise LoaderError if they are not a list of text, or one is repeated."""
+    given = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else None
+    if given is None or not all(isinstance(name, str) for name in given):
+        example = f", such as ({names!r},)" if isinstance(names, str) else ""
+        raise LoaderError(f"{what} is a list of names{example}, not {names!r}")
+    if len(set(given)) < len(given):
+        twice = next(name for name, count in Counter(given).items() if count > 1)
+        raise LoaderError(f"{what} names {twice!r} twice")
+    return given

@@ -44,7 +44,7 @@ class LatentDataset(IndexedPart):
         split: name of the split.
         columns: names of columns that follow the target: with ``columns=["caption"]``, samples are `(latent, label,
             caption)`. Besides the columns of the index there are "crop", the six numbers for `boxes_to_cells`, and
-            "mirrored", whether the mirror image was read.
+            "mirrored", whether the mirror image was read. The target can be one of them, and is then given twice.
         target: column that replaces the label; None: no target. Without target and columns, samples are latents only.
         as_dict: return samples and batches as dicts with the key "latent" and the names of target and columns.
         shuffle: shuffle every epoch, by a function of (seed, epoch); False keeps the stored order.
@@ -133,7 +133,6 @@ class LatentDataset(IndexedPart):
         self._store, self._folder = store, shard_cache.folder
         self._columns: dict[str, Column] = {}
         self.form = SampleForm(target, check_names(columns, "columns"), as_dict)
-        check_names(self.form.names, "columns and target")
         self._open_columns(name for name in self.form.names if name not in (LABEL, "mirrored"))
         self._reader: Reader = opened.reader
         self.identity = split_identity(self.manifest.codec, self.record)
