@@ -19,7 +19,9 @@ from walloc_data.dataset.subset import (
     check_conditions,
     class_labels,
     compare,
+    is_missing,
     meets,
+    missing,
     numbers_of,
     take_fraction,
 )
@@ -156,7 +158,8 @@ class IndexedPart(PartOfSplit):
             classes: labels or class names; labels are unchanged unless `relabel`.
             where: conditions on columns of the index, all of which must hold: ``[("age", ">", 30), ("label", "in",
                 {1})]``. Comparisons are ==, !=, <, <=, >, >=, in, not in, and has (for lists). Missing values meet no
-                condition. Classes can be given by name.
+                condition but ``("age", "==", None)``; ``("age", "!=", None)`` selects those that have a value. NaN is
+                a missing value, too. Classes can be given by name.
             rows: positions in this data set, or a boolean mask.
             keys: keys of samples.
             fraction: fraction in (0, 1]; with equal seeds, smaller fractions are subsets of larger ones.
@@ -185,7 +188,9 @@ class IndexedPart(PartOfSplit):
         for column, comparison, given in conditions:
             names = self.class_names if column == LABEL else self.column_classes.get(column)
             value = numbers_of(given, comparison, names)
-            if column in (INDEX_ROW.names or ()):
+            if is_missing(comparison, value, column=column):
+                chosen = chosen & self._missing(column, comparison)
+            elif column in (INDEX_ROW.names or ()):
                 chosen = chosen & compare(column, self.index[column], comparison, value)
             else:
                 self._open_columns([column])
@@ -195,6 +200,14 @@ class IndexedPart(PartOfSplit):
         if fraction is not None:
             positions = positions[take_fraction(len(positions), fraction, seed=seed)]
         return self._part(positions, relabel=relabel, classes=labels)
+
+    def _missing(self, column: str, comparison: str) -> npt.NDArray[np.bool_]:
+        """Return a mask (n,) of the samples without a value in a column ("=="), or with one ("!=")."""
+        if column == LABEL:
+            return self.labels < 0 if comparison == "==" else self.labels >= 0
+        self._open_columns([column])
+        met = missing(self._columns[column], comparison)
+        return met if self._rows is None else met[self._rows]
 
     def _has_keys(self, keys: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return a mask (n,) of the samples that have one of these keys."""

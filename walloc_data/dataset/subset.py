@@ -13,7 +13,17 @@ from walloc_data.errors import LoaderError
 from walloc_data.permutations import derive_key, permute
 from walloc_data.tables import arrow_type
 
-__all__ = ["Condition", "check_conditions", "class_labels", "compare", "meets", "numbers_of", "take_fraction"]
+__all__ = [
+    "Condition",
+    "check_conditions",
+    "class_labels",
+    "compare",
+    "is_missing",
+    "meets",
+    "missing",
+    "numbers_of",
+    "take_fraction",
+]
 
 Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in", "has"]
 Condition = tuple[str, Operator, Any]
@@ -87,6 +97,37 @@ def numbers_of(value: Any, comparison: str, names: Sequence[str] | None) -> Any:
     if comparison in ("==", "!=", "has"):
         return class_labels([value], names)[0] if isinstance(value, str) else value
     return [class_labels([item], names)[0] if isinstance(item, str) else item for item in value]
+
+
+def is_missing(comparison: str, value: Any, *, column: str) -> bool:
+    """Return whether a condition asks for missing values: ``==`` or ``!=`` with None or NaN.
+
+    Raises:
+        LoaderError: another comparison is with None or NaN.
+    """
+    given = list(value) if comparison in ("in", "not in") else [value]
+    if not any(item is None or (isinstance(item, float | np.floating) and np.isnan(item)) for item in given):
+        return False
+    if comparison not in ("==", "!="):
+        raise LoaderError(
+            f"column {column!r} is compared by {comparison!r} with {value!r}: '==' and '!=' find missing values, with "
+            "None or NaN"
+        )
+    return True
+
+
+def missing(column: Column, comparison: str) -> npt.NDArray[np.bool_]:
+    """Return a mask (n,) of the rows of a split without a value ("==") or with one ("!=")."""
+    found: npt.NDArray[np.bool_]
+    if isinstance(column, ArrayColumn):
+        values = column.values
+        found = np.zeros(len(values), np.bool_)
+        if values.dtype.kind == "f":
+            found = np.isnan(values).all(axis=tuple(range(1, values.ndim)))
+    else:
+        parts = [piece.is_null().to_numpy(zero_copy_only=False) for piece in column.pieces()]
+        found = np.concatenate(parts) if parts else np.zeros(0, np.bool_)
+    return ~found if comparison == "!=" else found
 
 
 def compare(column: str, values: npt.NDArray[Any], comparison: str, value: Any) -> npt.NDArray[np.bool_]:
