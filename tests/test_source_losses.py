@@ -13,7 +13,7 @@ import pytest
 from tests.convert.conftest import as_bytes, make_folder, picture
 from walloc_data import encode_dataset
 from walloc_data.convert import dataset_info, finish_dataset, verify_dataset
-from walloc_data.errors import SourceError
+from walloc_data.errors import SourceError, StorageError
 from walloc_data.sources import open_source
 from walloc_data.sources.stray import is_stray
 
@@ -101,7 +101,34 @@ def test_a_pipe_named_like_a_picture_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "b.png")
     source = open_source(tmp_path)
     assert source.num_items == 1
-    assert source.notes == ("left out: files that are not named like pictures: 1 pipes and devices",)
+    assert source.notes == ("left out: 1 pipe or device, which is not read",)
+    (tmp_path / "z.jpg").symlink_to("/dev/zero")
+    assert open_source(tmp_path).notes == ("left out: 2 pipes or devices, which are not read",)
+
+
+def test_a_link_that_leads_back_to_itself_is_left_out_and_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "loop").symlink_to("loop")
+    source = open_source(tmp_path)
+    assert source.num_items == 1
+    assert source.notes == ("left out: links that lead back to themselves: loop",)
+
+
+@pytest.mark.parametrize("target", ["loop", "loop/x"])
+def test_a_destination_behind_a_loop_of_links_is_refused(tmp_path: Path, target: str) -> None:
+    put(tmp_path / "in", "a.png")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StorageError, match=r"loop.*: cannot be written \(Too many levels of symbolic links"):
+        encode_dataset(tmp_path / "in", tmp_path / target, size_px=16, progress=False)
+
+
+def test_a_manifest_that_is_a_loop_of_links_is_not_taken_for_an_absent_one(tmp_path: Path) -> None:
+    put(tmp_path / "in", "a.png")
+    encode_dataset(tmp_path / "in", tmp_path / "out", size_px=16, progress=False)
+    (tmp_path / "out" / "walloc.json").unlink()
+    (tmp_path / "out" / "walloc.json").symlink_to("walloc.json")
+    with pytest.raises(StorageError, match=r"walloc\.json: Too many levels of symbolic links"):
+        dataset_info(tmp_path / "out")
 
 
 def rows(**columns: Any) -> datasets.Dataset:

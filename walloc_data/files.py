@@ -16,7 +16,16 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-__all__ = ["allocate", "atomic_file", "check_regular", "open_regular", "read_regular", "sync_file", "sync_folder"]
+__all__ = [
+    "allocate",
+    "atomic_file",
+    "check_regular",
+    "open_regular",
+    "read_regular",
+    "real_path",
+    "sync_file",
+    "sync_folder",
+]
 
 _KINDS = (
     (stat.S_ISDIR, errno.EISDIR, "a folder"),
@@ -164,6 +173,18 @@ def allocate(descriptor: int, num_bytes: int) -> None:
         os.posix_fallocate(descriptor, 0, num_bytes)
     else:
         os.ftruncate(descriptor, num_bytes)
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return an absolute path without links. Unlike `Path.resolve`, it accepts a loop of links.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data.files import real_path
+        >>> real_path("my-latents/../my-latents") == Path.cwd().resolve() / "my-latents"
+        True
+    """
+    return Path(os.path.realpath(path))
 
 
 def sync_file(descriptor: int) -> None:

@@ -45,6 +45,7 @@ from walloc_data.convert.units import OnError
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.devices import usable_device
 from walloc_data.errors import FormatError, SettingsMismatchError, SourceError, StorageError
+from walloc_data.files import real_path
 from walloc_data.format import MANIFEST_NAME, EncodeSettings, SettingFields, check_name
 from walloc_data.sources import Source, open_source
 from walloc_data.sources.folder import FolderSource
@@ -289,7 +290,7 @@ def _check_folder(store: Store, source: Source) -> None:
     folder = store.local_path
     if folder is None:
         return
-    if isinstance(source, FolderSource) and folder.resolve().is_relative_to(source.root.resolve()):
+    if isinstance(source, FolderSource) and real_path(folder).is_relative_to(real_path(source.root)):
         raise StorageError(f"{folder}: inside the source {source.root}; choose a folder elsewhere")
     if not folder.exists():
         return

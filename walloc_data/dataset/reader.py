@@ -196,7 +196,7 @@ class ShardReader(Reader):
         try:
             opened = ShardFile(self.store.local_path / shard.name, num_bytes=shard.num_bytes, context=context)
         except CorruptShardError as error:
-            raise CorruptShardError(f"{error} {self._remedy(shard)}") from error
+            raise CorruptShardError(f"{error}. {self._remedy(shard)}") from error
         except OSError as error:
             if isinstance(error, FileNotFoundError) and _replaced(self.store, shard):
                 raise StorageError(f"{context}: {error.strerror}. {_ENCODED_AGAIN}") from error

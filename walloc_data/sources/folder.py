@@ -153,6 +153,14 @@ class FolderSource(Source):
         return file_version(num_bytes, int(self._mtimes_ns[index])) if num_bytes >= 0 else None
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Return whether an entry is a folder, or a link to one; False if this cannot be asked, as for a loop of links."""
+    try:
+        return entry.is_dir()
+    except OSError:  # `_scan` finds out what it is
+        return False
+
+
 def _is_encoded(folder: Path) -> bool:
     """Return whether a folder is a data set of latents, finished or not."""
     try:
@@ -170,11 +178,14 @@ def _scan(root: Path) -> Listing:
         except OSError as error:
             if not (entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)):
                 raise unreadable(root / prefix / entry.name, error) from error
+            if error.errno == errno.ELOOP and Path(entry.name).suffix.lower() not in PICTURE_SUFFIXES:
+                found.loops.append(prefix + entry.name)
+                continue
             num_bytes, mtime_ns, regular = -1, 0, True  # a broken link becomes a failure when it is read
         if regular:
             found.add(prefix + entry.name, num_bytes=num_bytes, mtime_ns=mtime_ns)
         else:  # reading a pipe would block
-            found.others["pipes and devices"] += 1
+            found.num_special += 1
     return found
 
 
@@ -193,7 +204,7 @@ def _files(
     for entry in entries:
         if is_stray(entry.name):
             found.strays[entry.name] += 1
-        elif not entry.is_dir():
+        elif not _is_folder(entry):
             yield prefix, entry
         elif _is_encoded(Path(entry.path)):
             found.encoded.append(prefix + entry.name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from walloc_data.errors import SourceError
+from walloc_data.files import real_path
 from walloc_data.format import MAX_TYPE_DEPTH
 from walloc_data.sources.base import Sample, Source, fingerprint, json_columns, label_problem
 from walloc_data.sources.hub import import_datasets
@@ -46,7 +47,7 @@ class HuggingFaceSource(Source):
     ) -> None:
         datasets = import_datasets(location)
         self.location = location
-        self._folders = None if folders is None else tuple(path.resolve() for path in (*folders, *_library_folders()))
+        self._folders = None if folders is None else tuple(real_path(path) for path in (*folders, *_library_folders()))
         self.kind = "hf-stream" if isinstance(dataset, datasets.IterableDataset) else "hf"
         if _has_transform(dataset):
             raise SourceError(
@@ -176,7 +177,7 @@ class HuggingFaceSource(Source):
     def _file(self, path: Path) -> tuple[bytes, str | None, str | None]:
         """Return the bytes of a file named by a row, its version, and its problem."""
         # Links are resolved, because they may lead out of the folder.
-        if self._folders is not None and not any(path.resolve().is_relative_to(folder) for folder in self._folders):
+        if self._folders is not None and not any(real_path(path).is_relative_to(folder) for folder in self._folders):
             return b"", None, "the row names a file outside of its data set, which is not read"
         if path.parent.is_dir() and not path.exists():  # its folder exists, so the disk is not offline
             return b"", None, "the row names a file that is not in its folder"

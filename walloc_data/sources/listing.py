@@ -27,6 +27,8 @@ class Listing:
     strays: Counter[str] = field(default_factory=Counter)  # by name
     others: Counter[str] = field(default_factory=Counter)  # by suffix
     encoded: list[str] = field(default_factory=list)  # data sets of latents
+    num_special: int = 0  # pipes, sockets and devices, whatever their names
+    loops: list[str] = field(default_factory=list)  # links that lead back to themselves
 
     def add(self, path: str, *, num_bytes: int, mtime_ns: int) -> None:
         """Add a file, by its name."""
@@ -61,6 +63,15 @@ class Listing:
         notes = list(stray_note(self.strays))
         if self.encoded:
             notes.append(f"left out: data sets of latents: {names_listed(sorted(self.encoded))}")
+        if self.num_special:
+            what = (
+                "1 pipe or device, which is"
+                if self.num_special == 1
+                else f"{self.num_special} pipes or devices, which are"
+            )
+            notes.append(f"left out: {what} not read")
+        if self.loops:
+            notes.append(f"left out: links that lead back to themselves: {names_listed(sorted(self.loops))}")
         if self.others:
             notes.append(f"left out: files that are not named like pictures: {listed(self.others)}")
         return tuple(notes)

@@ -7,6 +7,7 @@ gets here, and `Store` refuses it again. Credentials and endpoints come from whe
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -171,7 +172,12 @@ class Store:
     def exists(self, path: str) -> bool:
         """Return whether a file is there."""
         if self.local_path is not None:
-            return self._local(path).is_file()
+            try:
+                return stat.S_ISREG(self._local(path).stat().st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            except OSError as error:  # such as a loop of links, which is not an absent file
+                raise StorageError(f"{self.location(path)}: {reason(error)}") from error
         full = self._full(path)
         return bool(self._retry(lambda: self._is_there(full), what=f"looking for {full}"))
 
