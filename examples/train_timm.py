@@ -52,6 +52,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from walloc_data import LatentDataset, create_latent_model
 from walloc_data.adapters import parameter_groups, save_latent_model, summarize
+from walloc_data.errors import WallocDataError
 from walloc_data.files import atomic_file
 from walloc_data.serving import attach_codec
 from walloc_data.transforms import LatentOperators, Resize
@@ -251,4 +252,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except WallocDataError as mistake:  # such as a column or a split that does not exist
+        sys.exit(f"error: {mistake}")

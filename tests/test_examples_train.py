@@ -361,3 +361,26 @@ def test_crops_grow_to_a_size_below_the_stored_one_and_serving_sees_what_validat
     assert 100 * right / len(paths) == pytest.approx(result["history"][-1]["ema_top1"], abs=1e-9)
     with pytest.raises(SystemExit, match="grows random crops: store latents larger than --size-cells"):
         train(*arguments, "--progressive-from", "6")
+
+
+def test_a_mistake_ends_in_one_line(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_train = tmp_path / "only-train"
+    shutil.copytree(latents, only_train)
+    manifest = json.loads((only_train / "walloc.json").read_text())
+    del manifest["splits"]["val"]
+    (only_train / "walloc.json").write_text(json.dumps(manifest))
+    for arguments, message in (
+        ([latents, "--target", "age"], "no column 'age' in its index; it has ["),
+        ([latents, "--val-split", "held-out"], "no split 'held-out'; it has ['train', 'val']"),
+        ([only_train], "no split to validate on; it has ['train']"),
+        ([tmp_path / "nowhere"], "nowhere: no walloc.json: not a data set of latents"),
+        ([latents, "--global-batch-size", "4096"], "samples do not fill one batch of 4096"),
+    ):
+        common = ["--model", "test_convnext", "--cache", "shards", "--output", tmp_path / "run"]
+        monkeypatch.setattr(sys, "argv", [str(part) for part in (EXAMPLE, *arguments, *common)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+        assert str(stopped.value.code).startswith("error: ")  # which Python prints; it exits with 1
+        assert message in str(stopped.value.code)
+        assert "\n" not in str(stopped.value.code)
+    assert not (tmp_path / "run").exists()
