@@ -95,7 +95,7 @@ def test_verify_names_the_command_that_mends_and_it_does(
     assert main(["verify", str(out)]) == 1
     assert "1 problems" not in (said := capsys.readouterr().out)
     assert said.rstrip().endswith(
-        "Run the encode command again with --repair (repair=True) to make damaged and missing shards again"
+        "Run the encode command again with --repair (repair=True) to make damaged and missing files again"
     )
     command = ["encode", str(source), str(out), "--samples-per-shard", "3", "--no-shuffle", "--no-preview"]
     assert main([*command, "--repair"]) == 0

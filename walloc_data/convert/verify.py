@@ -138,7 +138,7 @@ def verify_dataset(
 
 def _remedy(store: Store, splits: list[str]) -> str:
     if all(store.exists(plan_name(split)) for split in splits):
-        return "Run the encode command again with --repair (repair=True) to make damaged and missing shards again"
+        return "Run the encode command again with --repair (repair=True) to make damaged and missing files again"
     return "This copy cannot be repaired, because it has no .walloc/: download it again, or repair the original"
 
 

@@ -46,20 +46,22 @@ class Positions:
 
     Args:
         num_items: number of pictures in the source.
-        num_removed: number of pictures removed later (which ones is not recorded). Memory then grows with the number of
+        num_removed: number of pictures removed later (which ones is not recorded).
+        sparse: the number of items is not trusted. As with removed pictures, memory then grows with the number of
             marked positions, not with `num_items`.
     """
 
-    def __init__(self, num_items: int, *, num_removed: int) -> None:
+    def __init__(self, num_items: int, *, num_removed: int, sparse: bool = False) -> None:
         self.num_items, self.num_removed = num_items, num_removed
-        self._seen = np.zeros(num_items if not num_removed else 0, dtype=bool)
+        self._sparse = sparse or num_removed > 0
+        self._seen = np.zeros(0 if self._sparse else num_items, dtype=bool)
         self._marked = array("q")
 
     def mark(self, position: int) -> str | None:
         """Mark a position; return the problem with it, or None."""
         if not 0 <= position < self.num_items:
             return f"source index {position} is not in [0, {self.num_items})"
-        if self.num_removed:
+        if self._sparse:
             self._marked.append(position)
         elif self._seen[position]:
             return f"source index {position} occurs twice"
@@ -67,12 +69,19 @@ class Positions:
             self._seen[position] = True
         return None
 
-    def problems(self) -> Iterator[str]:
-        """Yield the problems with the set of all positions."""
-        if not self.num_removed:
-            if not self._seen.all():
+    def problems(self, *, num_unread: int) -> Iterator[str]:
+        """Yield the problems with the set of all positions.
+
+        Args:
+            num_unread: number of samples and failures that could not be read, so that their positions are not marked.
+        """
+        if not self._sparse:
+            number = int((~self._seen).sum())
+            if number > num_unread:
                 first = int(np.argmin(self._seen))
-                number = int((~self._seen).sum())
+                if num_unread:
+                    yield f"{number - num_unread} pictures of the source are neither samples nor failures"
+                    return
                 yield f"{number} pictures of the source are neither samples nor failures, the first at {first}"
             return
         marked = np.sort(np.frombuffer(self._marked, dtype=np.int64)) if self._marked else np.zeros(0, np.int64)
@@ -80,6 +89,8 @@ class Positions:
         if len(twice):
             yield f"source index {int(marked[twice[0]])} occurs twice"
         missing = self.num_items - (len(marked) - len(twice))
+        if missing > self.num_removed:
+            missing = max(self.num_removed, missing - num_unread)
         if missing != self.num_removed:
             yield (
                 f"{missing} pictures of the source are neither samples nor failures; {self.num_removed} were removed"
@@ -105,11 +116,13 @@ class SplitCheck:
         self.counts = np.zeros(np.shape(record.statistics.counts), dtype=np.int64)
         self.shapes: set[tuple[int, ...]] = set()
         self.num_done = 0
+        self.some_unread = False  # a shard or the index could not be read to its end
+        self.num_failures_unread = 0
 
     def check(self) -> Iterator[str]:
         context = self.store.location(self.record.index_name(self.name))
-        most = self._most_items()
-        if self.num_items > most and not self.num_removed:
+        most, is_short = self._most_items()
+        if self.num_items > most and not (self.num_removed or is_short):
             yield (
                 f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}, but its files can hold "
                 f"at most {most}"
@@ -121,8 +134,9 @@ class SplitCheck:
                 f"{self.store.url}: split {self.name!r}: source.num_items is {self.num_items}{removed}, but the "
                 f"manifest counts {counted} samples and failures"
             )
-        num_items = self.num_items if self.num_removed else min(self.num_items, most)
-        self.positions = Positions(num_items, num_removed=self.num_removed)
+        sparse = self.num_removed > 0 or is_short
+        num_items = self.num_items if sparse else min(self.num_items, most)
+        self.positions = Positions(num_items, num_removed=self.num_removed, sparse=sparse)
         try:
             with local_file(self.store, self.record.index_name(self.name)) as file:
                 rows = index_rows(
@@ -138,19 +152,25 @@ class SplitCheck:
                 if self.record.index_sha256 is not None and _sha256(file) != self.record.index_sha256:
                     yield f"{context}: its SHA-256 differs from the manifest"
         except (FormatError, StorageError) as error:
+            self.some_unread = True
             yield str(error)
         yield from self._failures()
         yield from self._totals()
 
-    def _most_items(self) -> int:
-        """Return an upper bound of the split's pictures by file sizes: each takes two headers and data, or a line."""
+    def _most_items(self) -> tuple[int, bool]:
+        """Return an upper bound of the split's pictures by file sizes, and whether files are absent or too short.
+
+        Each picture takes two headers and data, or a line.
+        """
         folders = {"data", f"{self.record.root}data"}
-        num_bytes = sum(sum(self.store.sizes(folder).values()) for folder in folders)
+        sizes = {name: size for folder in folders for name, size in self.store.sizes(folder).items()}
+        num_bytes = sum(sizes.values())
+        is_short = any(sizes.get(shard.name, 0) < shard.num_bytes for shard in self.record.shards)
         try:
             num_failure_bytes = self.store.num_bytes(f"{self.record.root}failures/{self.name}.jsonl")
         except StorageError:  # reported by `_failures`
-            num_failure_bytes = 0
-        return num_bytes // (2 * BLOCK_BYTES) + num_failure_bytes // MIN_FAILURE_BYTES + 1
+            num_failure_bytes, is_short = 0, True
+        return num_bytes // (2 * BLOCK_BYTES) + num_failure_bytes // MIN_FAILURE_BYTES + 1, is_short
 
     def _mark(self, source_index: int, *, what: str) -> Iterator[str]:
         if problem := self.positions.mark(source_index):
@@ -165,13 +185,16 @@ class SplitCheck:
                 for number, line in enumerate(failure_lines(file, context=context), start=1):
                     yield from self._mark(line["source_index"], what=f"{context}: line {number}")
         except WallocDataError as error:
+            self.num_failures_unread = max(0, self.record.num_failures - number)
             yield str(error)
         if number != self.record.num_failures:
             yield f"{context}: {number} lines, but the manifest counts {self.record.num_failures} failures"
 
     def _totals(self) -> Iterator[str]:
         context = f"{self.store.url}: split {self.name!r}"
-        yield from (f"{context}: {problem}" for problem in self.positions.problems())
+        # Pictures whose records could not be read are damaged, not missing.
+        num_unread = self.num_failures_unread + (self.record.num_samples - self.num_done if self.some_unread else 0)
+        yield from (f"{context}: {problem}" for problem in self.positions.problems(num_unread=num_unread))
         expected = self.shapes.pop() if len(self.shapes) == 1 else None
         if self.num_done == self.record.num_samples and expected != self.record.latent_shape:
             yield f"{context}: latent_shape is {self.record.latent_shape}, but the latents have {expected}"
@@ -189,14 +212,17 @@ class SplitCheck:
                 if num_bytes != shard.num_bytes:
                     yield f"{context}: {num_bytes} bytes, but the manifest says {shard.num_bytes}"
                 if num_bytes == 0 or num_bytes > shard.num_bytes:
+                    self.some_unread = True
                     return
                 data = ShardFile(path, num_bytes=num_bytes, context=context)
                 if _sha256(path) != shard.sha256:
                     yield f"{context}: its SHA-256 differs from the manifest"
                 yield from self._members(context, position, data, rows)
         except (FormatError, StorageError) as error:
+            self.some_unread = True
             yield str(error)
         except OSError as error:
+            self.some_unread = True
             yield f"{context}: cannot be read ({error.strerror or error})"
 
     def _members(self, context: str, position: int, data: ShardFile, rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -208,6 +234,7 @@ class SplitCheck:
             try:
                 offset = self._sample(what, position, data, row, offset)
             except FormatError as error:
+                self.some_unread = True
                 yield str(error)
                 return
             yield from self._mark(row["source_index"], what=what)
