@@ -1,6 +1,7 @@
 """A picture scores exactly as its stored latent, from a folder that holds all it needs, exported or not."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -123,6 +124,32 @@ def test_files_that_are_no_pictures_are_named(served, tmp_path):
     for path in (tmp_path / "bad.jpg", tmp_path / "absent.jpg"):
         with pytest.raises(SourceError, match=f"{path.name}: cannot be classified"):
             predict(served[2], [path])
+
+
+def test_a_bad_file_does_not_hide_the_predictions_of_the_others(served, imagenette_folder, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    good = sorted(imagenette_folder.rglob("*.JPEG"))[0].read_bytes()
+    (folder / "0.jpg").write_bytes(b"not a picture")
+    (folder / "1.jpg").write_bytes(good)
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "pipe.jpg")
+    (tmp_path / "empty").mkdir()
+    absent = tmp_path / "absent.jpg"
+    code = main(["predict", str(served[2]), *map(str, (absent, tmp_path / "empty", folder)), "--json"])
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert code == 1
+    assert [item["picture"] for item in found["predictions"]] == [str(folder / "1.jpg")]
+    start = "walloc-data: "
+    lines = [line for line in said.err.splitlines() if line.startswith(start)]
+    assert [line.removeprefix(start) for line in lines] == found["problems"]
+    assert found["problems"][0] == f"{absent}: cannot be classified: No such file or directory"
+    assert found["problems"][1].startswith(f"{tmp_path / 'empty'}: cannot be classified: no pictures below it")
+    assert found["problems"][2:] == [
+        f"{folder / '0.jpg'}: cannot be classified: not a picture in a supported format",
+        f"{folder / 'pipe.jpg'}: cannot be classified: a named pipe, not a file",
+    ]
 
 
 def test_another_codec_is_refused_and_a_missing_one_asked_for(served, tmp_path):

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from walloc_data.adapters import check_codec, latent_config, load_latent_model
 from walloc_data.codec import CodecInfo, WallocCodec, bundled_codecs, codec_folder, fetch_codec, load_codec, save_codec
-from walloc_data.errors import CodecError, ModelError, SourceError
+from walloc_data.errors import CodecError, ModelError, SourceError, UnreadableError
 from walloc_data.files import read_regular
 from walloc_data.format import EncodeSettings, padding_for
 from walloc_data.pictures import (
@@ -33,6 +33,7 @@ from walloc_data.pictures import (
     resize_and_crop,
 )
 from walloc_data.sources import Sample, open_source
+from walloc_data.sources.folder import FolderSource
 from walloc_data.storage import DatasetLocation, Store, open_store
 from walloc_data.transforms import CenterCrop, LatentOperators, Resize
 
@@ -167,7 +168,12 @@ class PictureClassifier(nn.Module):
 
     @torch.inference_mode()
     def predict_files(
-        self, paths: Iterable[str | os.PathLike[str]], *, top: int = 5, settings: EncodeSettings | None = None
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        top: int = 5,
+        settings: EncodeSettings | None = None,
+        on_error: Callable[[str], None] | None = None,
     ) -> list[Prediction]:
         """Classify picture files, decoded as in a conversion.
 
@@ -175,6 +181,8 @@ class PictureClassifier(nn.Module):
             paths: files or folders; pictures of a folder and its subfolders are sorted by name.
             settings: settings of the data set that the model was trained on, if its background or max_value is not
                 the default.
+            on_error: function that is called with one line for each file or folder that cannot be classified; the
+                others are classified. None: the first one raises an error.
 
         Raises:
             SourceError: a file is not a picture, or a folder contains none.
@@ -186,9 +194,12 @@ class PictureClassifier(nn.Module):
         for name, read in _files(paths):  # one picture at a time, to bound memory
             try:
                 image = decode_picture(read(), settings=chosen)
-            except (OSError, PictureError) as error:
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-                raise SourceError(f"{name}: cannot be classified: {reason}") from error
+            except (OSError, PictureError, SourceError) as error:
+                line = f"{name}: cannot be classified: {_reason(error, name=name)}"
+                if on_error is None:
+                    raise SourceError(line) from error
+                on_error(line)
+                continue
             results.append(self._predict_one(image, name=name, top=top))
         return results
 
@@ -242,10 +253,32 @@ def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, Calla
         if not path.is_dir():
             yield str(path), partial(read_regular, path, max_bytes=MAX_FILE_BYTES)
             continue
-        source = open_source(path, label_column="none")
+        try:
+            source = open_source(path, label_column="none")
+        except SourceError as error:
+            yield str(path), partial(_raise, error)
+            continue
         for index in range(source.num_items or 0):
-            sample = source.read(index)
+            try:
+                sample = source.read(index)
+            except SourceError as error:
+                yield str(error).partition(": ")[0], partial(_raise, error)
+                continue
             yield str(path / sample.name), partial(_data, sample)
+        for special in source.special if isinstance(source, FolderSource) else ():  # refused with the kind of file
+            yield str(path / special), partial(read_regular, path / special, max_bytes=MAX_FILE_BYTES)
+
+
+def _raise(error: Exception) -> bytes:
+    raise error
+
+
+def _reason(error: Exception, *, name: str) -> str:
+    if isinstance(error, UnreadableError):
+        return error.reason
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).removeprefix(f"{name}: ")
 
 
 def _data(sample: Sample) -> bytes:
@@ -375,11 +408,13 @@ def predict(
     top: int = 5,
     device: str = "cpu",
     settings: EncodeSettings | None = None,
+    on_error: Callable[[str], None] | None = None,
 ) -> list[Prediction]:
     """Classify picture files with a saved model: `walloc-data predict CHECKPOINT PICTURES...`.
 
     Args:
-        settings: settings for decoding files, as in `PictureClassifier.predict_files`.
+        settings, on_error: how files are decoded, and what is done about those that cannot be, as in
+            `PictureClassifier.predict_files`.
 
     Example:
         >>> from walloc_data.serving import predict
@@ -389,4 +424,4 @@ def predict(
         pictures/coffee/0.jpg: coffee (...%)
     """
     classifier = load_classifier(checkpoint, codec=codec, device=device)
-    return classifier.predict_files(pictures, top=top, settings=settings)
+    return classifier.predict_files(pictures, top=top, settings=settings, on_error=on_error)

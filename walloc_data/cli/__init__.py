@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         outcome: Outcome = args.run(args)
-        print(_as_json(outcome.data) if args.json else printable(outcome.text), flush=True)
+        if args.json or outcome.text:
+            print(_as_json(outcome.data) if args.json else printable(outcome.text), flush=True)
     except WallocDataError as error:
         print(f"walloc-data: {error}", file=sys.stderr)
         return 1

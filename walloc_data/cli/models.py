@@ -235,9 +235,24 @@ def _predict(args: Args) -> Outcome:
     from walloc_data.serving import predict
 
     settings = EncodeSettings(**{name: getattr(args, name) for name in READING if hasattr(args, name)})
-    found = predict(args.model, args.pictures, codec=args.codec, top=args.top, device=args.device, settings=settings)
+    problems: list[str] = []
+
+    def note(line: str) -> None:
+        problems.append(line)
+        _log(f"walloc-data: {line}")
+
+    found = predict(
+        args.model,
+        args.pictures,
+        codec=args.codec,
+        top=args.top,
+        device=args.device,
+        settings=settings,
+        on_error=note,
+    )
     lines = [str(item) if args.top == 1 else item.listing() for item in found]
-    return Outcome({"predictions": [asdict(item) for item in found]}, "\n".join(lines))
+    data = {"predictions": [asdict(item) for item in found], "problems": problems}
+    return Outcome(data, "\n".join(lines), exit_code=1 if problems else 0)
 
 
 def _adapt_arguments(parser: Parser) -> None:

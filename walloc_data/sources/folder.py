@@ -34,6 +34,9 @@ class FolderSource(Source):
     Args:
         label_column: "folder": the folders are classes, even if their names look like img2dataset's numbers; "none":
             encode without labels; None: decide by the names.
+
+    Attributes:
+        special: paths of the pipes and devices that are named like pictures, which are left out.
     """
 
     kind = "folder"
@@ -74,6 +77,8 @@ class FolderSource(Source):
         self._has_text = np.array([stem in sidecars[".txt"] for stem in stems], dtype=bool)
         self._has_json = np.array([stem in sidecars[".json"] for stem in stems], dtype=bool)
         self.notes = listing.notes() + ((guess,) if guess is not None and not self.labelled else ())
+        named_like_pictures = (p for p in sorted(listing.special) if Path(p).suffix.lower() in PICTURE_SUFFIXES)
+        self.special = tuple(map(as_text, named_like_pictures))
         self._locate()
         self.columns = self._columns()
         lengths = [f"{path}\t{num_bytes}" for path, num_bytes, _ in found]
@@ -185,7 +190,7 @@ def _scan(root: Path) -> Listing:
         if regular:
             found.add(prefix + entry.name, num_bytes=num_bytes, mtime_ns=mtime_ns)
         else:  # reading a pipe would block
-            found.num_special += 1
+            found.special.append(prefix + entry.name)
     return found
 
 

@@ -27,7 +27,7 @@ class Listing:
     strays: Counter[str] = field(default_factory=Counter)  # by name
     others: Counter[str] = field(default_factory=Counter)  # by suffix
     encoded: list[str] = field(default_factory=list)  # data sets of latents
-    num_special: int = 0  # pipes, sockets and devices, whatever their names
+    special: list[str] = field(default_factory=list)  # pipes, sockets and devices, whatever their names
     loops: list[str] = field(default_factory=list)  # links that lead back to themselves
 
     def add(self, path: str, *, num_bytes: int, mtime_ns: int) -> None:
@@ -63,12 +63,9 @@ class Listing:
         notes = list(stray_note(self.strays))
         if self.encoded:
             notes.append(f"left out: data sets of latents: {names_listed(sorted(self.encoded))}")
-        if self.num_special:
-            what = (
-                "1 pipe or device, which is"
-                if self.num_special == 1
-                else f"{self.num_special} pipes or devices, which are"
-            )
+        if self.special:
+            number = len(self.special)
+            what = "1 pipe or device, which is" if number == 1 else f"{number} pipes or devices, which are"
             notes.append(f"left out: {what} not read")
         if self.loops:
             notes.append(f"left out: links that lead back to themselves: {names_listed(sorted(self.loops))}")
