@@ -142,7 +142,7 @@ def test_a_state_without_what_was_trained_on_is_refused(hundred: Path) -> None:
         sampler.state_dict(position=9)
     with pytest.raises(
         StateError,
-        match=r"the state has global batches of 5, but the loader has 10: pass global_batch_size=5$",
+        match=r"global batches of 5, but the loader has 10: pass global_batch_size=5 \(or batch_size=5\)$",
     ):
         sampler.load_state_dict(dataset.batch_sampler(batch_size=5).state_dict())
 

@@ -92,7 +92,7 @@ def test_a_state_of_another_global_batch_names_both_and_the_remedy(dataset: Late
     with pytest.raises(
         StateError,
         match=r"^the state has global batches of 8 \(2 ranks x 4\), but the loader has 16 \(4 ranks x 4\): "
-        r"pass global_batch_size=8$",
+        r"pass global_batch_size=8 \(or batch_size=2\)$",
     ):
         other.load_state_dict(state)
     with pytest.raises(StateError, match=r"has 12 \(3 ranks x 4\): .*=8, on a number of ranks that divides it$"):
@@ -123,5 +123,7 @@ def test_states_of_version_1_resume(dataset: LatentDataset, ids_of: Ids) -> None
     expected = [ids_of(latents) for latents, _ in dataset.loader(batch_size=8)]
     loader.load_state_dict(state)
     assert [ids_of(latents) for latents, _ in loader] == expected[11:]
-    with pytest.raises(StateError, match=r"global batches of 8, but the loader has 4: pass global_batch_size=8"):
+    with pytest.raises(
+        StateError, match=r"global batches of 8, but the loader has 4: pass global_batch_size=8 \(or batch_size=8\)"
+    ):
         dataset.loader(batch_size=4).load_state_dict(state)

@@ -263,9 +263,7 @@ def test_what_is_no_class_no_fraction_and_no_number_of_folds_is_refused(
             seeded()
     with pytest.raises(LoaderError, match=r"cannot be divided into 2\.5 folds"):
         data.folds(2.5)
-    with pytest.raises(
-        LoaderError, match="of LatentDatasets, not of LatentMixture: give the data sets of a mixture one"
-    ):
+    with pytest.raises(LoaderError, match="of LatentDatasets, not LatentMixture: give the data sets of a mixture one"):
         LatentMixture([LatentMixture([data]), data])
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Column",
     "ListColumn",
     "check_names",
+    "check_target",
     "column_types",
     "max_column_bytes",
     "unknown_column",
@@ -231,3 +232,10 @@ def check_names(names: Any, what: str) -> tuple[str, ...]:
         twice = next(name for name, count in Counter(given).items() if count > 1)
         raise LoaderError(f"{what} names {twice!r} twice")
     return given
+
+
+def check_target(target: Any) -> str | None:
+    """Return the target; raise LoaderError if it is not one name or None."""
+    if target is None or isinstance(target, str):
+        return target
+    raise LoaderError(f"target is the name of one column or None, not {target!r}: name several in columns")

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from walloc_data.dataset.arguments import check_flag, check_function, check_integer, check_mapping
 from walloc_data.dataset.array import ArrayReader
-from walloc_data.dataset.columns import Column, check_names
+from walloc_data.dataset.columns import Column, check_names, check_target
 from walloc_data.dataset.form import LABEL, SampleForm
 from walloc_data.dataset.index import split_identity
 from walloc_data.dataset.indexed import IndexedPart
@@ -112,12 +113,18 @@ class LatentDataset(IndexedPart):
         super().__init__()
         if cache not in ("shards", "array"):
             raise LoaderError(f"cache must be 'shards' or 'array', not {cache!r}")
-        if window_shards is not None and window_shards < 1:
-            raise LoaderError(f"window_shards must be at least 1, not {window_shards}")
-        if not isinstance(seed, int | np.integer):
-            raise LoaderError(f"seed must be an integer, not {seed!r}")
-        if num_threads < 1:
-            raise LoaderError(f"num_threads must be at least 1, not {num_threads}")
+        if window_shards is not None:
+            check_integer("window_shards", window_shards, low=1)
+        check_integer("seed", seed)
+        check_integer("num_threads", num_threads, low=1)
+        check_integer("max_cache_bytes", max_cache_bytes, low=0)
+        for name, flag in (("as_dict", as_dict), ("shuffle", shuffle), ("mirror", mirror)):
+            check_flag(name, flag)
+        check_function("transform", transform)
+        check_mapping("storage_options", storage_options)
+        form = SampleForm(check_target(target), check_names(columns, "columns"), as_dict)
+        if not isinstance(url, str | os.PathLike | Store):
+            raise LoaderError(f"url must be a path, a URL or a Store, not {url!r}")
         store = open_store(url, storage_options)
         self.url, self.split_name, self.shuffle, self.seed = store.url, split, shuffle, seed
         self.transform, self.mirror = transform, mirror
@@ -132,7 +139,7 @@ class LatentDataset(IndexedPart):
         self._index = opened.table
         self._store, self._folder = store, shard_cache.folder
         self._columns: dict[str, Column] = {}
-        self.form = SampleForm(target, check_names(columns, "columns"), as_dict)
+        self.form = form
         self._open_columns(name for name in self.form.names if name not in (LABEL, "mirrored"))
         self._reader: Reader = opened.reader
         self.identity = split_identity(self.manifest.codec, self.record)

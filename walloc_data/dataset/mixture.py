@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from walloc_data.dataset.arguments import check_integer
 from walloc_data.dataset.batch_size import BatchSize
 from walloc_data.dataset.batching import Batching, Last
 from walloc_data.dataset.latent_dataset import LatentDataset
@@ -57,9 +58,14 @@ class LatentMixture(LatentSamples):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        given: Any = datasets
+        if not isinstance(given, Sequence):
+            raise LoaderError(f"a mixture takes a list of LatentDatasets, such as [a, b], not {given!r}")
+        check_integer("seed", seed)
+        if num_samples is not None:
+            check_integer("num_samples", num_samples, low=0)
         if not datasets:
             raise LoaderError("a mixture needs at least one data set")
-        given: Any
         for given in datasets:
             if not isinstance(given, LatentDataset):
                 raise LoaderError(
@@ -82,7 +88,10 @@ class LatentMixture(LatentSamples):
         self.form = first.form
         self._forms = {name: _joined_form(name, datasets) for name in self.form.names}
         sizes = tuple(len(dataset) for dataset in datasets)
-        weights = tuple(float(weight) for weight in (sizes if weights is None else weights))
+        try:
+            weights = tuple(float(weight) for weight in (sizes if weights is None else weights))
+        except (TypeError, ValueError):
+            raise LoaderError(f"weights must be {len(sizes)} numbers, one per data set, not {weights!r}") from None
         if len(weights) != len(sizes) or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
             raise LoaderError(f"{len(sizes)} data sets need as many weights of at least 0, not all 0: got {weights}")
         self.datasets, self.weights, self.seed = tuple(datasets), weights, seed

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from walloc_data.dataset.arguments import check_integer
 from walloc_data.dataset.epoch import SharedEpoch
 from walloc_data.dataset.form import LABEL
 from walloc_data.dataset.order import Ints, shares
@@ -172,8 +173,7 @@ class PartOfSplit(LatentSamples):
                     "stratify=True needs labels, and some samples here have none: name a column instead, such as "
                     "stratify='patient_group'"
                 )
-        if not isinstance(seed, int | np.integer):
-            raise LoaderError(f"seed must be an integer, not {seed!r}")
+        check_integer("seed", seed)
         rows = np.argsort(numbers, kind="stable")
         groups = np.split(rows, np.cumsum(np.bincount(numbers))[:-1])
         # Strata are shuffled, too, because rounding of small strata depends on their order.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from walloc_data.dataset.arguments import check_flag, check_integer
 from walloc_data.dataset.batch_size import BatchSize, RankedBatches
 from walloc_data.dataset.batching import Batching, BucketedBatches, Last, SequentialBatches
 from walloc_data.dataset.epoch import SharedEpoch, as_epoch
@@ -137,6 +138,8 @@ class LatentSamples(BatchSource, Dataset[Sample]):
 
     def _row(self, index: int) -> int:
         try:
+            if isinstance(index, bool | np.bool_):
+                raise TypeError
             row = operator.index(index)
         except TypeError:
             raise TypeError(
@@ -222,6 +225,10 @@ class LatentSamples(BatchSource, Dataset[Sample]):
         Raises:
             LoaderError: the batches cannot be made in this way; the message says what to change.
         """
+        check_integer("num_workers", num_workers, low=0)
+        check_integer("prefetch_batches", prefetch_batches, low=1)
+        for name, flag in (("drop_last", drop_last), ("pad", pad), ("pin_memory", pin_memory)):
+            check_flag(name, flag)
         if drop_last and pad:
             raise LoaderError("drop_last and pad cannot be combined: use drop_last for training, pad for evaluation")
         size = BatchSize.given(batch_size, global_batch_size)
@@ -269,6 +276,7 @@ class LatentSamples(BatchSource, Dataset[Sample]):
         Raises:
             LoaderError: the batches cannot be made in this way; the message says what to change.
         """
+        check_flag("drop_last", drop_last)
         size = BatchSize.given(batch_size, global_batch_size)
         batching = self._batching(
             size,

@@ -35,6 +35,9 @@ def check_state(state: Mapping[str, Any], samples: BatchSource, batching: Batchi
     Raises:
         StateError: the state is for other batches; the message names the difference.
     """
+    given: Any = state
+    if not isinstance(given, Mapping):
+        raise StateError(f"not a loader state: {type(given).__name__}, but state_dict() returns a dict")
     if state.get("version") == 1 and "batch_size" in state:  # its name of the global batch size
         state = {**state, "version": STATE_VERSION, "global_batch_size": state["batch_size"], "world_size": None}
     mine = make_state(samples, batching, world_size, epoch=0, position=0)
@@ -72,7 +75,8 @@ def sizes(global_batch_size: Any, world_size: Any) -> str:
 
 def _other_size(saved: Any, saved_ranks: Any, ours: int, world_size: int) -> str:
     fits = isinstance(saved, int) and saved > 0 and saved % world_size == 0
-    remedy = f"pass global_batch_size={saved!r}" + ("" if fits else ", on a number of ranks that divides it")
+    remedy = f"pass global_batch_size={saved!r}"
+    remedy += f" (or batch_size={saved // world_size})" if fits else ", on a number of ranks that divides it"
     if world_size == 1 and saved_ranks != 1:
         remedy += "; in one of several ranks, load the state after torch.distributed.init_process_group"
     return (

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from walloc_data.dataset.arguments import check_integer
 from walloc_data.dataset.columns import ArrayColumn, Column
 from walloc_data.dataset.order import Ints
 from walloc_data.errors import LoaderError
@@ -189,7 +190,9 @@ def _met(piece: Any, comparison: str, given: Any) -> npt.NDArray[np.bool_]:
 
 def take_fraction(num_rows: int, fraction: float, *, seed: int) -> Ints:
     """Return sorted positions of a random fraction; with equal seeds, smaller fractions are subsets of larger ones."""
-    if not 0 < fraction <= 1:
-        raise LoaderError(f"fraction must be in (0, 1], not {fraction}")
+    given: Any = fraction
+    if not isinstance(given, int | float | np.number) or isinstance(given, bool) or not 0 < fraction <= 1:
+        raise LoaderError(f"fraction must be in (0, 1], not {fraction!r}")
+    check_integer("seed", seed)
     count = round(num_rows * fraction)
     return np.sort(permute(np.arange(count, dtype=np.int64), size=num_rows, key=derive_key(seed, num_rows)))

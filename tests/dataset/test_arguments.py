@@ -1,0 +1,88 @@
+"""Arguments of a wrong kind are one error that names the argument and its value."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from walloc_data import LatentDataset
+from walloc_data.dataset import LatentMixture
+from walloc_data.errors import LoaderError, StateError
+
+
+@pytest.fixture(scope="module")
+def root(make_dataset: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("arguments")
+    make_dataset(folder, num_samples=12)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"columns": 3}, "columns is a list of names, not 3"),
+        ({"target": ["age", "caption"]}, r"target is the name of one column or None, not \['age', 'caption'\]"),
+        ({"num_threads": "a"}, "num_threads must be an integer, not 'a'"),
+        ({"window_shards": True}, "window_shards must be an integer, not True"),
+        ({"max_cache_bytes": "1 GB"}, "max_cache_bytes must be an integer, not '1 GB'"),
+        ({"storage_options": 3}, "storage_options must be a dict or None, not 3"),
+        ({"transform": 3}, "transform must be a function or None, not 3"),
+        ({"as_dict": "yes"}, "as_dict must be True or False, not 'yes'"),
+        ({"shuffle": "no"}, "shuffle must be True or False, not 'no'"),
+        ({"mirror": 1}, "mirror must be True or False, not 1"),
+        ({"seed": "a"}, "seed must be an integer, not 'a'"),
+        ({"seed": None}, "seed must be an integer, not None"),
+        ({"url": None}, "url must be a path, a URL or a Store, not None"),
+    ],
+)
+def test_an_argument_of_a_data_set(root: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(LoaderError, match=message):
+        LatentDataset(**({"url": root} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda data: data.split(0.8, seed="x"), "seed must be an integer, not 'x'"),
+        (lambda data: data.subset(fraction="x"), r"fraction must be in \(0, 1\], not 'x'"),
+        (lambda data: data.subset(fraction=True), r"fraction must be in \(0, 1\], not True"),
+        (lambda data: data.subset(seed=None, fraction=0.5), "seed must be an integer, not None"),
+        (lambda data: data.subset(keys=["a", "a"]), "keys names 'a' twice"),
+        (lambda data: data.loader(batch_size=2, num_workers=-1), "num_workers must be at least 0, not -1"),
+        (lambda data: data.loader(batch_size=2, num_workers="2"), "num_workers must be an integer, not '2'"),
+        (lambda data: data.loader(batch_size=2, prefetch_batches=0), "prefetch_batches must be at least 1, not 0"),
+        (lambda data: data.loader(batch_size=2, drop_last="no"), "drop_last must be True or False, not 'no'"),
+        (lambda data: data.batch_sampler(batch_size=2, drop_last=1), "drop_last must be True or False, not 1"),
+        (
+            lambda data: LatentMixture(data),
+            r"a mixture takes a list of LatentDatasets, such as \[a, b\], not LatentDataset",
+        ),
+        (
+            lambda data: LatentMixture([data, data], weights="ab"),
+            "weights must be 2 numbers, one per data set, not 'ab'",
+        ),
+        (lambda data: LatentMixture([data], seed="a"), "seed must be an integer, not 'a'"),
+    ],
+)
+def test_an_argument_of_a_part_a_loader_or_a_mixture(root: Path, make: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(LoaderError, match=message):
+        make(LatentDataset(root))
+
+
+@pytest.mark.parametrize("state", [None, [], "state"])
+def test_what_is_no_state_is_said(root: Path, state: Any) -> None:
+    loader = LatentDataset(root).loader(batch_size=2)
+    with pytest.raises(StateError, match=f"not a loader state: {type(state).__name__}, but state_dict"):
+        loader.load_state_dict(state)
+
+
+def test_a_boolean_is_no_position(root: Path) -> None:
+    with pytest.raises(TypeError, match="a sample's position is an integer or a slice, not True"):
+        LatentDataset(root)[True]
+
+
+def test_integers_of_numpy_are_integers(root: Path) -> None:
+    data = LatentDataset(root, seed=np.int64(1), num_threads=np.int32(1), shuffle=np.bool_(True))
+    assert data.loader(batch_size=np.int64(3), num_workers=np.int64(0)).num_samples == 12
