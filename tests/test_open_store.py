@@ -33,6 +33,13 @@ def test_options_of_a_store_that_is_open_are_refused(tmp_path: Path) -> None:
             function(store, storage_options={"anon": False})
 
 
+@pytest.mark.parametrize("url", ["s3:/bucket/x", Path("s3://bucket/x")])
+def test_a_url_with_one_slash_is_no_local_folder(url: str | Path) -> None:
+    for function in (LatentDataset, Store):
+        with pytest.raises(StorageError, match=r"^s3:/bucket/x: did you mean s3://bucket/x\?$"):
+            function(url)
+
+
 def test_a_store_inside_another_is_opened_in_the_same_way() -> None:
     store = Store("s3://bucket/latents", storage_options={"anon": True}, max_attempts=3, retry_seconds=7)
     inner = store.inside(".walloc/train.new/")

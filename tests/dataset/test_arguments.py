@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from walloc_data import LatentDataset
+from walloc_data import LatentDataset, create_latent_model
 from walloc_data.dataset import LatentMixture
-from walloc_data.errors import LoaderError, StateError
+from walloc_data.errors import LoaderError, ModelError, StateError
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,17 @@ def test_an_argument_of_a_data_set(root: Path, arguments: dict[str, Any], messag
 def test_an_argument_of_a_part_a_loader_or_a_mixture(root: Path, make: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(LoaderError, match=message):
         make(LatentDataset(root))
+
+
+def test_a_key_that_is_no_text(root: Path) -> None:
+    data = LatentDataset(root)
+    with pytest.raises(LoaderError, match=f"a key is text, such as '{data.keys[0]}', not 3"):
+        data.by_key(3)  # type: ignore[arg-type]
+
+
+def test_a_number_of_classes_below_zero(root: Path) -> None:
+    with pytest.raises(ModelError, match="num_classes must be from 0 to 16777216, not -1"):
+        create_latent_model("test_convnext", dataset=LatentDataset(root), num_classes=-1)
 
 
 @pytest.mark.parametrize("state", [None, [], "state"])

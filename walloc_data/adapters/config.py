@@ -124,8 +124,10 @@ def _check_types(config: LatentModelConfig) -> None:
         "size_px": (int, type(None)),
     }  # fmt: skip
     for name, kind in kinds.items():
-        if type(value := getattr(config, name)) not in kind or (isinstance(value, int) and not 0 <= value <= 2**24):
+        if type(value := getattr(config, name)) not in kind:
             raise ModelError(f"{name} must be {' or '.join(item.__name__ for item in kind)}, not {short_repr(value)}")
+        if isinstance(value, int) and not 0 <= value <= 2**24:
+            raise ModelError(f"{name} must be from 0 to {2**24}, not {short_repr(value)}")
     if not isinstance(config.timm_kwargs, Mapping) or not all(isinstance(key, str) for key in config.timm_kwargs):
         raise ModelError(f"timm_kwargs must be an object, not {short_repr(config.timm_kwargs)}")
     if not all(type(side) is int and side <= 2**20 for side in config.input_shape):

@@ -107,7 +107,11 @@ class IndexedPart(PartOfSplit):
 
         Raises:
             KeyError: the key does not exist.
+            LoaderError: the key is not text.
         """
+        given: Any = key
+        if not isinstance(given, str):
+            raise LoaderError(f"a key is text, such as {self.keys[0] if len(self) else '000000000'!r}, not {key!r}")
         self._open_columns(["key"])
         found = np.flatnonzero(meets(self._columns["key"], "==", key))
         if self._rows is not None:

@@ -6,6 +6,7 @@ gets here, and `Store` refuses it again. Credentials and endpoints come from whe
 """
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ __all__ = ["Store"]
 Result = TypeVar("Result")
 
 _S3 = ("s3", "s3a")
+# Also what pathlib makes of a URL.
+_ONE_SLASH = re.compile(r"(?P<protocol>s3a?|gs|gcs|az|abfs|https?|hf):/(?!/)")
 _EXTRAS = {
     "s3": ("s3fs", "s3"),
     "gs": ("gcsfs", "gs"),
@@ -74,6 +77,8 @@ class Store:
         self.max_attempts, self.retry_seconds = max_attempts, retry_seconds
         self._tries = Retry(max_attempts, retry_seconds)
         self.local_path: Path | None = None
+        if slip := _ONE_SLASH.match(self.root):
+            raise StorageError(f"{self.url}: did you mean {slip['protocol']}://{self.root[slip.end() :]}?")
         protocol, separator, rest = self.root.partition("://")
         if not separator or protocol == "file":
             self.local_path = Path(rest if separator else self.root).expanduser()
