@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,33 @@ def test_decode_writes_pictures_of_the_recorded_size(
             assert (picture.size, picture.mode) == ((96, 96), "RGB")
 
 
+def test_decode_of_a_truncated_shard_says_so_in_sentences(
+    encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(encoded, tmp_path / "latents")
+    shard = out / "data" / "train-00000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1024])
+    code, _, said = run(capsys, "decode", out, "-o", tmp_path / "pictures")
+    assert code == 1
+    assert f"it was changed or truncated. `walloc-data verify {out}` finds all damage; copy the data set again" in said
+
+
+@pytest.mark.parametrize("action", ["list", "clear"])
+def test_a_folder_that_holds_no_cache_is_said_to_hold_none(
+    action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    code, out, _ = run(capsys, "cache", action, "--folder", tmp_path / "nope")
+    assert (code, out) == (0, f"{tmp_path / 'nope'}: no such folder, so nothing is cached there\n")
+    code, out, _ = run(capsys, "cache", action, "--folder", tmp_path / "photos")
+    assert (code, out) == (0, f"{tmp_path / 'photos'}: not a cache, which has a folder shards, arrays or index\n")
+    assert (
+        "not a cache" in json.loads(run(capsys, "cache", action, "--folder", tmp_path / "photos", "--json")[1])["note"]
+    )
+    (tmp_path / "photos" / "index").mkdir()
+    assert "index: 0 of 0.0 MB" in run(capsys, "cache", action, "--folder", tmp_path / "photos")[1]
+
+
 def test_preview_shows_the_originals_beside(
     encoded: Path, imagenette_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +143,7 @@ def test_preview_shows_the_originals_beside(
         (("encode", "{tmp}/nothing", "{tmp}/x"), "no such folder"),
         (("decode", "{encoded}", "-o", "{tmp}", "--split", "test"), "no split 'test'; it has ['train']"),
         (("decode", "{encoded}", "-o", "{tmp}", "--keys", "nokey"), "nokey"),
+        (("decode", "{encoded}", "-o", "{encoded}/walloc.json"), "walloc.json: a file, or below one; choose a folder"),
         (("encode", "{folder}", "{tmp}/x", "--size", "0"), "size_px must be an integer in"),
         (("encode", "{folder}", "{tmp}/x", "--codec", "no-such-codec"), "no-such-codec"),
         (("encode", "{folder}", "{encoded}", "--size", "64", "--samples-per-shard", "16"), "size_px"),

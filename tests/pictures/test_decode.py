@@ -180,6 +180,13 @@ def test_reasons_hold_no_memory_addresses() -> None:
         assert "0x" not in str(caught.value)
 
 
+def test_the_reason_of_a_truncated_webp_file_says_what_it_is() -> None:
+    data = as_bytes(picture(0, width=48, height=40), "WEBP")
+    for length in (len(data) // 2, len(data) - 8):
+        with pytest.raises(PictureError, match=r"^a truncated or damaged WebP file$"):
+            decode(data[:length])
+
+
 def test_the_webp_of_a_few_bytes_is_a_picture_within_the_limit() -> None:
     assert decode(webp_of(640, 400)).shape == (400, 640, 3)
     with pytest.raises(PictureError, match="640 x 400 pixels"):

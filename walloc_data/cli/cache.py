@@ -1,5 +1,6 @@
 """The command for the cache folder."""
 
+from pathlib import Path
 from typing import Any
 
 from walloc_data.cli.command import Args, Command, Outcome, Parser
@@ -35,12 +36,24 @@ def _cache(args: Args) -> Outcome:
     else:
         found = [item for item in cache_contents(folder) if item.kind in args.only]
     verb = "removed from" if args.action == "clear" else "in"
+    note = _absence(Path(folder).expanduser())
     lines = [f"{item.kind}: {item.num_items} of {item.num_bytes / 1e6:.1f} MB {verb} {folder}" for item in found]
     data: dict[str, Any] = {
         "folder": folder,
         **{item.kind: {"num_items": item.num_items, "num_bytes": item.num_bytes} for item in found},
     }
+    if note:
+        data["note"], lines = note, [note]
     return Outcome(data, "\n".join(lines))
+
+
+def _absence(folder: Path) -> str | None:
+    """Return what is to be said about a folder that holds no cache; None if it holds one."""
+    if not folder.is_dir():
+        return f"{folder}: no such folder, so nothing is cached there"
+    if any((folder / kind).is_dir() for kind in _KINDS):
+        return None
+    return f"{folder}: not a cache, which has a folder {', '.join(_KINDS[:-1])} or {_KINDS[-1]}"
 
 
 COMMANDS = {

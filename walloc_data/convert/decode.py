@@ -81,6 +81,8 @@ def decode_dataset(
         except OSError as error:
             if isinstance(error, WallocDataError):
                 raise
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                raise StorageError(f"{folder}: a file, or below one; choose a folder for the pictures") from error
             raise StorageError(
                 f"{folder}: cannot write pictures ({error.strerror or error}) after {len(written)} of them: check the "
                 "free space and the permissions"

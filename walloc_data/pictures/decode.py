@@ -47,6 +47,7 @@ _TURNS = {
 _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES = 277, 338  # tags of TIFF
 _limits = threading.Lock()  # Pillow's limits are global: concurrent uses change them only once
 _num_users, _pillows_own = 0, (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, False)
+_WEBP_REFUSAL = "could not create decoder object"  # Pillow's, for a WebP file that libwebp does not accept
 _ADDRESS = re.compile(r"<?[\w.]* ?object at 0x[0-9a-f]+>?")
 
 
@@ -113,6 +114,8 @@ def decode_picture(data: bytes, *, settings: EncodeSettings, left_out: list[str]
     except Exception as error:  # Pillow's plugins raise many kinds on damaged files
         if is_machine_error(error) and lacks_memory(error, data):
             raise
+        if str(error) == _WEBP_REFUSAL:
+            raise PictureError("a truncated or damaged WebP file") from error
         reason = _ADDRESS.sub("", str(error)).strip()
         raise PictureError(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error
 
