@@ -54,6 +54,10 @@ def test_an_argument_of_a_data_set(root: Path, arguments: dict[str, Any], messag
         (lambda data: data.loader(batch_size=2, num_workers="2"), "num_workers must be an integer, not '2'"),
         (lambda data: data.loader(batch_size=2, prefetch_batches=0), "prefetch_batches must be at least 1, not 0"),
         (lambda data: data.loader(batch_size=2, drop_last="no"), "drop_last must be True or False, not 'no'"),
+        (lambda data: data.loader(batch_size=2, class_balanced="no"), "class_balanced must be True or False, not 'no'"),
+        (lambda data: data.batch_sampler(batch_size=2, bucket_by_shape=0), "bucket_by_shape must be True or False"),
+        (lambda data: data.loader(batch_size=2, rank="0", world_size=2), "rank must be an integer, not '0'"),
+        (lambda data: data.subset(relabel="no"), "relabel must be True or False, not 'no'"),
         (lambda data: data.batch_sampler(batch_size=2, drop_last=1), "drop_last must be True or False, not 1"),
         (
             lambda data: LatentMixture(data),

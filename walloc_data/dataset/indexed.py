@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from walloc_data.dataset.arguments import check_flag
 from walloc_data.dataset.boxes import CROP_FIELDS
 from walloc_data.dataset.columns import Column, check_names, column_types
 from walloc_data.dataset.form import LABEL
@@ -180,6 +181,7 @@ class IndexedPart(PartOfSplit):
             >>> part.class_names, part.labels.tolist(), len(part.complement())
             (('coffee',), [0, 0, 0, 0], 4)
         """
+        check_flag("relabel", relabel)
         conditions = check_conditions(where)
         labels = None if classes is None else class_labels(classes, self.class_names)
         if labels and not self.record.labelled:

@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from walloc_data.dataset.arguments import check_integer
 from walloc_data.errors import LoaderError
 
 __all__ = ["RankInfo"]
@@ -67,6 +68,7 @@ class RankInfo:
 
 
 def _checked(rank: int, world_size: int) -> tuple[int, int]:
+    rank, world_size = check_integer("rank", rank), check_integer("world_size", world_size, low=1)
     if not 0 <= rank < world_size:
         raise LoaderError(f"rank {rank} is not in [0, {world_size})")
     return rank, world_size

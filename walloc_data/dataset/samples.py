@@ -298,6 +298,8 @@ class LatentSamples(BatchSource, Dataset[Sample]):
         bucket_by_shape: bool,
     ) -> Batching:
         batch_size = size.samples
+        check_flag("class_balanced", class_balanced)
+        check_flag("bucket_by_shape", bucket_by_shape)
         sides = self.latent_sides()
         asked = {"class_balanced": class_balanced, "weights": weights is not None, "bucket_by_shape": bucket_by_shape}
         if len(both := [name for name, given in asked.items() if given]) > 1:
