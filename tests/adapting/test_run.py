@@ -117,7 +117,7 @@ def test_the_command_makes_a_folder_that_names_the_pictures_of_a_folder(
     assert predictions[0]["name"] in first
     # The same command again finds it done; another one is told what differs.
     assert main([*command, *options, "--held-out", "5", "--geometry", "skip_early"]) == 0
-    assert "done before" in capsys.readouterr().err
+    assert "already done" in capsys.readouterr().err
     assert main([*command, *options, "--held-out", "6", "--geometry", "skip_early"]) == 1
     assert "begun with other settings: held_out 5, now 6" in capsys.readouterr().err
 
