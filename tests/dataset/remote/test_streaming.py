@@ -214,8 +214,8 @@ def test_an_index_that_is_not_the_manifests_is_refused(
 ) -> None:
     url = upload(source)
     change(url, "index/train.parquet", (hundred / "index" / "train.parquet").read_bytes())
-    with pytest.raises(FormatError, match=r"index/train.parquet: its sha256 is \w+, the manifest says"):
+    with pytest.raises(FormatError, match=r"index/train.parquet: its sha256 is \w+, but the manifest says"):
         LatentDataset(url)
     change(url, "index/train.parquet", b"PAR1 nothing of the kind")
-    with pytest.raises(FormatError, match=r"index/train.parquet: its sha256 is \w+, the manifest says"):
+    with pytest.raises(FormatError, match=r"index/train.parquet: its sha256 is \w+, but the manifest says"):
         LatentDataset(url)
