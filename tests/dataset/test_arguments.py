@@ -93,11 +93,6 @@ def test_what_is_no_state_is_said(root: Path, state: Any) -> None:
         loader.load_state_dict(state)
 
 
-def test_a_boolean_is_no_position(root: Path) -> None:
-    with pytest.raises(TypeError, match="a sample's position is an integer or a slice, not True"):
-        LatentDataset(root)[True]
-
-
 def test_integers_of_numpy_are_integers(root: Path) -> None:
     data = LatentDataset(root, seed=np.int64(1), num_threads=np.int32(1), shuffle=np.bool_(True))
     assert data.loader(batch_size=np.int64(3), num_workers=np.int64(0)).num_samples == 12

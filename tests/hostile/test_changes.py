@@ -47,7 +47,7 @@ def change(command: str, root: Path, whole: Path, within: Within, capsys: pytest
     said = capsys.readouterr()
     assert not set(STEERS) & set(said.out + said.err)
     if code:
-        assert said.err.startswith("walloc-data: ")
+        assert said.err.splitlines()[-1].startswith("walloc-data: ")  # lines of progress may come first
         assert published(root) == before, "an error changed the data set"
     return code
 
@@ -65,8 +65,12 @@ def test_rows_that_lie_are_neither_merged_nor_left_out_in_silence(
         assert main(["verify", str(root)]) == main(["verify", "merged"])
 
 
+# One kind of damage of each file; `benchmarks.fuzz` tries the others.
+DAMAGES = [name for name in mutations.MUTATIONS if name.endswith("_garbage") and not name.startswith("index_")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", mutations.MUTATIONS)
+@pytest.mark.parametrize("name", DAMAGES)
 def test_every_change_of_a_damaged_data_set_ends_with_a_result_or_one_error(
     name: str, root: Path, whole: Path, within: Within, capsys: pytest.CaptureFixture[str]
 ) -> None:

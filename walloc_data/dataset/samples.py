@@ -138,8 +138,6 @@ class LatentSamples(BatchSource, Dataset[Sample]):
 
     def _row(self, index: int) -> int:
         try:
-            if isinstance(index, bool | np.bool_):
-                raise TypeError
             row = operator.index(index)
         except TypeError:
             raise TypeError(
