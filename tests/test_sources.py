@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from walloc_data.errors import SourceError
 from walloc_data.sources import Source, open_source
 from walloc_data.sources.base import PackedStrings, json_value
+from walloc_data.sources.reading import read_file
 from walloc_data.sources.wds import expand_urls
 
 NUM = 7
@@ -451,3 +453,16 @@ def test_a_split_whose_labels_are_withheld_says_how_to_go_on() -> None:
     with pytest.raises(SourceError, match="the first label is -1, as in test splits without labels"):
         open_source(withheld)
     assert open_source(withheld, label_column="none").num_items == NUM
+
+
+def test_a_small_picture_takes_little_memory_to_read(tmp_path: Path) -> None:
+    """And not the two gigabytes that a picture may have at most."""
+    path = tmp_path / "a.png"
+    path.write_bytes(bytes(1000))
+    tracemalloc.start()
+    try:
+        data, _ = read_file(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    assert data == bytes(1000)

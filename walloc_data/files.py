@@ -21,6 +21,7 @@ __all__ = [
     "atomic_file",
     "check_regular",
     "open_regular",
+    "read_all",
     "read_regular",
     "real_path",
     "sync_file",
@@ -99,12 +100,27 @@ def read_regular(path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
         b'{'
     """
     with open_regular(path, max_bytes=max_bytes) as file:
-        # Not read(max_bytes), which would allocate as much. The file may be growing, or, as in /proc, report length 0.
-        data = file.read(os.fstat(file.fileno()).st_size + 1)
-        while len(data) <= max_bytes and (more := file.read(2**20)):
-            data += more
+        data = read_all(file, max_bytes=max_bytes)
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"more than {max_bytes} bytes; at most that many are read", os.fspath(path))
+    return data
+
+
+def read_all(file: BufferedReader, *, max_bytes: int) -> bytes:
+    """Return the bytes of an open file from its position on, and a few more than `max_bytes` of a longer one.
+
+    `file.read(max_bytes)` would allocate `max_bytes` first. The file may be growing, or report length 0 as in /proc.
+
+    Example:
+        >>> from walloc_data.files import open_regular, read_all
+        >>> with open_regular("my-latents/walloc.json") as file:
+        ...     data = read_all(file, max_bytes=2**20)
+        >>> data[:1]
+        b'{'
+    """
+    data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
+    while len(data) <= max_bytes and (more := file.read(2**20)):
+        data += more
     return data
 
 

@@ -9,11 +9,11 @@ import errno
 import os
 import time
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from walloc_data.errors import SourceError, UnreadableError
-from walloc_data.files import open_regular
+from walloc_data.files import open_regular, read_all
 
 __all__ = ["MAX_PICTURE_BYTES", "NotAFileError", "file_version", "open_file", "read_file", "unreadable"]
 
@@ -44,7 +44,7 @@ def unreadable(context: object, error: BaseException | str) -> UnreadableError:
     return found
 
 
-def open_file(path: Path, *, max_bytes: int | None = None) -> BinaryIO:
+def open_file(path: Path, *, max_bytes: int | None = None) -> BufferedReader:
     """Open a regular file for reading; pipes could block, and devices may have no end.
 
     Raises:
@@ -73,7 +73,7 @@ def read_file(path: Path, *, num_bytes: int | None = None) -> tuple[bytes, str]:
         try:
             with open_file(path, max_bytes=MAX_PICTURE_BYTES) as file:
                 status = os.fstat(file.fileno())
-                data = file.read(MAX_PICTURE_BYTES)
+                data = read_all(file, max_bytes=MAX_PICTURE_BYTES)
             break
         except OSError as error:
             if error.errno not in _ASK_AGAIN or attempt == MAX_ATTEMPTS:
