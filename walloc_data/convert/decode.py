@@ -82,7 +82,7 @@ def decode_dataset(
             if isinstance(error, WallocDataError):
                 raise
             if isinstance(error, FileExistsError | NotADirectoryError):
-                raise StorageError(f"{folder}: a file, or below one; choose a folder for the pictures") from error
+                raise StorageError(f"{folder}: a file, or below a file; choose a folder for the pictures") from error
             raise StorageError(
                 f"{folder}: cannot write pictures ({error.strerror or error}) after {len(written)} of them: check the "
                 "free space and the permissions"
