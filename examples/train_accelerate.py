@@ -21,9 +21,7 @@ def main(argv: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder or URL of an encoded data set")
     parser.add_argument("--train-split", default="train")
-    parser.add_argument(
-        "--val-split", help="split for validation (default: the first of val, validation, valid, dev, test)"
-    )
+    parser.add_argument("--val-split", help="default: the first of val, validation, valid, dev, test")
     parser.add_argument("--model", default="resnet18", help="name of a timm model")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=128, help="samples per process and step")

@@ -143,7 +143,10 @@ def test_preview_shows_the_originals_beside(
         (("encode", "{tmp}/nothing", "{tmp}/x"), "no such folder"),
         (("decode", "{encoded}", "-o", "{tmp}", "--split", "test"), "no split 'test'; it has ['train']"),
         (("decode", "{encoded}", "-o", "{tmp}", "--keys", "nokey"), "nokey"),
-        (("decode", "{encoded}", "-o", "{encoded}/walloc.json"), "walloc.json: a file, or below a file; choose a folder"),
+        (
+            ("decode", "{encoded}", "-o", "{encoded}/walloc.json"),
+            "walloc.json: a file, or below a file; choose a folder",
+        ),
         (("encode", "{folder}", "{tmp}/x", "--size", "0"), "size_px must be an integer in"),
         (("encode", "{folder}", "{tmp}/x", "--codec", "no-such-codec"), "no-such-codec"),
         (("encode", "{folder}", "{encoded}", "--size", "64", "--samples-per-shard", "16"), "size_px"),
