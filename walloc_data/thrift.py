@@ -23,8 +23,6 @@ def thrift_struct(data: bytes, place: int, *, depth: int = 0) -> tuple[dict[int,
         >>> thrift_struct(bytes([0x15, 0x06, 0x18, 0x02, 97, 98, 0x00]), 0)  # field 1 is 3, field 2 is "ab"
         ({1: 3, 2: b'ab'}, 7)
     """
-    if depth > _MAX_DEPTH:
-        raise FormatError("not a parquet file, or damaged: nested too deep")
     fields: dict[int, Any] = {}
     number = 0
     while (byte := data[place]) != 0:
@@ -43,18 +41,18 @@ def thrift_struct(data: bytes, place: int, *, depth: int = 0) -> tuple[dict[int,
 
 
 def _value(data: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
+    if depth > _MAX_DEPTH:
+        raise FormatError("not a parquet file, or damaged: nested too deep")
     if kind in (1, 2, 3):
         return data[place], place + 1
     if kind in (4, 5, 6):
         value, place = _integer(data, place)
         return _signed(value), place
-    if kind == 7:
-        return None, place + 8
-    if kind == 8:
-        length, place = _integer(data, place)
+    if kind in (7, 8):
+        length, place = (8, place) if kind == 7 else _integer(data, place)
         if place + length > len(data):
             raise IndexError(place)
-        return data[place : place + length], place + length
+        return data[place : place + length] if kind == 8 else None, place + length
     if kind in (9, 10):
         length, kind = data[place] >> 4, data[place] & 15
         place += 1

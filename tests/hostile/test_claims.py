@@ -221,6 +221,20 @@ def _small() -> bytes:
 PARQUET = _small()
 
 
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (bytes([0x19, 0xF7, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40]), IndexError),  # 2^41 doubles in no bytes
+        (bytes([0x19, 0xF8, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40]), IndexError),  # as many texts
+        (bytes([0x19]) * 5000, FormatError),  # lists of lists
+        (bytes([0x1C]) * 5000, FormatError),  # structs of structs
+    ],
+)
+def test_lists_and_depth_end_with_the_bytes_of_a_footer(data: bytes, error: type[Exception], within: Within) -> None:
+    with within(seconds=5, num_bytes=2**28), pytest.raises(error):
+        thrift_struct(data, 0)
+
+
 @given(st.binary(max_size=60), st.integers(0, 400), st.integers(0, 255))
 @settings(max_examples=150, deadline=None)
 def test_bytes_that_are_no_parquet_are_named(tail: bytes, place: int, value: int) -> None:
