@@ -9,32 +9,22 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from walloc_data.errors import MissingExtraError, StorageError
+from walloc_data.errors import StorageError
 from walloc_data.files import atomic_file, check_regular, read_regular, sync_folder
 from walloc_data.format import check_relative_path
-from walloc_data.storage.remote import Entry, etag_of, size_limit
+from walloc_data.storage.remote import S3_PROTOCOLS, Entry, etag_of, open_filesystem, size_limit
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry, reason
 from walloc_data.text import printable
 
 __all__ = ["Store"]
 
-Result = TypeVar("Result")
-
-_S3 = ("s3", "s3a")
 # Also what pathlib makes of a URL.
 _ONE_SLASH = re.compile(r"(?P<protocol>s3a?|gs|gcs|az|abfs|https?|hf):/(?!/)")
-_EXTRAS = {
-    "s3": ("s3fs", "s3"),
-    "gs": ("gcsfs", "gs"),
-    "gcs": ("gcsfs", "gs"),
-    "az": ("adlfs", "az"),
-    "abfs": ("adlfs", "az"),
-}
 
 # Clients that came through a fork. Their sockets are registered with the parent's epoll instance, which a fork shares:
 # finalising one here would unregister the parent's sockets, and the parent would wait for an answer it never sees.
@@ -75,7 +65,7 @@ class Store:
         self.root = os.fspath(url).rstrip("/") or "/"
         self.storage_options = dict(storage_options or {})
         self.max_attempts, self.retry_seconds = max_attempts, retry_seconds
-        self._tries = Retry(max_attempts, retry_seconds)
+        self._retry = Retry(max_attempts, retry_seconds)
         self.local_path: Path | None = None
         if slip := _ONE_SLASH.match(self.root):
             raise StorageError(f"{self.url}: did you mean {slip['protocol']}://{self.root[slip.end() :]}?")
@@ -104,7 +94,7 @@ class Store:
     @property
     def endpoint(self) -> str | None:
         """The address of an S3 store that is asked, where it is not Amazon's own; without credentials."""
-        if self._protocol not in _S3:
+        if self._protocol not in S3_PROTOCOLS:
             return None
         given = self.storage_options.get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL_S3")
         return str(given or os.environ.get("AWS_ENDPOINT_URL") or "").rpartition("@")[2] or None
@@ -112,7 +102,7 @@ class Store:
     @property
     def endpoint_remedy(self) -> str:
         """Return how an S3 store's address is chosen, to end a sentence about a URL that may be wrong."""
-        if self._protocol not in _S3:
+        if self._protocol not in S3_PROTOCOLS:
             return ""
         return (
             ", and AWS_ENDPOINT_URL" if self.endpoint else ", or set AWS_ENDPOINT_URL where the store is not Amazon's"
@@ -134,31 +124,11 @@ class Store:
     @property
     def _fs(self) -> Any:
         if self._remote is None or self._remote_pid != os.getpid():
-            import fsspec
-
             if self._remote is not None:
                 _inherited.append(self._remote)
-
-            try:
-                self._remote = self._client(fsspec)
-                self._remote_pid = os.getpid()
-            except ImportError as error:
-                package, extra = _EXTRAS.get(self._protocol, (self._protocol, self._protocol))
-                raise MissingExtraError(package, extra=extra, purpose=f"{self._protocol}:// storage") from error
-            except ValueError as error:
-                raise StorageError(f"{self.url}: no file system is known for {self._protocol}:// ({error})") from error
+            self._remote = open_filesystem(self._protocol, self.storage_options, url=self.url)
+            self._remote_pid = os.getpid()
         return self._remote
-
-    def _client(self, fsspec: Any) -> Any:
-        options = dict(self.storage_options)
-        if self._protocol in _S3:
-            # A try of ours was 25 requests of theirs, and a minute without a word.
-            given = options.get("config_kwargs") or {}
-            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **given}
-        client = fsspec.filesystem(self._protocol, skip_instance_cache=True, **options)
-        if self._protocol in _S3:
-            client.retries = 1
-        return client
 
     def _local(self, path: str) -> Path:
         assert self.local_path is not None  # noqa: S101
@@ -166,9 +136,6 @@ class Store:
 
     def _full(self, path: str) -> str:
         return f"{self.root}/{check_relative_path(path, context=self.url)}"
-
-    def _retry(self, action: Callable[[], Result], *, what: str) -> Result:
-        return self._tries(action, what=what)
 
     def _info(self, full: str) -> dict[str, Any]:
         self._fs.invalidate_cache(full)  # a listing that was cached before the file changed would lie
@@ -187,7 +154,7 @@ class Store:
         return bool(self._retry(lambda: self._is_there(full), what=f"looking for {full}"))
 
     def _is_there(self, full: str) -> bool:
-        if self._protocol not in _S3:
+        if self._protocol not in S3_PROTOCOLS:
             return bool(self._fs.exists(full))
         # A listing with the whole name as prefix. s3fs asks with HEAD, to which Swift answers 404 with a body, which no
         # answer to HEAD may have: clients then lose the connection instead of learning that there is no such object.
@@ -357,7 +324,7 @@ class Store:
 
     def sha256(self, path: str) -> str | None:
         """Return the SHA-256 that `publish` stored beside a file; None where there is none."""
-        if self._protocol not in _S3:
+        if self._protocol not in S3_PROTOCOLS:
             return None
         full = self._full(path)
         found = self._retry(lambda: self._fs.metadata(full), what=f"looking at {full}")
@@ -382,7 +349,7 @@ class Store:
             sync_folder(target.parent)
             return
         full = self._full(path)
-        beside = {"Metadata": {"sha256": sha256}} if sha256 is not None and self._protocol in _S3 else {}
+        beside = {"Metadata": {"sha256": sha256}} if sha256 is not None and self._protocol in S3_PROTOCOLS else {}
 
         def upload() -> None:
             self._fs.put_file(str(source), full, **beside)
