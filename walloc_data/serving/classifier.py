@@ -1,16 +1,9 @@
-"""Classification of pictures by a model of latents: encode with the codec of the model, then classify.
-
-The latent is rounded as in a conversion, so a picture gets exactly the score of its stored latent. `attach_codec`
-copies the encoder (about 10 kB) into the folder of a model, which is then all that serving needs.
-"""
+"""The classifier: pictures to latents to logits, and predictions with names."""
 
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,25 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from walloc_data.adapters import check_codec, latent_config, load_latent_model
-from walloc_data.codec import CodecInfo, WallocCodec, bundled_codecs, codec_folder, fetch_codec, load_codec, save_codec
-from walloc_data.errors import CodecError, ModelError, SourceError, UnreadableError
-from walloc_data.files import read_regular
+from walloc_data.adapters import check_codec, latent_config
+from walloc_data.errors import ModelError, SourceError
 from walloc_data.format import EncodeSettings, padding_for
-from walloc_data.pictures import (
-    MAX_FILE_BYTES,
-    PictureError,
-    crop_box,
-    decode_picture,
-    encoded_size,
-    resize_and_crop,
-)
-from walloc_data.sources import Sample, open_source
-from walloc_data.sources.folder import FolderSource
-from walloc_data.storage import DatasetLocation, Store, open_store
+from walloc_data.pictures import PictureError, crop_box, decode_picture, encoded_size, resize_and_crop
+from walloc_data.serving.files import picture_files, short_reason
 from walloc_data.transforms import CenterCrop, LatentOperators, Resize
 
-__all__ = ["PictureClassifier", "Prediction", "attach_codec", "load_classifier", "predict"]
+__all__ = ["PictureClassifier", "Prediction"]
 
 
 @dataclass(frozen=True)
@@ -191,11 +173,11 @@ class PictureClassifier(nn.Module):
         self._check_names_classes()
         chosen = settings or EncodeSettings()
         results: list[Prediction] = []
-        for name, read in _files(paths):  # one picture at a time, to bound memory
+        for name, read in picture_files(paths):  # one picture at a time, to bound memory
             try:
                 image = decode_picture(read(), settings=chosen)
             except (OSError, PictureError, SourceError) as error:
-                line = f"{name}: cannot be classified: {_reason(error, name=name)}"
+                line = f"{name}: cannot be classified: {short_reason(error, name=name)}"
                 if on_error is None:
                     raise SourceError(line) from error
                 on_error(line)
@@ -247,46 +229,6 @@ class _PlainClassifier(nn.Module):
         return logits
 
 
-def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Yield (name, function that reads the bytes) of files, and of the pictures in folders."""
-    for path in map(Path, paths):
-        if not path.is_dir():
-            yield str(path), partial(read_regular, path, max_bytes=MAX_FILE_BYTES)
-            continue
-        try:
-            source = open_source(path, label_column="none")
-        except SourceError as error:
-            yield str(path), partial(_raise, error)
-            continue
-        for index in range(source.num_items or 0):
-            try:
-                sample = source.read(index)
-            except SourceError as error:
-                yield str(error).partition(": ")[0], partial(_raise, error)
-                continue
-            yield str(path / sample.name), partial(_data, sample)
-        for special in source.special if isinstance(source, FolderSource) else ():  # refused with the kind of file
-            yield str(path / special), partial(read_regular, path / special, max_bytes=MAX_FILE_BYTES)
-
-
-def _raise(error: Exception) -> bytes:
-    raise error
-
-
-def _reason(error: Exception, *, name: str) -> str:
-    if isinstance(error, UnreadableError):
-        return error.reason
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).removeprefix(f"{name}: ")
-
-
-def _data(sample: Sample) -> bytes:
-    if sample.problem is not None:
-        raise PictureError(sample.problem)
-    return sample.data
-
-
 def _is_exporting() -> bool:
     """Return whether torch.export is tracing. Before torch 2.7 this is not distinguishable from torch.compile."""
     asked = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -309,119 +251,3 @@ def _reflected(length: int, before: int, after: int, *, device: torch.device) ->
     period = max(1, 2 * (length - 1))
     index = index.remainder(period)
     return torch.where(index < length, index, period - index)
-
-
-def attach_codec(folder: str | os.PathLike[str], *, dataset: DatasetLocation) -> Path:
-    """Copy the encoder of a data set into the folder of a saved model, as `codec/`.
-
-    Args:
-        folder: folder written by `save_latent_model`.
-        dataset: encoded data set or codec folder, local or remote.
-
-    Example:
-        >>> from walloc_data.adapters import load_latent_model, save_latent_model
-        >>> from walloc_data.serving import attach_codec
-        >>> folder = save_latent_model(load_latent_model("my-model"), "runs/first")
-        >>> attach_codec(folder, dataset="my-latents")
-        PosixPath('runs/first/codec')
-    """
-    codec, _ = _encoder_of(open_store(dataset))
-    model = load_latent_model(folder)
-    check_codec(model, codec.spec)
-    target = Path(folder) / "codec"
-    save_codec(codec, target)
-    if latent_config(model).view == "resize":
-        operators = LatentOperators.load(dataset, spec=codec.spec)
-        # Predictions need no flip operator.
-        replace(operators, rescalings=tuple(item for item in operators.rescalings if not item.mirrored)).save(target)
-    return target
-
-
-def _encoder_of(store: Store, *, device: str = "cpu") -> tuple[WallocCodec, CodecInfo]:
-    """Load the codec of a data set, or of a codec's folder, without its decoder."""
-    prefix = "codec/" if store.exists("codec/codec.json") else ""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = fetch_codec(store, scratch=Path(scratch), prefix=prefix, decoders=False)
-        return load_codec(folder, device=device, decoder=False)
-
-
-def load_classifier(
-    folder: str | os.PathLike[str], *, codec: DatasetLocation | None = None, device: str = "cpu"
-) -> PictureClassifier:
-    """Load a saved model with its codec.
-
-    Args:
-        folder: folder written by `save_latent_model`.
-        codec: codec as for `load_codec`, or a data set, local or remote, whose codec is used; None: `codec/` in the
-            model's folder, else a bundled codec with the same encoder.
-
-    Raises:
-        CodecError: no codec with the model's encoder is found.
-
-    Example:
-        >>> import skimage
-        >>> from walloc_data.serving import load_classifier
-        >>> [prediction] = load_classifier("my-model").predict([skimage.data.chelsea()[60:188, 100:228]])
-        >>> prediction.name
-        'cat'
-    """
-    model = load_latent_model(folder, device=device)
-    wanted = latent_config(model).codec
-    attached = Path(folder) / "codec"
-    if codec is not None:
-        candidates: list[DatasetLocation] = [codec]
-    else:
-        candidates = [attached] if (attached / "codec.json").is_file() else list(bundled_codecs())
-    for candidate in candidates:
-        store = _store_with_codec(candidate)
-        if store is not None:
-            loaded, info = _encoder_of(store, device=device)
-        else:
-            loaded, info = load_codec(cast(str | Path, candidate), device=device, decoder=False)
-        if info.encoder_sha256 == wanted.encoder_sha256 or codec is not None:
-            operators = None
-            if store is not None and latent_config(model).view == "resize":
-                operators = LatentOperators.load(store, spec=loaded.spec)
-            return PictureClassifier(model, loaded, operators=operators).eval()
-    raise CodecError(
-        f"{folder}: its model was trained on latents of codec {wanted.name!r} ({wanted.encoder_sha256[:12]}), which is "
-        "neither in the folder nor bundled: pass codec=, or attach_codec(folder, dataset=...)"
-    )
-
-
-def _store_with_codec(codec: DatasetLocation) -> Store | None:
-    """Return the store of a data set or codec folder; None for a published checkpoint, which is a file."""
-    if isinstance(codec, Store):
-        return codec
-    if (folder := codec_folder(codec if isinstance(codec, str) else Path(codec))) is not None:
-        return open_store(folder)
-    if "://" in str(codec):
-        return None if str(codec).endswith(".pth") else open_store(codec)
-    return open_store(codec) if (Path(codec) / "codec" / "codec.json").is_file() else None
-
-
-def predict(
-    checkpoint: str | os.PathLike[str],
-    pictures: Iterable[str | os.PathLike[str]],
-    *,
-    codec: DatasetLocation | None = None,
-    top: int = 5,
-    device: str = "cpu",
-    settings: EncodeSettings | None = None,
-    on_error: Callable[[str], None] | None = None,
-) -> list[Prediction]:
-    """Classify picture files with a saved model: `walloc-data predict CHECKPOINT PICTURES...`.
-
-    Args:
-        settings, on_error: how files are decoded, and what is done about those that cannot be, as in
-            `PictureClassifier.predict_files`.
-
-    Example:
-        >>> from walloc_data.serving import predict
-        >>> for prediction in predict("my-model", ["pictures/cat/0.jpg", "pictures/coffee/0.jpg"]):
-        ...     print(prediction)
-        pictures/cat/0.jpg: cat (...%)
-        pictures/coffee/0.jpg: coffee (...%)
-    """
-    classifier = load_classifier(checkpoint, codec=codec, device=device)
-    return classifier.predict_files(pictures, top=top, settings=settings, on_error=on_error)
