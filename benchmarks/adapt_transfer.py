@@ -15,7 +15,6 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,15 +24,15 @@ from torch.nn import functional as F
 
 from benchmarks.adapt_imagenet import (
     CELL_PX,
-    MODEL,
-    RESULTS,
     Validation,
     View,
+    common_parser,
     matched,
     print_line,
     shown_to,
     weights_file,
 )
+from benchmarks.adapt_plot import MODEL, load, results_path
 from benchmarks.results import machine_facts
 from benchmarks.train_example import encode_splits
 from walloc_data import LatentDataset, adapt_model
@@ -122,10 +121,7 @@ def build(arm: str, pixel: nn.Module, train: Pairs, views: PairedViews, *, view:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
-    parser.add_argument("--work", type=Path, required=True, help="scratch folder: encoded data sets and weights")
-    parser.add_argument("--name", required=True, help="name of the results file")
+    parser = common_parser(__doc__)
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument(
         "--epochs", type=int, nargs="+", default=[1, 3], help="numbers of epochs, each in a separate run"
@@ -134,7 +130,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--head-lr", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int)
     return parser.parse_args(argv)
 
 
@@ -143,8 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     view = View.of(args.seen_px)
-    log = RESULTS / f"transfer-{args.name}.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    lines = load("transfer", args.name)
     latents = args.work / f"latents-{args.name}-{view.stored_px}"
     encode_splits(args.pictures, latents, size_px=view.stored_px, codec=None)
     data = LatentDataset(latents, split="train")
@@ -168,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
             right = (logits.argmax(1) == labels).float().mean()
             line |= {"loss": round(loss, 4), "accuracy": round(100 * float(right), 2)}
             line |= {"seconds": round(time.monotonic() - begun), "machine": machine_facts()["cpu"]}
-            with log.open("a") as file:
+            with results_path("transfer", args.name).open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print_line(f"{arm}, {epochs} epochs: {line['accuracy']:.2f} %")
 

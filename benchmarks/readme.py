@@ -373,7 +373,7 @@ def learning_row() -> tuple[str, str, str, str]:
 
 
 ADAPT = "python -m benchmarks.adapt_imagenet PICTURES --work SCRATCH --name imagewoof"
-TRANSFER = "python -m benchmarks.adapt_transfer PICTURES --work SCRATCH --name imagewoof"
+TRANSFER = "python -m benchmarks.adapt_transfer PICTURES --work SCRATCH --name imagewoof --epochs 1"
 
 
 def adapted() -> dict[str, tuple[str, str]]:
@@ -388,7 +388,10 @@ def adapted() -> dict[str, tuple[str, str]]:
         "adapt": (table(seen, adapt_plot.frozen_rows("imagewoof", arms=adapt_plot.README_ARMS)), ""),
         "adapt_all": (table(seen, adapt_plot.frozen_rows("imagewoof")), f"{ADAPT} --stem-epochs 2 --epochs 0"),
         "adapt_others": (table(others, adapt_plot.other_rows()), f"{lite2}`\n\n`{nette}"),
-        "adapt_sizes": (table(sizes, adapt_plot.size_rows("imagewoof")), f"{ADAPT} --seen-px 160"),
+        "adapt_sizes": (
+            table(sizes, adapt_plot.size_rows("imagewoof")),
+            f"{ADAPT} --seen-px 160`\n\n`{ADAPT} --seen-px 176",
+        ),
         "adapt_transfer": (
             table(adapt_plot.transfer_header("imagewoof"), adapt_plot.transfer_rows("imagewoof")),
             TRANSFER,
