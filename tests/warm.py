@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,10 @@ class Popen:
     def __enter__(self) -> "Popen":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the pipes, which would warn in a later test, and wait; after an error, kill the process first."""
+        if kind is not None:
+            self.kill()
         for pipe in (self.stdin, self.stdout, self.stderr):
             if pipe is not None:
                 pipe.close()
@@ -175,19 +179,9 @@ def run(
         subprocess.CalledProcessError: with `check`, its exit code is not 0; what it printed is in the message.
         subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was killed.
     """
-    process = Popen(
-        arguments,
-        stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=env,
-        cwd=cwd,
-    )
-    try:
+    stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+    with Popen(arguments, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=cwd) as process:
         out, err = process.communicate(input, timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
     code = process.wait()
     if check and code:
         raise AssertionError(f"exit code {code} of {process.args}:\n{out}\n{err}")
@@ -230,11 +224,10 @@ def launch(
         for of_rank in of_ranks
     ]
     outputs = []
-    try:
+    with ExitStack() as stack:
+        for process in processes:
+            stack.enter_context(process)
         for process in processes:
             outputs.append(process.communicate(timeout=timeout)[0][-4000:])
-    finally:
-        for process in processes:
-            process.kill()
     codes = [process.returncode for process in processes]
     assert not any(codes), f"exit codes {codes} of {arguments}:\n" + "\n".join(outputs)

@@ -2,7 +2,8 @@
 
 Torch takes four seconds of a processor to import, more than most tests of whole programs take without it. The fork has
 nothing else imported, but for the modules that the server's arguments name, and is its own process in every other way:
-it has its own streams, environment, folder and signals, and ends as any Python does.
+it has its own streams, environment, folder and signals, and ends as any Python does. Ctrl-C interrupts it even where
+the test run ignores that signal, as whatever a script starts in the background does.
 """
 
 import atexit
@@ -63,6 +64,7 @@ def serve(connection: socket.socket) -> dict[str, Any]:
 
 def become(request: dict[str, Any]) -> None:
     """Run the program of a request as `python ARGUMENTS` would."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if request["new_session"]:
         os.setsid()
     os.environ.clear()
