@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.adapt_imagenet import MODEL, PACKAGE, weights_file
+from benchmarks.adapt_arms import PACKAGE, weights_file
+from benchmarks.adapt_plot import MODEL
 from walloc_data import adapt_model, encode_dataset
 from walloc_data.adapting import AdaptConfig
 from walloc_data.cli import main
@@ -17,7 +18,7 @@ from walloc_data.cli import main
 def test_closed_forms_alone_keep_most_of_an_imagenet_classifier(imagenette_folder, tmp_path, capsys):
     from skimage import data
 
-    latents, weights = tmp_path / "latents", weights_file(tmp_path)
+    latents, weights = tmp_path / "latents", weights_file(tmp_path, MODEL)
     encode_dataset(imagenette_folder, latents, size_px=160, progress=False)
     shared = {"stem_blocks": 0, "stem_channels": 24, "stem_kernel_cells": 3, "epochs": 0.0, "stem_epochs": 0.0}
     errors = {}

@@ -241,13 +241,7 @@ def _adapt(
     )
     run = Distillation(model, pixel, pairs, views, rows, mean=mean, std=std, config=config)
     log(f"{summarize(model)}; {len(rows)} pictures to learn from, {len(held)} held out; stages {', '.join(run.stages)}")
-    state = None if run_folder is None else run_folder.load()
-    if state is not None:
-        run.load(state)
-        log(f"resuming at step {run.step} of {run.num_steps}")
-    elif run.model.stem_site.feeds is None:
-        _fold(run, rows[: config.fold_pictures], log=log)
-    _train(run, whole, rows[: config.match_pictures], config=config, run_folder=run_folder, log=log)
+    train(run, whole, rows, run_folder=run_folder, log=log)
     report = compare(run, held, views=whole, seconds=time.monotonic() - begun)
     name_classes(model, data, num_classes=num_classes)
     log(str(report))
@@ -301,24 +295,34 @@ def _match(run: Distillation, views: PairedViews, rows: npt.NDArray[Any], *, log
     log(f"matched {count} normalisation layers to the pixel model's, on {len(rows)} pictures")
 
 
-def _train(
-    run: Distillation,
-    views: PairedViews,
-    rows: npt.NDArray[Any],
-    *,
-    config: AdaptConfig,
-    run_folder: RunFolder | None,
-    log: Log,
+def train(
+    run: Distillation, whole: PairedViews, rows: npt.NDArray[Any], *, run_folder: RunFolder | None, log: Log
 ) -> None:
-    """Distill; layers are matched once the stem has been trained."""
+    """Fold the stem or resume, then distill; layers are matched once the stem has been trained.
+
+    Args:
+        run: the run, at its beginning.
+        whole: views of complete pictures, for matching.
+        rows: rows of the split, shuffled; the first serve for folding and matching.
+        run_folder: folder of checkpoints.
+        log: receives each line of progress.
+    """
+    config = run.config
+    state = None if run_folder is None else run_folder.load()
+    if state is not None:
+        run.load(state)
+        log(f"resuming at step {run.step} of {run.num_steps}")
+    elif run.model.stem_site.feeds is None:
+        _fold(run, rows[: config.fold_pictures], log=log)
+    matched = rows[: config.match_pictures]
     saved = said = time.monotonic()
     errors: list[tuple[float, float]] = []
     first = run.step
     if run.step == run.lengths["stem"] == 0:
-        _match(run, views, rows, log=log)
+        _match(run, whole, matched, log=log)
     for progress in distill(run):
         if progress.step == run.lengths["stem"]:
-            _match(run, views, rows, log=log)
+            _match(run, whole, matched, log=log)
         errors.append((progress.feature_error, progress.divergence or 0.0))
         now = time.monotonic()
         if run_folder is not None and (now - saved >= config.checkpoint_seconds or progress.step == progress.num_steps):

@@ -25,7 +25,7 @@ class AdaptConfig:
             crops of more sizes; None: input_cells.
         stem_linear: use a stem of one linear layer of full rank.
         stem_blocks: otherwise, residual blocks of the stem (`ResidualStem`); 0 is a linear map of rank stem_channels;
-            None: 0 without training, else 2.
+            None: 0 if the stem can be folded, else 2.
         stem_channels: channels of such a stem; None: 48 without blocks, else 96.
         stem_kernel_cells: kernel size of the stem; None: the family's.
         model_kwargs: arguments of `timm.create_model` for both models (depth, window_size, ...).
@@ -34,7 +34,8 @@ class AdaptConfig:
         epochs: epochs that train the full model afterwards; None: 0 if the stem is folded, else 4.
         batch_size: pictures per step.
         stem_lr: peak learning rate of the new layers in the first phase and, times `new_lr_scale`, in the second.
-        lr: peak learning rate of the other layers.
+        lr: peak learning rate of the other layers. With 5e-5, two epochs took EfficientNet-Lite0 on latents from 91.7
+            to 93.6 % among ten classes (benchmarks/README.md).
         weight_decay: weight decay of kernels and matrices (AdamW).
         feature_weight: weight of the relative errors of features, relative to the divergence of the logits.
         temperature: temperature of the logits.
@@ -66,7 +67,7 @@ class AdaptConfig:
     epochs: float | None = None
     batch_size: int = 32
     stem_lr: float = 2e-3
-    lr: float = 2e-4
+    lr: float = 5e-5
     new_lr_scale: float = 0.5
     weight_decay: float = 0.02
     feature_weight: float = 1.0
@@ -100,7 +101,7 @@ class AdaptConfig:
         """Return these settings with the defaults filled in."""
         stem_epochs = self.stem_epochs if self.stem_epochs is not None else (0.0 if foldable else 1.0)
         epochs = self.epochs if self.epochs is not None else (0.0 if foldable else 4.0)
-        blocks = self.stem_blocks if self.stem_blocks is not None else (2 if stem_epochs or epochs else 0)
+        blocks = self.stem_blocks if self.stem_blocks is not None else (0 if foldable else 2)
         channels = self.stem_channels if self.stem_channels is not None else (96 if blocks else 48)
         return replace(self, stem_epochs=stem_epochs, epochs=epochs, stem_blocks=blocks, stem_channels=channels)
 

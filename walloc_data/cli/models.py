@@ -278,7 +278,12 @@ def _adapt_arguments(parser: Parser) -> None:
         help="side of the input latents in cells (default: chosen by the model's input size)",
     )
     add("--train-cells", type=int, metavar="N", help="side of the latents during training (default: --input-cells)")
-    add("--stem-blocks", type=int, metavar="N", help="residual blocks of the stem (default: 2; 0 if untrained)")
+    add(
+        "--stem-blocks",
+        type=int,
+        metavar="N",
+        help="residual blocks of the stem (default: 0 if it can be folded, else 2)",
+    )
     add("--stem-channels", type=int, metavar="N", help="channels of the stem (default: 96, or 48 without blocks)")
     add(
         "--stem-kernel-cells",
@@ -299,7 +304,7 @@ def _adapt_arguments(parser: Parser) -> None:
         help="epochs that train the full model (default: 0 if the stem is folded, else 4)",
     )
     add("--batch-size", type=int, metavar="N", help="pictures per step (default: 32)")
-    add("--lr", type=float, metavar="X", help="peak learning rate of the pretrained layers (default: 2e-4)")
+    add("--lr", type=float, metavar="X", help="peak learning rate of the pretrained layers (default: 5e-5)")
     add("--stem-lr", type=float, metavar="X", help="peak learning rate of the new layers (default: 2e-3)")
     add("--held-out", type=int, metavar="N", help="pictures held out for the report (default: 500)")
     add("--seed", type=int, metavar="N", help="random seed (default: 0)")
