@@ -53,7 +53,7 @@ ADAPTED = {
     "folded, matched, rank 48": Adapted(stem_blocks=0, stem_channels=48),
     "imitating": Adapted(stem_blocks=2, trained=True),
     "imitating, rank 24": Adapted(stem_blocks=0, stem_channels=24, stem_kernel_cells=3, trained=True),
-    "imitating, skip_early": Adapted("skip_early", stem_blocks=3, stem_channels=96, trained=True),
+    "imitating, skip_early": Adapted("skip_early", stem_blocks=2, stem_channels=64, trained=True),
 }
 # Reduced pixels, as many values as latents have, with the stem and the training of an arm of latents.
 REDUCED = {f"reduced pixels, {arm}": ADAPTED[arm] for arm in ("folded, matched, rank 24", "imitating, rank 24")}

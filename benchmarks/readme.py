@@ -381,12 +381,15 @@ def adapted() -> dict[str, tuple[str, str]]:
     count = adapt_plot.load("adapt", "imagewoof")[0]["pictures"]
     seen = (f"{count:,} pictures of Imagewoof, 224 px", "among ten, %", "of 1000, %", "GMAC")
     sizes = ("among ten / of 1000, %", "GMAC", *(label for _, label in adapt_plot.DRAWN.values()))
-    others = ("among ten / of 1000, %", "pictures", *adapt_plot.README_ARMS.values())
+    others = ("among ten / of 1000, %", "pictures", *adapt_plot.OTHERS_ARMS.values())
     nette = f"{ADAPT.replace('imagewoof', 'imagenette')} --seen-px 160 --stored-px 160"
     lite2 = f"{ADAPT} --model tf_efficientnet_lite2 --every 3"
     return {
         "adapt": (table(seen, adapt_plot.frozen_rows("imagewoof", arms=adapt_plot.README_ARMS)), ""),
-        "adapt_all": (table(seen, adapt_plot.frozen_rows("imagewoof")), f"{ADAPT} --stem-epochs 2 --epochs 0"),
+        "adapt_all": (
+            table(seen, adapt_plot.frozen_rows("imagewoof")),
+            f"{ADAPT}`\n\n`{ADAPT} --arms imitating --stem-epochs 2 --epochs 0 --lr 2e-4",
+        ),
         "adapt_others": (table(others, adapt_plot.other_rows()), f"{lite2}`\n\n`{nette}"),
         "adapt_sizes": (
             table(sizes, adapt_plot.size_rows("imagewoof")),
@@ -394,7 +397,7 @@ def adapted() -> dict[str, tuple[str, str]]:
         ),
         "adapt_transfer": (
             table(adapt_plot.transfer_header("imagewoof"), adapt_plot.transfer_rows("imagewoof")),
-            TRANSFER,
+            f"{TRANSFER} --seen-px 160`\n\n`{TRANSFER} --seen-px 224",
         ),
     }
 
