@@ -1,5 +1,9 @@
 """A data set is named by its path or URL, or given as a store that is open already."""
 
+import os
+import sys
+import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ from walloc_data.convert import dataset_info
 from walloc_data.errors import StorageError
 from walloc_data.maintain import append_dataset, remove_split
 from walloc_data.report import add_preview, report
-from walloc_data.storage import Store
+from walloc_data.storage import DaemonThreads, OpenShards, Store, shards
 
 
 def test_functions_take_a_store_where_they_take_a_path(tmp_path: Path) -> None:
@@ -38,6 +42,74 @@ def test_a_url_with_one_slash_is_no_local_folder(url: str | Path) -> None:
     for function in (LatentDataset, Store):
         with pytest.raises(StorageError, match=r"^s3:/bucket/x: did you mean s3://bucket/x\?$"):
             function(url)
+
+
+@pytest.mark.parametrize("url", ["", "s3://", "s3:///", "gs://", "file://"])
+def test_a_url_that_names_nothing_is_neither_the_root_of_the_disk_nor_a_folder(url: str) -> None:
+    with pytest.raises(StorageError, match=rf"^'{url}' names no folder and no bucket: is a variable empty"):
+        Store(url)
+
+
+def test_the_root_of_the_disk_is_a_folder_too() -> None:
+    for url in ("/", "//", "file:///"):
+        assert Store(url).local_path in (Path("/"), Path("//"))
+
+
+def test_a_url_with_one_slash_shows_no_credentials() -> None:
+    with pytest.raises(StorageError, match=r"^s3://\.\.\.: credentials do not belong in a URL"):
+        Store("s3:/key:secret@bucket/x")
+
+
+def test_a_pipe_in_a_data_set_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(StorageError, match="/a: a named pipe, not a file"):
+        Store(tmp_path).read_range("a", start=0, num_bytes=10)
+
+
+def test_a_range_beyond_the_end_takes_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    store = Store(tmp_path)
+    tracemalloc.start()
+    assert store.read_range("a", start=4, num_bytes=2**34) == b"456789"
+    assert store.read_range("a", start=20, num_bytes=5) == b""
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+def test_a_store_tries_at_least_once() -> None:
+    with pytest.raises(StorageError, match="max_attempts must be at least 1, not 0"):
+        Store("s3://bucket/x", max_attempts=0)
+
+
+def test_pools_of_shards_are_made_while_another_thread_closes_shards() -> None:
+    done, errors, interval = threading.Event(), [], sys.getswitchinterval()
+    pools = [OpenShards() for _ in range(2000)]
+
+    def close() -> None:
+        try:
+            while not done.is_set():
+                shards._close_to(10)
+        except RuntimeError as error:  # was "Set changed size during iteration"
+            errors.append(error)
+
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=close)
+    thread.start()
+    try:
+        pools += [OpenShards() for _ in range(4000)]
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert errors == []
+
+
+def test_closed_threads_take_no_work() -> None:
+    threads = DaemonThreads(1, name="reader")
+    assert threads.submit(pow, 2, 5).result(timeout=10) == 32
+    threads.close()
+    with pytest.raises(RuntimeError, match="the threads 'reader' were closed"):
+        threads.submit(pow, 2, 5)
 
 
 def test_a_store_inside_another_is_opened_in_the_same_way() -> None:

@@ -269,7 +269,7 @@ def test_retries_stop_and_name_the_last_reason(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("7", 7.0), ("0", 0.0), ("a date in 100 s", 100.0), ("soon", None)],
+    [("7", 7.0), ("0", 0.0), ("a date in 100 s", 100.0), ("soon", None), ("²", None)],
 )
 def test_a_server_says_how_long_to_wait(header: str, seconds: float | None) -> None:
     if header == "a date in 100 s":
@@ -337,6 +337,8 @@ def test_a_web_server_is_a_store_too(tmp_path: Path) -> None:
         assert (tmp_path / "b").read_bytes() == b"abc"
         with pytest.raises(StorageError, match=r"reading http://.*/nothing: FileNotFoundError"):
             store.read_bytes("nothing", max_bytes=3)
+        with pytest.raises(StorageError, match=r"fetching http://.*/nothing: FileNotFoundError"):
+            store.download("nothing", tmp_path / "b", max_bytes=3)  # the page of the error is longer
     finally:
         server.shutdown()
         server.server_close()

@@ -10,6 +10,7 @@ import torch
 
 from walloc_data import LatentDataset
 from walloc_data.cli import main
+from walloc_data.errors import StorageError
 from walloc_data.storage import cache_contents, clear_cache
 
 
@@ -93,3 +94,5 @@ def test_the_cache_is_listed_and_cleared_and_nothing_else_is(
     assert [(folder / kind / "mine.txt").exists() for kind in ("arrays", "index", "shards")] == [True] * 3
     assert len(LatentDataset(hundred, cache="array", cache_folder=folder)[:3]) == 3  # made anew
     assert [found.num_bytes for found in cache_contents(tmp_path / "nowhere")] == [0, 0, 0]
+    with pytest.raises(StorageError, match=r"^a cache has no shard: its kinds are shards, arrays, index$"):
+        clear_cache(folder, kinds=["shard"])

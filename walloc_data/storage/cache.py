@@ -119,7 +119,7 @@ class ShardCache:
         return f"ShardCache({str(self.folder)!r}, max_bytes={self.max_bytes})"
 
     def path(self, record: ShardRecord) -> Path:
-        """Return the path of a shard in the cache, or None."""
+        """Return where a shard is in the cache, or will be once it is downloaded."""
         return self.folder / "shards" / f"{record.sha256}.tar"
 
     def open(self, store: Store, record: ShardRecord) -> ShardFile:
@@ -221,7 +221,9 @@ class ShardCache:
         while True:
             with file_lock(self.folder / "locks" / "room.lock"):
                 reserved, finished = 0, []
-                for entry in os.scandir(self.folder / "shards"):
+                with os.scandir(self.folder / "shards") as found:
+                    entries = list(found)
+                for entry in entries:
                     if match := _PARTIAL.fullmatch(entry.name):
                         # Left by a killed process: this process holds the lock of that shard.
                         mine = match["sha256"] == record.sha256

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from walloc_data.errors import StorageError
 from walloc_data.storage.cache import cache_errors, default_cache_folder
 
 __all__ = ["CacheContents", "cache_contents", "clear_cache"]
@@ -52,9 +53,10 @@ def _items(folder: Path, kind: str) -> list[Path]:
 def _size(item: Path) -> int:
     """Return the bytes on disk of a file, or of the files in a folder."""
     num_bytes = 0
-    for path in item.iterdir() if item.is_dir() else [item]:
-        with suppress(FileNotFoundError):  # just evicted
-            num_bytes += path.lstat().st_size
+    with suppress(FileNotFoundError):  # deleted by another process
+        for path in item.iterdir() if item.is_dir() else [item]:
+            with suppress(FileNotFoundError):
+                num_bytes += path.lstat().st_size
     return num_bytes
 
 
@@ -83,11 +85,20 @@ def clear_cache(
     Only files with names of the cache are deleted. A running process can still read the files that it has open, and
     downloads others again. Stop processes that use ``cache="array"`` first.
 
+    Args:
+        folder: folder of the cache; None: `default_cache_folder()`.
+        kinds: "shards", "arrays", "index", or several of them.
+
+    Raises:
+        StorageError: a kind is unknown, or a file cannot be deleted.
+
     Example:
         >>> from walloc_data.storage import clear_cache
         >>> sum(found.num_bytes for found in clear_cache("cache", kinds=["shards"]))
         0
     """
+    if unknown := sorted(set(kinds) - set(_OURS)):
+        raise StorageError(f"a cache has no {', '.join(unknown)}: its kinds are {', '.join(_OURS)}")
     root = default_cache_folder() if folder is None else Path(folder).expanduser()
     removed = []
     for kind in _OURS:

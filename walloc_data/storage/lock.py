@@ -11,7 +11,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,13 +158,12 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[HeldLock | None]:
     from filelock import FileLock, Timeout
 
     place, beside = lock_path(path)
-    lock = FileLock(place)
-    try:
+    lock, held = FileLock(place), None
+    with suppress(Timeout):
         lock.acquire(blocking=wait)
-    except Timeout:
-        yield None
-        return
+        held = HeldLock(beside)
     try:
-        yield HeldLock(beside)
+        yield held
     finally:
-        lock.release()
+        if held is not None:
+            lock.release()

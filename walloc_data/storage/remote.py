@@ -57,6 +57,9 @@ def size_limit(full: str, max_bytes: int | None) -> Any:
     from fsspec.callbacks import Callback
 
     class Limit(Callback):  # type: ignore[misc]
+        def set_size(self, size: int | None) -> None:
+            self.size = size  # not compared yet: it may be of the page that a web server sends with an error
+
         def call(self, *_: Any, **__: Any) -> None:
             if max_bytes is not None and max(self.size or 0, self.value) > max_bytes:
                 raise StorageError(

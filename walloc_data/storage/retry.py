@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 from walloc_data.errors import StorageError, WallocDataError
 from walloc_data.text import printable
 
-__all__ = ["DEFAULT_RETRY_SECONDS", "Retry", "error_chain", "is_retryable", "reason", "remedy", "retry_after_s"]
+__all__ = [
+    "DEFAULT_RETRY_SECONDS", "Retry", "error_chain", "is_absence", "is_retryable", "reason", "remedy", "retry_after_s",
+]  # fmt: skip
 
 Result = TypeVar("Result")
 
@@ -72,10 +74,18 @@ class Retry:
     max_seconds: float = DEFAULT_RETRY_SECONDS
     _logged_at: float = field(default=float("-inf"), repr=False)
 
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise StorageError(f"max_attempts must be at least 1, not {self.max_attempts}")
+
     def __call__(self, action: Callable[[], Result], *, what: str) -> Result:
         """Run an action until it succeeds, fails with a permanent error, or has used all attempts.
 
         The first retry is logged, at most once a minute.
+
+        Args:
+            action: function to call, which raises any exception on failure.
+            what: description of the request for messages, such as "reading s3://bucket/my-latents/walloc.json".
 
         Raises:
             StorageError: the message has `what`, the last reason, and the remedy if known.
@@ -156,23 +166,40 @@ def is_retryable(error: BaseException) -> bool:
         return True
     if answer.status is not None and (300 <= answer.status < 500 or answer.status == 501):
         return answer.status in _ASK_AGAIN_STATUS
+    if isinstance(error, FileNotFoundError):
+        return not is_absence(error)
     return not isinstance(error, _FINAL) and type(error).__name__ not in _FINAL_NAMES
+
+
+def is_absence(error: BaseException) -> bool:
+    """Return whether an error says that a file is not there.
+
+    fsspec's HTTP client raises FileNotFoundError for every failure to learn a file's size; its cause tells them apart.
+    """
+    if not isinstance(error, FileNotFoundError):
+        return False
+    status = _answer(error).status
+    if status is not None:
+        return status in (404, 410)
+    return error.__cause__ is None or isinstance(error.__cause__, _FINAL)
 
 
 def retry_after_s(error: BaseException) -> float | None:
     """Return the seconds to wait, from the server's Retry-After header (seconds or a date)."""
     headers = {str(name).lower(): value for name, value in _answer(error).headers.items()}
     value = str(headers.get("retry-after", "")).strip()
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time()) if value else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
 def reason(error: BaseException) -> str:
     """Return one line about an error, with its remedy if known."""
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None and not is_absence(error):
+        return reason(error.__cause__)
     name = type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:  # of the system; the caller names the file
         return error.strerror

@@ -131,7 +131,8 @@ class OpenShards:
     def __init__(self, *, most: int | None = None) -> None:
         self.most = most
         self._open: OrderedDict[int, tuple[int, ShardFile]] = OrderedDict()  # (last used, shard)
-        _all.add(self)
+        with _lock():  # `_close_to` iterates over it in other threads
+            _all.add(self)
 
     def __reduce__(self) -> tuple[Callable[[int | None], "OpenShards"], tuple[int | None]]:
         return _again, (self.most,)  # open files cannot be pickled

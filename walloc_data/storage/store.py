@@ -5,6 +5,7 @@ gets here, and `Store` refuses it again. Credentials and endpoints come from whe
 (environment, ~/.aws, ...) or from `storage_options`; they never appear in `url`, messages or logs.
 """
 
+import io
 import os
 import re
 import shutil
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from walloc_data.errors import StorageError
-from walloc_data.files import atomic_file, check_regular, read_regular, sync_folder
+from walloc_data.files import atomic_file, check_regular, open_regular, read_regular, sync_folder
 from walloc_data.format import check_relative_path
 from walloc_data.storage.remote import S3_PROTOCOLS, Entry, etag_of, open_filesystem, size_limit
-from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry, reason
+from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry, is_absence, reason
 from walloc_data.text import printable
 
 __all__ = ["Store"]
@@ -62,20 +63,28 @@ class Store:
         max_attempts: int = 12,
         retry_seconds: float = DEFAULT_RETRY_SECONDS,
     ) -> None:
-        self.root = os.fspath(url).rstrip("/") or "/"
+        given = os.fspath(url)
+        protocol, separator, rest = given.partition("://")
+        slip = None if separator else _ONE_SLASH.match(given)
+        if slip is not None:
+            protocol, rest = slip["protocol"], given[slip.end() :]
+        is_local = not separator and slip is None
+        if not is_local and "@" in rest.partition("/")[0]:
+            raise StorageError(
+                f"{protocol}://...: credentials do not belong in a URL; use the environment or storage_options"
+            )
+        # Without this check, "" would be the root of the disk, and "s3://" a folder here of the name "s3:".
+        if not (given if is_local else rest if protocol == "file" else rest.strip("/")):
+            raise StorageError(f"{given!r} names no folder and no bucket: is a variable empty that it was made from?")
+        self.root = given if separator and not rest.strip("/") else given.rstrip("/") or "/"
+        if slip is not None:
+            raise StorageError(f"{self.url}: did you mean {protocol}://{self.root[slip.end() :]}?")
         self.storage_options = dict(storage_options or {})
         self.max_attempts, self.retry_seconds = max_attempts, retry_seconds
         self._retry = Retry(max_attempts, retry_seconds)
         self.local_path: Path | None = None
-        if slip := _ONE_SLASH.match(self.root):
-            raise StorageError(f"{self.url}: did you mean {slip['protocol']}://{self.root[slip.end() :]}?")
-        protocol, separator, rest = self.root.partition("://")
-        if not separator or protocol == "file":
-            self.local_path = Path(rest if separator else self.root).expanduser()
-        elif "@" in rest.partition("/")[0]:
-            raise StorageError(
-                f"{protocol}://...: credentials do not belong in a URL; use the environment or storage_options"
-            )
+        if is_local or protocol == "file":
+            self.local_path = Path(self.root if is_local else rest).expanduser()
         self._protocol = protocol
         self._remote: Any = None
         self._remote_pid = 0
@@ -155,7 +164,12 @@ class Store:
 
     def _is_there(self, full: str) -> bool:
         if self._protocol not in S3_PROTOCOLS:
-            return bool(self._fs.exists(full))
+            try:  # `exists` of some fsspec file systems is False whatever the error is
+                return bool(self._info(full)["type"] != "directory")
+            except FileNotFoundError as error:
+                if not is_absence(error):
+                    raise
+                return False
         # A listing with the whole name as prefix. s3fs asks with HEAD, to which Swift answers 404 with a body, which no
         # answer to HEAD may have: clients then lose the connection instead of learning that there is no such object.
         parent, _, name = full.rpartition("/")
@@ -173,7 +187,16 @@ class Store:
             except OSError as error:
                 raise StorageError(f"{self.location(path)}: {reason(error)}") from error
         full = self._full(path)
-        data = bytes(self._retry(lambda: self._fs.cat_file(full, start=0, end=max_bytes + 1), what=f"reading {full}"))
+
+        def read() -> bytes:
+            if self._protocol not in ("http", "https"):
+                return bytes(self._fs.cat_file(full, start=0, end=max_bytes + 1))
+            # A web server may ignore the range, and cat_file would then hold all that it sends.
+            buffer = io.BytesIO()
+            self._fs.get_file(full, buffer, callback=size_limit(self.location(path), max_bytes))
+            return buffer.getvalue()
+
+        data = self._retry(read, what=f"reading {full}")
         if len(data) > max_bytes:
             raise StorageError(f"{self.location(path)}: more than {max_bytes} bytes; at most that many are read here")
         return data
@@ -261,9 +284,10 @@ class Store:
         """Return bytes [start, start + num_bytes) of a file, fewer at its end."""
         if self.local_path is not None:
             try:
-                with self._local(path).open("rb") as file:
+                with open_regular(self._local(path)) as file:
                     file.seek(start)
-                    return file.read(num_bytes)
+                    # `read` allocates what it is asked for, also beyond the end of the file.
+                    return file.read(max(0, min(num_bytes, os.fstat(file.fileno()).st_size - start)))
             except OSError as error:
                 raise StorageError(f"{self.location(path)}: {reason(error)}") from error
         full, end = self._full(path), start + num_bytes

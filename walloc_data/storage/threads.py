@@ -37,7 +37,13 @@ class DaemonThreads:
         self._closed = False
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
-        """Run a function when a thread is free."""
+        """Run a function when a thread is free.
+
+        Raises:
+            RuntimeError: after `close`.
+        """
+        if self._closed:
+            raise RuntimeError(f"the threads {self.name!r} were closed, so that nothing runs {function}")
         future: Future[Result] = Future()
         self._waiting.put((future, lambda: function(*arguments)))
         if len(self._threads) < self.num_threads:
