@@ -1,5 +1,6 @@
 """Arguments of a wrong kind are one error that names the argument and its value."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def test_an_argument_of_a_data_set(root: Path, arguments: dict[str, Any], messag
             "weights must be 2 numbers, one per data set, not 'ab'",
         ),
         (lambda data: LatentMixture([data], seed="a"), "seed must be an integer, not 'a'"),
+        (lambda data: LatentMixture([data], num_samples=0), "num_samples must be at least 1, not 0"),
     ],
 )
 def test_an_argument_of_a_part_a_loader_or_a_mixture(root: Path, make: Callable[[Any], Any], message: str) -> None:
@@ -95,4 +97,13 @@ def test_what_is_no_state_is_said(root: Path, state: Any) -> None:
 
 def test_integers_of_numpy_are_integers(root: Path) -> None:
     data = LatentDataset(root, seed=np.int64(1), num_threads=np.int32(1), shuffle=np.bool_(True))
-    assert data.loader(batch_size=np.int64(3), num_workers=np.int64(0)).num_samples == 12
+    loader = data.loader(batch_size=np.int64(3), num_workers=np.int64(0))
+    assert loader.num_samples == 12
+    assert json.loads(json.dumps(loader.state_dict())) == loader.state_dict()
+    mixture = LatentMixture([data], seed=np.int64(1), num_samples=np.int64(6)).loader(batch_size=3)
+    assert json.loads(json.dumps(mixture.state_dict()))["num_batches"] == 2
+    sampler = data.batch_sampler(batch_size=3)
+    next(iter(sampler))
+    assert json.loads(json.dumps(sampler.state_dict(position=np.int64(1))))["position"] == 1
+    with pytest.raises(LoaderError, match=r"position must be an integer, not 1\.0"):
+        sampler.state_dict(position=1.0)

@@ -299,6 +299,31 @@ def test_conditions_name_classes(encoded: Path) -> None:
         data.subset(where=[("label", "==", "dog")])
 
 
+def test_large_integers_and_single_precision_are_compared_exactly(tmp_path: Path) -> None:
+    pictures = [np.full((16, 16, 3), 40 * i, np.uint8) for i in range(4)]
+    columns = {
+        "missing": [2**53, 2**53 + 1, None, 5],
+        "unsigned": np.array([2**63, 2**63 + 1, 5, 6], np.uint64),
+        "score": np.array([0.1, 0.2, 0.3, 0.4], np.float32),
+    }
+    source = datasets.Dataset.from_dict({"image": list(map(Image.fromarray, pictures)), **columns})
+    encode_dataset(source, tmp_path / "out", progress=False)
+    data = LatentDataset(tmp_path / "out", cache_folder=tmp_path / "cache")
+
+    def chosen(*where: Any) -> list[int]:
+        return data.subset(where=[where]).index["source_index"].tolist()
+
+    assert chosen("unsigned", "in", [2**63 + 1, -1]) == chosen("unsigned", "==", 2**63 + 1) == [1]
+    assert chosen("unsigned", "not in", [2**63 + 1, 2**64]) == [0, 2, 3]
+    assert chosen("score", "in", [0.1, 0.4]) == [0, 3]
+    assert chosen("missing", "in", [5]) == [3]
+    for where in (("missing", "==", 2**53 + 1), ("missing", "in", [5, 2**53 + 1])):  # float64 with NaN for the missing
+        with pytest.raises(
+            LoaderError, match=r"'missing' holds float64 .* 9007199254740993 is not one of them exactly"
+        ):
+            chosen(*where)
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [

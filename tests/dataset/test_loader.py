@@ -240,6 +240,23 @@ def test_naming_the_resumed_epoch_keeps_its_position(hundred: Path, ids_of: Ids)
     assert len(list(loader)) == 13
 
 
+@pytest.mark.parametrize("how", ["state", "epoch"])
+def test_a_pass_does_not_go_on_after_a_state_or_an_epoch_was_set(hundred: Path, ids_of: Ids, how: str) -> None:
+    loader = LatentDataset(hundred, shuffle=True).loader(batch_size=8)
+    iterator = iter(loader)
+    for _ in range(3):
+        next(iterator)
+    state = loader.state_dict() | {"position": 1}
+    if how == "state":
+        loader.load_state_dict(state)
+    else:
+        loader.set_epoch(7)
+    with pytest.raises(LoaderError, match="the epoch or the state of this loader was set during this iteration"):
+        next(iterator)
+    assert (loader.epoch, loader.position) == ((0, 1) if how == "state" else (7, 0))
+    assert len(list(loader)) == (12 if how == "state" else 13)
+
+
 def test_a_pass_left_early_counts_as_begun(hundred: Path, ids_of: Ids) -> None:
     loader = LatentDataset(hundred, shuffle=True).loader(batch_size=8)
     first = ids_of(next(iter(loader))[0])

@@ -1,5 +1,6 @@
 """Parts: splits, folds, chosen rows and keys, complements, weights; what they hold, and that states know them."""
 
+import json
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -265,6 +266,18 @@ def test_what_is_no_class_no_fraction_and_no_number_of_folds_is_refused(
         data.folds(2.5)
     with pytest.raises(LoaderError, match="of LatentDatasets, not LatentMixture: give the data sets of a mixture one"):
         LatentMixture([LatentMixture([data]), data])
+
+
+def test_one_of_several_classes_of_a_name_is_not_chosen_by_it(make_dataset: Make, tmp_path: Path) -> None:
+    """ImageNet has two classes named crane."""
+    make_dataset(tmp_path, num_samples=10, num_classes=5)
+    manifest = json.loads((tmp_path / "walloc.json").read_text())
+    (tmp_path / "walloc.json").write_text(json.dumps(manifest | {"class_names": ["a", "crane", "b", "crane", "c"]}))
+    data = LatentDataset(tmp_path)
+    for choice in ({"classes": ["a", "crane"]}, {"where": [("label", "==", "crane")]}):
+        with pytest.raises(LoaderError, match=r"2 classes are named 'crane': give their labels, \[1, 3\], instead"):
+            data.subset(**choice)
+    assert data.subset(classes=["a", 1, 3]).labels.tolist() == [0, 1, 3, 0, 1, 3]
 
 
 def test_an_epoch_without_a_batch_is_refused(hundred: Path) -> None:

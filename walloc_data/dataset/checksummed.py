@@ -17,11 +17,11 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Mapped:
-    """A file that is mapped for reading, looked at before each read: one beyond its end would kill the process.
+    """Memory-mapped file whose length is checked before each read: reading beyond its end kills the process (SIGBUS).
 
     Args:
-        mapped: the map; None where there is nothing to read.
-        path: names the file in errors.
+        mapped: the memory map; None for an array without elements, which has none.
+        path: path of the file, for errors.
     """
 
     def __init__(self, mapped: mmap.mmap | None, path: Path) -> None:
@@ -29,7 +29,7 @@ class Mapped:
         self._num_bytes = 0 if mapped is None else len(mapped)
 
     def check(self) -> None:
-        """Refuse a file that is shorter than it was when it was mapped.
+        """Check that the file is not shorter than when it was mapped.
 
         Raises:
             FormatError: the file was truncated.

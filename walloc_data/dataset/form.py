@@ -101,11 +101,16 @@ def _stacked(values: list[Any]) -> Any:
 class TrainerCollator:
     """Collator for the Hugging Face `Trainer`: returns ``{"pixel_values": ..., "labels": ...}``.
 
-    Args:
-        inputs: name of the latents, the first argument of the model.
-        labels: name of the target, from which `Trainer` computes metrics.
+    Samples may be tuples or dicts. Columns besides the target keep their names.
 
-    Columns keep their names. Samples may be tuples or dicts.
+    Args:
+        inputs: key of the latents in the result, the first argument of the model.
+        labels: key of the target in the result, from which `Trainer` computes metrics.
+        target: key of the target in samples that are dicts; None: "label".
+        columns: names of the values after the target in samples that are tuples.
+
+    Raises:
+        LoaderError: a tuple has more values than `columns` names.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -118,8 +123,8 @@ class TrainerCollator:
 
     inputs: str = "pixel_values"
     labels: str = "labels"
-    target: str | None = None  # of samples that are dicts: the key of the target; None: "label"
-    columns: tuple[str, ...] = ()  # of samples that are tuples: names of the values after the target
+    target: str | None = None
+    columns: tuple[str, ...] = ()
 
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         batch = collate_samples(samples)

@@ -48,7 +48,7 @@ class IndexedPart(PartOfSplit):
     @property
     @abstractmethod
     def class_names(self) -> tuple[str, ...] | None:
-        """Names by label."""
+        """Class names by label."""
 
     @property
     @abstractmethod

@@ -115,7 +115,7 @@ class LatentDataset(IndexedPart):
             raise LoaderError(f"cache must be 'shards' or 'array', not {cache!r}")
         if window_shards is not None:
             check_integer("window_shards", window_shards, low=1)
-        check_integer("seed", seed)
+        seed = check_integer("seed", seed)  # a plain int: it becomes part of the JSON states of loaders
         check_integer("num_threads", num_threads, low=1)
         check_integer("max_cache_bytes", max_cache_bytes, low=0)
         for name, flag in (("as_dict", as_dict), ("shuffle", shuffle), ("mirror", mirror)):

@@ -23,6 +23,12 @@ from walloc_data.errors import LoaderError
 
 __all__ = ["LatentLoader"]
 
+_ITERATED_AGAIN = (
+    "another iteration over this loader was started; a loader supports one at a time. Create a second loader of the "
+    "same data set for nested or concurrent iteration"
+)
+_EPOCH_SET = "the epoch or the state of this loader was set during this iteration: start a new one"
+
 
 @dataclass(frozen=True)
 class _Batches(Dataset[TimedBatch]):
@@ -63,8 +69,9 @@ class LatentLoader:
     """Loader of batches, created by `LatentDataset.loader`. Each iteration is one epoch.
 
     Every pass is the next epoch, starting at `epoch`; a pass that is left early counts, too. `set_epoch` sets the epoch
-    of the next pass. Only one pass can run at a time: if another starts, the earlier one raises LoaderError at its next
-    batch. After `load_state_dict`, the next pass yields the remaining batches of the saved epoch.
+    of the next pass. After `load_state_dict`, the next pass yields the remaining batches of the saved epoch. Only one
+    pass can run at a time: if another starts, or an epoch or a state is set, the running one raises LoaderError at its
+    next batch.
 
     This is not a `torch.utils.data.DataLoader`. For accelerate's `prepare`, `accumulate` and `skip_first_batches`, use
     a DataLoader with `LatentDataset.batch_sampler`.
@@ -103,7 +110,7 @@ class LatentLoader:
         self.samples, self._ranked = samples, batches
         self.epoch = 0
         self.position = 0
-        self._running, self._pass = False, 0
+        self._running, self._pass, self._why_stopped = False, 0, ""
         self._stats = LoaderStats(num_workers=num_workers)
         self._numbers = _Numbers()
         self._batches = DataLoader(
@@ -148,6 +155,7 @@ class LatentLoader:
         epoch = as_epoch(epoch)
         if self._running or epoch != self.epoch:
             self.epoch, self.position, self._running = epoch, 0, False
+            self._stop_pass(_EPOCH_SET)
 
     def __iter__(self) -> Iterator[Any]:
         batching, rank, world_size = self._ranked.begin()
@@ -155,7 +163,8 @@ class LatentLoader:
         if self._running:  # the previous pass was left early
             self.epoch, self.position = self.epoch + 1, 0
         self._running = True
-        self._pass = this = self._pass + 1
+        self._stop_pass(_ITERATED_AGAIN)
+        this = self._pass
         epoch = self.epoch
         numbers = self._numbers
         numbers.epoch, numbers.start, numbers.stop = epoch, self.position, stop
@@ -165,10 +174,7 @@ class LatentLoader:
             for number in range(self.position, stop):
                 # Checked before a batch is taken, which would be one of the other pass.
                 if self._pass != this:
-                    raise LoaderError(
-                        "another iteration over this loader was started; a loader supports one at a time. Create a "
-                        "second loader of the same data set for nested or concurrent iteration"
-                    )
+                    raise LoaderError(self._why_stopped)
                 asked = time.perf_counter()
                 made = next(batches, None)
                 if made is None:
@@ -216,3 +222,9 @@ class LatentLoader:
         """
         self.epoch, self.position = self._ranked.load(state)
         self._running = False
+        self._stop_pass(_EPOCH_SET)
+
+    def _stop_pass(self, why: str) -> None:
+        """End the running pass, if any: its next batch, which would count in another epoch, becomes an error."""
+        self._pass += 1
+        self._why_stopped = why

@@ -34,7 +34,7 @@ class LatentMixture(LatentSamples):
         datasets: data sets of one codec, with the same classes.
         weights: share of each data set; None: its number of samples. With weights, `loader` does not accept weights of
             samples, class_balanced or bucket_by_shape, which would change the shares.
-        num_samples: draws per epoch; None: the number of samples of all data sets.
+        num_samples: draws per epoch, at least 1; None: the number of samples of all data sets.
         seed: seed of the draws. The seed of each data set determines its random transforms.
 
     Example:
@@ -61,9 +61,9 @@ class LatentMixture(LatentSamples):
         given: Any = datasets
         if not isinstance(given, Sequence):
             raise LoaderError(f"a mixture takes a list of LatentDatasets, such as [a, b], not {given!r}")
-        check_integer("seed", seed)
+        seed = check_integer("seed", seed)
         if num_samples is not None:
-            check_integer("num_samples", num_samples, low=0)
+            num_samples = check_integer("num_samples", num_samples, low=1)
         if not datasets:
             raise LoaderError("a mixture needs at least one data set")
         for given in datasets:
@@ -117,7 +117,7 @@ class LatentMixture(LatentSamples):
 
     @property
     def split_name(self) -> str:
-        """Record of the first data set."""
+        """Name of the split of the first data set."""
         return self.datasets[0].split_name
 
     @property

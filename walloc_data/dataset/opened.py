@@ -74,8 +74,8 @@ class OpenedSplit:
         rows = {key: row for row, key in enumerate(every)}
         if missing := [key for key in keys if key not in rows]:
             raise FormatError(
-                f"{self.store.url} split {self.split!r} ({len(every)} samples): no sample {missing[0]!r}; keys look "
-                f"like {every[0]!r}"
+                f"{self.store.url} split {self.split!r} ({len(every)} samples): no sample {missing[0]!r}"
+                + (f"; keys look like {every[0]!r}" if every else "")
             )
         return [rows[key] for key in keys]
 

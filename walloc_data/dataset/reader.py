@@ -170,7 +170,7 @@ class ShardReader(Reader):
         )
 
     def _payloads(self, shards: Ints, offsets: Ints, lengths: Ints) -> Sequence[memoryview]:
-        """Yield the stored bytes of samples, in order; each shard is opened once."""
+        """Return the stored bytes of samples, in order; each shard is opened once."""
         payloads = [memoryview(b"")] * len(shards)
         starts, sizes = offsets.tolist(), lengths.tolist()
         for number in np.unique(shards).tolist():

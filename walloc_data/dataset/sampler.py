@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
+from walloc_data.dataset.arguments import check_integer
 from walloc_data.dataset.batch_size import RankedBatches
 from walloc_data.dataset.batching import Batching
 from walloc_data.dataset.epoch import SampleIndex, as_epoch
@@ -129,7 +130,7 @@ class LatentBatchSampler(Sampler[list[int]]):
                 Required after the pass has started, because a DataLoader draws ahead.
 
         Raises:
-            LoaderError: `position` is required, or larger than the number of batches drawn.
+            LoaderError: `position` is required, no integer, or larger than the number of batches drawn.
         """
         epoch, given = self._given or (self.epoch, self.position)
         if position is None:
@@ -139,6 +140,7 @@ class LatentBatchSampler(Sampler[list[int]]):
                     "the training step: pass the number of batches trained on, state_dict(position=...)"
                 )
             position = given
+        position = check_integer("position", position)
         if not 0 <= position <= given:
             raise LoaderError(f"position {position} is not in [0, {given}], the batches drawn in epoch {epoch}")
         if position == len(self):

@@ -89,10 +89,13 @@ class LatentSamples(BatchSource, Dataset[Sample]):
         """
 
     def read_batch(self, rows: Ints, *, epoch: int, valid: Tensor | None = None) -> Any:
-        """Return latents (B, C, h, w) and labels (B,) int64 of rows.
+        """Return one batch of rows: by default latents (B, C, h, w) int8 and labels (B,) int64.
 
         Args:
-            valid: mask of rows that are no padding, appended to the batch.
+            valid: (B,) bool, False for padding; appended to the batch.
+
+        Raises:
+            LoaderError: the latents have several shapes.
         """
         latents, values = self.read(rows, epoch=epoch)
         if not isinstance(latents, Tensor):
@@ -122,6 +125,7 @@ class LatentSamples(BatchSource, Dataset[Sample]):
         return self._read_items([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Return samples at positions; torch's DataLoader calls it once per batch."""
         self._check_order(indices)
         return self._read_items(indices)
 

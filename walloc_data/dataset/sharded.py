@@ -1,4 +1,4 @@
-"""Interfaces of rows that lie in shards: what is read of them, and what a loader needs."""
+"""Interfaces of samples that are stored in shards, for readers and for loaders."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -11,7 +11,7 @@ __all__ = ["BatchSource", "ShardedRows"]
 
 
 class ShardedRows(ABC):
-    """Rows that lie in shards, which can be downloaded ahead."""
+    """Interface of rows that are stored in shards, which can be downloaded ahead."""
 
     @abstractmethod
     def shards(self, rows: Ints) -> Ints:
@@ -23,11 +23,11 @@ class ShardedRows(ABC):
 
 
 class BatchSource(ShardedRows):
-    """Samples that a loader reads in batches.
+    """Interface of a data set that a loader reads in batches.
 
     Attributes:
-        identity: names these samples in this order.
-        seed: of the shuffles, the mirroring and the transforms.
+        identity: hash of the samples and their order, for states of loaders.
+        seed: seed of shuffles, mirroring and transforms.
     """
 
     identity: str
@@ -43,4 +43,8 @@ class BatchSource(ShardedRows):
 
     @abstractmethod
     def read_batch(self, rows: Ints, *, epoch: int, valid: Tensor | None = None) -> Any:
-        """Return latents (B, C, h, w) and labels (B,) of rows."""
+        """Return one batch of rows: by default latents (B, C, h, w) int8 and labels (B,) int64.
+
+        Args:
+            valid: (B,) bool, False for padding; appended to the batch.
+        """

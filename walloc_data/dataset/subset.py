@@ -36,8 +36,8 @@ _COMPARISONS: dict[str, Callable[[Any, Any], npt.NDArray[np.bool_]]] = {
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
-    "in": lambda values, chosen: np.isin(values, list(chosen)),
-    "not in": lambda values, chosen: ~np.isin(values, list(chosen)),
+    "in": lambda values, chosen: np.isin(values, chosen),
+    "not in": lambda values, chosen: ~np.isin(values, chosen),
     "has": lambda values, wanted: (values == wanted).any(axis=1),
 }
 _ARROW = {"==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal"}
@@ -48,7 +48,8 @@ def class_labels(classes: Sequence[int | str], class_names: Sequence[str] | None
     """Return the labels of classes that are given by label or name.
 
     Raises:
-        LoaderError: a class does not exist; -1, for samples without a label, is always accepted.
+        LoaderError: a class does not exist, or several have this name; -1, for samples without a label, is always
+            accepted.
     """
     if isinstance(classes, str) or not isinstance(classes, Iterable):
         raise LoaderError(f"classes is a list of labels or names, such as [{classes!r}], not {classes!r}")
@@ -58,7 +59,9 @@ def class_labels(classes: Sequence[int | str], class_names: Sequence[str] | None
             if class_names is None or chosen not in class_names:
                 known = "no class names" if class_names is None else f"{len(class_names)} classes, none of that name"
                 raise LoaderError(f"no class {chosen!r}: the data set has {known}")
-            labels.append(list(class_names).index(chosen))
+            if len(same := [label for label, name in enumerate(class_names) if name == chosen]) > 1:
+                raise LoaderError(f"{len(same)} classes are named {chosen!r}: give their labels, {same}, instead")
+            labels.append(same[0])
         else:
             try:
                 label = operator.index(chosen)
@@ -141,8 +144,34 @@ def compare(column: str, values: npt.NDArray[Any], comparison: str, value: Any) 
     given = list(value) if comparison in ("in", "not in") else [value]
     if not all(isinstance(item, int | float | np.number | np.bool_) for item in given):
         raise LoaderError(f"column {column!r} holds numbers, which cannot be compared with {value!r}")
-    met = _COMPARISONS[comparison](values, np.asarray(given) if comparison in ("in", "not in") else value)
+    if values.dtype.kind == "f" and (inexact := [item for item in given if _is_inexact(item)]):
+        raise LoaderError(
+            f"column {column!r} holds {values.dtype} numbers, as some of its values are missing or no integers, and "
+            f"{inexact[0]} is not one of them exactly: select rows of to_arrow() and pass them as subset(rows=...)"
+        )
+    met = _COMPARISONS[comparison](values, _of_dtype(given, values.dtype) if comparison in ("in", "not in") else value)
     return met & ~np.isnan(values) if values.dtype.kind == "f" and comparison != "has" else met
+
+
+def _is_inexact(value: Any) -> bool:
+    """Return whether a number is an integer that float64 rounds."""
+    try:
+        return isinstance(value, int | np.integer) and int(float(value)) != int(value)
+    except OverflowError:
+        return True
+
+
+def _of_dtype(given: Sequence[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return numbers as an array that is compared with values of `dtype` as single numbers are.
+
+    numpy would compare int64 with uint64 as float64, which rounds, and float32 with float64, where 0.1 differs.
+    """
+    if dtype.kind == "f":
+        return np.array(given, dtype=dtype)
+    if dtype.kind not in "iu" or not all(isinstance(item, int | np.integer) for item in given):
+        return np.asarray(given)
+    limits = np.iinfo(dtype)
+    return np.array([item for item in given if limits.min <= item <= limits.max], dtype=dtype)
 
 
 def meets(column: Column, comparison: str, value: Any) -> npt.NDArray[np.bool_]:
