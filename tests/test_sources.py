@@ -466,3 +466,11 @@ def test_a_small_picture_takes_little_memory_to_read(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert data == bytes(1000)
+
+
+def test_an_open_source_takes_no_options_of_opening() -> None:
+    opened = open_source([png(0), png(1)])
+    assert open_source(opened, split="val") is opened
+    for options in ({"image_column": "a"}, {"label_column": "none"}, {"keep_pictures": ["mask"]}, {"streaming": True}):
+        with pytest.raises(SourceError, match=rf"already open: pass {next(iter(options))} to the call that opens it"):
+            open_source(opened, **options)  # type: ignore[arg-type]

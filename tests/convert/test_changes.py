@@ -136,6 +136,15 @@ def test_verify_compares_every_byte_of_the_source(
     assert found.problems == (f"{source}: 11 pictures, and 12 when it was encoded",)
 
 
+def test_verify_reads_the_split_of_the_source_that_it_verifies(tmp_path: Path) -> None:
+    pictures = [(as_bytes(picture(i)), i % 2) for i in range(4)]
+    source = {"train": pictures[:1], "val": pictures[1:]}
+    encode_dataset(source, tmp_path / "out", split="val", **OPTIONS)
+    assert verify_dataset(tmp_path / "out", split="val", source=source, progress=False).problems == ()
+    found = verify_dataset(tmp_path / "out", split="val", source={"val": pictures[:3]}, progress=False)
+    assert "its bytes differ from those encoded" in found.problems[0]
+
+
 def test_rows_without_a_record_of_the_source_are_not_compared(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     encode_dataset(source, out, part="1/2", **OPTIONS)

@@ -17,7 +17,7 @@ from tests.convert.test_killed import wait_for
 from tests.test_sources import write_tar
 from walloc_data import encode_dataset
 from walloc_data.convert import dataset_info, decode_dataset, finish_dataset, overwrite, verify_dataset
-from walloc_data.errors import SettingsMismatchError, SourceError, StorageError
+from walloc_data.errors import SettingsMismatchError, SourceError, StorageError, UnreadableError
 from walloc_data.sources import open_source
 from walloc_data.storage import Store
 
@@ -243,6 +243,25 @@ def test_an_object_that_was_replaced_after_it_was_encoded_is_named(tmp_path: Pat
         encode_dataset(source, out, samples_per_shard=3, progress=False)
     found = verify_dataset(out, split="train", source=open_source(source), progress=False)
     assert [problem for problem in found.problems if "in.tar/001: a tar with the ETag" in problem]
+
+
+def test_a_tar_that_arrives_cut_short_is_fetched_again_and_is_no_failure(
+    faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(f"s3://{BUCKET}/short")
+    for url in write_tars(tmp_path / "in", num=3):
+        name = url.rpartition("/")[2]
+        store.publish(tmp_path / "in" / name, name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
+    source = open_source(f"wds:s3://{BUCKET}/short/{{0..2}}.tar")  # looks at the first and the last
+    faults.rules = [("short/1.tar", "short", 10**6)]
+    with pytest.raises(UnreadableError, match=r"short/1\.tar: cannot be read \(\d+ of \d+ bytes arrived\)"):
+        encode_dataset(source, tmp_path / "out", samples_per_shard=2, shuffle_seed=None, progress=False)
+    faults.rules = [("short/1.tar", "short", 1)]
+    summary = encode_dataset(source, tmp_path / "out", samples_per_shard=2, shuffle_seed=None, progress=False)
+    assert faults.rules[0][2] == 0
+    assert summary.num_failures == 0
+    assert verify_dataset(tmp_path / "out", progress=False).problems == ()
 
 
 def test_refused_credentials_are_an_error_at_once(pictures: Path) -> None:

@@ -21,6 +21,7 @@ from walloc_data.convert.plan import (
 from walloc_data.errors import CodecError, FormatError, SettingsMismatchError, StorageError
 from walloc_data.format import CodecSpec, EncodeSettings, Manifest, dump_json
 from walloc_data.sources import Sample, Source
+from walloc_data.sources.base import SourceWrapper
 from walloc_data.storage import Store
 from walloc_data.version import __version__
 
@@ -231,7 +232,7 @@ def with_classes(source: Source, names: tuple[str, ...] | None, *, context: str)
     return RelabelledSource(source, names)
 
 
-class RelabelledSource(Source):
+class RelabelledSource(SourceWrapper):
     """Source whose labels are mapped to positions in another list of class names.
 
     Args:
@@ -240,33 +241,16 @@ class RelabelledSource(Source):
     """
 
     def __init__(self, source: Source, names: tuple[str, ...]) -> None:
-        self._source = source
+        super().__init__(source)
         position = {name: index for index, name in enumerate(names)}
         self._labels = [position[name] for name in source.class_names or ()]
-        self.kind, self.location, self.num_items = source.kind, source.location, source.num_items
-        self.labelled, self.columns, self.notes = source.labelled, source.columns, source.notes
-        self.column_types, self.column_classes = source.column_types, source.column_classes
-        self.num_fragments, self.fragment_bytes = source.num_fragments, source.fragment_bytes
-        self.identity, self.class_names = source.identity, names
-        self.pictures = source.pictures
-
-    def describe(self) -> dict[str, Any]:
-        return self._source.describe()
+        self.class_names = names
 
     def read(self, index: int) -> Sample:
         return self._with_label(self._source.read(index))
 
-    def version(self, index: int) -> str | None:
-        return self._source.version(index)
-
     def read_fragment(self, fragment: int, *, scratch: Path) -> Iterator[Sample]:
         return map(self._with_label, self._source.read_fragment(fragment, scratch=scratch))
-
-    def fragment_name(self, fragment: int) -> str:
-        return self._source.fragment_name(fragment)
-
-    def fragment_version(self, fragment: int) -> str | None:
-        return self._source.fragment_version(fragment)
 
     def _with_label(self, sample: Sample) -> Sample:
         return sample if sample.label is None else replace(sample, label=self._labels[sample.label])

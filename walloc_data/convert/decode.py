@@ -39,8 +39,11 @@ def decode_dataset(
     Args:
         dataset: the data set.
         target: folder for the pictures, created if absent.
+        split: name of the split.
         keys: keys of the samples to decode; None decodes all of the split.
         codec: codec to decode with, as for `load_codec`; None: the codec of the data set.
+        device: device of the decoder, such as "cpu" or "cuda".
+        storage_options: options of the file system of `dataset`.
 
     Returns:
         Paths of the pictures, in the order of the split.
@@ -48,6 +51,7 @@ def decode_dataset(
     Raises:
         FormatError: a split or key does not exist.
         CodecError: the codec is not the one of these latents, or has no decoder.
+        StorageError: a picture cannot be written, or a shard cannot be read.
 
     Example:
         >>> from walloc_data.convert import decode_dataset

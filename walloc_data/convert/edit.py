@@ -27,7 +27,15 @@ from walloc_data.errors import FormatError
 from walloc_data.format import Manifest, SplitRecord, dump_json, index_name
 from walloc_data.storage import Store, write_manifest
 
-__all__ = ["change_split", "delete_tree", "drop_split", "edit_root", "publish_manifest", "recover_edits"]
+__all__ = [
+    "change_split",
+    "delete_tree",
+    "drop_split",
+    "edit_root",
+    "is_shard_of",
+    "publish_manifest",
+    "recover_edits",
+]
 
 _GONE = ".gone/marker"
 
@@ -98,7 +106,7 @@ def _move_in(store: Store, split: str, manifest: Manifest) -> Manifest:
     shards = tuple(replace(shard, name=shard.name.removeprefix(root)) for shard in record.shards)
     kept = {shard.name for shard in shards}
     for path in store.list("data"):
-        if _is_shard_of(split, path) and path not in kept:
+        if is_shard_of(split, path) and path not in kept:
             store.delete(path)
     settled = replace(manifest, splits={**manifest.splits, split: replace(record, shards=shards)})
     publish_manifest(store, settled)
@@ -114,7 +122,8 @@ def publish_manifest(store: Store, manifest: Manifest) -> None:
     write_manifest(store, manifest)
 
 
-def _is_shard_of(split: str, path: str) -> bool:
+def is_shard_of(split: str, path: str) -> bool:
+    """Return whether a path in the data set is the usual name of a shard of a split."""
     return re.fullmatch(rf"data/{split}-[0-9]{{5,12}}(-[0-9]{{3,12}})?\.tar", path) is not None
 
 
@@ -125,7 +134,7 @@ def _side_files(split: str) -> tuple[str, ...]:
 def _delete_split(store: Store, split: str, manifest: Manifest) -> None:
     _delete_work(store, split)
     for path in store.list("data"):
-        if _is_shard_of(split, path):
+        if is_shard_of(split, path):
             store.delete(path)
     for path in _side_files(split):
         store.delete(path)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 from walloc_data.convert.begin import (
     begin,
@@ -44,7 +44,7 @@ from walloc_data.convert.run import Run
 from walloc_data.convert.units import OnError
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.devices import usable_device
-from walloc_data.errors import FormatError, SettingsMismatchError, SourceError, StorageError
+from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
 from walloc_data.files import real_path
 from walloc_data.format import MANIFEST_NAME, EncodeSettings, SettingFields, check_name
 from walloc_data.sources import Source, open_source
@@ -139,9 +139,11 @@ def encode_dataset(
         raise FormatError("overwrite and part cannot be combined: overwrite the split in one conversion")
     if engine == "local":
         usable_device(device)
+    if on_error not in get_args(OnError):
+        raise FormatError(f"on_error must be one of {list(get_args(OnError))}, not {on_error!r}")
+    if engine not in ("local", "ray"):
+        raise FormatError(f"engine must be 'local' or 'ray', not {engine!r}")
     store = open_store(dataset, storage_options)
-    if isinstance(source, Source) and (image_column, label_column) != (None, None):
-        raise SourceError(f"{source.location}: already open: pass image_column and label_column to open_source")
     opened: Source = open_source(
         source,
         split=split,

@@ -29,7 +29,7 @@ def finish_dataset(
         A summary of each split.
 
     Raises:
-        ConversionError: shards are missing; the message names them, and nothing is written.
+        ConversionError: shards of a split are missing; the message names them. Splits before it, by name, are finished.
         BusyError: a conversion is still running.
 
     Example:

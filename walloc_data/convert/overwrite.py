@@ -16,13 +16,12 @@ split before step 2 may find shards missing or changed, which it detects by thei
 overwritten with another codec, the folder ``codec/`` is the old codec between steps 2 and 3, which decoders detect.
 """
 
-import re
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Literal
 
-from walloc_data.convert.edit import recover_edits
+from walloc_data.convert.edit import is_shard_of, recover_edits
 from walloc_data.convert.join import join_split
 from walloc_data.convert.journal import (
     done_name,
@@ -153,7 +152,7 @@ def _move_in(store: Store, split: str, kind: Kind) -> None:
         for path in new:
             store.copy(root + path, path)
         for path in store.list(folder):
-            if path not in new and (folder != "data" or _is_shard_of(split, path)):
+            if path not in new and (folder != "data" or is_shard_of(split, path)):
                 store.delete(path)
     if is_only_split(store, split):
         new = inside.list("codec")
@@ -164,10 +163,6 @@ def _move_in(store: Store, split: str, kind: Kind) -> None:
                 store.delete(path)
     join_split(store, split)
     discard(store, split, kind=kind)
-
-
-def _is_shard_of(split: str, path: str) -> bool:
-    return re.fullmatch(rf"data/{split}-[0-9]{{5,12}}(-[0-9]{{3,12}})?\.tar", path) is not None
 
 
 def discard(store: Store, split: str, *, kind: Kind) -> None:

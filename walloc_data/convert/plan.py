@@ -294,6 +294,6 @@ def _short(names: tuple[str, ...] | None) -> str:
 def parse_part(text: str) -> tuple[int, int]:
     """Parse ``"I/N"``, I from 1 to N, to (I - 1, N): part I has the units whose number is I - 1 modulo N."""
     first, slash, second = text.partition("/")
-    if not (slash and first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+    if not (slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
         raise FormatError(f"part {text!r} must be I/N with I from 1 to N, e.g. 1/8")
     return int(first) - 1, int(second)

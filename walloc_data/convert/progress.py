@@ -255,7 +255,7 @@ class ConversionSummary:
         )
         if self.new_samples:
             text += f"; {self.new_samples} made in {format_seconds(self.seconds)}, {self.samples_per_s:.0f} samples/s"
-        else:
+        elif self.seconds > 0:  # `finish` and other calls that encode nothing have no time
             text += "; nothing to do"
         if self.num_failures:
             text += f". Failures are listed in failures/{self.split}.jsonl; --retry-failures encodes them again"

@@ -22,7 +22,7 @@ _COMPRESSION = "zstd"
 
 
 class ShardRows:
-    """The rows of one shard as it is written.
+    """Rows of the index for one shard, collected while the shard is written.
 
     Args:
         columns: names of the source's columns.

@@ -57,7 +57,7 @@ def encode_splits(
         dataset: a local folder or ``s3://bucket/prefix``.
         splits: splits to encode, in this order; None: all.
         image_column, label_column, keep_pictures, streaming: as for `open_source`, for each split.
-        storage_options: options of the file system of `dataset`.
+        storage_options: options of the file systems of `dataset` and of remote tars.
         options: other arguments of `encode_dataset`, for each split: ``size_px=256, workers=8``.
 
     Returns:
@@ -76,7 +76,7 @@ def encode_splits(
     """
     if unknown := sorted(options.keys() - EncodeOptions.__annotations__.keys()):
         raise TypeError(f"encode_splits: unknown options {unknown}; it takes {sorted(EncodeOptions.__annotations__)}")
-    opened = {}
+    store, opened = open_store(dataset, storage_options), {}
     for name, (spec, split) in find_splits(source, names=splits).items():
         try:
             opened[name] = open_source(
@@ -86,10 +86,10 @@ def encode_splits(
                 label_column=label_column,
                 keep_pictures=keep_pictures,
                 streaming=streaming,
+                storage_options=store.storage_options,
             )
         except SourceError as error:
             raise SourceError(
                 f"split {split!r}: {error}. Nothing was encoded; choose splits with --split A,B (splits=[...])"
             ) from error
-    store = open_store(dataset, storage_options)
     return {name: encode_dataset(found, store, split=name, **options) for name, found in opened.items()}

@@ -9,15 +9,13 @@ from typing import Any
 
 from walloc_data.convert.changes import compare_source
 from walloc_data.convert.inspect import open_manifest
+from walloc_data.convert.join import timm_info
 from walloc_data.convert.journal import plan_name
 from walloc_data.convert.progress import Progress, ProgressMeter, ProgressPrinter, counted, format_bytes
 from walloc_data.convert.verify_split import SplitCheck
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError, WallocDataError
-from walloc_data.format import (
-    Manifest,
-    load_json,
-)
+from walloc_data.format import Manifest, load_json
 from walloc_data.sources import open_source
 from walloc_data.storage import DatasetLocation, Store, open_store
 
@@ -84,12 +82,17 @@ def verify_dataset(
     Args:
         dataset: the data set.
         split: split to check; None: all.
-        source: source that `split` was encoded from, as for `open_source`; every picture is read and compared with its
-            record.
-        progress: True writes to stderr.
+        source: source that `split` was encoded from: an open one, or as for `open_source`, whose split of the same name
+            is read. Every picture is read and compared with its record.
+        storage_options: options of the file systems of `dataset` and of remote tars.
+        progress: True writes to stderr; a callable receives a `Progress` several times a second.
+
+    Returns:
+        Numbers of checked samples and bytes, and at most 100 problems.
 
     Raises:
         FormatError: the manifest or the split does not exist, or the split has no records of its source.
+        SourceError: the source cannot be read.
 
     Example:
         >>> from pathlib import Path
@@ -109,7 +112,9 @@ def verify_dataset(
             f"{store.url}: to compare with a source, name the split that was encoded from it. The comparison needs "
             ".walloc/, which exists only where the data set was encoded"
         )
-    opened = None if source is None else open_source(source, storage_options=store.storage_options)
+    opened = None
+    if source is not None and split is not None:
+        opened = open_source(source, split=split, storage_options=store.storage_options)
     problems = list(_side_files(store, manifest, splits))
     changed: list[str] = []
     printer = ProgressPrinter() if progress is True else None
@@ -167,7 +172,7 @@ def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator
             yield str(error)
             continue
         if path == "_info.json":
-            if value != _expected_timm(manifest):
+            if value != timm_info(manifest):
                 yield f"{store.location(path)}: does not agree with the manifest"
             continue
         record = manifest.splits[others[path]]
@@ -182,9 +187,3 @@ def _side_files(store: Store, manifest: Manifest, splits: list[str]) -> Iterator
             (name, shard.num_samples, shard.num_bytes) for name, shard in zip(names, record.shards, strict=True)
         ]:
             yield f"{store.location(path)}: does not agree with the manifest"
-
-
-def _expected_timm(manifest: Manifest) -> dict[str, Any]:
-    from walloc_data.convert.join import timm_info
-
-    return timm_info(manifest)

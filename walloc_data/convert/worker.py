@@ -11,9 +11,7 @@ from walloc_data.convert.plan import ShardId
 from walloc_data.convert.shard import WINDOW_PICTURES, ShardWriter, StageStats
 from walloc_data.convert.units import Task, UnitReader, machine_error
 from walloc_data.errors import ConversionError, WallocDataError
-from walloc_data.format import (
-    shard_name,
-)
+from walloc_data.format import shard_name
 from walloc_data.pictures.memory import is_machine_error
 from walloc_data.sources import Sample
 

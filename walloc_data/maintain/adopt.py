@@ -1,7 +1,7 @@
 """Creation of a data set from published packed latents: `adopt_dataset`."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from walloc_data.errors import CodecError, FormatError, SourceError
 from walloc_data.latents import unpack
 from walloc_data.pictures import PictureError
 from walloc_data.sources import Sample, Source, open_source
+from walloc_data.sources.base import SourceWrapper
 from walloc_data.storage import DatasetLocation, open_store
 
 __all__ = ["AdoptedSource", "adopt_dataset"]
@@ -49,7 +50,8 @@ def adopt_dataset(
     detect another codec of the same shape: use `walloc-data preview` to check that `codec` is the right one.
 
     Args:
-        source: source as for `open_source`: ``hf:OWNER/NAME``, ``parquet:FILES``, ``wds:URLS``, a folder, ...
+        source: source as for `open_source`, or returned by it: ``hf:OWNER/NAME``, ``parquet:FILES``, ``wds:URLS``, a
+            folder, ...
         dataset: a local folder or ``s3://bucket/prefix``.
         codec: codec that made the latents, as for `load_codec`.
         split: name of the split, also of the Hugging Face split that is read.
@@ -75,23 +77,22 @@ def adopt_dataset(
     """
     if options.get("mirror"):
         raise FormatError("mirror: mirrored latents need the pictures, and adopt has only latents")
-    store, opened = open_store(dataset, storage_options), source
-    if not isinstance(source, Source):
-        opened = open_source(
-            source,
-            split=split,
-            image_column=image_column,
-            label_column=label_column,
-            streaming=streaming,
-            storage_options=store.storage_options,
-        )
+    store = open_store(dataset, storage_options)
+    opened = open_source(
+        source,
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        streaming=streaming,
+        storage_options=store.storage_options,
+    )
     adopted = AdoptedSource(opened)
     if not trusted:
         _try_codec(adopted, codec)
     return encode_dataset(adopted, store, split=split, codec=codec, **options)
 
 
-class AdoptedSource(Source):
+class AdoptedSource(SourceWrapper):
     """Source of packed latents.
 
     Args:
@@ -104,30 +105,8 @@ class AdoptedSource(Source):
         True
     """
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        for name in ("kind", "location", "num_items", "labelled", "columns", "column_types", "notes", "identity"):
-            setattr(self, name, getattr(source, name))
-        for name in ("num_fragments", "fragment_bytes", "class_names"):
-            setattr(self, name, getattr(source, name))
-
     def describe(self) -> dict[str, Any]:
         return self._source.describe() | {"latents": True}
-
-    def read(self, index: int) -> Sample:
-        return self._source.read(index)
-
-    def version(self, index: int) -> str | None:
-        return self._source.version(index)
-
-    def read_fragment(self, fragment: int, *, scratch: Path) -> Iterator[Sample]:
-        return self._source.read_fragment(fragment, scratch=scratch)
-
-    def fragment_name(self, fragment: int) -> str:
-        return self._source.fragment_name(fragment)
-
-    def fragment_version(self, fragment: int) -> str | None:
-        return self._source.fragment_version(fragment)
 
 
 def _try_codec(source: Source, codec: Any) -> None:

@@ -47,6 +47,7 @@ def open_source(
             - ``wds:URLS``: tars, with ranges ``{000..012}``, globs and ``::`` between several; local or remote
             - a `datasets.Dataset` or `datasets.IterableDataset`, or a dictionary of several splits
             - a torch or torchvision data set, or any sequence of pictures or (picture, target): `SequenceSource`
+            - a `Source`, which is returned; it takes no other arguments
 
         split: split of a Hugging Face data set or of a dictionary; ignored by other sources.
         image_column: column of the pictures; for tars their extension. Default: found by type.
@@ -74,11 +75,19 @@ def open_source(
     """
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     if isinstance(spec, Source):
+        given = columns | {"keep_pictures": keep_pictures or None, "streaming": streaming or None}
+        if late := [name for name, value in given.items() if value is not None]:
+            raise SourceError(f"{spec.location}: already open: pass {', '.join(late)} to the call that opens it")
         return spec
     if wrong := [name for name in keep_pictures if not _PICTURE_NAME.fullmatch(name)]:
         raise SourceError(f"keep_pictures {wrong}: names of such columns must be letters, digits, '_' and '-'")
     if not isinstance(spec, str | os.PathLike):
-        return _open_object(spec, split=split, keep_pictures=tuple(keep_pictures), **columns)
+        table = columns | {"keep_pictures": tuple(keep_pictures)}
+        if isinstance(spec, Mapping):  # also DatasetDict and IterableDatasetDict
+            if split not in spec:
+                raise SourceError(f"a {type(spec).__name__} without a split {split!r}; it has {sorted(spec)}")
+            return open_source(spec[split], split=split, streaming=streaming, storage_options=storage_options, **table)
+        return _open_object(spec, **table)
     opened = _open_path(os.fspath(spec), split, streaming, storage_options, columns, tuple(keep_pictures))
     if opened.pictures != tuple(keep_pictures):
         raise SourceError(
@@ -143,11 +152,7 @@ def _open_path(
     return FolderSource(path, location=text, label_column=label_column)
 
 
-def _open_object(spec: Any, *, split: str, **columns: Any) -> Source:
-    if isinstance(spec, Mapping):  # also DatasetDict and IterableDatasetDict
-        if split not in spec:
-            raise SourceError(f"a {type(spec).__name__} without a split {split!r}; it has {sorted(spec)}")
-        return open_source(spec[split], split=split, **columns)
+def _open_object(spec: Any, **columns: Any) -> Source:
     datasets = sys.modules.get("datasets")  # loaded if `spec` is one of its objects
     if datasets is None or not isinstance(spec, datasets.Dataset | datasets.IterableDataset):
         if not is_sequence(spec):

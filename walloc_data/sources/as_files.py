@@ -25,7 +25,7 @@ _TOLERANCE = 1e-3  # of a level: float32 rounds x / 255 * 255 by less than 1e-4
 
 
 class NoPictureError(ValueError):
-    """The object is not a picture that can be read; the message has the reason."""
+    """Error for an object that is not a readable picture; the message has the reason."""
 
 
 def is_picture(value: Any) -> bool:

@@ -14,7 +14,16 @@ from typing import Any, overload
 
 import numpy as np
 
-__all__ = ["PackedStrings", "Sample", "Source", "fingerprint", "json_columns", "json_value", "label_problem"]
+__all__ = [
+    "PackedStrings",
+    "Sample",
+    "Source",
+    "SourceWrapper",
+    "fingerprint",
+    "json_columns",
+    "json_value",
+    "label_problem",
+]
 
 MAX_COLUMN_BYTES = 2**20  # per value, as JSON
 
@@ -75,7 +84,9 @@ class Source(ABC):
     identity: str = ""  # a cheap hash of the content: equal contents, equal identities
 
     def describe(self) -> dict[str, Any]:
-        """Return what the manifest and the plan record; a resumed conversion compares all of it but the location."""
+        """Return the description for the manifest and the plan; a resumed conversion must have the same, except for its
+        location and notes.
+        """
         number = {} if self.num_fragments is None else {"num_fragments": self.num_fragments}
         return {
             "kind": self.kind,
@@ -100,9 +111,7 @@ class Source(ABC):
         raise TypeError(f"{self.location}: read in fragments, so that it has no positions")
 
     def version(self, index: int) -> str | None:
-        """Return `Sample.version` of the sample at a position, found without reading it; None where the source cannot
-        tell.
-        """
+        """Return the version of the sample at a position (`Sample.version`), without reading it; None if unknown."""
         return None
 
     def read_fragment(self, fragment: int, *, scratch: Path) -> Iterator[Sample]:
@@ -123,9 +132,7 @@ class Source(ABC):
         return f"fragment {fragment} of {self.num_fragments}"
 
     def fragment_version(self, fragment: int) -> str | None:
-        """Return what tells a fragment from another of its name, without reading it; None where the source cannot
-        tell.
-        """
+        """Return the version of a fragment, such as its ETag, without reading the fragment; None if unknown."""
         return None
 
     def stream(self) -> Iterator[Sample]:
@@ -136,6 +143,43 @@ class Source(ABC):
         with tempfile.TemporaryDirectory(prefix="walloc_data-") as scratch:
             for fragment in range(self.num_fragments or 0):
                 yield from self.read_fragment(fragment, scratch=Path(scratch))
+
+
+class SourceWrapper(Source):
+    """Source that presents another source; subclasses change its samples or its description.
+
+    Args:
+        source: the other source, whose attributes are copied.
+
+    Example:
+        >>> from walloc_data.sources import open_source
+        >>> from walloc_data.sources.base import SourceWrapper
+        >>> SourceWrapper(open_source("pictures")).read(4).name
+        'coffee/0.jpg'
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        for name in Source.__annotations__:
+            setattr(self, name, getattr(source, name))
+
+    def describe(self) -> dict[str, Any]:
+        return self._source.describe()
+
+    def read(self, index: int) -> Sample:
+        return self._source.read(index)
+
+    def version(self, index: int) -> str | None:
+        return self._source.version(index)
+
+    def read_fragment(self, fragment: int, *, scratch: Path) -> Iterator[Sample]:
+        return self._source.read_fragment(fragment, scratch=scratch)
+
+    def fragment_name(self, fragment: int) -> str:
+        return self._source.fragment_name(fragment)
+
+    def fragment_version(self, fragment: int) -> str | None:
+        return self._source.fragment_version(fragment)
 
 
 def label_problem(label: object, class_names: Sequence[str] | None) -> str | None:

@@ -48,7 +48,7 @@ class FolderSource(Source):
         self._arrange(_scan(self.root), location=location, label_column=label_column)
 
     def _arrange(self, listing: Listing, *, location: str, label_column: str | None) -> None:
-        """Make the source of what was found."""
+        """Set the attributes of the source from a listing."""
         self.location = location
         listing.sort()
         if label_column != "none":
@@ -87,7 +87,7 @@ class FolderSource(Source):
         )
 
     def _locate(self) -> None:
-        """Find out where the files lie, once it is known which there are and before one is read."""
+        """Find the files of pictures and sidecars; called when their list is complete, before the first is read."""
 
     def _columns(self) -> tuple[str, ...]:
         """Return the caption, and the fields of the first JSON that can be read."""

@@ -24,7 +24,7 @@ MAX_PICTURE_BYTES = 2**31
 
 
 class NotAFileError(SourceError):
-    """The path is a pipe, device or folder, or a file that is too long to be a picture."""
+    """Error for a path that is a pipe, device or folder, or a file that is too long to be a picture."""
 
 
 def unreadable(context: object, error: BaseException | str) -> UnreadableError:

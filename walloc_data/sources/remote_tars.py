@@ -33,6 +33,7 @@ __all__ = ["RemoteTars"]
 HEAD_SAMPLES = 16  # samples read from a tar when the source is opened
 HEAD_TARS = 4  # tars that are tried until one has a picture
 RANGE_BYTES = 2**16
+DOWNLOADS = 3  # of a tar that arrives with another length than its listing said
 
 
 class RemoteTars(Source):
@@ -196,14 +197,11 @@ class RemoteTars(Source):
         return _version(etag) if etag is not None else None
 
     def read_fragment(self, fragment: int, *, scratch: Path) -> Iterator[Sample]:
-        url, (store, name) = self._urls[fragment], self._place(fragment)
+        url, (_, name) = self._urls[fragment], self._place(fragment)
         path = scratch / "source.tar"
         reader, scan = Reader(self._layout), TarScan()
         try:
-            try:
-                store.download(name, path)
-            except StorageError as error:
-                raise unreadable(url, error) from error
+            self._download(fragment, path)
             version = self._version_now(fragment) or "a tar without an ETag"
             for group in groups(path, context=url, scan=scan):
                 if self._refuses_labels and "cls" in group.members:
@@ -220,6 +218,23 @@ class RemoteTars(Source):
         finally:
             reader.tars.close()
             path.unlink(missing_ok=True)
+
+    def _download(self, fragment: int, path: Path) -> None:
+        """Fetch a tar whole, again if less or more arrives than its listing said: it would look like a damaged tar.
+
+        Raises:
+            UnreadableError: the store failed, or all tries had another length.
+        """
+        url, (store, name) = self._urls[fragment], self._place(fragment)
+        expected = self.fragment_bytes[fragment] if self.fragment_bytes else None
+        for _ in range(DOWNLOADS):
+            try:
+                store.download(name, path)
+            except StorageError as error:
+                raise unreadable(url, error) from error
+            if expected in (None, num_bytes := path.stat().st_size):
+                return
+        raise unreadable(url, f"{num_bytes} of {expected} bytes arrived")
 
     def _left_out(self, group: Group, scan: TarScan) -> tuple[str, ...]:
         """Return a group's unused members, and other members of the tar since the previous group."""

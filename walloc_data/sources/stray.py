@@ -26,7 +26,7 @@ MAX_LISTED = 10
 
 
 def is_stray(name: str) -> bool:
-    """Return whether one part of a path has such a name."""
+    """Return whether one part of a path is the name of a hidden or system file or folder."""
     return (name.startswith(".") and name not in (".", "..")) or name.lower() in _STRAY_NAMES
 
 

@@ -52,7 +52,7 @@ class TarScan:
 
 
 class DamagedTarError(SourceError):
-    """The tar cannot be read to its end; samples before the damage are intact."""
+    """Error for a tar that cannot be read to its end; samples before the damage are intact."""
 
 
 class _TarBytes:
@@ -82,9 +82,9 @@ class _TarBytes:
 def groups(path: Path, *, context: str, scan: TarScan | None = None) -> Iterator[Group]:
     """Yield samples of one local tar, by reading headers only.
 
-    A key is the path up to the first dot of its last part. Members of one key that follow each other, once what
-    `is_stray` names has been left out, are one sample, as in webdataset. Where an extension comes again, webdataset
-    gives up; here each repetition is a sample of its own, with `copies` saying how many there are.
+    A key is the path up to the first dot of its last part. Consecutive members of one key are one sample, as in
+    webdataset; hidden and system files between them (`is_stray`) are left out. If an extension repeats, webdataset
+    raises an error; here each repetition is a sample of its own with a `problem`.
 
     Raises:
         DamagedTarError: raised after the intact samples; a sample that may have lost members is left out.
