@@ -234,6 +234,27 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(imagenette_folder: Path, tmp_
     assert main(["verify", str(out)]) == 0
 
 
+@pytest.mark.slow
+def test_the_exit_code_is_kept_where_nobody_reads_the_output(
+    encoded: Path, imagenette_folder: Path, tmp_path: Path
+) -> None:
+    """As in `walloc-data verify ... | head` and `walloc-data encode ... 2>&1 | head`."""
+    shutil.copytree(encoded, tmp_path / "damaged")
+    (tmp_path / "damaged" / "_info.json").unlink()
+    shutil.copytree(imagenette_folder, tmp_path / "photos")
+    (tmp_path / "photos" / ".DS_Store").touch()  # a note on it is printed before the first picture is encoded
+    for command, closed, code in (
+        (["verify", encoded], "stdout", 0),
+        (["verify", tmp_path / "damaged"], "stdout", 1),
+        (["encode", tmp_path / "photos", tmp_path / "x", "--size", "32"], "stderr", 1),
+    ):
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | {closed: subprocess.PIPE}
+        with warm.Popen(["-m", "walloc_data", *command], **streams) as process:
+            getattr(process, closed).close()
+            assert process.wait(120) == code, command
+    assert not (tmp_path / "x" / "walloc.json").exists()
+
+
 def test_options_that_are_not_what_they_should_be_are_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
         (["encode", "a", "b", "--background", "white"], "'white' is not three numbers, such as 255,255,255"),

@@ -1,5 +1,6 @@
 """Two data sets become one, and new pictures come to a split: every sample of both is there, once, as it was."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,16 @@ def test_data_sets_whose_latents_mean_something_else_are_not_joined(
     with pytest.raises(SettingsMismatchError, match=message):
         merge_datasets(first, second, tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def test_a_label_without_a_class_is_one_error(encode_items: Encode, tmp_path: Path) -> None:
+    first = encode_items(tmp_path / "a", range(3), ("ant",))
+    second = encode_items(tmp_path / "b", range(3), ("bee", "cow"))
+    text = (second / "walloc.json").read_text()
+    (second / "walloc.json").write_text(json.dumps(json.loads(text) | {"class_names": ["bee"]}))
+    with pytest.raises(FormatError, match=r"train-00000\.tar: sample 00000000\d: label 1 is not the number of a class"):
+        merge_datasets(first, second, tmp_path / "both")
+    assert not (tmp_path / "both" / "walloc.json").exists()
 
 
 def test_what_cannot_be_merged_is_said(encode_items: Encode, tmp_path: Path) -> None:

@@ -96,6 +96,12 @@ def test_what_cannot_be_removed_is_said_and_nothing_changes(
     ):
         with pytest.raises(FormatError, match=message):
             remove_samples(out, split="train", **options)  # type: ignore[arg-type]
+    (out / "walloc.json").write_text((out / "walloc.json").read_text().replace('"bee"', '"ant"'))
+    with pytest.raises(
+        FormatError, match=r"2 classes are named 'ant': give the keys .* or in Python the labels \[0, 1\]"
+    ):
+        remove_samples(out, split="train", classes=["ant"])
+    (out / "walloc.json").write_bytes(before[out / "walloc.json"])
     with pytest.raises(FormatError, match="no split 'val'"):
         remove_samples(out, split="val", keys=["000000001"])
     with pytest.raises(FormatError, match="'train' is the only split: delete the data set instead"):

@@ -41,3 +41,5 @@ def test_a_notebook_draws_the_sheet_of_a_part(data: LatentDataset) -> None:
     assert show(part, positions=[0]).picture.height < sheet.picture.height
     with pytest.raises(FormatError, match="0 samples to show"):
         show(part, positions=[])
+    with pytest.raises(FormatError, match=r"num_samples must be in \[1, 200\], not -1"):
+        show(part, num_samples=-1)

@@ -209,6 +209,9 @@ def test_a_damaged_data_set_or_an_unwritable_target_is_one_error(imagenette_late
         report(tmp_path, tmp_path / "a.html")
     with pytest.raises(StorageError, match="the report could not be written"):
         report(imagenette_latents.out, tmp_path / "no" / "a.html")
+    for argument in ("samples_per_class", "max_classes"):
+        with pytest.raises(FormatError, match=f"{argument} must be at least 0, not -1"):
+            report(imagenette_latents.out, tmp_path / "a.html", **{argument: -1})
 
 
 def test_a_histogram_draws_its_counts() -> None:

@@ -76,25 +76,29 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = build_parser().parse_args(argv)
+    code = 1  # also if a pipe is closed before the end of the command: `walloc-data ... 2>&1 | head`
     try:
-        outcome: Outcome = args.run(args)
-        if args.json or outcome.text:
-            print(_as_json(outcome.data) if args.json else printable(outcome.text), flush=True)
-    except WallocDataError as error:
-        print(f"walloc-data: {error}", file=sys.stderr)
-        return 1
-    except MemoryError as error:
-        print(f"walloc-data: not enough memory ({printable(str(error)) or 'none is left'})", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        # The message of an interrupted conversion says how to resume.
-        print(f"\nwalloc-data: interrupted{': ' + printable(str(error)) if str(error) else ''}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `walloc-data ... | head`
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return outcome.exit_code
+        try:
+            outcome: Outcome = args.run(args)
+            code = outcome.exit_code
+            if args.json or outcome.text:
+                print(_as_json(outcome.data) if args.json else printable(outcome.text), flush=True)
+        except WallocDataError as error:
+            print(f"walloc-data: {error}", file=sys.stderr)
+        except MemoryError as error:
+            print(f"walloc-data: not enough memory ({printable(str(error)) or 'none is left'})", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            code = 130
+            # The message of an interrupted conversion says how to resume.
+            print(f"\nwalloc-data: interrupted{': ' + printable(str(error)) if str(error) else ''}", file=sys.stderr)
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:  # Python would flush it again when it ends
+                with contextlib.suppress(OSError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
 
 
 def _as_json(data: dict[str, Any]) -> str:

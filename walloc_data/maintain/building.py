@@ -112,7 +112,8 @@ def build_split(
         parts: its parts, in order; `Part.change` gives the positions of samples in the source.
         root: "" or a folder that ends in '/'.
         folder: folder for unfinished files.
-        touched: function of a shard and its rows that returns a mask of samples to keep; None: all.
+        touched: function of a shard and its rows, a `pyarrow.Table`, that returns a function of a row telling whether
+            its sample is kept; None keeps all.
         dropped: receives the packed latent of each removed sample.
 
     Raises:

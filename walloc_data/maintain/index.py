@@ -95,10 +95,10 @@ class SplitFiles:
     """Writer of the files that describe a changed split (index, wids, shards), shard by shard in order.
 
     Args:
-        folder: where the index is written.
+        folder: folder in which the index is written.
         mirror: whether mirrored latents are stored.
-        columns: types of the source's columns, as the changed split has them.
-        spec: of the codec.
+        columns: types of the source's columns in the changed split.
+        spec: description of the codec.
     """
 
     folder: Path
@@ -166,7 +166,7 @@ class SplitFiles:
 
     @property
     def latent_shape(self) -> tuple[int, int, int] | None:
-        """Of all latents; None where shapes vary."""
+        """(C, h, w) of all latents; None if shapes differ."""
         return next(iter(self.shapes)) if len(self.shapes) == 1 else None
 
 

@@ -201,7 +201,7 @@ class _Rule:
         return found
 
     def touched(self, shard: ShardRecord, table: Any) -> Keep | None:
-        """Return a mask of samples of a shard to keep; None: all."""
+        """Return a function of a row that tells whether its sample is kept; None if all samples of the shard are."""
         goes = self._goes(table)
         if not goes.any():
             return None
@@ -214,7 +214,12 @@ def _label(store: Store, manifest: Manifest, name: str | int) -> int:
     if isinstance(name, int):
         return name
     if names is not None and name in names:
-        return names.index(name)
+        if len(same := [label for label, known in enumerate(names) if known == name]) > 1:
+            raise FormatError(
+                f"{store.url}: {len(same)} classes are named {name!r}: give the keys of the samples to remove, or in "
+                f"Python the labels {same}"
+            )
+        return same[0]
     if names is None and name.isdecimal():
         return int(name)
     raise FormatError(f"{store.url}: no class {name!r}; it has {list(names or ())[:10]}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from walloc_data.convert.tar import BLOCK_BYTES, TarWriter, header
-from walloc_data.errors import CorruptShardError
+from walloc_data.errors import CorruptShardError, FormatError
 from walloc_data.format import ShardRecord, sample_key
 
 __all__ = ["Change", "MadeShard", "check_shard", "rewrite_shard", "samples_of"]
@@ -28,9 +28,17 @@ class Change:
     labels: Mapping[int, int] | None = None  # old label to new; None: labels stay
     new_keys: bool = False  # new keys by the new positions; else unchanged
 
-    def label(self, label: int | None) -> int | None:
-        """Return the new label of a sample."""
-        return label if label is None or self.labels is None else self.labels[label]
+    def label(self, label: int | None, *, context: str) -> int | None:
+        """Return the new label of a sample.
+
+        Raises:
+            FormatError: the label is not the number of a class.
+        """
+        if label is None or self.labels is None:
+            return label
+        if label not in self.labels:
+            raise FormatError(f"{context}: label {label} is not the number of a class. Nothing was changed")
+        return self.labels[label]
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def _is_whole(webp: bytes, crc32: int | None) -> bool:
 
 
 def _next_header(file: BinaryIO, context: str) -> tuple[str | None, int]:
-    """Return the name and length of the next member; an empty name at the end."""
+    """Return the name and length in bytes of the next member; None and 0 at the end."""
     block = file.read(BLOCK_BYTES)
     if not any(block):
         return None, 0
@@ -129,6 +137,10 @@ def rewrite_shard(
 
     Returns:
         The shard; None, without a file, if no sample is kept.
+
+    Raises:
+        CorruptShardError: the shard does not have these samples.
+        FormatError: a label is not the number of a class.
     """
     columns = ("key", "label", "source_index", "offset", *(("mirror_offset",) if "mirror_offset" in rows[0] else ()))
     changes: dict[str, list[Any]] = {column: [] for column in columns}
@@ -138,7 +150,8 @@ def rewrite_shard(
                 dropped(members[0][1])
                 continue
             index = row["source_index"] + change.offset
-            key, label = sample_key(index) if change.new_keys else row["key"], change.label(row["label"])
+            key = sample_key(index) if change.new_keys else row["key"]
+            label = change.label(row["label"], context=f"{context}: sample {row['key']}")
             found = [
                 (suffix, _changed(suffix, data, label=label, index=index if change.new_keys else None))
                 for suffix, data in members

@@ -41,9 +41,15 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return type(value) in (int, float) and 0 <= value < 1e12  # type: ignore[operator]
 
 
-def read_failures(store: Store, split: str) -> tuple[list[tuple[str, str, str]], list[tuple[str, int]]]:
-    """Return the first failures as (source index, name, reason), and the number of each reason, most frequent first."""
-    lines = _lines(store, f"failures/{check_name(split, what='split', context=store.url)}.jsonl")
+def read_failures(
+    store: Store, split: str, *, root: str = ""
+) -> tuple[list[tuple[str, str, str]], list[tuple[str, int]]]:
+    """Return the first failures as (source index, name, reason), and the number of each reason, most frequent first.
+
+    Args:
+        root: `SplitRecord.root`: folder of the split's files while it is being replaced, else "".
+    """
+    lines = _lines(store, f"{root}failures/{check_name(split, what='split', context=store.url)}.jsonl")
     failures = [
         (_short(line.get("source_index", "")), _short(line.get("name", "")), _short(line.get("reason", "")))
         for line in lines

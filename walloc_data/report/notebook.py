@@ -12,7 +12,7 @@ from PIL import Image
 from walloc_data.codec import CodecInfo, WallocCodec
 from walloc_data.dataset import LatentDataset
 from walloc_data.errors import FormatError
-from walloc_data.report.samples import OpenSplit, decode, spread_rows
+from walloc_data.report.samples import OpenSplit, decode, drawable_rows, spread_rows
 from walloc_data.report.sheet import MAX_SAMPLES, draw_sheet
 from walloc_data.storage import ShardCache, Store
 
@@ -20,7 +20,11 @@ __all__ = ["ContactSheet", "picture", "show"]
 
 
 class ContactSheet:
-    """A contact sheet that a notebook draws; elsewhere `picture` is the PIL picture.
+    """Contact sheet that a notebook displays.
+
+    Attributes:
+        picture: the sheet as a PIL picture, RGB.
+        title: text of the HTML element's ``alt``.
 
     Example:
         >>> from walloc_data import LatentDataset
@@ -56,7 +60,7 @@ def _opened(store: Store, split: str, folder: Path) -> tuple[OpenSplit, WallocCo
 def picture(dataset: LatentDataset, position: int) -> Image.Image:
     """Decode the picture of a sample by the data set's own codec, which is loaded once: RGB, without padding.
 
-    What the data set does to samples, mirroring and transforms, is left out.
+    Transforms and `mirror` of the data set are not applied.
 
     Args:
         position: as in ``dataset[position]``, of a part too.
@@ -86,8 +90,10 @@ def show(
     """Draw a contact sheet of samples, as `preview` does, of a data set that is open or a part of one.
 
     Args:
-        positions: which samples; None chooses `num_samples` that show as many classes as possible.
-        height_px: of the largest picture in the sheet.
+        positions: positions of the samples; None chooses `num_samples` of as many classes as possible, without
+            pictures that are too large to draw.
+        num_samples: number of samples to choose, in [1, 200].
+        height_px: height of the largest picture in the sheet.
 
     Raises:
         FormatError: there is nothing to show, or too much.
@@ -100,7 +106,10 @@ def show(
         ContactSheet('my-latents · train', ... pixels)
     """
     if positions is None:
-        positions = spread_rows(dataset.labels, min(num_samples, len(dataset)))
+        if not 1 <= num_samples <= MAX_SAMPLES:
+            raise FormatError(f"num_samples must be in [1, {MAX_SAMPLES}], not {num_samples}")
+        drawable = drawable_rows(dataset.index)
+        positions = [int(drawable[i]) for i in spread_rows(dataset.labels[drawable], num_samples)]
     if not 1 <= len(positions) <= MAX_SAMPLES:
         raise FormatError(f"{dataset.url}: {len(positions)} samples to show; a sheet has 1 to {MAX_SAMPLES}")
     opened, codec, info = _opened(dataset.store, dataset.split_name, dataset.cache_folder)

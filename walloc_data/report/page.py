@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from walloc_data.deprecated import renamed_arguments
-from walloc_data.errors import StorageError
+from walloc_data.errors import FormatError, StorageError
 from walloc_data.files import atomic_file
 from walloc_data.format import Manifest, SplitRecord
 from walloc_data.report.charts import Charts, bar_table, number, picture_bytes
@@ -40,25 +40,32 @@ def report(
     max_classes: int = 24,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write one HTML file that shows what a data set holds.
+    """Write one HTML file that describes a data set.
 
-    What it is, its codec and settings; and for every split: class balance, sizes and shapes, bits per pixel, what each
-    latent channel holds and costs, pictures of every class, failures with their reasons, the speed of the conversion
-    (where its log is at hand) and checksums. The same data set gives the same page.
+    It shows the codec and the settings, and for every split: class balance, sizes and shapes, bits per pixel, values
+    and entropy of each latent channel, pictures of every class, failures with their reasons, the speed of the
+    conversion (if its log is there) and checksums. The same data set gives the same page.
 
     Args:
         dataset: the data set.
         target: the file to write.
-        samples_per_class, max_classes: how many pictures to show.
+        samples_per_class: number of pictures to show of each class, at least 0.
+        max_classes: number of classes to show pictures of, chosen at random if there are more, at least 0. A split
+            without labels shows as many pictures as `samples_per_class` times this.
+        storage_options: options of the file system of `dataset`.
 
     Raises:
-        FormatError: no data set there, or a damaged one.
+        FormatError: no data set there, a damaged one, or a negative number.
+        StorageError: the file cannot be written.
 
     Example:
         >>> from walloc_data.report import report
         >>> report("my-latents", "report.html")
         PosixPath('report.html')
     """
+    for argument, value in (("samples_per_class", samples_per_class), ("max_classes", max_classes)):
+        if value < 0:
+            raise FormatError(f"{argument} must be at least 0, not {value}")
     store = open_store(dataset, storage_options)
     manifest = read_manifest(store)
     charts = Charts()
@@ -272,7 +279,7 @@ def _failures(opened: OpenSplit) -> dict[str, object]:
     total = opened.record.num_failures
     if not total:
         return {"num_failures": 0}
-    failures, reasons = read_failures(opened.store, opened.split)
+    failures, reasons = read_failures(opened.store, opened.split, root=opened.record.root)
     counted = bar_table(
         ((reason, float(n), f"{n:,}") for reason, n in reasons),
         caption=f"{total:,} pictures of the source could not be encoded",

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from walloc_data.codec import CodecInfo, WallocCodec
-from walloc_data.report.samples import OpenSplit, ReportSample, decode
+from walloc_data.report.samples import OpenSplit, ReportSample, decode, drawable_rows
 from walloc_data.report.sheet import channel_grid, decoders_of, packed_picture
 from walloc_data.webp import MAX_SIDE
 
@@ -118,7 +118,7 @@ def class_pictures(
     opened: OpenSplit, codec: WallocCodec, info: CodecInfo, *, per_class: int, max_classes: int
 ) -> Gallery:
     """Return pictures of as many classes as fit; of unlabelled splits, pictures of any samples."""
-    drawable = opened.drawable()
+    drawable = drawable_rows(opened.index)
     labels = opened.index["label"][drawable]
     present = np.unique(labels).tolist()
     rng = np.random.default_rng(0)

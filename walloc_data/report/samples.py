@@ -18,7 +18,7 @@ from walloc_data.errors import CodecError, FormatError
 from walloc_data.pictures import decoded_pixels
 from walloc_data.storage import ShardCache, Store
 
-__all__ = ["OpenSplit", "ReportSample", "decode", "open_split", "psnr", "spread_rows"]
+__all__ = ["OpenSplit", "ReportSample", "decode", "drawable_rows", "open_split", "psnr", "spread_rows"]
 
 MAX_DRAWN_PIXELS = 2**25  # decoding takes about 100 bytes per pixel
 
@@ -46,13 +46,8 @@ class OpenSplit(OpenedSplit):
 
     def choose(self, num_samples: int, *, seed: int = 0) -> list[int]:
         """Return `spread_rows` of the samples that are not too large to draw."""
-        rows = self.drawable()
+        rows = drawable_rows(self.index)
         return [int(rows[i]) for i in spread_rows(self.index["label"][rows], num_samples, seed=seed)]
-
-    def drawable(self) -> npt.NDArray[np.int64]:
-        """Return the rows of samples of at most `MAX_DRAWN_PIXELS`."""
-        pixels = self.index["height"].astype(np.int64) * self.index["width"]
-        return np.flatnonzero(pixels <= MAX_DRAWN_PIXELS)
 
     def read(self, rows: Sequence[int]) -> Iterator[ReportSample]:
         """Yield the samples of rows, one at a time."""
@@ -90,10 +85,20 @@ def open_split(store: Store, *, split: str | None) -> Iterator[OpenSplit]:
         yield OpenSplit(store, split, cache=ShardCache(Path(scratch)))
 
 
-def spread_rows(labels: npt.NDArray[np.int64], num_samples: int, *, seed: int = 0) -> list[int]:
-    """Choose rows of as many classes as possible, deterministically, sorted by class.
+def drawable_rows(index: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+    """Return the rows of samples of at most `MAX_DRAWN_PIXELS`.
 
-    labels: (num_rows,), -1 without a label.
+    Args:
+        index: rows of a split's index, (n,) of `walloc_data.dataset.index.INDEX_ROW`.
+    """
+    return np.flatnonzero(index["height"].astype(np.int64) * index["width"] <= MAX_DRAWN_PIXELS)
+
+
+def spread_rows(labels: npt.NDArray[np.int64], num_samples: int, *, seed: int = 0) -> list[int]:
+    """Choose at most `num_samples` rows of as many classes as possible, by a seed; return them sorted by class.
+
+    Args:
+        labels: (num_rows,), -1 without a label.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     turn = np.zeros(len(labels), dtype=np.int64)  # number of earlier rows of the same class
