@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ class Warm:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self._running: int | None = None
 
     def begin(self, source: str | Path, out: Path, **options: Any) -> int:
         """Start a conversion; its process id."""
@@ -35,18 +38,28 @@ class Warm:
 
     def start(self, line: list[Any]) -> int:
         """Start what a line says; its process id."""
+        self._kill()
         self._stdin.write(json.dumps(line) + "\n")
         self._stdin.flush()
-        return int(self._stdout.readline())
+        self._running = int(self._stdout.readline())
+        return self._running
 
     def end(self) -> tuple[int, float]:
         """(exit code, seconds), once it has ended. Until this is called its process id stays its own."""
         self._stdin.write("\n")
         self._stdin.flush()
         code, seconds = json.loads(self._stdout.readline())
+        self._running = None
         return code, seconds
 
+    def _kill(self) -> None:
+        """Kill what a test left running that failed before it called `end`."""
+        if self._running is not None:
+            os.kill(self._running, signal.SIGKILL)  # its process id is its own until `end`
+            self.end()
+
     def close(self) -> None:
+        self._kill()
         self._stdin.close()
         self._process.wait()
         self._stdout.close()

@@ -113,7 +113,7 @@ def test_the_process_that_starts_workers_may_be_killed_too(
     same_as_reference(out)
 
 
-def wait_for(condition: Callable[[], Any], *, what: str, timeout_s: float = 60) -> None:
+def wait_for(condition: Callable[[], Any], *, what: str, timeout_s: float = 300) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"

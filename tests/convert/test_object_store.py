@@ -92,13 +92,13 @@ def test_an_overwrite_in_a_bucket_interrupted_among_its_writes_leaves_a_whole_sp
     url = f"s3://{BUCKET}/interrupted"
     encode_dataset(pictures, url, samples_per_shard=8, progress=False)
     with monkeypatch.context() as patch:
-        change = overwrite.take_over
+        change = overwrite.publish_replacement
 
         def interrupted(store: Store, split: str, kind: Any) -> None:
             store_steps(patch, 9)
             change(store, split, kind=kind)
 
-        patch.setattr("walloc_data.convert.encode.take_over", interrupted)
+        patch.setattr("walloc_data.convert.encode.publish_replacement", interrupted)
         with pytest.raises(StopError):
             encode_dataset(few, url, samples_per_shard=4, overwrite=True, progress=False)
     report = verify_dataset(url, progress=False)

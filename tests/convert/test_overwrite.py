@@ -96,7 +96,7 @@ def test_interrupted_between_any_two_writes_of_the_change_a_split_is_whole_and_t
     new = shards_of(tmp_path / "fresh")
     # Everything up to the change, as a run makes it; then the change, interrupted.
     with monkeypatch.context() as patch:
-        patch.setattr("walloc_data.convert.encode.take_over", lambda store, split, kind: None)
+        patch.setattr("walloc_data.convert.encode.publish_replacement", lambda store, split, kind: None)
         encode_dataset(other, prepared, samples_per_shard=8, overwrite=True, progress=False)
     assert shards_of(prepared) == old
     for stop_at in itertools.chain(range(3), itertools.count(3, 4)):
@@ -104,7 +104,7 @@ def test_interrupted_between_any_two_writes_of_the_change_a_split_is_whole_and_t
         with monkeypatch.context() as patch:
             done = store_steps(patch, stop_at)
             try:
-                module.take_over(Store(out), "train", kind="new")
+                module.publish_replacement(Store(out), "train", kind="new")
                 interrupted = False
             except StopError:
                 interrupted = True

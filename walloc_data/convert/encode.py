@@ -29,14 +29,14 @@ from walloc_data.convert.journal import check_siblings, finished_shards, read_ma
 from walloc_data.convert.lock import conversion_lock, disk_errors, plan_lock, staging_folder
 from walloc_data.convert.overwrite import (
     Kind,
+    copy_kept_shards,
     discard,
     is_begun,
     is_only_split,
+    publish_replacement,
     recover,
-    refuse_halfway,
+    refuse_interrupted,
     replacement,
-    take_along,
-    take_over,
 )
 from walloc_data.convert.plan import ShardId, parse_part
 from walloc_data.convert.progress import ConversionSummary, Progress, ProgressMeter, ProgressPrinter
@@ -183,7 +183,7 @@ def encode_dataset(
             _check_pictures(store, split, opened, part=part_of)  # names single pictures; `begin` compares hashes only
         with plan_lock(store):  # several parts may start at once
             plan = now = plan_for(opened, split, settings, loaded)
-            refuse_halfway(store, split, manifest)
+            refuse_interrupted(store, split, manifest)
             check_siblings(store, plan, manifest)
             if kind == "retry":
                 check_versions(store, begin(store, plan, codec_files, staging=staging, redo=failed), now)
@@ -192,7 +192,7 @@ def encode_dataset(
                 discard_another(store, plan, opened, kind=kind)
             plan = begin(target, plan, codec_files, staging=staging, repair=repair, redo=failed)
         if kind == "retry":
-            take_along(store, split, finished_shards(store, split) - failed, kind=kind)
+            copy_kept_shards(store, split, finished_shards(store, split) - failed, kind=kind)
         if printer is not None:
             for note in opened.notes:
                 printer.note(f"{opened.location}: {note}")
@@ -230,7 +230,7 @@ def encode_dataset(
             return run.summary(store, seconds=seconds, part=part)
         summary = join_split(target, split)
         if kind is not None:
-            take_over(store, split, kind=kind)
+            publish_replacement(store, split, kind=kind)
         if repair:
             join_complete_splits(store)
         return replace(summary, url=store.url, new_samples=run.new_samples, seconds=seconds)

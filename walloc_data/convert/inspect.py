@@ -233,15 +233,15 @@ def dataset_info(dataset: DatasetLocation, *, storage_options: Mapping[str, Any]
         if manifest is not None and name in manifest.splits:
             continue
         if (plan := read_plan(store, name)) is not None:
-            unfinished[name] = _how_far(store, plan)
+            unfinished[name] = _units_done(store, plan)
     replacements = {}
     for name, kind in replaced_splits(store):
         inside = replacement(store, name, kind=kind)
         if (plan := read_plan(inside, name)) is not None:
-            replacements[name] = _how_far(inside, plan)
+            replacements[name] = _units_done(inside, plan)
     return DatasetInfo(store.url, manifest, unfinished, replacements)
 
 
-def _how_far(store: Store, plan: Plan) -> tuple[int, int | None]:
+def _units_done(store: Store, plan: Plan) -> tuple[int, int | None]:
     done = finished_units(store, plan.split, finished_shards(store, plan.split))
     return len(done), None if plan.is_old_stream else plan.num_units

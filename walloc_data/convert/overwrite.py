@@ -41,15 +41,15 @@ from walloc_data.storage import Store, write_manifest
 
 __all__ = [
     "Kind",
+    "copy_kept_shards",
     "discard",
     "is_begun",
     "is_only_split",
+    "publish_replacement",
     "recover",
-    "refuse_halfway",
+    "refuse_interrupted",
     "replaced_splits",
     "replacement",
-    "take_along",
-    "take_over",
 ]
 
 Kind = Literal["new", "retry"]  # all shards are new; or shards of the old split without failures are kept
@@ -71,7 +71,7 @@ def replaced_splits(store: Store) -> list[tuple[str, Kind]]:
     return [(split, kind) for split, _, end in parts for kind in kinds if end == kind]
 
 
-def take_along(store: Store, split: str, shards: Collection[ShardId], *, kind: Kind) -> None:
+def copy_kept_shards(store: Store, split: str, shards: Collection[ShardId], *, kind: Kind) -> None:
     """Copy finished shards of the old split into its replacement, unless it has them already."""
     inside = replacement(store, split, kind=kind)
     there = finished_shards(inside, split)
@@ -97,7 +97,7 @@ def is_only_split(store: Store, split: str) -> bool:
     return not ({*planned_splits(store), *(manifest.splits if manifest else ())} - {split})
 
 
-def take_over(store: Store, split: str, *, kind: Kind) -> None:
+def publish_replacement(store: Store, split: str, *, kind: Kind) -> None:
     """Publish the complete replacement of a split: steps 2 to 4. The caller holds the lock."""
     manifest, new = read_manifest(store), read_manifest(replacement(store, split, kind=kind))
     root = _root(split, kind)
@@ -135,7 +135,7 @@ def _is_done_with(store: Store, split: str, kind: Kind) -> bool:
     return new is not None and manifest is not None and manifest.splits.get(split) == new.splits.get(split)
 
 
-def refuse_halfway(store: Store, split: str, manifest: Manifest | None) -> None:
+def refuse_interrupted(store: Store, split: str, manifest: Manifest | None) -> None:
     """Raise an error if a replacement was interrupted: a part must not complete it."""
     if manifest is not None and split in manifest.splits and manifest.splits[split].root:
         raise ConversionError(

@@ -47,7 +47,7 @@ class Run:
         self.new_samples, self.num_failures, self.num_done = 0, 0, 0
         self.first_failures: list[Failure] = []
         sizes = self.store.sizes("data")
-        ordered = sorted(shard for shard in shards if self._is_mine(shard.unit))
+        ordered = sorted(shard for shard in shards if self._is_in_part(shard.unit))
         for shard, done in zip(ordered, done_marks(self.store, self.plan.split, ordered), strict=True):
             if done.shard is not None and sizes.get(done.shard.name) != done.shard.num_bytes:
                 shards.discard(shard)
@@ -126,11 +126,11 @@ class Run:
         """Return whether a unit must be done."""
         return any(map(self._is_due, range(self.plan.num_units)))
 
-    def _is_mine(self, unit: int) -> bool:
+    def _is_in_part(self, unit: int) -> bool:
         return unit % self.part[1] == self.part[0]
 
     def _is_due(self, unit: int) -> bool:
-        return self._is_mine(unit) and unit not in self.finished
+        return self._is_in_part(unit) and unit not in self.finished
 
     def _tasks(self) -> Iterator[Task]:
         done: dict[int, set[int]] = {}

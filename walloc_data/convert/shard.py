@@ -186,7 +186,7 @@ class ShardWriter:
                 columns, large = columns_that_fit(sample.columns)
                 if not self.plan.settings.sample_json:
                     lost += [f"value of column {name!r}, over 64 KiB (--sample-json keeps it)" for name in large]
-                looked = self._look(sample, lost, clock)
+                looked = self._read_pixels(sample, lost, clock)
                 item = _Item(key, index, sample, *looked, columns, self._kept_pictures(sample, looked[2]))
                 _count(left_out, lost)
                 clock.stop("resize")
@@ -215,7 +215,7 @@ class ShardWriter:
         if items or failed:
             yield items, failed, stats
 
-    def _look(
+    def _read_pixels(
         self, sample: Sample, lost: list[str], clock: "_Clock"
     ) -> tuple[Pixels, tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
         """Return the pixels to encode, their size, the size of the source picture, and the crop box in it.

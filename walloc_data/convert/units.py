@@ -46,19 +46,19 @@ class UnitReader:
         """Yield (index, sample) pairs, with the index that `Plan.key` uses."""
         if self._plan.num_fragments is None:
             for index in self._plan.source_indices(self._unit).tolist():
-                yield index, next(self._told(f"sample {index}", map(self._source.read, [index])))
+                yield index, next(self._with_clear_errors(f"sample {index}", map(self._source.read, [index])))
             return
         position = 0
         for fragment in self._plan.fragments(self._unit):
             name = self._source.fragment_name(fragment)
             self.items.append(0)
             self.versions.append(self._source.fragment_version(fragment))
-            for sample in self._told(name, self._source.read_fragment(fragment, scratch=self._scratch)):
+            for sample in self._with_clear_errors(name, self._source.read_fragment(fragment, scratch=self._scratch)):
                 self.items[-1] += 1
                 yield position, sample
                 position += 1
 
-    def _told(self, what: str, samples: Iterable[Sample]) -> Iterator[Sample]:
+    def _with_clear_errors(self, what: str, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Yield the samples; convert errors of the source to a WallocDataError, or to a last sample with a problem."""
         try:
             yield from samples

@@ -41,7 +41,7 @@ class Worker(ShardWriter):
             while (head := next(samples, None)) is not None:
                 shard, chunk = ShardId(unit, number), itertools.chain([head], itertools.islice(samples, size - 1))
                 if number in task.done:
-                    self._pass_by(shard, chunk)
+                    self._skip_shard(shard, chunk)
                 else:
                     on_shard(shard, self._shard(shard, chunk, first=number * size, report=report))
                 number += 1
@@ -50,7 +50,7 @@ class Worker(ShardWriter):
         end = UnitEnd(number, tuple(reader.items), tuple(reader.versions))
         self.store.write_bytes(end_name(self.plan.split, unit), end.to_json())
 
-    def _pass_by(self, shard: ShardId, samples: Iterable[tuple[int, Sample]]) -> None:
+    def _skip_shard(self, shard: ShardId, samples: Iterable[tuple[int, Sample]]) -> None:
         """Skip the samples of a finished shard, after checking that they are unchanged."""
         [recorded] = rows_of_source(self.store, self.plan.split, [shard])
 

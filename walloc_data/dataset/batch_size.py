@@ -131,7 +131,7 @@ class RankedBatches:
             )
         return batching, rank, world_size
 
-    def still(self) -> None:
+    def check_unchanged(self) -> None:
         """Raise LoaderError if the rank of this process has changed since the pass started."""
         self._rank_info.use()
 

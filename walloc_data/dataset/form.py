@@ -38,14 +38,14 @@ class SampleForm:
     def samples(self, latents: Sequence[Tensor] | Tensor, values: Mapping[str, Values]) -> list[Any]:
         """Return the samples of rows."""
         columns = [_items(name, values[name]) for name in self.names]
-        return [self._made(parts) for parts in zip(latents, *columns, strict=True)]
+        return [self._assemble(parts) for parts in zip(latents, *columns, strict=True)]
 
     def batch(self, latents: Tensor, values: Mapping[str, Values], valid: Tensor | None) -> Any:
         """Return one batch, with numbers and arrays as tensors and other values as lists."""
         columns = [_tensor(values[name]) for name in self.names]
-        return self._made((latents, *columns), valid)
+        return self._assemble((latents, *columns), valid)
 
-    def _made(self, parts: tuple[Any, ...], valid: Tensor | None = None) -> Any:
+    def _assemble(self, parts: tuple[Any, ...], valid: Tensor | None = None) -> Any:
         if self.as_dict:
             made = dict(zip((LATENT, *self.names), parts, strict=True))
             return made if valid is None else made | {VALID: valid}

@@ -61,7 +61,7 @@ class _Numbers(Sampler[tuple[int, int, int, int]]):
         return self.stop - self.start
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -117,7 +117,7 @@ class LatentLoader:
             _Batches(samples, batches, pad),
             batch_size=None,  # items are batches
             sampler=self._numbers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=num_workers,
             prefetch_factor=prefetch_batches if num_workers else None,
             persistent_workers=num_workers > 0,
@@ -181,7 +181,7 @@ class LatentLoader:
                     break
                 self._count(made, time.perf_counter() - asked)
                 reached(number)
-                self._ranked.still()
+                self._ranked.check_unchanged()
                 # The yielded batch counts as done: a state saved after its step must not repeat it.
                 self.position = number + 1
                 if self.position == stop:

@@ -202,7 +202,7 @@ class LatentMixture(LatentSamples):
 
     def read(self, rows: Ints, *, epoch: int | None) -> RowValues:
         latents: list[Tensor] = [torch.empty(0)] * len(rows)
-        values = {name: self._room(name, len(rows)) for name in self.form.names}
+        values = {name: self._empty_values(name, len(rows)) for name in self.form.names}
         for number, at in self._parts(rows):
             found, columns = self.datasets[number].read(rows[at] - self._first_rows[number], epoch=epoch)
             for place, latent in zip(at.tolist(), found, strict=True):
@@ -215,7 +215,7 @@ class LatentMixture(LatentSamples):
                         values[name][place] = value
         return RowValues(latents, values)
 
-    def _room(self, name: str, num_rows: int) -> Any:
+    def _empty_values(self, name: str, num_rows: int) -> Any:
         """Return an empty array or list for a column's values from several data sets."""
         dtype, shape = self._forms[name]
         return [None] * num_rows if dtype == "list" else np.empty((num_rows, *shape), dtype)

@@ -81,7 +81,7 @@ class ShardReader(Reader):
         Raises:
             CorruptShardError: a sample is damaged, also after its shard was downloaded again.
         """
-        return self._twice(rows, mirrored, self._latents)
+        return self._with_retry(rows, mirrored, self._latents)
 
     def packed(self, rows: Ints, mirrored: npt.NDArray[np.bool_] | None = None) -> Sequence[memoryview]:
         """Return the packed latents of rows as stored (WebP), compared with their checksums like those of `read`.
@@ -89,9 +89,9 @@ class ShardReader(Reader):
         Raises:
             CorruptShardError: a sample is damaged, also after its shard was downloaded again.
         """
-        return self._twice(rows, mirrored, lambda entries, shards, payloads: payloads)
+        return self._with_retry(rows, mirrored, lambda entries, shards, payloads: payloads)
 
-    def _twice(
+    def _with_retry(
         self,
         rows: Ints,
         mirrored: npt.NDArray[np.bool_] | None,

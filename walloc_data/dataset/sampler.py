@@ -117,7 +117,7 @@ class LatentBatchSampler(Sampler[list[int]]):
         self.epoch, self.position = epoch + 1, 0
         batching, rank, world_size = self._ranked.begin()
         for number in range(start, batching.num_batches):
-            self._ranked.still()
+            self._ranked.check_unchanged()
             batch = batching.batch(epoch, number).slice(rank, world_size)
             self._given = epoch, number + 1
             yield [SampleIndex(row, epoch) for row in batch.rows.tolist()]

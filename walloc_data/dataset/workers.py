@@ -46,7 +46,8 @@ def in_shared_memory(batch: Any) -> Any:
     except (RuntimeError, OSError) as error:
         num_bytes = sum(tensor.nbytes for tensor in tensors)
         raise WorkerError(
-            f"no shared memory for a batch of {num_bytes} bytes in {_room()} ({str(error).splitlines()[0]}): {_ENLARGE}"
+            f"no shared memory for a batch of {num_bytes} bytes in {_free_space()} ({str(error).splitlines()[0]}): "
+            f"{_ENLARGE}"
         ) from error
     return batch
 
@@ -71,15 +72,15 @@ def _pass(loader: "DataLoader[Any]", batches: Iterator[Any]) -> Iterator[Any]:
             _interrupt(loader)
             raise
         except RuntimeError as error:
-            if (how := _how_it_died(error)) is None:
+            if (how := _exit_cause(error)) is None:
                 raise
             _forget_workers(loader)
-            remedy = _REMEDIES.get(how, "see its output above").format(shm=_room(), enlarge=_ENLARGE)
+            remedy = _REMEDIES.get(how, "see its output above").format(shm=_free_space(), enlarge=_ENLARGE)
             raise WorkerError(f"a worker process of the loader died ({how}): {remedy}") from error
         yield batch
 
 
-def _how_it_died(error: BaseException | None) -> str | None:
+def _exit_cause(error: BaseException | None) -> str | None:
     """Return how a worker died, from torch's error; None for other errors."""
     how = None
     while error is not None:
@@ -109,7 +110,7 @@ def _forget_workers(loader: Any) -> None:
         iterator._shutdown_workers()
 
 
-def _room() -> str:
+def _free_space() -> str:
     try:
         room = shutil.disk_usage(_SHARED_MEMORY)
     except OSError:

@@ -117,7 +117,7 @@ def _try_codec(source: Source, codec: Any) -> None:
 
     loaded, _ = load_codec(codec)
     errors, variances, problems = 0.0, 0.0, []
-    for sample in _some(source):
+    for sample in _spread_samples(source):
         try:
             if sample.problem is not None:
                 raise PictureError(sample.problem)
@@ -143,7 +143,7 @@ def _try_codec(source: Source, codec: Any) -> None:
         )
 
 
-def _some(source: Source) -> list[Sample]:
+def _spread_samples(source: Source) -> list[Sample]:
     if source.num_items is not None:
         number = min(_NUM_TRIED, source.num_items)
         return [source.read(i * (source.num_items - 1) // max(1, number - 1)) for i in range(number)]

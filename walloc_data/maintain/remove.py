@@ -178,7 +178,7 @@ class _Rule:
             for column, values in wanted.items():
                 if values:
                     seen[column] |= values & set(table[column].unique().to_pylist())
-            self.num_removed += int(self._goes(table).sum())
+            self.num_removed += int(self._is_removed(table).sum())
         for column, values in wanted.items():
             if absent := sorted(values - seen[column], key=str):
                 more = f" and {len(absent) - _MAX_NAMED} more" if len(absent) > _MAX_NAMED else ""
@@ -189,7 +189,7 @@ class _Rule:
         if self.num_removed == record.num_samples:
             raise FormatError(f"{store.url}: these are all samples of split {split!r}: remove the split instead")
 
-    def _goes(self, table: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _is_removed(self, table: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
         import pyarrow as pa
         import pyarrow.compute
 
@@ -202,7 +202,7 @@ class _Rule:
 
     def touched(self, shard: ShardRecord, table: Any) -> Keep | None:
         """Return a function of a row that tells whether its sample is kept; None if all samples of the shard are."""
-        goes = self._goes(table)
+        goes = self._is_removed(table)
         if not goes.any():
             return None
         leaving = {key for key, gone in zip(table["key"].to_pylist(), goes.tolist(), strict=True) if gone}

@@ -66,7 +66,7 @@ class RemoteTars(Source):
         try:
             self._list()
             names = self._class_names()
-            layout, others = self._look(names, image=image_extension(image_column), label=label_column)
+            layout, others = self._find_layout(names, image=image_extension(image_column), label=label_column)
         except StorageError as error:
             raise SourceError(f"{location}: {error}") from error
         bare = label_column is None and layout.label_from is None and not (layout.reads_json or layout.reads_text)
@@ -131,7 +131,7 @@ class RemoteTars(Source):
                 return lines_of(store.read_bytes(name, max_bytes=MAX_META_BYTES))
         return None
 
-    def _look(
+    def _find_layout(
         self, names: tuple[str, ...] | None, *, image: str | None, label: str | None
     ) -> tuple[Layout, list[Group]]:
         """Return the layout, and samples with pictures from the beginnings of the first and the last tar."""

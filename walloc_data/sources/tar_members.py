@@ -136,7 +136,7 @@ def _groups(data: _TarBytes, *, context: str, scan: TarScan) -> Iterator[Group]:
     for member in _members(data, context=context):
         if isinstance(member, DamagedTarError):
             if members and extensions == set(members):  # complete, compared with the previous sample
-                yield from _apart(key, members, problem)
+                yield from _split_repetitions(key, members, problem)
             elif members:
                 member.args = (f"{member}. Its last sample, {key!r}, may have lost members, and is left out",)
             raise member
@@ -149,14 +149,14 @@ def _groups(data: _TarBytes, *, context: str, scan: TarScan) -> Iterator[Group]:
             continue
         this = f"{folder}/{stem}" if folder else stem
         if this != key and members:
-            yield from _apart(key, members, problem)
+            yield from _split_repetitions(key, members, problem)
             extensions, members, problem = set(members), {}, None
         key = this
         if member.issparse():
             problem = f"its member .{extension} is stored as a sparse file (tar --sparse), which is not read"
         members.setdefault(extension.lower(), []).append((member.offset_data, member.size))
     if members:
-        yield from _apart(key, members, problem)
+        yield from _split_repetitions(key, members, problem)
 
 
 def _members(data: _TarBytes, *, context: str) -> Iterator[tarfile.TarInfo | DamagedTarError]:
@@ -220,7 +220,7 @@ def _member_name(member: tarfile.TarInfo, scan: TarScan) -> str | None:
     return None
 
 
-def _apart(key: str, members: Mapping[str, list[tuple[int, int]]], problem: str | None) -> Iterator[Group]:
+def _split_repetitions(key: str, members: Mapping[str, list[tuple[int, int]]], problem: str | None) -> Iterator[Group]:
     """Yield one group, or as many as its most frequent extension occurs."""
     copies = max(map(len, members.values()))
     if copies > 1:
