@@ -4,11 +4,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 
 from walloc_data import encode_dataset
 from walloc_data.codec import bundled_codecs
 from walloc_data.errors import CodecError, SourceError
 from walloc_data.fitting import fit_codec_operators
+from walloc_data.regression import WindowRegression
 from walloc_data.transforms import LatentOperators
 
 
@@ -36,3 +38,11 @@ def test_what_cannot_be_fitted_is_refused(imagenette_folder: Path, tmp_path: Pat
     (few / "one.jpg").write_bytes(next(imagenette_folder.rglob("*.JPEG")).read_bytes())
     with pytest.raises(SourceError, match="1 pictures are too few"):
         fit_codec_operators(bundled_codecs()[0], pictures=few, write=False)
+
+
+def test_black_latents_have_a_map_too() -> None:
+    sums = WindowRegression(2, num_targets=1, window_cells=(1, 1))
+    sums.update(torch.zeros(1, 2, 8, 8), torch.full((1, 1, 8, 8), 3.0))
+    fitted = sums.solve()
+    assert fitted.weight.abs().max() == 0
+    assert fitted.bias.item() == pytest.approx(3)

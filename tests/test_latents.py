@@ -74,6 +74,11 @@ def test_pack_refuses_anything_but_int8() -> None:
 def test_unpack_refuses_odd_pictures() -> None:
     with pytest.raises(CodecError, match="3 x 4 does not split"):
         unpack(np.zeros((3, 4, 3), np.uint8))
+    with pytest.raises(CodecError, match="0 x 4 does not split"):
+        unpack(np.zeros((0, 4, 3), np.uint8))
+    for latent_dim, colours in ((0, 3), (12, 0)):
+        with pytest.raises(CodecError, match=f"{latent_dim} channels do not pack into {colours} colour planes"):
+            unpack(np.zeros((4, 4, colours), np.uint8), latent_dim=latent_dim)
 
 
 def webp(mode: str, **options: object) -> bytes:

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from walloc_data.errors import FormatError
 from walloc_data.format import ColumnType, check_columns, column_name, infer_type, join_types
-from walloc_data.tables import cast_column, column_array, typed_columns
+from walloc_data.tables import cast_column, column_array, read_parquet, typed_columns
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(-1e9, 1e9) | st.text(max_size=3)
 VALUES = st.recursive(
@@ -135,3 +137,28 @@ def test_names_that_the_index_uses_are_put_apart_and_never_meet() -> None:
 def test_descriptions_of_no_type_are_refused(kind: Any) -> None:
     with pytest.raises(FormatError, match="is not the type of a column"):
         ColumnType.from_json(kind)
+
+
+def test_a_time_without_a_zone_is_the_same_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        found = column_array(["2020-01-01T00:00:00", "2020-01-01T09:00:00+09:00"], ColumnType("timestamp_utc"))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert found.to_pylist() == [datetime(2020, 1, 1, tzinfo=UTC)] * 2
+
+
+@pytest.mark.parametrize(("value", "kind"), [(1, {"struct": {"a": "int8"}}), (2**70, "int64"), ("x", "int8")])
+def test_values_of_another_type_are_refused(value: Any, kind: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        column_array([value], ColumnType.from_json(kind))
+
+
+def test_a_column_that_is_not_there_is_named() -> None:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"x": [1], "y": [2]}), file)
+    assert read_parquet(file.getvalue(), columns=["y"]).to_pydict() == {"y": [2]}
+    with pytest.raises(FormatError, match=r"^has no column 'z'; its columns are x, y$"):
+        read_parquet(file.getvalue(), columns=["y", "z"])

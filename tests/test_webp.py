@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Literal
 
@@ -154,6 +155,21 @@ def test_what_is_no_picture_is_refused() -> None:
         encode_lossless(np.zeros((1, 16384, 1, 3), dtype=np.uint8))
     with pytest.raises(CodecError, match="sides from 1 to 16383 pixels, not 0 x 1"):
         encode_lossless(np.zeros((1, 1, 0, 3), dtype=np.uint8))
+    for odd in (np.zeros((1, 8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.uint8), np.zeros((1, 8, 8, 1), np.int16)):
+        with pytest.raises(CodecError, match=r"packed pictures are \(N, H, W, 1 or 3\) uint8, not u?int"):
+            encode_webps(odd)
+    for function, colours in ((encode_lossless, 3), (encode_webps, 3), (encode_webps, 1)):
+        with pytest.raises(CodecError, match="effort must be one of default, fast, not 'slow'"):
+            function(np.zeros((1, 8, 8, colours), np.uint8), effort="slow")
+
+
+def test_tiny_pictures_take_no_more_memory_together_than_large_ones() -> None:
+    pictures = laplace((4096, 2, 2, 3), scale=5)
+    tracemalloc.start()
+    files = encode_webps(pictures)
+    assert tracemalloc.get_traced_memory()[1] < 2**27  # was 300 MB, and grew with their number
+    tracemalloc.stop()
+    assert files[4095] == encode_webp(pictures[4095])
 
 
 @pytest.mark.parametrize("shape", [(1, 16383), (16383, 1), (35, 16383)])

@@ -40,6 +40,9 @@ MAX_PACKED_PIXELS_NAME = "WALLOC_DATA_MAX_PACKED_PIXELS"
 # Our writer needs about 300 bytes of memory per pixel. Larger latents (of 8-megapixel photographs) are left to libwebp.
 OWN_WRITER_PIXELS = 2**19
 
+# Pictures that our writer works on at once. Each takes about 60 kB for its tables of codes, beside that of its pixels.
+_MAX_TOGETHER = 512
+
 # (method, quality) of libwebp's lossless mode, for latents that our writer does not write; measured in
 # benchmarks/results/encode_speed.json.
 _EFFORT: dict[str, tuple[int, int]] = {"default": (4, 0), "fast": (2, 0)}
@@ -104,8 +107,8 @@ def expansion_table(latent_bits: int) -> "Tensor":
 
 
 def _tiles(latent_dim: int, colours: int) -> int:
-    n = math.isqrt(latent_dim // colours)
-    if colours not in (1, 3) or n * n * colours != latent_dim:
+    n = math.isqrt(latent_dim // colours) if colours in (1, 3) else 0
+    if n < 1 or n * n * colours != latent_dim:
         raise CodecError(
             f"{latent_dim} channels do not pack into {colours} colour planes: "
             "the number must be colours * n^2, with 1 (L) or 3 (RGB) colours"
@@ -155,7 +158,7 @@ def unpack(picture: npt.NDArray[np.uint8], *, latent_dim: int = 12) -> npt.NDArr
         raise CodecError(f"unpack takes uint8 pictures (N, H, W, colours), not {picture.dtype} {picture.shape}")
     *batch, height, width, colours = picture.shape
     n = _tiles(latent_dim, colours)
-    if height % n or width % n:
+    if height % n or width % n or not height or not width:
         raise CodecError(f"a packed picture of {height} x {width} does not split into {n} x {n} tiles")
     h, w = height // n, width // n
     tiles = picture.reshape(-1, n, h, n, w, colours).transpose(0, 5, 1, 3, 2, 4)
@@ -193,10 +196,14 @@ def encode_webps(pictures: npt.NDArray[np.uint8], *, effort: Literal["default", 
     """
     from PIL import Image
 
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] not in (1, 3):
+        raise CodecError(f"packed pictures are (N, H, W, 1 or 3) uint8, not {pictures.dtype} {pictures.shape}")
+    if effort not in _EFFORT:
+        raise CodecError(f"effort must be one of {', '.join(_EFFORT)}, not {effort!r}")
     height, width, colours = pictures.shape[1:]
     check_sides(height, width)
     if colours == 3 and height * width <= OWN_WRITER_PIXELS:
-        together = max(1, OWN_WRITER_PIXELS // (height * width))
+        together = min(_MAX_TOGETHER, max(1, OWN_WRITER_PIXELS // (height * width)))
         parts = [pictures[i : i + together] for i in range(0, len(pictures), together)]
         return [data for part in parts for data in encode_lossless(part, effort=effort)]
     require_webp("writing a packed latent")

@@ -24,6 +24,7 @@ MAX_PAGE_BYTES = 2**27
 MAX_LIST_BYTES = 2**29  # of the values of one column of lists in one row group, as the index's writer keeps to
 MAX_RATIO = 16  # more than that is unpacked to all the same, if it is at most so many times the bytes in the file
 _HEADER_BYTES, _MAX_HEADER_BYTES = 2**10, 2**24
+_MAX_FOOTER_BYTES = 2**26  # which take up to seventy times as much once they are Python's objects
 _DATA, _INDEX, _DICTIONARY, _DATA_2 = range(4)  # kinds of pages
 _DELTA_BYTE_ARRAY = 7  # the encoding whose values begin as the one before: bytes that stand for any number of others
 _MAGIC = b"PAR1"
@@ -143,6 +144,8 @@ def _footer(file: BinaryIO, num_bytes: int) -> tuple[dict[int, Any], int]:
     length = int.from_bytes(end[:4], "little")
     if end[4:] != _MAGIC or length > num_bytes - 12:
         raise FormatError("not a parquet file, or cut short")
+    if length > _MAX_FOOTER_BYTES:
+        raise FormatError(f"a footer of {length} bytes; at most {_MAX_FOOTER_BYTES} are read")
     file.seek(num_bytes - 8 - length)
     try:
         return thrift_struct(file.read(length), 0)[0], num_bytes - 8 - length
@@ -199,8 +202,9 @@ def _check_column(chunk: dict[int, Any], leaf: _Leaf, num_rows: int, file: Binar
     start, length, num_values = _number(record, 9), _number(record, 7), _number(record, 5)
     if _number(record, 1) != leaf.kind or chunk.get(1) is not None:
         raise FormatError("is not of the schema's type, or in another file")
-    start = min(start, record.get(11) or start)
-    if start < 0 or start + length > num_bytes:
+    if record.get(11):  # where its dictionary begins
+        start = min(start, _number(record, 11))
+    if start + length > num_bytes:
         raise FormatError(f"{length} bytes from byte {start} on; its columns end at byte {num_bytes}")
     if not leaf.repeated:
         if num_values != num_rows:

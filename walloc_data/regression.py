@@ -171,7 +171,9 @@ class WindowRegression:
                 f"{self.num_windows} windows cannot determine {len(inputs)} weights: use more or larger pictures"
             )
         vv = self._vv[inputs][:, inputs]
-        penalty = torch.full((len(inputs),), ridge * float(vv.diagonal()[:-1].mean()), dtype=torch.float64)
+        # At least a little, as black pictures have no power, and the matrix would be singular.
+        power = max(float(vv.diagonal()[:-1].mean()), 1e-12)
+        penalty = torch.full((len(inputs),), ridge * power, dtype=torch.float64)
         penalty[-1] = 0
         solution = torch.linalg.solve(vv + torch.diag(penalty), self._vt[inputs][:, targets]).T  # (T, inputs)
         return solution[:, :-1], solution[:, -1]

@@ -121,7 +121,12 @@ def typed_columns(
 
 
 def column_array(values: Iterable[Any], kind: ColumnType) -> Any:
-    """Return a pyarrow array of JSON values; raise ValueError or TypeError if they are not of this type.
+    """Return a pyarrow array of JSON values.
+
+    Dates and times are text in ISO 8601; times without a zone are taken as UTC where the type is `timestamp_utc`.
+
+    Raises:
+        TypeError, ValueError: the values are not of this type.
 
     Example:
         >>> from walloc_data.format import ColumnType
@@ -131,7 +136,10 @@ def column_array(values: Iterable[Any], kind: ColumnType) -> Any:
     """
     import pyarrow as pa
 
-    return pa.array([_typed(value, kind) for value in values], arrow_type(kind))
+    try:
+        return pa.array([_typed(value, kind) for value in values], arrow_type(kind))
+    except (AttributeError, OverflowError) as error:
+        raise ValueError(f"values are not of the type {kind.to_json()} ({error})") from error
 
 
 def _typed(value: Any, kind: ColumnType) -> Any:
@@ -144,7 +152,10 @@ def _typed(value: Any, kind: ColumnType) -> Any:
         return date.fromisoformat(value) if isinstance(value, str) else value
     if kind.kind in ("timestamp", "timestamp_utc"):
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-        return moment.astimezone(UTC) if kind.kind == "timestamp_utc" else moment
+        if kind.kind == "timestamp_utc":
+            # astimezone would take a time without a zone as one of this machine's zone.
+            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        return moment
     if kind.item is not None and kind.item.kind in _PARSED:
         return [_typed(item, kind.item) for item in value]
     if kind.kind == "struct":
@@ -209,7 +220,8 @@ def text_of(array: Any, *, what: str) -> Any:
     expanded here, after their length is checked.
 
     Raises:
-        FormatError: a value is longer than 1 MiB, all values are longer than 256 MiB, or a value is not text.
+        FormatError: a value is longer than 1 MiB, all values are longer than 256 MiB, a value is not text, or the type
+            is a map or another nested type than lists and structs.
 
     Example:
         >>> import pyarrow
@@ -245,6 +257,8 @@ def _text_bytes(array: Any, what: str) -> int:
         return sum(_text_bytes(array.field(i), what) for i in range(array.type.num_fields))
     if pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
         return _text_bytes(array.flatten(), what)
+    if pa.types.is_nested(array.type):  # maps and lists with 64-bit offsets, which nothing here writes
+        raise FormatError(f"{what} is of the type {array.type}, which is not read")
     return 0
 
 
@@ -269,7 +283,8 @@ def read_parquet(file: BinaryIO | bytes, *, columns: Sequence[str] | None = None
     """Read a parquet file, or some of its columns, as a table of bounded size.
 
     Raises:
-        FormatError: it is larger than 1 GiB, or claims what `walloc_data.parquet` refuses.
+        FormatError: it is larger than 1 GiB, lacks a column, or claims what `walloc_data.parquet` refuses.
+        pyarrow.ArrowException, OSError: it is no parquet file, or damaged.
 
     Example:
         >>> from pathlib import Path
@@ -287,6 +302,8 @@ def read_parquet(file: BinaryIO | bytes, *, columns: Sequence[str] | None = None
             if num_bytes > MAX_TABLE_BYTES:
                 raise FormatError(f"more than {MAX_TABLE_BYTES} bytes of values; refused")
         kinds = {field.name: field.with_type(plain_type(field.type)) for field in parquet.schema_arrow}
+    if absent := [name for name in columns or () if name not in kinds]:
+        raise FormatError(f"has no column {absent[0]!r}; its columns are {', '.join(kinds)}")
     schema = pa.schema([kinds[name] for name in (kinds if columns is None else columns)])
     return pa.Table.from_batches(parts, schema=schema).combine_chunks()
 

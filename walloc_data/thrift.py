@@ -1,4 +1,7 @@
-"""Reading Thrift's compact protocol, in which parquet files describe themselves: `walloc_data.parquet` checks them."""
+"""Reader of Thrift's compact protocol, in which the footer and the page headers of parquet files are written.
+
+Specification: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md.
+"""
 
 from typing import Any
 
@@ -7,16 +10,24 @@ from walloc_data.errors import FormatError
 __all__ = ["thrift_struct"]
 
 _MAX_DEPTH = 16
+_MAX_LENGTH = 1_000_000  # of a list; pyarrow reads no longer ones either
 
 
 def thrift_struct(data: bytes, place: int, *, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """Return the fields of a struct by their numbers, and where it ends.
+    """Return the fields of a struct by their numbers, and the position after it.
 
-    Integers are int, text and bytes are bytes, lists are list, structs are dict, doubles None.
+    Args:
+        data: bytes that contain the struct.
+        place: position of its first byte.
+        depth: number of structs and lists around it.
+
+    Returns:
+        A dict from the number of a field to its value, and a position. Integers become int, text and binary data bytes,
+        lists and sets list, structs dict, and doubles None.
 
     Raises:
-        IndexError: the data end before it does.
-        FormatError: it is none.
+        IndexError: the data end inside the struct.
+        FormatError: the data are not of this protocol, nested more than 16 deep, or a list has over a million elements.
 
     Example:
         >>> from walloc_data.thrift import thrift_struct
@@ -58,6 +69,8 @@ def _value(data: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
         place += 1
         if length == 15:
             length, place = _integer(data, place)
+        if length > _MAX_LENGTH:
+            raise FormatError(f"not a parquet file, or damaged: a list of {length} elements")
         values = []
         for _ in range(length):  # each takes a byte at least, so that the data end before memory does
             value, place = _value(data, place, kind, depth + 1)

@@ -1,6 +1,8 @@
 """Codec folders: what is written is what is read, and what is damaged is refused by name."""
 
+import copy
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,35 @@ def test_new_weights_give_new_latents(kodak_pictures: list[Tensor]) -> None:
     after = codec.encode(kodak_pictures[0])
     assert ((after + before).abs() <= 1).all()  # the boundaries are symmetric, ties apart
     assert codec.encoder_sha256 != info.encoder_sha256
+
+
+def test_latents_follow_the_weights_however_they_are_changed(kodak_pictures: list[Tensor]) -> None:
+    picture = kodak_pictures[0]
+    codec, _ = load_codec("klt-16x")
+    latent, weight = codec.encode(picture), codec.encoder[0].weight
+    weight.data.neg_()  # without a trace in the version counter
+    codec.encoder[0].bias.data.neg_()
+    assert ((codec.encode(picture) + latent).abs() <= 1).all()
+    state = {name: -tensor for name, tensor in codec.encoder[0].state_dict().items()}
+    codec.encoder[0].load_state_dict(state, assign=True)
+    assert torch.equal(codec.encode(picture), latent)
+
+
+def test_a_codec_can_be_loaded_and_used_in_inference_mode(kodak_pictures: list[Tensor]) -> None:
+    expected = load_codec("klt-16x")[0].encode(kodak_pictures[0])
+    with torch.inference_mode():
+        codec, _ = load_codec("klt-16x")
+        assert torch.equal(codec.encode(kodak_pictures[0]), expected)
+        assert codec.bfloat16().decode(expected).shape == kodak_pictures[0].shape
+    assert torch.equal(codec.encode(kodak_pictures[0]), expected)
+
+
+def test_copies_of_a_cast_codec_encode_with_the_float32_weights(kodak_pictures: list[Tensor]) -> None:
+    expected = load_codec("klt-16x")[0].encode(kodak_pictures[0])
+    half, info = load_codec("klt-16x", torch_dtype=torch.bfloat16)
+    for again in (copy.deepcopy(half), pickle.loads(pickle.dumps(half))):
+        assert torch.equal(again.encode(kodak_pictures[0]), expected)
+        assert again.encoder_sha256 == info.encoder_sha256
 
 
 def test_a_codec_without_its_decoder_encodes_and_says_why_it_does_not_decode(
@@ -150,6 +181,40 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(CodecError, match=r"model.safetensors: cannot be read"):
         load_codec(folder)
+
+
+@pytest.mark.parametrize("statistics", [{"mean": [0.0], "std": [1.0]}, {"mean": [0.0] * 12}])
+def test_a_codec_that_cannot_be_written_leaves_the_one_that_is_there(
+    tmp_path: Path, statistics: dict[str, list[float]]
+) -> None:
+    codec, _ = load_codec("klt-16x")
+    save_codec(codec, tmp_path / "codec", name="kept")
+    with pytest.raises(CodecError, match="statistics must be two lists, mean and std, of 12 numbers"):
+        save_codec(codec, tmp_path / "codec", name="other", statistics=statistics)
+    assert load_codec(tmp_path / "codec")[1].name == "kept"
+
+
+def test_a_linear_decoder_without_a_bias_is_saved(tmp_path: Path) -> None:
+    codec = WallocCodec(decoder=torch.nn.Conv2d(12, 192, 1, bias=False)).eval()
+    save_codec(codec, tmp_path, name="no-bias")
+    latent = torch.arange(-6, 6, dtype=torch.int8).reshape(1, 12, 1, 1)
+    assert torch.equal(load_codec(tmp_path)[0].decode(latent), codec.decode(latent))
+
+
+def test_a_name_that_the_system_refuses_is_no_codec() -> None:
+    with pytest.raises(CodecError, match=r"no codec at 'x+': expected a bundled name"):
+        load_codec("x" * 300)
+    with pytest.raises(CodecError, match=r"no decoder of version 'x+'; there are 1, 2"):
+        load_codec(decoder="x" * 300)
+
+
+def test_a_codec_folder_names_few_decoders(tmp_path: Path) -> None:
+    shutil.copytree(BUNDLED / "klt-16x", tmp_path / "codec")
+    path = tmp_path / "codec" / "codec.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value | {"decoder_files": {str(i): f"decoder-{i}.safetensors" for i in range(2, 70)}}))
+    with pytest.raises(CodecError, match="68 decoder_files; at most 64 are read"):
+        load_codec(tmp_path / "codec")
 
 
 def test_large_files_are_refused_before_they_are_read(tmp_path: Path) -> None:

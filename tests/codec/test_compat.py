@@ -90,11 +90,18 @@ def test_pictures_that_never_were_bytes_are_encoded_from_their_own_values(
 def test_wrong_latents_are_refused(codec: WallocCodec) -> None:
     with pytest.raises(CodecError, match=r"takes one latent \(1, C, h, w\), not \(2, 12, 1, 1\)"):
         latent_to_webp_bytes(torch.zeros(2, 12, 1, 1))
-    with pytest.raises(CodecError, match=r"8 bits lies in \[-128, 127\]"):
-        latent_to_webp_bytes(torch.full((1, 12, 1, 1), 128.0))
+    with pytest.raises(CodecError, match=r"takes one latent \(1, C, h, w\), not \(1, 12, 0, 1\)"):
+        latent_to_webp_bytes(torch.zeros(1, 12, 0, 1))
+    for value in (128.0, -129.0, 1.5, float("nan")):
+        with pytest.raises(CodecError, match=r"8 bits holds whole numbers in \[-128, 127\]: round it first"):
+            latent_to_webp_bytes(torch.full((1, 12, 1, 1), value))
     blob = latent_to_webp_bytes(torch.zeros(1, 12, 1, 1))
     with pytest.raises(CodecError, match="12 channels of 8 bits, the blob is said to have 48 of 8"):
         decode_from_blob(codec, blob, 48)
+
+
+def test_no_pictures_have_no_latents(codec: WallocCodec) -> None:
+    assert encode_to_latent(codec, torch.zeros(0, 3, 8, 16)).shape == (0, 12, 1, 2)
 
 
 def test_public_names_resolve() -> None:

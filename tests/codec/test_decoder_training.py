@@ -73,6 +73,15 @@ def test_a_decoder_is_trained_for_the_encoder_as_it_is(pictures: list[Pixels], t
     assert not (tmp_path / "out" / ".training").exists()
 
 
+def test_a_codec_that_was_cast_gets_a_decoder_for_its_float32_encoder(pictures: list[Pixels], tmp_path: Path) -> None:
+    codec, info = load_codec("klt-16x", torch_dtype=torch.bfloat16)
+    codec.statistics = None
+    config = DecoderTrainConfig(**{**TINY, "steps": 1, "wide_from": 1.0})
+    file = train_decoder([PictureSet("smooth", pictures)], tmp_path / "out", codec=codec, config=config).file
+    assert codec.statistics is None  # the codec that is given is not changed
+    assert load_codec("klt-16x", decoder=file)[1].encoder_sha256 == info.encoder_sha256
+
+
 def test_the_first_step_starts_from_the_linear_decoder(pictures: list[Pixels], tmp_path: Path) -> None:
     codec, _ = load_codec("klt-16x", decoder=train(pictures, tmp_path / "out", steps=1, learning_rate=1e-9))
     latent = torch.randint(-30, 30, (1, 12, 9, 14), dtype=torch.int8)

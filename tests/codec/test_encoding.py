@@ -262,3 +262,14 @@ def test_wrong_pictures_are_refused_by_name(codec: WallocCodec) -> None:
         LinearEncoder(torch.full((12, 192), 1e5), torch.zeros(12), channels=3, J=3, latent_bits=8)
     with pytest.raises(CodecError, match="1 to 4 wavelet levels, not J=5"):
         LinearEncoder(torch.zeros(4, 1024), torch.zeros(4), channels=1, J=5, latent_bits=8)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [(200.0, "from 0 to 200"), (-1.5, "from -1.5 to 0"), (float("nan"), "from nan to nan")]
+)
+def test_floats_of_another_range_are_refused(codec: WallocCodec, value: float, found: str) -> None:
+    images = torch.zeros(1, 3, 8, 8)
+    images[0, 1, 2, 3] = value
+    for encode in (codec.encode, codec.linear_encoder().values):
+        with pytest.raises(CodecError, match=rf"encode takes floats in \[-0.5, 0.5\], not {found}: give uint8"):
+            encode(images)

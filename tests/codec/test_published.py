@@ -246,7 +246,10 @@ def publish(path: Path, reference: nn.Module, *, config: dict[str, Any] | None =
         ({"J": 9}, {}, r"J must be an integer in \[1, 4\]"),
         ({"latent_bits": None}, {}, "latent_bits must be an integer"),
         ({"latent_dim": 48}, {}, "encoder.0.weight has shape"),
-        ({}, {"encoder.0.weight": "text"}, "holds no model_state_dict of tensors"),
+        ({}, {"encoder.0.weight": "text"}, "holds no model_state_dict of dense float tensors"),
+        ({}, {"encoder.0.bias": torch.zeros(1, dtype=torch.float16).expand(12)}, "holds no model_state_dict of dense"),
+        ({}, {"encoder.0.bias": torch.zeros(12, dtype=torch.int64)}, "holds no model_state_dict of dense"),
+        ({}, {"encoder.0.bias": torch.zeros(12, device="meta")}, "holds no model_state_dict of dense"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(
@@ -254,6 +257,13 @@ def test_what_does_not_fit_is_refused_by_name(
 ) -> None:
     with pytest.raises(CodecError, match=message):
         load_codec(publish(tmp_path / "odd.pth", reference, config=config, **tensors))
+
+
+def test_names_that_are_no_text_are_refused(reference: nn.Module, tmp_path: Path) -> None:
+    state = {**reference.state_dict(), 7: torch.zeros(1)}
+    torch.save({"model_state_dict": state, "config": SimpleNamespace(**CONFIG)}, tmp_path / "odd.pth")
+    with pytest.raises(CodecError, match="holds no model_state_dict of dense float tensors by name"):
+        load_codec(tmp_path / "odd.pth", decoder=False)
 
 
 def test_forty_eight_channels_load_and_sixteen_say_why_not(walloc: ModuleType, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from tests import warm
 from walloc_data.codec import PictureSet, TrainConfig, load_codec, read_pictures, train_codec
 from walloc_data.codec.training.channel_order import arrange_channels
-from walloc_data.codec.training.closed_form import latent_statistics
+from walloc_data.codec.training.closed_form import fit_klt, fit_linear_decoder, latent_statistics
 from walloc_data.codec.training.codec import _Trainer
 from walloc_data.codec.training.picture_sets import Corpus, Pixels
 from walloc_data.codec.training.rate_model import estimated_bits, measured_bytes
-from walloc_data.codec.training.state import Checkpoint
+from walloc_data.codec.training.state import Checkpoint, draw_log
 from walloc_data.errors import CodecError, SettingsMismatchError
 from walloc_data.latents import decode_webp, unpack
 
@@ -287,7 +287,8 @@ def test_pictures_are_read_from_folders_and_tars(tmp_path: Path) -> None:
     [
         ({}, "either steps or minutes"),
         ({"steps": 1, "minutes": 1.0}, "either steps or minutes"),
-        ({"steps": 0}, "must take time"),
+        ({"steps": 0}, "steps and minutes must be positive numbers, not 0 and None"),
+        ({"minutes": float("nan")}, "steps and minutes must be positive numbers, not None and nan"),
         ({"steps": 1, "latent_dim": 15}, "latent_dim 15 cannot be packed"),
         ({"steps": 1, "crop_px": (100, 96)}, r"crop_px \(100, 96\) must be two multiples of 8"),
         ({"steps": 1, "name": "No Good"}, "codec name 'No Good'"),
@@ -302,3 +303,71 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], me
 def test_settings_survive_json() -> None:
     config = TrainConfig(steps=7, crop_px=(64, 128), target_bpp=0.5)
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_picture_smaller_than_a_cell_is_not_held_out(pictures: list[Pixels], tmp_path: Path) -> None:
+    corpus = Corpus.build([PictureSet("some", [np.zeros((4, 4, 3), np.uint8), *pictures])], tmp_path / "corpus")
+    assert corpus.held_out == [1]
+    folder = train([np.zeros((4, 4, 3), np.uint8), *pictures], tmp_path / "out", steps=None, closed_form=True)
+    assert load_codec(folder)[1].statistics is not None
+    with pytest.raises(CodecError, match="two pictures or more of 16 pixels a side"):
+        Corpus.build([PictureSet("icons", [np.zeros((4, 4, 3), np.uint8)] * 9)], tmp_path / "icons")
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_that_no_set_has_are_refused(weight: float) -> None:
+    with pytest.raises(CodecError, match="mine: the weight of a set must be a number from 0 on"):
+        PictureSet("mine", [], weight)
+
+
+def test_sets_without_any_weight_are_nothing_to_train_on(pictures: list[Pixels], tmp_path: Path) -> None:
+    with pytest.raises(CodecError, match="no picture to train on, or every set has the weight 0"):
+        Corpus.build([PictureSet("mine", pictures, 0.0)], tmp_path)
+
+
+def test_a_log_that_was_cut_short_is_drawn(tmp_path: Path) -> None:
+    point = {"step": 1, "seconds": 2.0, "validation_psnr_db": 30.0, "validation_bpp": 0.5}
+    (tmp_path / "log.jsonl").write_text(json.dumps(point) + '\n{"step": 2, "sec{"step": 3}\n7\n')
+    assert draw_log(tmp_path / "log.jsonl", tmp_path / "rd.png")
+    assert (tmp_path / "rd.png").stat().st_size > 1000
+
+
+def test_statistics_follow_channels_that_are_arranged(pictures: list[Pixels]) -> None:
+    codec, _ = load_codec("klt-16x")
+    codec.statistics = latent_statistics(codec, pictures[:4])
+    before = codec.encoder[0].weight.detach().clone()
+    assert arrange_channels(codec, pictures[:2], rounds=1) < 1
+    assert not torch.equal(codec.encoder[0].weight, before)
+    for found, expected in zip(codec.statistics, latent_statistics(codec, pictures[:4]), strict=True):
+        assert found == pytest.approx(expected, abs=1e-3)  # ties at the boundaries apart
+
+
+def test_closed_forms_need_a_picture_of_a_cell() -> None:
+    codec, _ = load_codec("klt-16x")
+    small = [np.zeros((4, 4, 3), np.uint8)]
+    for function in (latent_statistics, fit_linear_decoder, arrange_channels):
+        with pytest.raises(CodecError, match="no picture is as large as one latent cell"):
+            function(codec, small)
+    with pytest.raises(CodecError, match="multiple of 3 up to the 192 coefficients of J=3, not 10"):
+        fit_klt(small, J=3, latent_dim=10)
+
+
+def test_the_learning_rate_rises_once_while_the_number_of_steps_is_unknown(
+    pictures: list[Pixels], tmp_path: Path
+) -> None:
+    corpus = Corpus.build([PictureSet("some", pictures)], tmp_path)
+    config = TrainConfig(**{**TINY, "minutes": 60.0})  # type: ignore[arg-type]
+    trainer = _Trainer(corpus, config, None, output=tmp_path, log=print)
+    rates = []
+    for total_steps in (0, 0, 20_000):
+        trainer.total_steps = total_steps
+        trainer._train_step()
+        trainer.step += 1
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([config.learning_rate * (step + 1) / 200 for step in range(3)], rel=1e-3)
+
+
+def test_a_pipe_is_no_tar_of_pictures(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pictures.tar")
+    with pytest.raises(CodecError, match=r"pictures\.tar: cannot be read \(a named pipe, not a file\)"):
+        next(read_pictures(tmp_path / "pictures.tar"))

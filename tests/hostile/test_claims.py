@@ -224,8 +224,9 @@ PARQUET = _small()
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        (bytes([0x19, 0xF7, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40]), IndexError),  # 2^41 doubles in no bytes
-        (bytes([0x19, 0xF8, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40]), IndexError),  # as many texts
+        (bytes([0x19, 0xF7, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40]), FormatError),  # 2^41 doubles in no bytes
+        (bytes([0x19, 0xF8, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40]), FormatError),  # as many texts
+        (bytes([0x19, 0xF7, 0x90, 0x4E]), IndexError),  # ten thousand doubles in no bytes
         (bytes([0x19]) * 5000, FormatError),  # lists of lists
         (bytes([0x1C]) * 5000, FormatError),  # structs of structs
     ],
@@ -243,3 +244,46 @@ def test_bytes_that_are_no_parquet_are_named(tail: bytes, place: int, value: int
     for mutated in (bytes(data), bytes(data[: len(data) // 2]) + tail + bytes(data[len(data) // 2 :]), tail):
         with suppress(FormatError, pa.ArrowException, OSError, ValueError):
             tables.read_parquet(mutated)
+
+
+def _table(values: pa.Array) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"x": values}), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.large_list(pa.string()), pa.map_(pa.string(), pa.string()), pa.list_(pa.large_list(pa.string()))],
+    ids=str,
+)
+def test_text_in_types_that_nothing_writes_is_refused_before_it_is_unpacked(kind: pa.DataType, within: Within) -> None:
+    texts: list[Any] = ["a" * 2**20] * 64
+    rows = [[(str(i), text) for i, text in enumerate(texts)]] if pa.types.is_map(kind) else [texts]
+    data = _table(pa.array([rows] if pa.types.is_list(kind) else rows, kind))
+    assert len(data) < 4 * 2**20
+    with within(seconds=5, num_bytes=2**28), pytest.raises(FormatError, match=r"is of the type .*, which is not read"):
+        tables.read_parquet(data)
+
+
+def test_a_place_in_a_footer_that_is_no_number_is_named() -> None:
+    data = bytearray(_table(pa.array(["a", "b"])))
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    for place in range(start, len(data) - 8):  # every field becomes text, a list, a struct
+        for kind in (8, 9, 12):
+            mutated = bytes(data[:place]) + bytes([data[place] & 0xF0 | kind]) + bytes(data[place + 1 :])
+            with suppress(FormatError):
+                parquet._check(io.BytesIO(mutated), None)
+
+
+def test_a_footer_of_a_hundred_megabytes_is_not_read(tmp_path: Path, within: Within) -> None:
+    with (tmp_path / "long.parquet").open("wb") as file:
+        file.truncate(2**27)
+        file.seek(0, 2)
+        file.write((2**27 - 12).to_bytes(4, "little") + b"PAR1")
+    with (
+        (tmp_path / "long.parquet").open("rb") as file,
+        within(seconds=5, num_bytes=2**26),
+        pytest.raises(FormatError, match="a footer of 134217716 bytes; at most 67108864 are read"),
+    ):
+        tables.read_parquet(file)

@@ -9,6 +9,7 @@
 Published WaLLoC checkpoints (.pth, a pickle) are read by `walloc_data.codec.published`.
 """
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ __all__ = ["DEFAULT_CODEC", "bundled_codecs", "codec_folder", "fetch_codec", "lo
 DEFAULT_CODEC = "rgb-16x-v1"
 BUNDLED = Path(__file__).parent / "bundled"
 _MAX_ENCODER_VALUES = 2**23  # its hash alone takes 50 bytes for each
+_MAX_DECODERS = 64
 _CODEC_JSON, _WEIGHTS, _CARD = "codec.json", "model.safetensors", "README.md"
 _OPERATORS = "operators.safetensors"
 _DECODER_FILE = re.compile(r"decoder-[a-z0-9_-]{1,100}\.safetensors")
@@ -60,9 +62,19 @@ def codec_folder(source: str | Path | None = None) -> Path | None:
     """
     source = DEFAULT_CODEC if source is None else source
     path = Path(source)
-    if (path / _CODEC_JSON).is_file():
+    if _is_file(path / _CODEC_JSON):
         return path
     return BUNDLED / source if isinstance(source, str) and source in bundled_codecs() else None
+
+
+def _is_file(path: str | Path) -> bool:
+    """Return whether a path is that of a file; unlike `Path.is_file`, also where the system refuses the name."""
+    try:
+        return Path(path).is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise CodecError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def codec_files(folder: Path) -> list[str]:
@@ -156,7 +168,7 @@ def load_codec(
     if not torch_dtype.is_floating_point:
         raise CodecError(f"torch_dtype must be a float type, not {torch_dtype}")
     codec, info = _load(DEFAULT_CODEC if source is None else source, decoder=decoder)
-    if not isinstance(decoder, bool) and Path(decoder).is_file():
+    if not isinstance(decoder, bool) and _is_file(decoder):
         codec, info = _with_decoder(codec, info, Path(decoder))
     device = usable_device(device)
     if torch_dtype != torch.float32 or device.type != "cpu":
@@ -165,7 +177,7 @@ def load_codec(
 
 
 def _load(source: str | Path, *, decoder: bool | str | Path) -> tuple[WallocCodec, CodecInfo]:
-    from_file = not isinstance(decoder, bool) and Path(decoder).is_file()
+    from_file = not isinstance(decoder, bool) and _is_file(decoder)
     version = None if isinstance(decoder, bool) or from_file else str(decoder)
     if (folder := codec_folder(source)) is not None:
         # A decoder file replaces the folder's decoder, so the latest one there is not read.
@@ -204,6 +216,8 @@ def decoder_files(config: Mapping[str, Any], *, context: str) -> dict[str, str]:
         isinstance(name, str) and _DECODER_FILE.fullmatch(name) for name in files.values()
     ):
         raise CodecError(f"{context}: decoder_files must map versions to names like decoder-2.safetensors")
+    if len(files) > _MAX_DECODERS:  # each may have 256 MiB, and all are copied with a data set
+        raise CodecError(f"{context}: {len(files)} decoder_files; at most {_MAX_DECODERS} are read")
     return {str(version): str(name) for version, name in files.items()}
 
 
@@ -301,12 +315,18 @@ def save_codec(
     decodes where the codec has a linear decoder.
 
     Args:
+        codec: in any float type; the encoder's float32 weights are written.
+        folder: created if absent; files of a codec in it are replaced, one after the other.
         name, statistics, card: the codec's own unless given. `name` is lower case; `statistics` is {"mean": [...],
             "std": [...]} of the latents' integers, one number a channel; `card` is the README's text.
         decoder_dtype: of a decoder network's tensors on disk; the linear maps stay float32.
 
     Returns:
         What `load_codec` says of the folder.
+
+    Raises:
+        CodecError: `statistics` do not fit the codec; nothing is written.
+        WallocDataError: the folder cannot be written.
 
     Example:
         >>> from walloc_data.codec import load_codec, save_codec
@@ -320,8 +340,9 @@ def save_codec(
     spec = codec.spec if name is None else replace(codec.spec, name=name)
     tensors = {"encoder.weight": encoder.weight, "encoder.bias": encoder.bias}
     linear = codec.linear_decoder
-    if linear is not None and linear.bias is not None:
-        tensors |= {"linear_decoder.weight": linear.weight.flatten(1), "linear_decoder.bias": linear.bias}
+    if linear is not None:
+        bias = linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
+        tensors |= {"linear_decoder.weight": linear.weight.flatten(1), "linear_decoder.bias": bias}
     description: dict[str, Any] = {"kind": "linear" if network is linear else "none"}
     described = getattr(network, "config", None)
     if isinstance(described, Mapping) and described.get("kind") in ("conv", "unet"):
@@ -336,7 +357,10 @@ def save_codec(
     if statistics is None and codec.statistics is not None:
         statistics = dict(zip(("mean", "std"), codec.statistics, strict=True))
     if statistics is not None:
-        value["statistics"] = {key: list(statistics[key]) for key in ("mean", "std")}
+        value["statistics"] = {key: [float(v) for v in statistics.get(key, ())] for key in ("mean", "std")}
+    # What cannot be written is refused before files of the folder are replaced.
+    _read_statistics(value.get("statistics"), spec=spec, context=name or codec.name)
+    text = dump_json(value)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / _WEIGHTS) as unfinished:
@@ -344,7 +368,7 @@ def save_codec(
         with atomic_file(folder / _CARD) as unfinished:
             unfinished.write_text(codec.card if card is None else card)
         with atomic_file(folder / _CODEC_JSON) as unfinished:
-            unfinished.write_text(dump_json(value))
+            unfinished.write_text(text)
     except OSError as error:
         raise WallocDataError(f"{folder}: the codec could not be written ({error})") from error
     return replace(_load_folder(folder, decoder=False)[1], decoder=description["kind"], decoder_version="1")

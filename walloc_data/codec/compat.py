@@ -61,7 +61,7 @@ def from_model_output(x_hat: Tensor) -> Tensor:
 def encode_to_latent(codec: WallocCodec, x: Tensor) -> Tensor:
     """Encode float pictures (N, C, H, W) in [-1/2, 1/2] to latents: whole numbers in x's dtype, (N, latent_dim, h, w).
 
-    Pictures that come from 8-bit pixels get the latent that `WallocCodec.encode` gives those pixels.
+    float32 pictures that come from 8-bit pixels get the latent that `WallocCodec.encode` gives those pixels.
 
     Example:
         >>> import torch
@@ -72,7 +72,7 @@ def encode_to_latent(codec: WallocCodec, x: Tensor) -> Tensor:
         (torch.Size([1, 12, 8, 12]), torch.float32, True)
     """
     pixels = ((x.float() + 0.5) * 255).round()
-    from_bytes = bool(((pixels / 255 - 0.5 - x).abs() < 1e-6).all() and pixels.min() >= 0 and pixels.max() <= 255)
+    from_bytes = bool(((pixels / 255 - 0.5 - x).abs() < 1e-6).all() and (pixels == pixels.clamp(0, 255)).all())
     return codec.encode(pixels.to(torch.uint8) if from_bytes else x).to(x.dtype)
 
 
@@ -87,10 +87,10 @@ def latent_to_webp_bytes(z_hat: Tensor, latent_bits: int = 8) -> bytes:
         (b'RIFF', b'WEBP')
     """
     half = 2 ** (latent_bits - 1)
-    if z_hat.ndim != 4 or z_hat.shape[0] != 1:
+    if z_hat.ndim != 4 or z_hat.shape[0] != 1 or not z_hat.numel():
         raise CodecError(f"latent_to_webp_bytes takes one latent (1, C, h, w), not {tuple(z_hat.shape)}")
-    if z_hat.min() < -half or z_hat.max() >= half:
-        raise CodecError(f"a latent of {latent_bits} bits lies in [{-half}, {half - 1}]")
+    if not ((z_hat >= -half) & (z_hat < half) & (z_hat == z_hat.floor())).all():  # NaN is none of these
+        raise CodecError(f"a latent of {latent_bits} bits holds whole numbers in [{-half}, {half - 1}]: round it first")
     return encode_webp(pack(z_hat.to(torch.int8))[0])
 
 

@@ -34,6 +34,9 @@ __all__ = ["MAX_ENCODE_LEVELS", "LinearEncoder"]
 
 MAX_ENCODE_LEVELS = 4  # the exact kernel has (8 * (2^J - 1) + 1)^2 taps a channel: 57^2 for J = 3, 121^2 for J = 4
 
+# Bicubic resizing exceeds 1/2 a little, which is allowed; pixels in [0, 255] and NaN are refused.
+_MAX_FLOAT = 1.0
+
 # Pixels that pass 1 takes at once. On a CPU its buffers then stay in the caches: larger strips were up to three times
 # slower (benchmarks/encode_speed.py measures the result).
 _STRIP_PIXELS = {"cpu": 3 * 2**16, "cuda": 2**24}
@@ -211,6 +214,13 @@ class LinearEncoder:
             raise CodecError(f"encode takes pictures (N, {self.channels}, H, W), not {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise CodecError(f"encode takes uint8 pictures, or floats in [-0.5, 0.5], not {images.dtype}")
+        if images.is_floating_point() and images.numel():
+            low, high = (float(value) for value in torch.aminmax(images))
+            if not (low >= -_MAX_FLOAT and high <= _MAX_FLOAT):  # NaN is neither
+                raise CodecError(
+                    f"encode takes floats in [-0.5, 0.5], not from {low:g} to {high:g}: give uint8 pixels, or pixels "
+                    "/ 255 - 0.5"
+                )
         height, width = images.shape[2:]
         if height % self.cell_px or width % self.cell_px or not height or not width:
             raise CodecError(

@@ -129,8 +129,8 @@ class WallocCodec(nn.Module):
             Expanding(latent_bits), nn.Conv2d(latent_dim, bands, 1) if decoder is None else decoder
         )
         self._linear_decoder = linear_decoder
-        # The fused encoder of the weights with this key, on every device it was asked for.
-        self._fused: tuple[tuple[int, ...], dict[torch.device, LinearEncoder]] | None = None
+        # The fused encoder, on every device it was asked for, and copies of the weights and biases that it is of.
+        self._fused: tuple[Tensor, Tensor, dict[torch.device, LinearEncoder]] | None = None
 
     @property
     def linear_decoder(self) -> nn.Conv2d | None:
@@ -251,8 +251,8 @@ class WallocCodec(nn.Module):
             "channels": self.channels, "J": self.J, "latent_dim": self.latent_dim, "latent_bits": self.latent_bits,
             "wavelet": "bior4.4",
         }  # fmt: skip
-        if self._fused is not None and self._fused[0] == self._weights_key():
-            encoder = self.linear_encoder()  # the float32 weights, also where the module was cast since
+        if (fused := self._fused_encoders()) is not None:
+            encoder = next(iter(fused.values()))  # the float32 weights, also where the module was cast since
             weight, bias = encoder.weight, encoder.bias
         else:
             weight, bias = (parameter.detach().float().cpu() for parameter in self._float32_encoder_weights())
@@ -260,14 +260,14 @@ class WallocCodec(nn.Module):
 
     def linear_encoder(self, device: torch.device | str = "cpu") -> LinearEncoder:
         """Return the fused encoder for the present weights; it is kept until they change."""
-        key = self._weights_key()
-        if self._fused is None or self._fused[0] != key:
+        fused_by_device = self._fused_encoders()
+        if fused_by_device is None:
             weight, bias = self._float32_encoder_weights()
             fused = LinearEncoder(
                 weight.flatten(1), bias, channels=self.channels, J=self.J, latent_bits=self.latent_bits
             )
-            self._fused = (key, {fused.device: fused})
-        fused_by_device = self._fused[1]
+            fused_by_device = {fused.device: fused}
+            self._keep(fused_by_device)
         device = torch.device(device)
         if device not in fused_by_device:
             fused_by_device[device] = next(iter(fused_by_device.values())).to(device)
@@ -285,14 +285,29 @@ class WallocCodec(nn.Module):
             raise CodecError(f"encode takes float32 encoder weights, not {weight.dtype}: load the codec anew")
         return weight, bias
 
-    def _weights_key(self) -> tuple[int, ...]:
+    def _fused_encoders(self) -> dict[torch.device, LinearEncoder] | None:
+        """Return the fused encoders by device; None if there are none, or if the weights have changed since.
+
+        Values are compared, because neither addresses nor version counters show every change (`parameter.data`), and
+        tensors that were made in inference mode have no counters.
+        """
+        if self._fused is None:
+            return None
+        *copies, encoders = self._fused
+        for now, copy in zip(self._encoder_weights(), copies, strict=True):
+            if (now.dtype, now.device) != (copy.dtype, copy.device) or not torch.equal(now, copy):
+                return None
+        return encoders
+
+    def _keep(self, encoders: dict[torch.device, LinearEncoder]) -> None:
         weight, bias = self._encoder_weights()
-        return (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version)
+        self._fused = (weight.detach().clone(), bias.detach().clone(), encoders)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WallocCodec":
         # Moving or casting the module does not change which codec it is: a codec in bfloat16 still encodes with the
         # float32 weights that it was loaded with.
-        fused = self._fused if self._fused is not None and self._fused[0] == self._weights_key() else None
+        fused, self._fused = self._fused_encoders(), None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._fused = None if fused is None else (self._weights_key(), fused[1])
+        if fused is not None:
+            self._keep(fused)
         return self

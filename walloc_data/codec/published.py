@@ -56,8 +56,10 @@ def load_published(path: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
     """Read a published checkpoint. `decoder` builds diffusers' decoder too, and needs that package."""
     checkpoint = _read_checkpoint(path)
     state = checkpoint.get("model_state_dict")
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CodecError(f"{path}: holds no model_state_dict of tensors: not a published WaLLoC checkpoint")
+    if not isinstance(state, Mapping) or not all(map(_is_plain, state.keys(), state.values())):
+        raise CodecError(
+            f"{path}: holds no model_state_dict of dense float tensors by name: not a published WaLLoC checkpoint"
+        )
     settings = _read_settings(path, checkpoint)
     weight = state.get("encoder.0.weight")
     if weight is not None and weight.ndim == 3:
@@ -84,6 +86,22 @@ def load_published(path: Path, *, decoder: bool) -> tuple[WallocCodec, CodecInfo
     except FormatError as error:
         raise CodecError(f"{path}: {error}") from error
     return codec, CodecInfo(spec=spec, decoder="published" if decoder else "none")
+
+
+def _is_plain(name: object, tensor: object) -> bool:
+    """Return whether an entry of a state dict is a dense float tensor of the CPU that has a value for every element.
+
+    A view of stride 0 takes no bytes in the file, and gigabytes once it is converted to float32.
+    """
+    return (
+        isinstance(name, str)
+        and type(tensor) in (Tensor, nn.Parameter)
+        and isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.is_floating_point()
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    )
 
 
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:

@@ -121,7 +121,7 @@ def wrap(x: Tensor, *, before: int, after: int, dim: int) -> Tensor:
     return torch.cat((x.narrow(dim, length - before, before), x, x.narrow(dim, 0, after)), dim=dim)
 
 
-def _check_sides(x: Tensor, *, J: int, what: str) -> None:
+def _check_input(x: Tensor, *, J: int, what: str) -> None:
     if x.ndim != 4 or not x.is_floating_point():
         raise CodecError(f"{what} takes a float tensor (N, C, H, W), not {x.dtype} {tuple(x.shape)}")
     if J < 1:
@@ -144,7 +144,7 @@ def wavelet_analysis(x: Tensor, J: int = 3) -> Tensor:
         >>> wavelet_analysis(torch.rand(1, 3, 64, 96)).shape
         torch.Size([1, 192, 8, 12])
     """
-    _check_sides(x, J=J, what="wavelet_analysis")
+    _check_input(x, J=J, what="wavelet_analysis")
     size = 2**J
     if x.shape[2] % size or x.shape[3] % size or 0 in x.shape:
         raise CodecError(
@@ -167,9 +167,7 @@ def wavelet_analysis(x: Tensor, J: int = 3) -> Tensor:
 
 def deinterleave(weight: Tensor, *, channels: int, J: int) -> Tensor:
     """Rearrange (O, C * 4^J) coefficients to (O, C, width band, height band): width's bit comes first in each level."""
-    bits = weight.reshape(weight.shape[0], channels, *([2] * (2 * J)))
-    order = [2 + 2 * j for j in range(J)] + [3 + 2 * j for j in range(J)]
-    return bits.permute(0, 1, *order).reshape(weight.shape[0], channels, 2**J, 2**J)
+    return bands_of(weight.reshape(len(weight), channels * 4**J, 1, 1), J=J)[..., 0, 0]
 
 
 def interleave(bands: Tensor, *, J: int) -> Tensor:
@@ -181,7 +179,10 @@ def interleave(bands: Tensor, *, J: int) -> Tensor:
 
 
 def bands_of(X: Tensor, *, J: int) -> Tensor:
-    """Return coefficients (N, C * 4^J, h, w) as (N, C, width band, height band, h, w)."""
+    """Rearrange coefficients (N, C * 4^J, h, w) to (N, C, width band, height band, h, w).
+
+    `interleave` is the inverse, once the two axes of bands are exchanged.
+    """
     batch, h, w = X.shape[0], *X.shape[2:]
     order = [2 + 2 * j for j in range(J)] + [3 + 2 * j for j in range(J)]
     bits = X.reshape(batch, -1, *([2] * (2 * J)), h, w).permute(0, 1, *order, 2 + 2 * J, 3 + 2 * J)
@@ -227,7 +228,7 @@ def wavelet_synthesis(X: Tensor, J: int = 3) -> Tensor:
         >>> x_hat.shape, (x_hat - x).abs().max().item() < 1e-9
         (torch.Size([1, 3, 64, 96]), True)
     """
-    _check_sides(X, J=J, what="wavelet_synthesis")
+    _check_input(X, J=J, what="wavelet_synthesis")
     if X.shape[1] % 4**J or 0 in X.shape:
         raise CodecError(f"wavelet_synthesis with J={J} takes a multiple of {4**J} channels, not {tuple(X.shape)}")
     if X.dtype == torch.bfloat16 and X.device.type == "cpu":

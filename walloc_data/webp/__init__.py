@@ -45,12 +45,15 @@ def encode_lossless(pictures: npt.NDArray[np.uint8], *, effort: Literal["default
     """Write pictures as lossless WebP.
 
     Args:
-        pictures: (N, H, W, 3) uint8, sides from 1 to 16383. Several at once cost less each. All are worked on together,
-            in about 300 bytes a pixel; `walloc_data.latents.encode_webps` bounds that.
-        effort: `fast` tries fewer predictors and classes: more bytes in less time.
+        pictures: (N, H, W, 3) uint8, sides from 1 to 16383 pixels. Many are faster than one at a time, and take memory
+            together: about 300 bytes a pixel and 60 kB a picture. `walloc_data.latents.encode_webps` bounds that.
+        effort: "fast" tries fewer predictors and classes: more bytes in less time.
 
     Returns:
-        N files. Their pixels are the pictures', exactly; their bytes depend on the picture and the effort alone.
+        N files, whose pixels equal the pictures'. The bytes of each depend on its picture and the effort alone.
+
+    Raises:
+        CodecError: `pictures` are of another shape or type, or `effort` is unknown.
 
     Example:
         >>> import io
@@ -64,6 +67,8 @@ def encode_lossless(pictures: npt.NDArray[np.uint8], *, effort: Literal["default
     """
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
         raise CodecError(f"lossless WebP takes pictures (N, H, W, 3) uint8, not {pictures.dtype} {pictures.shape}")
+    if effort not in EFFORTS:
+        raise CodecError(f"effort must be one of {', '.join(EFFORTS)}, not {effort!r}")
     count, height, width = pictures.shape[:3]
     check_sides(height, width)
     if count == 0:

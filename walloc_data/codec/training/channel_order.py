@@ -32,7 +32,7 @@ _LOG_EVERY_S = 20.0
 def arrange_channels(
     codec: WallocCodec, pictures: Iterable[Pixels], *, rounds: int = 2, log: Callable[[str], None] | None = None
 ) -> float:
-    """Reorder and negate a codec's latent channels, in place, for the fewest bytes on `pictures`.
+    """Reorder and negate a codec's latent channels and their statistics, in place, for the fewest bytes on `pictures`.
 
     Every exchange of two channels is tried, by packing all pictures again: C (C + 1) / 2 trials a round, each of which
     takes time in proportion to the channels. 12 channels take a minute or so, 48 sixty times as long.
@@ -45,11 +45,16 @@ def arrange_channels(
 
     Returns:
         Bytes after as a part of the bytes before, at most 1.
+
+    Raises:
+        CodecError: no picture is as large as one latent cell, or the decoder is not of this package.
     """
     trials = codec.latent_dim * (codec.latent_dim + 1) // 2
     progress = _Progress(log, total=rounds * trials)
     latents = [codec.encode(images) for images in whole_cells(pictures, J=codec.J)]
     order, signs = list(range(codec.latent_dim)), [1] * codec.latent_dim
+    if not latents:
+        raise CodecError(f"no picture is as large as one latent cell, {2**codec.J} px: use larger pictures")
     start = best = _bytes(latents, order, signs, colours=codec.channels)
     for number in range(rounds):
         before = best
@@ -66,6 +71,12 @@ def arrange_channels(
         if best == before:
             break
     _apply(codec, order, torch.tensor(signs, dtype=torch.float32))
+    if codec.statistics is not None:
+        mean, std = codec.statistics
+        codec.statistics = (
+            tuple(sign * mean[i] for sign, i in zip(signs, order, strict=True)),
+            tuple(std[i] for i in order),
+        )
     return best / start
 
 

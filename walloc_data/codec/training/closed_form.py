@@ -52,6 +52,9 @@ class _Moments:
         self.product += a @ b.t()
 
     def covariance(self) -> Tensor:
+        """Return the (rows, columns) covariance of the vectors added so far, float64."""
+        if not self.count:
+            raise CodecError("no picture is as large as one latent cell: use larger pictures")
         return self.product / self.count - torch.outer(self.sum, self.other_sum) / self.count**2
 
 
@@ -62,8 +65,10 @@ def fit_klt(pictures: Iterable[Pixels], *, J: int, latent_dim: int) -> tuple[Ten
     its predictor for the three together.
     """
     bands = 3 * 4**J
-    if latent_dim > bands:
-        raise CodecError(f"{latent_dim} latent channels are more than the {bands} coefficients of J={J}")
+    if latent_dim > bands or latent_dim % 3:
+        raise CodecError(
+            f"latent_dim must be a multiple of 3 up to the {bands} coefficients of J={J}, not {latent_dim}"
+        )
     moments = _Moments(bands, bands)
     for images in whole_cells(pictures, J=J):
         X = wavelet_analysis(centred(images), J)[0].flatten(1)
@@ -103,5 +108,6 @@ def latent_statistics(codec: WallocCodec, pictures: Iterable[Pixels]) -> tuple[t
     for images in whole_cells(pictures, J=codec.J):
         z = codec.encode(images)[0].flatten(1)
         moments.add(z, z)
-    mean, deviation = moments.sum / moments.count, moments.covariance().diagonal().clamp(min=0).sqrt()
+    deviation = moments.covariance().diagonal().clamp(min=0).sqrt()
+    mean = moments.sum / moments.count
     return tuple(round(float(v), 4) for v in mean), tuple(round(float(v), 4) for v in deviation)

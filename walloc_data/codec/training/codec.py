@@ -241,17 +241,17 @@ class _Trainer:
         """Train to the end; returns the number of steps."""
         config = self.config
         started, saved, validated = time.monotonic() - self.seconds, time.monotonic(), time.monotonic()
-        timed = 0.0
+        timed_step, timed = self.step, self.seconds
         while not self.total_steps or self.step < self.total_steps:
             losses = self._train_step()
             self.step += 1
             self.seconds = time.monotonic() - started
             if not self.total_steps:
                 if self.step == _TIMED_STEPS // 2:
-                    timed = self.seconds
+                    timed_step, timed = self.step, self.seconds
                 elif self.step >= _TIMED_STEPS:
                     # Fixed once, so that the schedule is a function of the step alone.
-                    per_step = (self.seconds - timed) / (self.step - _TIMED_STEPS // 2)
+                    per_step = (self.seconds - timed) / (self.step - timed_step)
                     self.total_steps = max(self.step + 1, round((config.minutes or 0) * 60 / per_step))
             if self.step % 100 == 0:
                 append_log(self.output, {"step": self.step, "seconds": round(self.seconds, 1), **losses})
@@ -275,7 +275,8 @@ class _Trainer:
         if done >= config.frozen_from and not self.frozen:
             self.frozen = True
             encoder.load_state_dict(self.average.encoder.state_dict())
-        warm = min(1.0, (self.step + 1) / min(200, max(1, (self.total_steps or 200) // 10)))
+        # While the number of steps is not known yet, they count as many: the rate must not rise and fall again.
+        warm = min(1.0, (self.step + 1) / min(200, max(1, (self.total_steps or 2000) // 10)))
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * group["speed"] * warm * 0.5 * (1 + math.cos(math.pi * done))
         crops = torch.from_numpy(self.sampler.batch(config.batch_size, seed=config.seed, step=self.step))

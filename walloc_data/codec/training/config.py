@@ -15,8 +15,8 @@ __all__ = ["DecoderTrainConfig", "DecoderTrainResult", "TrainConfig", "TrainResu
 def _check_length(steps: int | None, minutes: float | None, *, needed: bool = True) -> None:
     if needed and (steps is None) == (minutes is None):
         raise CodecError("training takes either steps or minutes")
-    if any(length is not None and length <= 0 for length in (steps, minutes)):
-        raise CodecError(f"training must take time: steps {steps}, minutes {minutes}")
+    if any(length is not None and not 0 < length < math.inf for length in (steps, minutes)):
+        raise CodecError(f"steps and minutes must be positive numbers, not {steps} and {minutes}")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -202,15 +202,13 @@ class _Trainer:
         self.base_cell_px = 2**codec.J
         self.device = device = usable_device(config.device)
         self.pixels = torch.from_numpy(corpus.pixels).to(device)
-        convolution = cast("nn.Conv2d", codec.encoder[0])
-        self.weight = convolution.weight.detach().float().to(device)
-        self.bias = cast("Tensor", convolution.bias).detach().float().to(device)
+        encoder = codec.linear_encoder()  # its float32 weights, also where the codec was cast
+        self.weight, self.bias = encoder.weight[:, :, None, None].to(device), encoder.bias.to(device)
         fit = corpus.training_pictures(limit=_FIT_PICTURES, seed=config.seed)
-        if codec.statistics is None:
-            codec.statistics = latent_statistics(codec, (corpus[i] for i in fit))
+        statistics = codec.statistics or latent_statistics(codec, (corpus[i] for i in fit))
         # The decoder learns on latents of unit deviation; `codec` folds this into its first layers. Integers are about
         # 1.486 times v near zero: close enough for a scale.
-        deviation = torch.tensor(codec.statistics[1]).clamp(min=1.0) / 1.486
+        deviation = torch.tensor(statistics[1]).clamp(min=1.0) / 1.486
         self.deviation = deviation[:, None, None].to(device)
         bands = codec.channels * 4**codec.J
         with torch.random.fork_rng(devices=[]):

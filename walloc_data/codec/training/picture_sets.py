@@ -4,6 +4,7 @@ A crop is a function of (seed, step), so a resumed run uses the same crops.
 """
 
 import json
+import math
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from walloc_data.codec.encoding import MAX_ENCODE_LEVELS
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import CodecError
-from walloc_data.files import atomic_file
+from walloc_data.files import atomic_file, open_regular, read_regular
 from walloc_data.format import EncodeSettings
 from walloc_data.pictures import MAX_FILE_BYTES, PICTURE_SUFFIXES, PictureError, decode_picture
 
@@ -45,6 +47,10 @@ class PictureSet:
     name: str
     pictures: Iterable[Pixels]
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise CodecError(f"{self.name}: the weight of a set must be a number from 0 on, not {self.weight}")
 
 
 @renamed_arguments(say="log")
@@ -104,30 +110,25 @@ def _folder_files(folder: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
 def _tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isfile() and Path(member.name).suffix.lower() in PICTURE_SUFFIXES:
                     yield member.name, lambda member=member: _read_member(tar, member)  # type: ignore[misc]
     except tarfile.TarError as error:
         raise CodecError(f"{path}: not an uncompressed tar ({error})") from error
+    except OSError as error:
+        raise CodecError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _read_file(path: Path) -> bytes:
-    if not path.is_file():
-        raise PictureError("not a regular file")
-    _check_size(path.stat().st_size)
-    return path.read_bytes()
+    return read_regular(path, max_bytes=MAX_FILE_BYTES)
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    _check_size(member.size)
+    if member.size > MAX_FILE_BYTES:
+        raise PictureError(f"{member.size} bytes; at most {MAX_FILE_BYTES} are read")
     file = tar.extractfile(member)
     return b"" if file is None else file.read()
-
-
-def _check_size(num_bytes: int) -> None:
-    if num_bytes > MAX_FILE_BYTES:
-        raise PictureError(f"{num_bytes} bytes; at most {MAX_FILE_BYTES} are read")
 
 
 def _decode(data: bytes, *, reduce: bool, settings: EncodeSettings) -> Pixels:
@@ -156,16 +157,20 @@ class Corpus:
             self.shapes = np.array(index["shapes"], dtype=np.int64).reshape(-1, 2)
             self._set_of = np.array(index["set_of"], dtype=np.int64)
             self._pixels = np.memmap(folder / "pictures.u8", dtype=np.uint8, mode="c")  # torch wants it writable
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CodecError(f"{folder}: the decoded training pictures cannot be read ({error})") from error
         ends = np.cumsum(self.shapes.prod(1) * 3)
-        if len(ends) != len(self._set_of) or int(ends[-1]) != len(self._pixels):
+        if not len(ends) or len(ends) != len(self._set_of) or int(ends[-1]) != len(self._pixels):
             raise CodecError(f"{folder}: pictures.u8 does not hold what pictures.json says: delete the folder")
         self._starts = ends - self.shapes.prod(1) * 3
-        held = np.arange(len(ends))[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
-        self.held_out = [int(i) for i in held[:: max(1, len(held) // _MAX_HELD_OUT)][:_MAX_HELD_OUT]] or [0]
-        if len(ends) == 1:
-            raise CodecError("training takes two pictures or more: one validates")
+        large = np.flatnonzero(self.shapes.min(1) >= 2**MAX_ENCODE_LEVELS)  # smaller ones may not fill a cell
+        if len(large) < 2:
+            raise CodecError(
+                f"training takes two pictures or more of {2**MAX_ENCODE_LEVELS} pixels a side: one validates"
+            )
+        held = large[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
+        held = held[:: max(1, len(held) // _MAX_HELD_OUT)][:_MAX_HELD_OUT]
+        self.held_out = [int(i) for i in (held if len(held) else large[:1])]
         self._training = np.ones(len(ends), dtype=bool)
         self._training[self.held_out] = False
 
@@ -189,8 +194,8 @@ class Corpus:
                     file.write(np.ascontiguousarray(picture).data)
                     index["shapes"].append([int(side) for side in picture.shape[:2]])
                     index["set_of"].append(number)
-        if not index["shapes"]:
-            raise CodecError("there is no picture to train on")
+        if not index["shapes"] or not sum(item.weight for item in sets):
+            raise CodecError("there is no picture to train on, or every set has the weight 0")
         with atomic_file(folder / "pictures.json") as unfinished:
             unfinished.write_text(json.dumps(index))
         return cls(folder)

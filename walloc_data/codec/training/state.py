@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,14 +114,23 @@ def _check_settings(begun: Mapping[str, Any], now: Mapping[str, Any], *, context
         )
 
 
+def _read_log(log: Path) -> list[dict[str, Any]]:
+    """Return the entries of a log, without lines that a full disk or a power failure has cut short."""
+    entries = []
+    for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
+        with suppress(ValueError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
 def draw_log(log: Path, path: Path) -> bool:
     """Plot a log's validation points: quality over time and over the rate. Return False without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    lines = log.read_text().splitlines() if log.exists() else []
-    points = [entry for entry in map(json.loads, lines) if "validation_psnr_db" in entry]
+    entries = _read_log(log)
+    points = [entry for entry in entries if "validation_psnr_db" in entry]
     figure = Figure(figsize=(9, 4), layout="constrained")
     plane, course = figure.subplots(1, 2)
     psnr = [entry["validation_psnr_db"] for entry in points]
@@ -131,7 +141,7 @@ def draw_log(log: Path, path: Path) -> bool:
         figure.colorbar(marks, ax=plane, label="step")
         plane.set(xlabel="bits per pixel", ylabel="PSNR, dB", title="Held-out pictures")
     else:  # the encoder is fixed, and with it the rate
-        losses = [entry for entry in map(json.loads, lines) if "loss" in entry]
+        losses = [entry for entry in entries if "loss" in entry]
         plane.plot([entry["step"] for entry in losses], [entry["loss"] for entry in losses], lw=0.7)
         plane.set(xlabel="step", ylabel="loss", title="Training crops")
     course.plot([entry["seconds"] / 60 for entry in points], psnr, ".-")
