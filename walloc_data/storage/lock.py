@@ -158,7 +158,8 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[HeldLock | None]:
     from filelock import FileLock, Timeout
 
     place, beside = lock_path(path)
-    lock, held = FileLock(place), None
+    lock = FileLock(place)
+    held: HeldLock | None = None
     with suppress(Timeout):
         lock.acquire(blocking=wait)
         held = HeldLock(beside)
