@@ -393,7 +393,7 @@ def adapted() -> dict[str, tuple[str, str]]:
         "adapt_others": (table(others, adapt_plot.other_rows()), f"{lite2}`\n\n`{nette}"),
         "adapt_sizes": (
             table(sizes, adapt_plot.size_rows("imagewoof")),
-            f"{ADAPT} --seen-px 160`\n\n`{ADAPT} --seen-px 176",
+            f"{ADAPT} --seen-px SIZE",
         ),
         "adapt_transfer": (
             table(adapt_plot.transfer_header("imagewoof"), adapt_plot.transfer_rows("imagewoof")),
