@@ -103,6 +103,8 @@ def test_predict_takes_a_folder_and_pictures_and_nothing_else(served, imagenette
     assert str(results[0]).startswith(f"{paths[0]}: n0")
     in_memory = load_classifier(folder).predict([Image.open(paths[0])], top=2)
     assert in_memory[0].top == results[0].top
+    with pytest.raises(ModelError, match="top must be at least 1, not 0"):
+        predict(folder, paths, top=0)
 
 
 def test_the_command_reads_files_of_more_than_8_bits_as_encode_does(served, tmp_path, capsys):

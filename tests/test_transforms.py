@@ -25,6 +25,7 @@ from walloc_data.transforms import (
     RandomHorizontalFlip,
     RandomResizedCrop,
     RandomTranslate,
+    Resize,
     fit_operators,
 )
 
@@ -284,6 +285,10 @@ def test_operators_are_kept_with_the_codec_and_refuse_another(operators, codec, 
     [
         (lambda ops: RandomHorizontalFlip(p=1.5), r"a probability lies in \[0, 1\], not 1.5"),
         (lambda ops: RandomCrop(0), "a size in cells is at least 1"),
+        (lambda ops: CenterCrop(True), r"an integer or a pair \(rows, columns\) of integers, not True"),
+        (lambda ops: Resize(15.5, operators=ops), "of integers, not 15.5"),
+        (lambda ops: Resize("16", operators=ops), "of integers, not '16'"),
+        (lambda ops: RandomResizedCrop((24,), operators=ops), r"of integers, not \(24,\)"),
         (lambda ops: RandomTranslate(-1), "max_cells must be at least 0"),
         (lambda ops: ColorJitter(ops, contrast=-0.5), "contrast must be a strength of at least 0 or a range"),
         (lambda ops: RandomCrop(9)(torch.zeros(1, 12, 8, 8)), "a crop of 9 x 9 cells does not fit latents of 8 x 8"),

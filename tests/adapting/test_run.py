@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import warm
 from walloc_data import LatentDataset, adapt_model, encode_dataset
-from walloc_data.adapters import latent_config, load_latent_model
+from walloc_data.adapters import imagenet_classes, latent_config, load_latent_model
 from walloc_data.adapting import AdaptConfig, Batch, PairedViews, Pairs
 from walloc_data.cli import main
 from walloc_data.codec import load_codec
@@ -90,6 +90,33 @@ def test_names_are_imagenets_until_another_classifier_is_asked_for(latents, imag
     assert torch.equal(again.state_dict()["fc.weight"], model.state_dict()["fc.weight"])
     model, _ = adapted(latents, imagenette_folder, weights, num_classes=7)
     assert (model.num_classes, latent_config(model).class_names) == (7, None)
+
+
+UNTRAINED = AdaptConfig(held_out=5, fold_pictures=20, match_pictures=8, stem_channels=16)
+
+
+def test_a_classifier_of_fewer_classes_keeps_their_weights_if_they_are_imagenets_and_else_is_said_to_be_new(
+    latents, imagenette_folder, weights
+):
+    said: list[str] = []
+    options = {"config": UNTRAINED, "log": said.append}
+    model, _ = adapted(latents, imagenette_folder, weights, num_classes=10, **options)
+    names = [wordnet for wordnet, _ in imagenet_classes(1000)]
+    rows = [names.index(name) for name in LatentDataset(latents).class_names]
+    pixel = load_file(weights)
+    assert torch.equal(model.fc.weight, pixel["fc.weight"][rows])
+    assert torch.equal(model.fc.bias, pixel["fc.bias"][rows])
+    assert not any("untrained" in line for line in said)
+    model, _ = adapted(latents, imagenette_folder, weights, num_classes=7, **options)
+    assert "its classifier of 7 classes is new and untrained: train it with labels before it predicts" in said[-1]
+
+
+def test_pictures_may_be_a_folder_of_splits(latents, imagenette_folder, weights, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "pictures" / split).symlink_to(imagenette_folder)
+    _, report = adapted(latents, tmp_path / "pictures", weights, config=UNTRAINED)
+    assert report.num_held_out == 5
 
 
 @pytest.mark.slow
@@ -189,7 +216,11 @@ def test_what_cannot_be_resumed_is_named(latents, imagenette_folder, weights, tm
         ("resnet18", {}, r"pixels.safetensors: not the weights of a resnet18 for pixels: \d+ missing \(.*left over"),
         ("test_resnet", {"pretrained": "absent.pth"}, "absent.pth: no such file"),
         ("test_resnet", {"num_classes": 0}, "num_classes must be 1 or more, not 0"),
-        ("test_resnet", {"config": AdaptConfig(input_cells=17)}, "input_cells=17 of latents of 16 x 16 cells"),
+        (
+            "test_resnet",
+            {"config": AdaptConfig(input_cells=17)},
+            "input_cells must be 1 to 16 for latents of 16 x 16 cells, not 17",
+        ),
         ("test_vit", {"config": AdaptConfig(train_cells=8), "pretrained": None}, "pretrained must be True"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from walloc_data.adapters import imagenet_classes, latent_config, relative_error, stage_outputs, summarize
 from walloc_data.adapting.distillation import Distillation
@@ -67,14 +67,36 @@ def labels_as_classes(data: LatentDataset, *, num_classes: int) -> Tensor | None
     return torch.arange(len(names)) if len(names) == num_classes else None
 
 
-def name_classes(model: Any, data: LatentDataset, *, num_classes: int | None) -> None:
-    """Replace the classifier if requested, and set the class names."""
+def name_classes(model: Any, data: LatentDataset, *, num_classes: int | None) -> bool:
+    """Replace the classifier if requested, and set the class names.
+
+    Returns:
+        Whether the classifier is new. It is not if the weights of the data set's classes were kept.
+    """
+    is_new = False
     if num_classes is not None and num_classes != model.num_classes:
+        chosen = labels_as_classes(data, num_classes=int(model.num_classes))
+        before = model.get_classifier()
         model.reset_classifier(num_classes)
+        after = model.get_classifier()
         model.to(next(model.parameters()).device)
+        linear = isinstance(before, nn.Linear) and isinstance(after, nn.Linear)
+        is_new = not (linear and chosen is not None and len(chosen) == num_classes)
+        if not is_new:
+            _keep_rows(before, after, rows=chosen)
     names, classes = data.class_names, model.num_classes
     if names is None or len(names) != classes:
         known = imagenet_classes(classes)
         names = None if known is None else tuple(words for _, words in known)
     model.latent_config = replace(latent_config(model), num_classes=classes, class_names=names)
     model.pretrained_cfg["num_classes"] = classes
+    return is_new
+
+
+@torch.no_grad()
+def _keep_rows(before: nn.Linear, after: nn.Linear, *, rows: Tensor | None) -> None:
+    """Copy the weights of some classes of one linear classifier to another."""
+    rows = None if rows is None else rows.to(before.weight.device)
+    after.weight.copy_(before.weight[rows])
+    if after.bias is not None and before.bias is not None:
+        after.bias.copy_(before.bias[rows])

@@ -36,10 +36,10 @@ from walloc_data.adapting.settings import AdaptConfig, AdaptReport
 from walloc_data.dataset import LatentDataset
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.devices import usable_device
-from walloc_data.errors import BusyError, ModelError, StorageError
+from walloc_data.errors import BusyError, ModelError, SourceError, StorageError
 from walloc_data.pictures import original_pictures
 from walloc_data.serving import attach_codec
-from walloc_data.sources import Source, open_source
+from walloc_data.sources import Source, find_splits, open_source
 from walloc_data.storage import file_lock
 from walloc_data.transforms import LatentOperators
 
@@ -73,10 +73,12 @@ def adapt_model(
     Args:
         model: name of a timm model, "hf_hub:OWNER/REPOSITORY", or a pixel model.
         dataset: a `LatentDataset`, or the folder or URL of an encoded data set.
-        pictures: source that its split was encoded from, readable by position (a folder, local tars, `hf:NAME`).
+        pictures: source that its split was encoded from, readable by position (a folder, local tars, `hf:NAME`); a
+            folder may hold one folder per split.
         pretrained: True for timm's weights; the path of a state dict; "hf_hub:OWNER/REPOSITORY"; or a module.
-        num_classes: number of classes of the result. If it differs from the pixel model's, the classifier is new, with
-            the class names of the data set; the default keeps the pixel model's.
+        num_classes: number of classes of the result; None: that of the pixel model. If it is that of the data set,
+            whose class names are WordNet ids of ImageNet, the classifier keeps the weights of these classes. Otherwise
+            a different number makes it new, to be trained with labels before it predicts anything.
         output: folder for the model, its codec, its report and checkpoints. The same call resumes an interrupted run,
             with identical results.
         config: geometry, stem, learning rates and lengths.
@@ -111,7 +113,7 @@ def adapt_model(
     config = config or AdaptConfig()
     target = usable_device(device)
     data = dataset if isinstance(dataset, LatentDataset) else LatentDataset(dataset, split=config.split)
-    source = pictures if isinstance(pictures, Source) else open_source(pictures)
+    source = pictures if isinstance(pictures, Source) else _open_pictures(pictures, split=config.split)
     pairs = Pairs(data, original_pictures(source, settings=data.manifest.settings))
     pixel, build, config = _models(model, pretrained, data=data, config=config)
     if num_classes is not None and num_classes < 1:
@@ -133,6 +135,16 @@ def adapt_model(
         return _adapt(
             pixel, build, pairs, config=config, num_classes=num_classes, device=target, run_folder=run_folder, log=log
         )
+
+
+def _open_pictures(pictures: str | os.PathLike[str], *, split: str) -> Source:
+    """Open the pictures of a split: of a folder with one folder per split, that of the same name."""
+    try:
+        if not os.fspath(pictures).startswith("hf:"):  # whose splits open_source knows
+            pictures, split = find_splits(pictures).get(split.lower(), (pictures, split))
+    except SourceError:  # there are no splits, or open_source names what is wrong
+        pass
+    return open_source(pictures, split=split)
 
 
 def _models(
@@ -202,7 +214,9 @@ def _input_cells(
     if config.input_cells is not None:
         own = (config.input_cells, config.input_cells)
         if max(own) > min(stored) or min(own) < 1:
-            raise ModelError(f"input_cells={own[0]} of latents of {stored[0]} x {stored[1]} cells")
+            raise ModelError(
+                f"input_cells must be 1 to {min(stored)} for latents of {stored[0]} x {stored[1]} cells, not {own[0]}"
+            )
         return own
     stage_px = {"all_stages": 4, "skip_early": 8, "pixel_grid": cell_px}[geometry]
     height, width = (side // stage_px for side in input_size(model))
@@ -243,8 +257,12 @@ def _adapt(
     log(f"{summarize(model)}; {len(rows)} pictures to learn from, {len(held)} held out; stages {', '.join(run.stages)}")
     train(run, whole, rows, run_folder=run_folder, log=log)
     report = compare(run, held, views=whole, seconds=time.monotonic() - begun)
-    name_classes(model, data, num_classes=num_classes)
     log(str(report))
+    if name_classes(model, data, num_classes=num_classes):
+        log(
+            f"its classifier of {num_classes} classes is new and untrained: train it with labels before it predicts; "
+            "the numbers above are of the pixel model's classes"
+        )
     if run_folder is not None:
         save_latent_model(model, run_folder.folder)
         attach_codec(run_folder.folder, dataset=data.store.root)

@@ -19,8 +19,8 @@ class AdaptConfig:
         geometry: "pixel_grid", "skip_early" or "all_stages" (see `walloc_data.adapters.families`). The first has the
             cost of the pixel model and needs the least training; the second leaves out the first stages. None:
             pixel_grid if the family supports it.
-        input_cells: side of the input latents, to which stored latents are cropped; None: that of the pixel model if at
-            least 0.8 of the stored size, else the stored size.
+        input_cells: side of the input latents, to which stored latents are cropped; None: that of the pixel model if it
+            is 0.8 to 1 of the stored size, else the stored size.
         train_cells: side of the latents in training, for models that take any size: smaller ones are faster, and allow
             crops of more sizes; None: input_cells.
         stem_linear: use a stem of one linear layer of full rank.
@@ -42,7 +42,7 @@ class AdaptConfig:
         scale: smallest and largest area of random crops, relative to the stored picture.
         flip_p: probability of a flip.
         seed: seed of order, crops and new weights.
-        held_out: number of held-out pictures, for the report.
+        held_out: number of held-out pictures, for the report; at most an eighth of the split.
         fold_pictures: number of pictures for the closed form.
         match_pictures: number of pictures for matching the normalisation layers (`match_moments`), before the full
             model is trained; 0: no matching.

@@ -259,14 +259,20 @@ def _adapt_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="timm model trained on pixels, or hf_hub:OWNER/REPOSITORY")
     add("dataset", metavar="DATASET", help="folder or URL of an encoded data set")
-    add("--pictures", required=True, metavar="SOURCE", help="source that the split was encoded from")
+    add(
+        "--pictures",
+        required=True,
+        metavar="SOURCE",
+        help="source that the split was encoded from, or a folder of splits",
+    )
     add("-o", "--output", required=True, metavar="FOLDER", help="folder of the model; an interrupted run resumes there")
     add("--weights", metavar="FILE", help="state dict, .safetensors or .pth (default: timm's pretrained weights)")
     add(
         "--num-classes",
         type=int,
         metavar="N",
-        help="number of classes, if different from the model's; the classifier is then new",
+        help="number of classes, if different from the model's: the classifier keeps the weights of the data set's "
+        "classes if they are ImageNet's, and is otherwise new, to be trained with labels before it predicts",
     )
     add("--split", default="train", help="split of the data set (default: train)")
     geometries = ("pixel_grid", "skip_early", "all_stages")
@@ -275,7 +281,8 @@ def _adapt_arguments(parser: Parser) -> None:
         "--input-cells",
         type=int,
         metavar="N",
-        help="side of the input latents in cells (default: chosen by the model's input size)",
+        help="side of the input latents in cells (default: the model's input size if 0.8 to 1 of the stored size, "
+        "else the stored size)",
     )
     add("--train-cells", type=int, metavar="N", help="side of the latents during training (default: --input-cells)")
     add(
@@ -306,7 +313,7 @@ def _adapt_arguments(parser: Parser) -> None:
     add("--batch-size", type=int, metavar="N", help="pictures per step (default: 32)")
     add("--lr", type=float, metavar="X", help="peak learning rate of the pretrained layers (default: 5e-5)")
     add("--stem-lr", type=float, metavar="X", help="peak learning rate of the new layers (default: 2e-3)")
-    add("--held-out", type=int, metavar="N", help="pictures held out for the report (default: 500)")
+    add("--held-out", type=int, metavar="N", help="pictures held out for the report (default: 500, at most an eighth)")
     add("--seed", type=int, metavar="N", help="random seed (default: 0)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--restart", action="store_true", help="start again instead of resuming")

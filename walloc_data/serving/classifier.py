@@ -138,10 +138,13 @@ class PictureClassifier(nn.Module):
     def predict(self, pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], *, top: int = 5) -> list[Prediction]:
         """Classify PIL images or arrays (H, W, 3) uint8.
 
+        Args:
+            top: number of classes to list per picture, at least 1; at most all are.
+
         Raises:
             ModelError: the model gives numbers or feature maps: call the classifier itself for these.
         """
-        self._check_names_classes()
+        self._check(top)
         results = []
         for i, picture in enumerate(pictures):
             image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
@@ -161,6 +164,7 @@ class PictureClassifier(nn.Module):
 
         Args:
             paths: files or folders; pictures of a folder and its subfolders are sorted by name.
+            top: number of classes to list per picture, at least 1; at most all are.
             settings: settings of the data set that the model was trained on, if its background or max_value is not
                 the default.
             on_error: function that is called with one line for each file or folder that cannot be classified; the
@@ -170,7 +174,7 @@ class PictureClassifier(nn.Module):
             SourceError: a file is not a picture, or a folder contains none.
             ModelError: the model gives numbers or feature maps.
         """
-        self._check_names_classes()
+        self._check(top)
         chosen = settings or EncodeSettings()
         results: list[Prediction] = []
         for name, read in picture_files(paths):  # one picture at a time, to bound memory
@@ -185,7 +189,9 @@ class PictureClassifier(nn.Module):
             results.append(self._predict_one(image, name=name, top=top))
         return results
 
-    def _check_names_classes(self) -> None:
+    def _check(self, top: int) -> None:
+        if top < 1:
+            raise ModelError(f"top must be at least 1, not {top}")
         given = "feature maps" if self.config.features is not None else self.config.task
         if given in ("feature maps", "numbers"):
             raise ModelError(

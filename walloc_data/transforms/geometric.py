@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +25,18 @@ Size = int | tuple[int, int]
 
 
 def pair_of_cells(size: Size) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
+    """Return (rows, columns) of a size in cells.
+
+    Raises:
+        TransformError: it is no integer and no pair of integers, or less than 1.
+    """
+    given: Any = size
+    pair = tuple(given) if isinstance(given, tuple | list) else (given, given)
+    if len(pair) != 2 or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in pair):
+        raise TransformError(f"a size in cells is an integer or a pair (rows, columns) of integers, not {size!r}")
+    if min(pair) < 1:
         raise TransformError(f"a size in cells is at least 1, not {size!r}")
-    return height, width
+    return int(pair[0]), int(pair[1])
 
 
 def _check_fits(size: tuple[int, int], latents: Tensor) -> None:
