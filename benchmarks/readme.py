@@ -246,6 +246,17 @@ def serving_speed(results: dict[str, Any]) -> str:
     return table((f"{results['size_px']} px", *ways), rows)
 
 
+def adapt_speed(results: dict[str, Any]) -> str:
+    """Pictures a second of an ImageNet network, reading included."""
+    rows = []
+    for name, row in results["rows"].items():
+        rate = row["pictures_a_second"]
+        text = f"{rate['median']:.1f} ({rate['min']:.1f} to {rate['max']:.1f})"
+        rows.append((name, text, f"{row['reading_ms']['median']:.2f}", f"{row['network_ms']['median']:.1f}"))
+    header = (f"{results['seen_px']} px, one thread", "pictures a second", "reading, ms", "network, ms")
+    return table(header, rows)
+
+
 def learning_costs(name: str) -> str:
     """Every arm of the learning experiment on one data set, with what it costs."""
     return table(plot.HEADER, [(NETWORK_NAMES[model], *rest) for model, *rest in plot.rows(name)])
@@ -285,6 +296,7 @@ FRONTIER = (
 )
 # Name on a page: (results file, function).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "adapt_speed": ("adapt_speed", adapt_speed),
     "convert_speed": ("convert_speed", convert_speed),
     "decode_speed": ("rate_distortion", decode_speed),
     "encode_speed": ("encode_speed", encode_speed),
