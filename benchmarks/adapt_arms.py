@@ -151,7 +151,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all arms share: a pixel network, and a set of pictures encoded at one size.
+    """Pixel network and encoded pictures of one size, which all arms share.
 
     Attributes:
         pictures: folder of train/ and val/.

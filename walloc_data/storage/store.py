@@ -7,7 +7,6 @@ gets here, and `Store` refuses it again. Credentials and endpoints come from whe
 
 import io
 import os
-import re
 import shutil
 import stat
 from collections.abc import Mapping
@@ -18,14 +17,12 @@ from typing import Any
 from walloc_data.errors import StorageError
 from walloc_data.files import atomic_file, check_regular, open_regular, read_regular, sync_folder
 from walloc_data.format import check_relative_path
+from walloc_data.storage.location import parse_location
 from walloc_data.storage.remote import S3_PROTOCOLS, Entry, etag_of, open_filesystem, size_limit
 from walloc_data.storage.retry import DEFAULT_RETRY_SECONDS, Retry, is_absence, reason
 from walloc_data.text import printable
 
 __all__ = ["Store"]
-
-# Also what pathlib makes of a URL.
-_ONE_SLASH = re.compile(r"(?P<protocol>s3a?|gs|gcs|az|abfs|https?|hf):/(?!/)")
 
 # Clients that came through a fork. Their sockets are registered with the parent's epoll instance, which a fork shares:
 # finalising one here would unregister the parent's sockets, and the parent would wait for an answer it never sees.
@@ -63,29 +60,10 @@ class Store:
         max_attempts: int = 12,
         retry_seconds: float = DEFAULT_RETRY_SECONDS,
     ) -> None:
-        given = os.fspath(url)
-        protocol, separator, rest = given.partition("://")
-        slip = None if separator else _ONE_SLASH.match(given)
-        if slip is not None:
-            protocol, rest = slip["protocol"], given[slip.end() :]
-        is_local = not separator and slip is None
-        if not is_local and "@" in rest.partition("/")[0]:
-            raise StorageError(
-                f"{protocol}://...: credentials do not belong in a URL; use the environment or storage_options"
-            )
-        # Without this check, "" would be the root of the disk, and "s3://" a folder here of the name "s3:".
-        if not (given if is_local else rest if protocol == "file" else rest.strip("/")):
-            raise StorageError(f"{given!r} names no folder and no bucket: is a variable empty that it was made from?")
-        self.root = given if separator and not rest.strip("/") else given.rstrip("/") or "/"
-        if slip is not None:
-            raise StorageError(f"{self.url}: did you mean {protocol}://{self.root[slip.end() :]}?")
+        self.root, self._protocol, self.local_path = parse_location(url)
         self.storage_options = dict(storage_options or {})
         self.max_attempts, self.retry_seconds = max_attempts, retry_seconds
         self._retry = Retry(max_attempts, retry_seconds)
-        self.local_path: Path | None = None
-        if is_local or protocol == "file":
-            self.local_path = Path(self.root if is_local else rest).expanduser()
-        self._protocol = protocol
         self._remote: Any = None
         self._remote_pid = 0
 
