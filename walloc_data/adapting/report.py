@@ -81,9 +81,10 @@ def name_classes(model: Any, data: LatentDataset, *, num_classes: int | None) ->
         after = model.get_classifier()
         model.to(next(model.parameters()).device)
         linear = isinstance(before, nn.Linear) and isinstance(after, nn.Linear)
-        is_new = not (linear and chosen is not None and len(chosen) == num_classes)
-        if not is_new:
+        if linear and chosen is not None and len(chosen) == num_classes:
             _keep_rows(before, after, rows=chosen)
+        else:
+            is_new = True
     names, classes = data.class_names, model.num_classes
     if names is None or len(names) != classes:
         known = imagenet_classes(classes)
@@ -94,9 +95,9 @@ def name_classes(model: Any, data: LatentDataset, *, num_classes: int | None) ->
 
 
 @torch.no_grad()
-def _keep_rows(before: nn.Linear, after: nn.Linear, *, rows: Tensor | None) -> None:
+def _keep_rows(before: nn.Linear, after: nn.Linear, *, rows: Tensor) -> None:
     """Copy the weights of some classes of one linear classifier to another."""
-    rows = None if rows is None else rows.to(before.weight.device)
-    after.weight.copy_(before.weight[rows])
+    kept = rows.to(before.weight.device)
+    after.weight.copy_(before.weight[kept])
     if after.bias is not None and before.bias is not None:
-        after.bias.copy_(before.bias[rows])
+        after.bias.copy_(before.bias[kept])
