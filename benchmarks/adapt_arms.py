@@ -285,13 +285,12 @@ class Setup:
         return self.adapted(arm, training) if arm in ADAPTED | REDUCED else self.frozen(arm)
 
 
-class Validation:
-    """Pictures and latents of the validation split, as every arm sees them."""
+class Middles:
+    """Middles of a split's pictures and latents, as every arm sees them; every n-th picture of the split."""
 
-    def __init__(self, setup: Setup, *, every: int = 1) -> None:
-        self.setup = setup
-        self.pairs: Pairs = setup.pairs("val")
-        self.rows = np.arange(0, len(self.pairs), every)
+    def __init__(self, setup: Setup, pairs: Pairs, *, every: int = 1) -> None:
+        self.setup, self.pairs = setup, pairs
+        self.rows = np.arange(0, len(pairs), every)
 
     @torch.inference_mode()
     def logits(self, network: Network) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,12 @@ def load(kind: str, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def _own(name: str, **where: Any) -> list[dict[str, Any]]:
+    """Return the lines of `adapt_imagenet` of networks that were adapted on the pictures' own set, selected by keys."""
+    wanted = (where | {"adapted_on": name}).items()
+    return [line for line in load("adapt", name) if wanted <= line.items()]
+
+
 def frozen_rows(
     name: str, *, arms: dict[str, str] | None = None, seen_px: int = 224, model: str = MODEL
 ) -> list[tuple[str, ...]]:
@@ -75,7 +81,7 @@ def frozen_rows(
         seen_px: side of the pictures that were classified.
         model: timm's name.
     """
-    lines = [line for line in load("adapt", name) if (line["model"], line["seen_px"]) == (model, seen_px)]
+    lines = _own(name, model=model, seen_px=seen_px)
     lines.sort(key=lambda line: -line["among"])
     labels = arms or LABELS
     return [
@@ -87,7 +93,7 @@ def frozen_rows(
 
 def size_rows(name: str, *, model: str = MODEL) -> list[tuple[str, ...]]:
     """Return rows (size, GMAC, then among ten and of 1000 for each arm that is drawn), smallest size first."""
-    lines = [line for line in load("adapt", name) if line["model"] == model and line["arm"] in DRAWN]
+    lines = [line for line in _own(name, model=model) if line["arm"] in DRAWN]
     rows = []
     for size in sorted({line["seen_px"] for line in lines}):
         found = {line["arm"]: line for line in lines if line["seen_px"] == size}
@@ -100,9 +106,7 @@ def other_rows() -> list[tuple[str, ...]]:
     """Return rows (network, pictures, then among ten and of 1000 by arm) of what was not tuned for."""
     rows = []
     for name, model, seen_px in OTHERS:
-        found = {
-            line["arm"]: line for line in load("adapt", name) if (line["model"], line["seen_px"]) == (model, seen_px)
-        }
+        found = {line["arm"]: line for line in _own(name, model=model, seen_px=seen_px)}
         texts = [f"{found[arm]['among']:.1f} / {found[arm]['of_1000']:.1f}" for arm in OTHERS_ARMS]
         count = found["pixels"]["pictures"]
         rows.append((model, f"{count:,} of {name.capitalize()}, {seen_px} px", *texts))
@@ -138,7 +142,7 @@ def plot(name: str = "imagewoof", path: Path | None = None) -> Path:
 
     path = path or RESULTS / "adapt.svg"
     figure, axis = plt.subplots(figsize=(6.2, 4.4))
-    lines = [line for line in load("adapt", name) if line["model"] == MODEL]
+    lines = _own(name, model=MODEL)
     for arm, (colour, label) in DRAWN.items():
         of_arm = sorted((line for line in lines if line["arm"] == arm), key=lambda line: line["seen_px"])
         macs, accuracy = [line["gmacs"] for line in of_arm], [line["among"] for line in of_arm]

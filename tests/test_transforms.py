@@ -276,7 +276,10 @@ def test_operators_are_kept_with_the_codec_and_refuse_another(operators, codec, 
     (tmp_path / "operators.safetensors").write_bytes(b"\x80\x04junk")
     with pytest.raises(CodecError, match="not a file of latent operators"):
         LatentOperators.load(tmp_path)
-    with pytest.raises(StorageError, match=r"no operators.safetensors there.*fit it with fit_operators"):
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(StorageError, match=r"no operators.safetensors there.*fit it with walloc-data fit-operators"):
+        LatentOperators.load(empty)
+    with pytest.raises(StorageError, match="nowhere: no such folder, of a codec or of an encoded data set"):
         LatentOperators.load(tmp_path / "nowhere")
 
 

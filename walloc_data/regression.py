@@ -52,6 +52,9 @@ class WindowMap:
     bias: Tensor  # (T,) float32
     stride_cells: int | tuple[int, int] = 1  # (rows, columns) where they differ
 
+    def __repr__(self) -> str:  # not the thousands of numbers
+        return f"{type(self).__name__}(weight={tuple(self.weight.shape)}, stride_cells={self.stride_cells})"
+
     def __call__(self, latents: Tensor) -> Tensor:
         """Map (N, C, h, w), integers or floats, to (N, T, h/stride, w/stride) float32."""
         stride = _pair(self.stride_cells)

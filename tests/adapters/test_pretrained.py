@@ -73,8 +73,8 @@ def test_what_is_no_state_dict_is_refused_in_one_sentence(pixel, facts, tmp_path
         tmp_path / "damaged.pth": "damaged.pth: ",
         tmp_path / "damaged.safetensors": "damaged.safetensors: cannot be read",
         tmp_path / "resnet.safetensors": "resnet.safetensors: not the weights of a test_vit for pixels",
-        tmp_path / "absent.pth": "absent.pth: no such file: pretrained= takes True for timm's own weights",
-        "imagenet": "imagenet: no such file: pretrained= takes True",
+        tmp_path / "absent.pth": "absent.pth: no such file; weights are timm's own",
+        "imagenet": "imagenet: no such file; weights are timm's own",
         3: "pretrained must be True, the path of a state dict or a pixel model, not int",
         None: "not NoneType",
     }.items():

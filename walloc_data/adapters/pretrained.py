@@ -120,8 +120,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise ModelError(
-            f"{path}: no such file: pretrained= takes True for timm's own weights, the path of a state dict "
-            "(.safetensors, or .pth of torch.save), or a pixel model"
+            f"{path}: no such file; weights are timm's own (pretrained=True, or no --weights), or the path of a "
+            "state dict (.safetensors, or .pth of torch.save)"
         )
     if (size := path.stat().st_size) > MAX_WEIGHTS_BYTES:
         raise ModelError(f"{path}: {size} bytes; at most {MAX_WEIGHTS_BYTES} are read")
@@ -166,20 +166,18 @@ def _with_weights(
     try:
         return _create(name, timm_kwargs, pretrained=True, pretrained_cfg_overlay=overlay, **given)
     except Exception as error:  # whatever timm's filters raise on foreign names
-        raise ModelError(
-            f"{context}: not the weights of a {name} for pixels: {_difference(like.state_dict(), state)} "
-            f"({type(error).__name__}: {_first_line(error)})"
-        ) from error
+        difference = _difference(like.state_dict(), state) or f"{type(error).__name__}: {_first_line(error)}"
+        raise ModelError(f"{context}: not the weights of a {name} for pixels: {difference}") from error
 
 
 def _difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Return in words how a state dict differs from the one that is expected."""
+    """Return in words how a state dict differs from the one that is expected; "" where it does not."""
     found = {
         "missing": [name for name in own if name not in given],
         "left over": [name for name in given if name not in own],
         "of another shape": [name for name in own if name in given and own[name].shape != given[name].shape],
     }
-    return ", ".join(f"{len(names)} {what} ({names[0]}, ...)" for what, names in found.items() if names) or "all fit"
+    return ", ".join(f"{len(names)} {what} ({names[0]}, ...)" for what, names in found.items() if names)
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,6 +19,12 @@ class LatentTransform(nn.Module):
     Random numbers are drawn on the CPU from `generator`, else from torch's global generator, so that a seed means the
     same on every device. In a loader's workers the global generator is seeded from (seed, epoch, sample).
 
+    Attributes:
+        latent_channels: number of channels of the latents; None: any.
+
+    Raises:
+        TransformError: the input is a picture or no tensor, or has another number of dimensions or channels.
+
     Example:
         >>> import torch
         >>> from walloc_data.transforms import LatentTransform
@@ -29,10 +35,22 @@ class LatentTransform(nn.Module):
         tensor([-3], dtype=torch.int8)
     """
 
+    latent_channels: int | None = None
+
     def forward(self, latents: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        if latents.ndim not in (3, 4):
+        name, given = type(self).__name__, getattr(latents, "dtype", None)
+        if not isinstance(latents, Tensor) or given in (torch.uint8, torch.bool):
+            what = f"{given}, as pictures are" if isinstance(latents, Tensor) else type(latents).__name__
             raise TransformError(
-                f"{type(self).__name__} takes latents (N, C, h, w) or (C, h, w), not {tuple(latents.shape)}"
+                f"{name} takes latents as a tensor of int8 or floats, not {what}: encode pictures first, and turn "
+                "arrays into tensors"
+            )
+        if latents.ndim not in (3, 4):
+            raise TransformError(f"{name} takes latents (N, C, h, w) or (C, h, w), not {tuple(latents.shape)}")
+        if self.latent_channels not in (None, latents.shape[-3]):
+            raise TransformError(
+                f"{name} takes latents of {self.latent_channels} channels, as its operators' codec makes them, not "
+                f"{tuple(latents.shape)}"
             )
         batch = latents if latents.ndim == 4 else latents[None]
         result = self.transform(batch, generator=generator)

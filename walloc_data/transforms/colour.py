@@ -28,7 +28,7 @@ class _ColourTransform(LatentTransform):
 
     def __init__(self, operators: LatentOperators) -> None:
         super().__init__()
-        self.latent_bits = operators.latent_bits
+        self.latent_bits, self.latent_channels = operators.latent_bits, len(operators.grey)
         self.register_buffer("grey", operators.grey[:, None, None])
         self.register_buffer("brightness_direction", operators.brightness[:, None, None])
         self.register_buffer("grayscale_weight", operators.grayscale.weight[:, :, 0, 0])

@@ -173,6 +173,7 @@ class RandomHorizontalFlip(LatentTransform):
     def __init__(self, operator: WindowMap | None = None, *, p: float = 0.5) -> None:
         super().__init__()
         self.p, self.fitted = check_probability(p), operator is not None
+        self.latent_channels = None if operator is None else int(operator.weight.shape[1])
         self.register_buffer("weight", None if operator is None else operator.weight)
         self.register_buffer("bias", None if operator is None else operator.bias)
 

@@ -69,6 +69,12 @@ class LatentOperators:
     held_out_error: Mapping[str, float] = field(default_factory=dict)  # relative to the variance, mean over channels
     rescalings: tuple[RescalingMap, ...] = ()  # none in files of earlier versions
 
+    def __repr__(self) -> str:
+        factors = ", ".join(map(str, self.factors))
+        return (
+            f"{type(self).__name__}(encoder {self.encoder_sha256[:12]}, {len(self.grey)} channels, factors {factors})"
+        )
+
     @property
     def factors(self) -> tuple[Fraction, ...]:
         """Factors by which a side can be downscaled, including 1."""
@@ -127,8 +133,10 @@ class LatentOperators:
             if store.exists(path):
                 data = store.read_bytes(path, max_bytes=MAX_OPERATORS_BYTES)
                 return cls._parse(data, context=store.location(path), spec=spec)
+        if store.local_path is not None and not store.local_path.is_dir():
+            raise StorageError(f"{store.url}: no such folder, of a codec or of an encoded data set")
         raise StorageError(
-            f"{store.url}: no {OPERATORS_NAME} there or in its codec folder: fit it with fit_operators(codec, pictures)"
+            f"{store.url}: no {OPERATORS_NAME} there or in its codec folder: fit it with walloc-data fit-operators"
         )
 
     @classmethod

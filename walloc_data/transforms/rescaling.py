@@ -48,6 +48,9 @@ class RescalingMap:
     bias: Tensor  # (py, px, C) float32
     mirrored: bool = False  # takes z.flip(-1), gives the latents of the mirrored shrunk picture
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.rows} x {self.columns}{', mirrored' if self.mirrored else ''})"
+
     def __call__(self, latents: Tensor) -> Tensor:
         """Shrink (N, C, h, w), integers or floats, to float32 (N, C, floor(h * rows), floor(w * columns)), not
         rounded.

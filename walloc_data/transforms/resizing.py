@@ -5,6 +5,7 @@ of a transform shows the factors, and `crops` lists the possible crops of latent
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -80,6 +81,7 @@ class Resize(LatentTransform):
         super().__init__()
         pair_of_cells(size_cells)
         self.size_cells, self.factors = size_cells, operators.factors
+        self.latent_channels = len(operators.grey)
         plain = [_Rescaling.of(item) for item in operators.rescalings if not item.mirrored]
         self.maps = nn.ModuleList(plain)
         self._by_factors = {item.factors: i for i, item in enumerate(plain)}
@@ -151,7 +153,7 @@ class RandomResizedCrop(LatentTransform):
     Area and aspect ratio are drawn like in torchvision. Of the crops that the operators can downscale to `size_cells`,
     the nearest one is taken, at a random position: for 16 x 16 cells, sides of 16, 20, 21.3, 24, 26.7 and 32 cells, as
     far as the latent has them. Nothing is enlarged: the smallest crop is `size_cells`, for any `scale`. `crops` lists
-    the possible crops.
+    the possible crops; if none of them is within `scale` and `ratio`, a warning says so.
 
     Samples of a batch are grouped by factors, so large batches are faster on accelerators.
 
@@ -210,6 +212,7 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
                 "these operators have no maps to shrink by, as files of earlier versions: fit them again "
                 "(walloc-data fit-operators), or load the bundled codec's"
             )
+        self.latent_channels = len(operators.grey)
         maps = [_Rescaling(operators.flip, rows=_ONE, columns=_ONE, mirrored=True)]
         maps += [_Rescaling.of(item) for item in operators.rescalings]
         self.maps.extend(maps)
@@ -233,7 +236,27 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
                 f"latents of {height} x {width} cells give no crop of {h} x {w}: latents are only shrunk, so ask for "
                 "less, or store larger pictures"
             )
-        return [((fy, fx), (float(h / fy), float(w / fx))) for fy, fx in fitting]
+        found = [((fy, fx), (float(h / fy), float(w / fx))) for fy, fx in fitting]
+        if not any(self._asked_for(rows, columns, of=(height, width)) for _, (rows, columns) in found):
+            largest = max((crop for _, crop in found), key=math.prod)
+            warnings.warn(
+                f"latents of {height} x {width} cells give no crop within scale={self.scale} and ratio={self.ratio}: "
+                f"crops from {h} x {w} to {largest[0]:.3g} x {largest[1]:.3g} cells can be downscaled to {h} x {w}, "
+                "and the nearest is taken",
+                stacklevel=4,
+            )
+        return found
+
+    def _asked_for(self, rows: float, columns: float, *, of: tuple[int, int]) -> bool:
+        """Return whether a crop's area and aspect ratio are within the ranges, within half a cell a side."""
+        small, large = (rows - 0.5, columns - 0.5), (rows + 0.5, columns + 0.5)
+        least, most = (share * math.prod(of) for share in self.scale)
+        return (
+            math.prod(small) <= most
+            and math.prod(large) >= least
+            and small[1] / large[0] <= self.ratio[1]
+            and large[1] / small[0] >= self.ratio[0]
+        )
 
     def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:
         n, _, height, width = latents.shape
