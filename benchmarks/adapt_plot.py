@@ -113,22 +113,52 @@ def other_rows() -> list[tuple[str, ...]]:
     return rows
 
 
-def _transfers(name: str) -> list[tuple[int, int]]:
-    """Return the (size in pixels, number of epochs) of fine-tuning, in order."""
-    return sorted({(line["seen_px"], line["epochs"]) for line in load("transfer", name)})
+def elsewhere_rows(name: str, others: str, *, seen_px: int = 160) -> list[tuple[str, ...]]:
+    """Return rows (input, then among ten and of 1000 without training, adapted on others' pictures, and on its own).
+
+    Args:
+        name: of the pictures that are classified.
+        others: name of pictures of other classes.
+        seen_px: side of the pictures.
+    """
+
+    def cell(arm: str, adapted_on: str) -> str:
+        wanted = {"arm": arm, "model": MODEL, "seen_px": seen_px, "adapted_on": adapted_on}
+        found = [line for line in load("adapt", name) if wanted.items() <= line.items()]
+        return f"{found[-1]['among']:.1f} / {found[-1]['of_1000']:.1f}" if found else ""
+
+    imitating = {"latents": "imitating, rank 24", "pixels downscaled": "reduced pixels, imitating, rank 24"}
+    untrained = {"latents": "folded, matched, rank 24", "pixels downscaled": "pixels, reduced 16x, matched"}
+    return [
+        (label, cell(untrained[label], name), cell(arm, others), cell(arm, name)) for label, arm in imitating.items()
+    ]
+
+
+def _transfer(line: dict[str, Any]) -> tuple[int, bool, int, float]:
+    """Return what a line of fine-tuning differs by: side in pixels, classifier fitted first, epochs, learning rate."""
+    return line["seen_px"], line["probe"], line["epochs"], line["lr"] if line["epochs"] else 0.0
+
+
+def _transfers(name: str) -> list[tuple[int, bool, int, float]]:
+    """Return the settings of fine-tuning, in order."""
+    return sorted({_transfer(line) for line in load("transfer", name)})
 
 
 def transfer_header(name: str) -> tuple[str, ...]:
     """Return the header of `transfer_rows`."""
-    columns = [f"{size} px, {epochs} epoch{'s' * (epochs > 1)}" for size, epochs in _transfers(name)]
+    columns = []
+    for size, probe, epochs, lr in _transfers(name):
+        length = f"{epochs} epoch{'s' * (epochs > 1)} at {lr:g}"
+        begin = "classifier fitted" if probe else "random classifier"
+        columns.append(f"{size} px: {begin}, {length}" if epochs else f"{size} px: {begin}")
     return (f"fine-tuned on {name.capitalize()}, accuracy, %", *columns)
 
 
 def transfer_rows(name: str) -> list[tuple[str, ...]]:
-    """Return rows (arm, then its accuracy at each size and number of epochs)."""
+    """Return rows (arm, then its accuracy at each setting)."""
     lines = load("transfer", name)
-    found = {(line["arm"], line["seen_px"], line["epochs"]): f"{line['accuracy']:.1f}" for line in lines}
-    rows = [(label, *(found.get((arm, *column), "") for column in _transfers(name))) for arm, label in TRANSFER.items()]
+    found = {(line["arm"], _transfer(line)): f"{line['accuracy']:.1f}" for line in lines}
+    rows = [(label, *(found.get((arm, column), "") for column in _transfers(name))) for arm, label in TRANSFER.items()]
     return [row for row in rows if any(row[1:])]
 
 

@@ -394,6 +394,12 @@ def adapted() -> dict[str, tuple[str, str]]:
     seen = (f"{count:,} pictures of Imagewoof, 224 px", "among ten, %", "of 1000, %", "GMAC")
     sizes = ("among ten / of 1000, %", "GMAC", *(label for _, label in adapt_plot.DRAWN.values()))
     others = ("among ten / of 1000, %", "pictures", *adapt_plot.OTHERS_ARMS.values())
+    elsewhere = (
+        "Imagewoof, 160 px, among ten / of 1000, %",
+        "adapted without training",
+        "adapted on Imagenette",
+        "adapted on Imagewoof",
+    )
     nette = f"{ADAPT.replace('imagewoof', 'imagenette')} --seen-px 160 --stored-px 160"
     lite2 = f"{ADAPT} --model tf_efficientnet_lite2 --every 3"
     return {
@@ -406,6 +412,10 @@ def adapted() -> dict[str, tuple[str, str]]:
         "adapt_sizes": (
             table(sizes, adapt_plot.size_rows("imagewoof")),
             f"{ADAPT} --seen-px SIZE",
+        ),
+        "adapt_elsewhere": (
+            table(elsewhere, adapt_plot.elsewhere_rows("imagewoof", "imagenette")),
+            f"{ADAPT} --seen-px 160 --adapt-on OTHERS --adapt-name imagenette --adapt-stored-px 160",
         ),
         "adapt_transfer": (
             table(adapt_plot.transfer_header("imagewoof"), adapt_plot.transfer_rows("imagewoof")),

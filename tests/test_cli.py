@@ -133,6 +133,12 @@ def test_preview_shows_the_originals_beside(
     assert run(capsys, "preview", encoded, "-o", plain, "--num-samples", 2)[0] == 0
     with Image.open(sheet) as beside, Image.open(plain) as alone:
         assert beside.width > alone.width
+    (tmp_path / "pictures").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "pictures" / split).symlink_to(imagenette_folder)
+    again = ("-o", plain, "--num-samples", 2, "--original", tmp_path / "pictures")
+    assert run(capsys, "preview", encoded, *again)[0] == 0
+    assert plain.read_bytes() == sheet.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,6 +145,34 @@ def test_shards_that_are_fetched_at_once_keep_to_the_limit(tmp_path: Path, shard
     assert sorted(views) == sorted((tmp_path / record.name).read_bytes() for record in records)
     assert 1000 <= most <= shards_that_fit * 1000
     assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == shards_that_fit
+
+
+def test_a_download_that_ends_while_another_makes_room_is_counted(tmp_path: Path) -> None:
+    first, second = shard(tmp_path, 0), shard(tmp_path, 1)
+    started, may_end = threading.Event(), threading.Event()
+
+    class Slow(Store):
+        def download_into(self, path: str, target: Path, *, max_bytes: int | None = None) -> None:
+            if path == first.name:
+                started.set()
+                assert may_end.wait(timeout=30)
+            super().download_into(path, target, max_bytes=max_bytes)
+
+    class Watched(ShardCache):
+        def _reserved(self, partial: Path, match: re.Match[str], *, mine: bool) -> int:
+            may_end.set()  # the other download may get its final name now, after the folder was listed
+            until = time.monotonic() + 0.5
+            while time.monotonic() < until and not self.path(first).exists():
+                time.sleep(0.01)
+            return super()._reserved(partial, match, mine=mine)
+
+    cache = Watched(tmp_path / "cache", max_bytes=1300)
+    other = threading.Thread(target=cache.open, args=(Slow(tmp_path), first))
+    other.start()
+    assert started.wait(timeout=30)
+    cache.open(Slow(tmp_path), second)
+    other.join(timeout=30)
+    assert [path.name for path in (tmp_path / "cache" / "shards").glob("*.tar")] == [cache.path(second).name]
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -136,11 +136,16 @@ def test_verify_compares_every_byte_of_the_source(
     assert found.problems == (f"{source}: 11 pictures, and 12 when it was encoded",)
 
 
-def test_verify_reads_the_split_of_the_source_that_it_verifies(tmp_path: Path) -> None:
+def test_verify_reads_the_split_of_the_source_that_it_verifies(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "folders" / "train").mkdir(parents=True)
+    (tmp_path / "folders" / "val").symlink_to(source)
+    encode_dataset(source, tmp_path / "of-folder", split="val", **OPTIONS)
+    found = verify_dataset(tmp_path / "of-folder", split="val", source=tmp_path / "folders", progress=False)
+    assert found.problems == ()
     pictures = [(as_bytes(picture(i)), i % 2) for i in range(4)]
-    source = {"train": pictures[:1], "val": pictures[1:]}
-    encode_dataset(source, tmp_path / "out", split="val", **OPTIONS)
-    assert verify_dataset(tmp_path / "out", split="val", source=source, progress=False).problems == ()
+    splits = {"train": pictures[:1], "val": pictures[1:]}
+    encode_dataset(splits, tmp_path / "out", split="val", **OPTIONS)
+    assert verify_dataset(tmp_path / "out", split="val", source=splits, progress=False).problems == ()
     found = verify_dataset(tmp_path / "out", split="val", source={"val": pictures[:3]}, progress=False)
     assert "its bytes differ from those encoded" in found.problems[0]
 

@@ -36,10 +36,10 @@ from walloc_data.adapting.settings import AdaptConfig, AdaptReport
 from walloc_data.dataset import LatentDataset
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.devices import usable_device
-from walloc_data.errors import BusyError, ModelError, SourceError, StorageError
+from walloc_data.errors import BusyError, ModelError, StorageError
 from walloc_data.pictures import original_pictures
 from walloc_data.serving import attach_codec
-from walloc_data.sources import Source, find_splits, open_source
+from walloc_data.sources import Source, open_split
 from walloc_data.storage import file_lock
 from walloc_data.transforms import LatentOperators
 
@@ -113,7 +113,7 @@ def adapt_model(
     config = config or AdaptConfig()
     target = usable_device(device)
     data = dataset if isinstance(dataset, LatentDataset) else LatentDataset(dataset, split=config.split)
-    source = pictures if isinstance(pictures, Source) else _open_pictures(pictures, split=config.split)
+    source = open_split(pictures, split=config.split)
     pairs = Pairs(data, original_pictures(source, settings=data.manifest.settings))
     pixel, build, config = _models(model, pretrained, data=data, config=config)
     if num_classes is not None and num_classes < 1:
@@ -135,16 +135,6 @@ def adapt_model(
         return _adapt(
             pixel, build, pairs, config=config, num_classes=num_classes, device=target, run_folder=run_folder, log=log
         )
-
-
-def _open_pictures(pictures: str | os.PathLike[str], *, split: str) -> Source:
-    """Open the pictures of a split: of a folder with one folder per split, that of the same name."""
-    try:
-        if not os.fspath(pictures).startswith("hf:"):  # whose splits open_source knows
-            pictures, split = find_splits(pictures).get(split.lower(), (pictures, split))
-    except SourceError:  # there are no splits, or open_source names what is wrong
-        pass
-    return open_source(pictures, split=split)
 
 
 def _models(

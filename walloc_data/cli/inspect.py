@@ -31,7 +31,7 @@ def _preview(args: Args) -> Outcome:
     from walloc_data.convert import dataset_info
     from walloc_data.pictures import original_pictures
     from walloc_data.report import preview
-    from walloc_data.sources import open_source
+    from walloc_data.sources import open_split
 
     original = None
     options = args.storage_options
@@ -39,7 +39,7 @@ def _preview(args: Args) -> Outcome:
         args.original is not None
         and (manifest := dataset_info(args.dataset, storage_options=options).manifest) is not None
     ):
-        source = open_source(args.original, split=args.split, storage_options=options)
+        source = open_split(args.original, split=args.split, storage_options=options)
         original = original_pictures(source, settings=manifest.settings)
     path = preview(
         args.dataset,

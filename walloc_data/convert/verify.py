@@ -16,7 +16,7 @@ from walloc_data.convert.verify_split import SplitCheck
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError, WallocDataError
 from walloc_data.format import Manifest, load_json
-from walloc_data.sources import open_source
+from walloc_data.sources import open_split
 from walloc_data.storage import DatasetLocation, Store, open_store
 
 __all__ = ["Verification", "verify_dataset"]
@@ -82,8 +82,8 @@ def verify_dataset(
     Args:
         dataset: the data set.
         split: split to check; None: all.
-        source: source that `split` was encoded from: an open one, or as for `open_source`, whose split of the same name
-            is read. Every picture is read and compared with its record.
+        source: source that `split` was encoded from: an open one, or as for `open_split`. Every picture is
+            read and compared with its record.
         storage_options: options of the file systems of `dataset` and of remote tars.
         progress: True writes to stderr; a callable receives a `Progress` several times a second.
 
@@ -114,7 +114,7 @@ def verify_dataset(
         )
     opened = None
     if source is not None and split is not None:
-        opened = open_source(source, split=split, storage_options=store.storage_options)
+        opened = open_split(source, split=split, storage_options=store.storage_options)
     problems = list(_side_files(store, manifest, splits))
     changed: list[str] = []
     printer = ProgressPrinter() if progress is True else None

@@ -91,7 +91,7 @@ class SplitRecord(Record):
     source: Mapping[str, Any]  # the encoded source: kind, location, length
     num_samples: int
     num_failures: int
-    shards: tuple[ShardRecord, ...]
+    shards: tuple[ShardRecord, ...] = field(repr=False)
     latent_shape: tuple[int, int, int] | None  # None if shapes differ: batches then need a transform or buckets
     labelled: bool
     statistics: ChannelStatistics

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from walloc_data.sources.folder import FolderSource
 from walloc_data.sources.sequence import SequenceSource, is_sequence
 from walloc_data.sources.splits import find_splits, is_parquet_folder
 
-__all__ = ["Sample", "Source", "find_splits", "open_source"]
+__all__ = ["Sample", "Source", "find_splits", "open_source", "open_split"]
 
 _PICTURE_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")  # becomes part of the name of a tar member
 
@@ -94,6 +95,31 @@ def open_source(
             f"{opened.location}: only Hugging Face data sets, parquet and sequences support second pictures"
         )
     return opened
+
+
+def open_split(spec: Any, *, split: str, storage_options: Mapping[str, Any] | None = None) -> Source:
+    """Open what a split was encoded from: of a folder or an archive of splits, the one of that name, in any case.
+
+    Args:
+        spec: as for `open_source`, which opens everything else.
+        split: name of the split.
+        storage_options: options of the file system of remote tars.
+
+    Raises:
+        SourceError: the source cannot be read; the message has the remedy.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from walloc_data.sources import open_split
+        >>> Path("by-split").mkdir()
+        >>> Path("by-split/Train").symlink_to(Path("pictures").absolute())
+        >>> open_split("by-split", split="train").location, open_split("pictures", split="train").location
+        ('by-split/Train', 'pictures')
+    """
+    if isinstance(spec, str | os.PathLike) and not os.fspath(spec).startswith("hf:"):  # whose splits open_source knows
+        with suppress(SourceError):  # there are no splits, or open_source names what is wrong
+            spec, split = find_splits(spec).get(split.lower(), (spec, split))
+    return open_source(spec, split=split, storage_options=storage_options)
 
 
 def _open_path(

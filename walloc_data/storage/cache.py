@@ -4,7 +4,7 @@
       shards/{sha256}.tar                    a shard, named by its content, so data sets may share it
       shards/{sha256}.{bytes}.{who}.partial  a running download; its bytes count from the start
       locks/{sha256}.lock                    held while a shard is downloaded
-      locks/room.lock                        held while old shards are evicted
+      locks/room.lock                        held while old shards are evicted, and while a download gets its final name
 
 A file under its final name is complete and its sha256 was checked, so it is read without a lock, also by other users
 with read-only access. An open file stays readable after its eviction, so readers need no lock. On file systems without
@@ -122,6 +122,10 @@ class ShardCache:
         """Return where a shard is in the cache, or will be once it is downloaded."""
         return self.folder / "shards" / f"{record.sha256}.tar"
 
+    @property
+    def _room(self) -> Path:
+        return self.folder / "locks" / "room.lock"
+
     def open(self, store: Store, record: ShardRecord) -> ShardFile:
         """Open a shard for reading; download and check it first if it is not in the cache."""
         path = self.path(record)
@@ -196,7 +200,9 @@ class ShardCache:
                     self._make_room(record, partial)
                     self._download(store, record, partial)
                     shard = ShardFile(partial, num_bytes=record.num_bytes, context=context)
-                    partial.replace(path)
+                    # Without the lock, one that makes room might see the shard under neither name, and exceed the limit.
+                    with file_lock(self._room):
+                        partial.replace(path)
                     return shard
                 finally:
                     with suppress(OSError):
@@ -219,7 +225,7 @@ class ShardCache:
         Running downloads of other processes cannot be evicted: if they leave no space, wait until they are finished.
         """
         while True:
-            with file_lock(self.folder / "locks" / "room.lock"):
+            with file_lock(self._room):
                 reserved, finished = 0, []
                 with os.scandir(self.folder / "shards") as found:
                     entries = list(found)
