@@ -200,7 +200,7 @@ class ShardCache:
                     self._make_room(record, partial)
                     self._download(store, record, partial)
                     shard = ShardFile(partial, num_bytes=record.num_bytes, context=context)
-                    # Without the lock, one that makes room might see the shard under neither name, and exceed the limit.
+                    # Else one that makes room might see the shard under neither name, and exceed the limit.
                     with file_lock(self._room):
                         partial.replace(path)
                     return shard
