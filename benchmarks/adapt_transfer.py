@@ -86,7 +86,7 @@ def fine_tune(network: Network, pairs: Pairs, views: PairedViews, *, epochs: int
     return float(np.mean(losses[-100:]))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def features(network: Network, middles: Middles) -> tuple[Tensor, Tensor]:
     """Return the features (N, C) that the classifier takes, of the middles of a split's pictures, and labels (N,)."""
     given, labels = [], []
@@ -100,7 +100,7 @@ def features(network: Network, middles: Middles) -> tuple[Tensor, Tensor]:
 def fit_classifier(classifier: nn.Linear, given: Tensor, labels: Tensor) -> None:
     """Fit a linear classifier on features (N, C) and labels (N,): multinomial logistic regression, by L-BFGS."""
     scale = given.square().mean().sqrt()
-    scaled = (given / scale).clone()
+    scaled = given / scale
     weight = torch.zeros_like(classifier.weight, requires_grad=True)
     bias = torch.zeros_like(classifier.bias, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")

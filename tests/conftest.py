@@ -25,12 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file share their fixtures, and those of the object store share one store: keep them together."""
+    """Mark what needs the object store as slow: the endpoint alone takes several seconds to start."""
     for item in items:
-        together = "object_store" if item.get_closest_marker("object_store") else str(item.path)
-        if item.get_closest_marker("xdist_group") is None:  # else the file says with which others
-            item.add_marker(pytest.mark.xdist_group(together))
-        if together == "object_store":  # the endpoint alone takes several seconds to start
+        if item.get_closest_marker("object_store"):
             item.add_marker(pytest.mark.slow)
 
 

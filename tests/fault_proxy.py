@@ -157,7 +157,7 @@ def fault_proxy(port: int) -> Iterator[Faults]:
     faults = Faults()
     server = Server(("127.0.0.1", 0), _handler(faults, port))
     faults.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield faults

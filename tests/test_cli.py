@@ -124,6 +124,7 @@ def test_a_folder_that_holds_no_cache_is_said_to_hold_none(
     assert "index: 0 of 0.0 MB" in run(capsys, "cache", action, "--folder", tmp_path / "photos")[1]
 
 
+@pytest.mark.slow
 def test_preview_shows_the_originals_beside(
     encoded: Path, imagenette_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

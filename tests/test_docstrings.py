@@ -69,25 +69,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Whose examples train or fit something.
-SLOW = {
-    "walloc_data.adapt_model",
-    "walloc_data.demo.run_demo",
-    "walloc_data.fitting.fit_codec_operators",
-    "walloc_data.transforms.fit_operators",
-}
 # What other libraries do with their files is theirs.
 THEIRS = {"walloc_data.interop": [pytest.mark.filterwarnings("ignore::ResourceWarning")]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        pytest.param(
-            *found, id=found[0], marks=THEIRS.get(found[1].__module__, []) + [pytest.mark.slow] * (found[0] in SLOW)
-        )
-        for found in public_objects()
-    ],
+    [pytest.param(*found, id=found[0], marks=THEIRS.get(found[1].__module__, [])) for found in public_objects()],
 )
 def test_every_public_name_has_an_example_that_runs(
     name: str, value: Any, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

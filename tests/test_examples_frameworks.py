@@ -11,8 +11,7 @@ import torch
 from tests import warm
 from walloc_data import encode_dataset
 
-# With the tests of scripts of a user's own, so that the frameworks are imported once.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("frameworks")]
+pytestmark = pytest.mark.slow
 FRAMEWORKS = ("lightning.pytorch", "transformers.trainer", "timm")
 ROOT = Path(__file__).resolve().parents[1]
 

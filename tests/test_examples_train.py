@@ -216,6 +216,7 @@ def test_a_pixel_model_is_folded_and_fine_tuned(model, geometry, latents, imagen
 ACCELERATE = ["--model", "test_convnext", "--epochs", "2", "--batch-size", "8"]
 
 
+@pytest.mark.slow
 def test_the_accelerate_variant_stays_under_sixty_lines_and_trains(latents, tmp_path):
     pytest.importorskip("accelerate")
     body = (ROOT / "examples" / "train_accelerate.py").read_text().partition("from accelerate")[2]
@@ -245,6 +246,7 @@ def windows_by_hand(latents: Path, *, accumulate: int, epochs: int) -> dict[str,
     return model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [3, 7])
 def test_accumulated_gradients_of_a_short_last_window_are_stepped_in_their_own_epoch(latents, tmp_path, accumulate):
     """Five batches an epoch: windows of 3 and 2, or one of 5; the two processes below have 2, 2, 1."""
@@ -336,6 +338,7 @@ def test_the_recipe_follows_what_is_stored_and_how_long_the_training_is(latents,
     assert recipe(bare)[3] == "none"
 
 
+@pytest.mark.slow
 def test_the_walkthrough_runs_from_a_source_to_a_saved_model(imagenette_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["hub_to_model.py", str(imagenette_folder), "--epochs", "1"])
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -346,6 +349,7 @@ def test_the_walkthrough_runs_from_a_source_to_a_saved_model(imagenette_folder, 
     assert "saved to" in out
 
 
+@pytest.mark.slow
 def test_crops_grow_to_a_size_below_the_stored_one_and_serving_sees_what_validation_saw(
     train, latents, imagenette_folder, tmp_path
 ):

@@ -83,6 +83,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
         _ = walloc_data.LatentDatset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
@@ -108,6 +109,7 @@ def test_importing_one_package_does_not_load_another(statement: str, absent: set
     assert not absent & set(found.stdout.split())
 
 
+@pytest.mark.slow
 def test_modules_of_a_package_import_each_other_in_no_circle() -> None:
     modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
     graph = {}

@@ -17,6 +17,7 @@ from walloc_data.report import add_preview, report
 from walloc_data.storage import DaemonThreads, OpenShards, Store, shards
 
 
+@pytest.mark.slow
 def test_functions_take_a_store_where_they_take_a_path(tmp_path: Path) -> None:
     store = Store(tmp_path / "latents")
     pictures = [(Image.new("RGB", (32, 32), (30 * i, 90, 20)), i % 2) for i in range(8)]

@@ -97,6 +97,7 @@ def test_the_card_publishes_code_that_gives_the_stored_integers(encoded: Encoded
         assert torch.equal(torch.from_numpy(latent), dataset[0][0])
 
 
+@pytest.mark.slow
 def test_other_readers_give_the_stored_integers_or_say_what_is_missing(
     encoded: Encoded, dataset: LatentDataset, tmp_path: Path
 ) -> None:
@@ -172,6 +173,7 @@ def test_patches_hold_as_many_pixels_as_the_pixel_models(encoded: Encoded, datas
     assert model.patch_embed.num_patches == (SIDE_PX // 16) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stage", "stride_px"),
     [
@@ -197,6 +199,7 @@ def test_pixel_grid_gives_every_stage_the_pixel_models_grid(
     assert grids[0] == grids[1]
 
 
+@pytest.mark.slow
 def test_a_pixel_stem_folds_over_these_cells(encoded: Encoded, dataset: LatentDataset) -> None:
     import timm
 

@@ -24,6 +24,7 @@ def test_permute_takes_a_size_and_a_key_for_each_position() -> None:
     assert permute(positions, size=sizes, key=keys).tolist() == np.concatenate(one_by_one).tolist()
 
 
+@pytest.mark.slow
 def test_every_permutation_of_four_is_about_as_likely() -> None:
     seen = Counter(tuple(permute(np.arange(4), size=4, key=derive_key(7, k)).tolist()) for k in range(6000))
     assert len(seen) == 24

@@ -84,6 +84,7 @@ def test_shrunk_latents_are_near_those_of_the_shrunk_picture(codec, photographs,
     assert relative_error(got, expected) < 0.15 * relative_error(bilinear, expected)
 
 
+@pytest.mark.slow
 def test_the_error_that_a_fit_reports_is_that_of_pictures_it_has_not_seen(codec, photographs, fitted):
     assert fitted.factors == (TWO_THIRDS, 1)
     held_out = photographs[8:]

@@ -40,6 +40,7 @@ def files_of(dataset: LatentDataset, source: Path) -> list[Path]:
     return [source / opened.read(int(index)).name for index in dataset.index["source_index"]]
 
 
+@pytest.mark.slow
 def test_pictures_score_exactly_as_their_stored_latents(served, imagenette_folder):
     out, model, folder = served
     dataset = LatentDataset(out, split="train")
@@ -56,6 +57,7 @@ def test_pictures_score_exactly_as_their_stored_latents(served, imagenette_folde
     assert len({prediction.label for prediction in predictions}) > 1
 
 
+@pytest.mark.slow
 def test_the_codec_may_be_named_by_its_data_set(served, imagenette_folder, capsys):
     out, _, folder = served
     files = files_of(LatentDataset(out, split="train"), imagenette_folder)[:2]
@@ -94,6 +96,7 @@ def test_tensors_of_any_size_are_scaled_like_the_converter_within_a_grey_level(s
     assert classifier(picture).shape == (1, 10)
 
 
+@pytest.mark.slow
 def test_predict_takes_a_folder_and_pictures_and_nothing_else(served, imagenette_folder):
     _, _, folder = served
     paths = sorted(imagenette_folder.rglob("*.JPEG"))[:3]
@@ -107,6 +110,7 @@ def test_predict_takes_a_folder_and_pictures_and_nothing_else(served, imagenette
         predict(folder, paths, top=0)
 
 
+@pytest.mark.slow
 def test_the_command_reads_files_of_more_than_8_bits_as_encode_does(served, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (96, 96), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "8.png")

@@ -70,6 +70,7 @@ DAMAGE: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_tar_keeps_what_is_whole_and_says_what_is_not(kind: str, tmp_path: Path) -> None:
     path = six(tmp_path / "a.tar")
@@ -144,6 +145,7 @@ def test_a_first_sample_without_a_label_drops_no_labels(tmp_path: Path) -> None:
     assert asked.notes == ("left out: other members of samples: 1 .cls",)
 
 
+@pytest.mark.slow
 def test_ranges_are_counted_before_they_are_written_out() -> None:
     started = time.process_time()
     for text in ("{0..999999}{0..999999}", "{0..999}" * 50, "{a,b}" * 64):

@@ -117,6 +117,7 @@ def folder_tar(path: Path, *, prefix: str = "set/", classes: tuple[str, ...] = (
     return write_tar(path, members)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "./", "set/", "a/b/"])
 def test_an_archive_of_class_folders_has_the_labels_of_the_unpacked_folder(prefix: str, tmp_path: Path) -> None:
     path = folder_tar(tmp_path / "a.tar", prefix=prefix)

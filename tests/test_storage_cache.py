@@ -356,7 +356,7 @@ def _installed(name: str) -> bool:
 def test_a_web_server_is_a_store_too(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         store = Store(f"http://127.0.0.1:{server.server_port}")

@@ -57,6 +57,7 @@ def test_the_group_furthest_over_its_share_loses_its_pictures_of_least_detail() 
     assert fitting(pictures, 120, {"a": 0.7, "b": 0.3}) == pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "size"),
     [

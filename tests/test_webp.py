@@ -163,6 +163,7 @@ def test_what_is_no_picture_is_refused() -> None:
             function(np.zeros((1, 8, 8, colours), np.uint8), effort="slow")
 
 
+@pytest.mark.slow
 def test_tiny_pictures_take_no_more_memory_together_than_large_ones() -> None:
     pictures = laplace((4096, 2, 2, 3), scale=5)
     tracemalloc.start()

@@ -42,6 +42,7 @@ def files(request: pytest.FixtureRequest) -> dict[str, tuple[Pixels, bytes]]:
     return {name: (picture, encode_webp(picture, effort=request.param)) for name, picture in pictures().items()}
 
 
+@pytest.mark.slow
 def test_ffmpeg_reads_the_same_pixels(files: dict[str, tuple[Pixels, bytes]], tmp_path: Path) -> None:
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:

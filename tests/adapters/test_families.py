@@ -64,6 +64,7 @@ SHALLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "geometry", "side", "grid"), [case for case in CASES if case[1] != "refused"], ids=lambda value: str(value)
 )
@@ -99,6 +100,7 @@ def test_every_family_is_tested():
     assert {module for family in FAMILIES for module in family.modules} <= modules
 
 
+@pytest.mark.slow
 def test_a_skipped_stage_costs_less_than_the_pixel_model(spec, statistics):
     shared = {"codec": spec, "statistics": statistics, "input_shape": (12, 28, 28), "num_classes": 1000}
     skip = summarize(create_latent_model("resnet50", geometry="skip_early", **shared))
@@ -123,6 +125,7 @@ def test_twice_the_resolution_for_the_pixel_models_compute(spec, statistics):
     assert isinstance(model.maxpool, nn.Identity)
 
 
+@pytest.mark.slow
 def test_macs_count_attention(spec, statistics):
     model = create_latent_model(
         "vit_tiny_patch16_224", codec=spec, statistics=statistics, input_shape=(12, 28, 28), num_classes=10

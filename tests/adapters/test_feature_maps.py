@@ -52,6 +52,7 @@ def make(spec, statistics):
     return create
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "geometry", "side", "modules", "reductions"), CASES, ids=lambda v: str(v)[:24])
 def test_maps_of_the_kept_stages_come_with_their_reductions(make, name, geometry, side, modules, reductions):
     model = make(name, side, geometry=geometry, **SHALLOW.get(name, {}))
@@ -71,6 +72,7 @@ def test_maps_of_the_kept_stages_come_with_their_reductions(make, name, geometry
             torch.testing.assert_close(features, seen)
 
 
+@pytest.mark.slow
 def test_fewer_maps_are_chosen_by_their_place(make):
     whole, last, two = make("resnet18"), make("resnet18", out_indices=[-1]), make("resnet18", out_indices=(0, 1))
     z = torch.randint(-128, 128, (1, 12, 16, 16), dtype=torch.int8)
@@ -83,6 +85,7 @@ def test_fewer_maps_are_chosen_by_their_place(make):
     assert len(make("test_vit", 20, out_indices=range(6))(torch.zeros(1, 12, 20, 20, dtype=torch.int8))) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_efficientnet"])
 def test_it_is_saved_and_loaded_as_any_other(make, name: str, tmp_path: Path, latents):
     model = make(name, 20 if name == "test_vit" else 16, out_indices=[0, -1], stem_hidden_channels=8)

@@ -32,6 +32,7 @@ def normalised(pictures: torch.Tensor) -> torch.Tensor:
     return (pictures - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["standard", "expand"])
 @pytest.mark.parametrize(
     ("name", "kwargs"),
@@ -125,6 +126,7 @@ def test_skipped_stages_are_fitted_to_their_output(spec, statistics):
     torch.testing.assert_close(got, targets[..., 1:-1, 1:-1], rtol=0, atol=float(targets.std()) * 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -36,6 +36,7 @@ def moments(x, axis):
     return x.mean(others), x.std(others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "axis"), [("test_resnet", 1), ("test_efficientnet", 1), ("regnety_002", 1), ("test_vit", -1)]
 )

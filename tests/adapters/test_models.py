@@ -131,6 +131,7 @@ def test_ema_optimizer_scheduler_and_saver_work(model, latents, tmp_path):
     assert torch.equal(state["stem.0.latent_std"], model.stem[0].latent_std)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_resnet", "test_efficientnet", "test_maxvit"])
 def test_the_stem_gets_its_own_rate_and_nothing_is_lost(name, layer_decay, manifest):
@@ -169,6 +170,7 @@ def test_freezing_leaves_the_named_parts_training(manifest):
         freeze_except(model, "neck")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["standard", "expand"])
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "swin_tiny_patch4_window7_224", "test_resnet"])
 def test_a_saved_model_reloads_by_name_with_the_same_logits(name, normalization, manifest, latents, tmp_path):
@@ -181,6 +183,7 @@ def test_a_saved_model_reloads_by_name_with_the_same_logits(name, normalization,
     assert torch.equal(again(latents), model(latents))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "geometry"),
     [("test_vit", None), ("test_convnext", None), ("resnet18", "all_stages"), ("test_efficientnet", "pixel_grid")],
@@ -295,6 +298,7 @@ def test_pretrained_weights_from_a_file_are_copied_but_for_the_stem(manifest, tm
         create_latent_model("test_vit", dataset=manifest, pretrained=timm.create_model("test_resnet", num_classes=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "geometry", "kept"),
     [

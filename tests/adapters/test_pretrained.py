@@ -35,6 +35,7 @@ def write(kind, pixel, folder):
     return folder / "weights.pth"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["safetensors", "plain", "state_dict", "compiled in DDP"])
 def test_a_file_gives_what_the_model_in_memory_gives(kind, pixel, facts, tmp_path):
     path = write(kind, pixel, tmp_path)

@@ -95,6 +95,7 @@ def test_names_are_imagenets_until_another_classifier_is_asked_for(latents, imag
 UNTRAINED = AdaptConfig(held_out=5, fold_pictures=20, match_pictures=8, stem_channels=16)
 
 
+@pytest.mark.slow
 def test_a_classifier_of_fewer_classes_keeps_their_weights_if_they_are_imagenets_and_else_is_said_to_be_new(
     latents, imagenette_folder, weights
 ):

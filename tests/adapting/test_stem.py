@@ -109,6 +109,7 @@ def test_each_block_costs_what_it_says(facts):
     assert [costs[1] - costs[0], costs[2] - costs[1]] == [block, 2 * block]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "feeds", "width"),
     [

@@ -136,6 +136,7 @@ def test_other_settings_or_another_encoder_do_not_continue_a_run(pictures: list[
     assert file.exists()
 
 
+@pytest.mark.slow
 def test_a_decoder_file_is_checked(pictures: list[Pixels], tmp_path: Path) -> None:
     file = train(pictures, tmp_path / "out")
     with pytest.raises(CodecError, match=r"a decoder for the encoder .* but the codec's encoder is"):
@@ -165,6 +166,7 @@ def test_a_decoder_file_is_checked(pictures: list[Pixels], tmp_path: Path) -> No
         load_codec("klt-16x", decoder=damaged)
 
 
+@pytest.mark.slow
 def test_versions_of_a_folder_are_chosen_by_name(pictures: list[Pixels], tmp_path: Path) -> None:
     from walloc_data.codec import codec_folder
 
@@ -192,6 +194,7 @@ def test_saving_and_loading_a_decoder_changes_nothing(tmp_path: Path) -> None:
     assert torch.equal(codec.decode(latent), again.decode(latent))
 
 
+@pytest.mark.slow
 def test_crops_are_pieces_of_the_pictures(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     pictures = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((70, 150), (64, 64), (200, 90))]

@@ -62,6 +62,7 @@ def onednn(enabled: bool) -> Iterator[None]:
         torch._C._set_mkldnn_enabled(True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "num_threads", "mkldnn"), [(1, 2, True), (3, 1, False), (3, 2, False), (16, 1, True)]
 )
@@ -141,6 +142,7 @@ def adversary(codec: WallocCodec) -> Tensor:
     return pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 @pytest.mark.parametrize("mkldnn", [True, False])
 def test_the_float32_filter_errs_by_less_than_half_its_margin(

@@ -50,6 +50,7 @@ def checkpoint(reference: nn.Module, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_reconstructs_as_the_reference(
     reference: nn.Module, checkpoint: Path, kodak_pictures: list[Tensor]
 ) -> None:
@@ -95,6 +96,7 @@ def test_settings_inside_the_checkpoint_serve_where_no_json_lies_beside_it(
     assert torch.equal(codec.encoder[0].weight, reference.encoder[0].weight)
 
 
+@pytest.mark.slow
 def test_encoding_with_a_published_checkpoint_never_needs_diffusers(checkpoint: Path, kodak: list[Path]) -> None:
     code = f"""
 import sys

@@ -91,6 +91,7 @@ def _step(out: Path) -> int:
     return -1 if checkpoint is None else checkpoint.state["step"]
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_continue_a_run(pictures: list[Pixels], tmp_path: Path) -> None:
     _begin(pictures, tmp_path)
     with pytest.raises(SettingsMismatchError, match=r"learning_rate 0\.002, now 0\.001"):
@@ -167,6 +168,7 @@ def test_any_shape_that_packs_can_be_trained(
     assert codec.decode(latent).shape == images.shape
 
 
+@pytest.mark.slow
 def test_arranged_channels_are_the_same_latent_in_fewer_bytes(pictures: list[Pixels]) -> None:
     plain, arranged = (load_codec("klt-16x")[0] for _ in range(2))
     said: list[str] = []

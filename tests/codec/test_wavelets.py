@@ -51,6 +51,7 @@ def test_any_size_equals_pywavelets_and_comes_back(J: int, h: int, w: int, chann
     torch.testing.assert_close(wavelet_synthesis(X, J), x, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("J", [1, 2, 3, 4])
 def test_photographs_equal_pytorch_wavelets(kodak_pictures: list[Tensor], J: int) -> None:
     for picture in kodak_pictures[:3]:

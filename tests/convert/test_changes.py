@@ -38,6 +38,7 @@ def replace(path: Path, other: Path, *, keep_date: bool = False) -> None:
     os.utime(path, ns=times)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["1/2", None], ids=["unfinished", "finished"])
 def test_a_picture_that_was_replaced_after_it_was_encoded_is_named(
     source: Path, tmp_path: Path, part: str | None

@@ -264,7 +264,7 @@ class Counting:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -340,6 +340,7 @@ def test_the_tar_of_a_killed_worker_is_read_by_another(warm: Warm, server: Count
     assert hashes(out) == hashes(reference)
 
 
+@pytest.mark.slow
 def test_within_a_tar_only_the_shards_that_are_missing_are_made(tars: list[str], whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     encode_dataset(remote(tars), out, samples_per_shard=2, progress=False)
@@ -371,6 +372,7 @@ def test_a_tar_that_changed_under_its_shards_is_named(tmp_path: Path) -> None:
     assert sorted(problem.split(": ")[1] for problem in problems) == ["0.tar/000", "1.tar/005"]
 
 
+@pytest.mark.slow
 def test_failures_in_a_tar_are_done_again_with_their_shards_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +393,7 @@ def test_failures_in_a_tar_are_done_again_with_their_shards_only(
     assert verify_dataset(out, progress=False).problems == ()
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_of_a_tar_is_repaired(tars: list[str], whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     encode_dataset(remote(tars), out, samples_per_shard=2, progress=False)
@@ -402,6 +405,7 @@ def test_a_damaged_shard_of_a_tar_is_repaired(tars: list[str], whole: Path, tmp_
     assert hashes(out) == hashes(whole)
 
 
+@pytest.mark.slow
 def test_overwriting_goes_from_fragments_to_positions_and_back(
     tars: list[str], pictures: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_values_are_never_converted() -> None:
         kept_picture(as_bytes(Image.fromarray(rgba)), size=(6, 4), settings=EncodeSettings(max_pixels=20))
 
 
+@pytest.mark.slow
 def test_masks_go_along_when_data_sets_are_changed(tmp_path: Path) -> None:
     both = {"image_column": "image", "keep_pictures": ["mask"], "progress": False, "samples_per_shard": 3}
     for name, numbers in (("a", range(5)), ("b", range(5, 9))):

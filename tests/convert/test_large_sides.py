@@ -14,6 +14,7 @@ from walloc_data.errors import FormatError
 from walloc_data.report import add_preview, report, save_picture
 
 
+@pytest.mark.slow
 def test_sides_beyond_webps_are_one_failure_each_and_the_rest_is_encoded(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "in", classes=1, per_class=1)
     # 65,528 pixels are 8,191 cells: a packed side of 16,382, the largest even number within WebP's 16,383.

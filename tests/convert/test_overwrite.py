@@ -118,6 +118,7 @@ def test_interrupted_between_any_two_writes_of_the_change_a_split_is_whole_and_t
     assert stop_at >= 15
 
 
+@pytest.mark.slow
 def test_an_interrupted_overwrite_goes_on_where_it_was(pictures: Path, other: Path, tmp_path: Path) -> None:
     out = _encoded(pictures, tmp_path / "out")
 
@@ -135,6 +136,7 @@ def test_an_interrupted_overwrite_goes_on_where_it_was(pictures: Path, other: Pa
     assert hashes(out) == hashes(_encoded(other, tmp_path / "fresh"))
 
 
+@pytest.mark.slow
 def test_an_overwrite_begun_with_other_settings_is_begun_again(pictures: Path, tmp_path: Path) -> None:
     out = _encoded(pictures, tmp_path / "out")
 

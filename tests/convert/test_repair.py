@@ -66,6 +66,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGE)
 def test_what_is_damaged_is_made_anew_and_nothing_else(source: Path, out: Path, what: str) -> None:
     before = hashes(out)

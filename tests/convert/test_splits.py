@@ -32,6 +32,7 @@ def archive(imagenette_folder: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_all_splits_of_an_archive_are_encoded_by_one_command(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,6 +206,7 @@ def test_recorded_failures_are_done_again_when_asked(outage: tuple[Path, Path], 
         encode_dataset(source, out, overwrite=True, retry_failures=True, **options)
 
 
+@pytest.mark.slow
 def test_a_retry_that_is_interrupted_leaves_the_split_as_it_was_and_goes_on(
     outage: tuple[Path, Path], tmp_path: Path
 ) -> None:

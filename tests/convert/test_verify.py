@@ -121,6 +121,7 @@ def edit_index(out: Path, column: str, row: int, value: object) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [

@@ -22,6 +22,7 @@ def open_dataset(root: Path, **arguments: object) -> LatentDataset:
     return LatentDataset(root, shuffle=True, seed=5, transform=RandomCrop(3), **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "persistent"), [(0, False), (2, True)])
 @pytest.mark.parametrize("kind", ["plain", "class_balanced", "mirror"])
 def test_a_plain_dataloader_gives_what_the_loader_gives(
@@ -105,6 +106,7 @@ def take(loader: DataLoader, sampler: LatentBatchSampler, steps: int, ids_of: Id
     raise AssertionError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_several_resumes_within_one_epoch_and_over_its_end(hundred: Path, ids_of: Ids, num_workers: int) -> None:
     """13 batches an epoch; workers draw far ahead of the step that is saved."""
@@ -160,6 +162,7 @@ def test_epochs_follow_each_other_and_can_be_named(hundred: Path, ids_of: Ids) -
     assert [ids_of(latents) for latents, _ in loader] == second[4:]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_torchdata_saves_and_resumes_the_exact_order(hundred: Path, ids_of: Ids, num_workers: int) -> None:

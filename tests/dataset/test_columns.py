@@ -385,6 +385,7 @@ def test_the_trainers_collator_names_inputs_and_labels(encoded: Path, expected: 
 BOX = (40, 24, 104, 96)  # left, top, right, bottom of a grey rectangle in a picture of 176 x 128
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resize", ["crop:96", "shorter:96", "square:96", None])
 @pytest.mark.parametrize("mirror", [False, True])
 def test_boxes_fall_on_the_cells_of_what_they_enclose(tmp_path: Path, resize: str | None, *, mirror: bool) -> None:

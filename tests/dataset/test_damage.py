@@ -169,6 +169,7 @@ def publish(new: Path, root: Path) -> None:
         path.replace(root / path.relative_to(new))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checksums", [True, False])
 @pytest.mark.parametrize("cache", ["shards", "array"])
 def test_a_data_set_encoded_again_under_a_reader_is_named(

@@ -16,7 +16,7 @@ from tests import warm
 from walloc_data import LatentDataset
 
 # With the tests of the examples, so that the frameworks are imported once.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("frameworks")]
+pytestmark = pytest.mark.slow
 
 FRAMEWORKS = ("lightning.pytorch", "transformers.trainer", "timm")
 NUM_SAMPLES = 48

@@ -47,6 +47,7 @@ def test_latents_and_labels_are_the_stored_integers(hundred: Path, expected_late
         dataset[100]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["shards", "array"])
 @pytest.mark.parametrize("window_shards", [None, 2])
 def test_the_sequence_does_not_depend_on_workers_or_ranks(
@@ -163,6 +164,7 @@ def collect(loader: LatentLoader, ids_of: Ids, batches: int) -> list[list[int]]:
     return [next(stream) for _ in range(batches)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [0, 1, 6, 12, 13, 14, 20, 26], ids=lambda done: f"after_{done}")
 def test_resuming_gives_exactly_what_was_left(hundred: Path, ids_of: Ids, done: int) -> None:
     """13 batches an epoch: start, middle, before and after the last batch, second epoch, its end."""

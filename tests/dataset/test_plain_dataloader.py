@@ -50,6 +50,7 @@ def draws(loader: DataLoader, epochs: int) -> list[list[int]]:
 WORKERS = pytest.mark.parametrize(("num_workers", "persistent"), [(0, False), (2, False), (2, True)])
 
 
+@pytest.mark.slow
 @WORKERS
 def test_crops_are_new_in_every_epoch_and_differ_between_workers(
     wide: Path, num_workers: int, persistent: bool
@@ -136,7 +137,7 @@ def test_many_parts_take_no_descriptors(wide: Path) -> None:
     dataset = LatentDataset(wide)
     before = len(list(Path("/proc/self/fd").iterdir()))
     parts = [dataset.subset(classes=[i % 5]) for i in range(20)]
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before  # those of earlier tests may be closed meanwhile
     assert len(parts) == 20
 
 

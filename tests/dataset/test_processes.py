@@ -154,6 +154,7 @@ def test_a_state_is_small(make_dataset: Callable[..., Manifest], hundred: Path) 
     assert len(json.dumps(state)) < 300
 
 
+@pytest.mark.slow
 def test_a_million_samples_start_at_once(write_index: Callable[..., Path], tmp_path: Path) -> None:
     """ImageNet's index, resumed at the last batch of its 58th epoch; benchmarks/read_speed.py takes the times."""
     root = write_index(tmp_path, num_samples=1_281_167)

@@ -93,6 +93,7 @@ def test_a_list_that_is_damaged_or_missing_is_named(root: Path) -> None:
         LatentDataset(root)
 
 
+@pytest.mark.slow
 def test_the_manifest_of_a_billion_pictures_is_small(tmp_path: Path, make_dataset: Callable[..., Manifest]) -> None:
     small = make_dataset(tmp_path / "small", num_samples=8)
     shards = tuple(

@@ -19,6 +19,7 @@ def slowly(latent: torch.Tensor) -> torch.Tensor:
     return latent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_slow_transform_shows_as_decoding_for_which_the_trainer_waits(hundred: Path, num_workers: int) -> None:
     loader = LatentDataset(hundred, transform=slowly).loader(batch_size=20, num_workers=num_workers)
@@ -36,6 +37,7 @@ def test_a_slow_transform_shows_as_decoding_for_which_the_trainer_waits(hundred:
     assert 0 < stats.waiting_for_shards_s < took
 
 
+@pytest.mark.slow
 def test_a_slow_trainer_shows_as_such_and_passes_add_up(hundred: Path) -> None:
     loader = LatentDataset(hundred).loader(batch_size=50)
     for _ in range(2):

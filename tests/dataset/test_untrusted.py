@@ -45,6 +45,7 @@ def change_index(root: Path, row: int, **values: object) -> None:
     tell_manifest(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -163,6 +164,7 @@ def lying_webp(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(chunk) + 13) + b"WEBPVP8L" + struct.pack("<I", len(chunk)) + chunk + b"\0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["pillow", "fastest"])
 @pytest.mark.parametrize(
     ("data", "message"),

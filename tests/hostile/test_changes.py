@@ -55,6 +55,7 @@ def change(command: str, root: Path, whole: Path, within: Within, capsys: pytest
 INDEX = [name for name in mutations.MUTATIONS if name.startswith("index_")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INDEX)
 def test_rows_that_lie_are_neither_merged_nor_left_out_in_silence(
     name: str, root: Path, whole: Path, within: Within, capsys: pytest.CaptureFixture[str]

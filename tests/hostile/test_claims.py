@@ -36,6 +36,7 @@ def model(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_latent_model(create_latent_model("vit_tiny_patch16_224", dataset=train, depth=1), folder / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "claims",
     [
@@ -60,6 +61,7 @@ def test_a_model_that_its_weights_do_not_bear_out_takes_no_memory(
         load_latent_model(tmp_path / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(2603, 45), (45, 2603)])
 def test_a_picture_of_any_size_is_decoded_in_bands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]

@@ -129,6 +129,7 @@ def refusal(action: Callable[[], object]) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARSERS)
 def test_a_structure_with_any_value_in_any_place_is_refused_by_name_or_holds(name: str) -> None:
     make, parse = PARSERS[name]

@@ -255,6 +255,7 @@ def test_an_index_is_converted_in_memory_that_does_not_grow_with_it(
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_a_manifest_has_room_for_a_billion_pictures_and_is_read_in_seconds(within: Within) -> None:
     """Of a tenth of them: every number grows in step with the pictures."""
     spec = load_codec("klt-16x", decoder=False)[1].spec
@@ -373,6 +374,7 @@ def test_what_is_no_picture_is_named_by_predict(
         classifier[1].predict_files([path])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "codec/codec.json", "codec/model.safetensors"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "loop", "zero", "sparse", "empty", "garbage"])
 def test_a_damaged_model_is_named_by_predict(

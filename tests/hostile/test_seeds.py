@@ -16,6 +16,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> fuzz.Base:
     return fuzz.Base(tmp_path_factory.mktemp("fuzz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [*map(int, FOUND), 1, 2, 3])
 def test_a_case_ends_with_a_result_or_one_error(
     seed: int, base: fuzz.Base, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

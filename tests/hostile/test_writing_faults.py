@@ -115,8 +115,10 @@ CHANGES: dict[str, Callable[[Path, str, dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("fault", ["burst", "403"])
-@pytest.mark.parametrize("change", CHANGES)
+# Refused for good: two changes stand for all, whose interruption between any two writes is tested on disk.
+@pytest.mark.parametrize(
+    ("change", "fault"), [*((change, "burst") for change in CHANGES), ("remove", "403"), ("merge", "403")]
+)
 def test_a_change_through_a_store_that_fails_leaves_the_data_set_of_before_or_of_after(
     root: Path, whole: Path, options: dict[str, Any], faults: Any, change: str, fault: str
 ) -> None:

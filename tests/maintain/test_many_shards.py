@@ -19,6 +19,7 @@ def few_shards_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "MAX_LISTED_SHARDS", 1)
 
 
+@pytest.mark.slow
 def test_samples_are_added_and_removed_and_splits_too(encode_items: Callable[..., Path], tmp_path: Path) -> None:
     out = encode_items(tmp_path / "out", range(12))
     encode_items(out, range(20, 26), split="val")

@@ -21,6 +21,7 @@ from walloc_data.maintain import append_dataset, merge_datasets, remove_samples,
 Encode = Callable[..., Path]
 
 
+@pytest.mark.slow
 def test_two_data_sets_become_one_with_every_sample_as_it_was(encode_items: Encode, tmp_path: Path) -> None:
     first = encode_items(tmp_path / "a", range(12), ("cow", "ant"), mirror=True)
     second = encode_items(tmp_path / "b", range(12, 19), ("bee", "cow"), mirror=True, samples_per_shard=3)
@@ -73,6 +74,7 @@ def fragments(captions: range) -> datasets.IterableDataset:
     return datasets.Dataset.from_list(stored, features=features).to_iterable_dataset(num_shards=2)
 
 
+@pytest.mark.slow
 def test_splits_that_were_read_in_fragments_are_changed_like_others(encode_items: Encode, tmp_path: Path) -> None:
     for name, numbers, size in (("a", range(10), 3), ("b", range(10, 16), 2)):
         encode_dataset(fragments(numbers), tmp_path / name, samples_per_shard=size, sample_json=True, progress=False)
@@ -137,6 +139,7 @@ def test_what_cannot_be_merged_is_said(encode_items: Encode, tmp_path: Path) -> 
     assert len(LatentDataset(tmp_path / "twice")) == 6
 
 
+@pytest.mark.slow
 def test_new_pictures_come_behind_those_that_are_there(encode_items: Encode, tmp_path: Path) -> None:
     out = encode_items(tmp_path / "out", range(8), ("ant", "bee"))
     encode_items(out, range(8, 10), ("bee",), split="val")

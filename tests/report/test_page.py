@@ -60,6 +60,7 @@ def manifest_of(out: Path) -> Manifest:
     return Manifest.from_json((out / "walloc.json").read_text(), context="test")
 
 
+@pytest.mark.slow
 def test_a_page_is_well_formed_and_needs_nothing_from_elsewhere(written: tuple[Path, Page]) -> None:
     path, page = written
     assert page.open == []

@@ -26,6 +26,7 @@ def page_file(imagenette_latents: Any, tmp_path_factory: pytest.TempPathFactory)
     return report(imagenette_latents.out, tmp_path_factory.mktemp("browser") / "report.html")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1280)])
 def test_the_page_shows_everything_and_runs_nothing(
     browser: Any, axe: str, page_file: Path, scheme: str, width: int

@@ -99,6 +99,7 @@ def test_a_second_push_of_the_same_data_set_sends_nothing(hub: Any, tmp_path: Pa
     assert len(hub.commits) == commits
 
 
+@pytest.mark.slow
 def test_a_data_set_that_grew_sends_only_what_is_new(hub: Any, tmp_path: Path, write_small_dataset: Write) -> None:
     write_small_dataset(tmp_path, num_shards=2)
     push_to(hub, tmp_path)
@@ -106,6 +107,7 @@ def test_a_data_set_that_grew_sends_only_what_is_new(hub: Any, tmp_path: Path, w
     assert push_to(hub, tmp_path).uploaded == ("data/train-00002.tar", "index/train.parquet", "walloc.json")
 
 
+@pytest.mark.slow
 def test_another_data_set_at_the_destination_is_refused_and_replaced_only_when_asked(
     hub: Any, tmp_path: Path, write_small_dataset: Write
 ) -> None:
@@ -174,8 +176,11 @@ def test_no_network_is_one_clear_error_without_the_token(
     assert "hf_secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("status", [429, 504])
-@pytest.mark.parametrize("part", ["/api/repos/create", "/tree/", "/commit/", "/api/datasets/me/latents"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "status"),
+    [("/api/repos/create", 429), ("/tree/", 504), ("/commit/", 429), ("/api/datasets/me/latents", 504)],
+)
 def test_one_refusal_for_now_costs_a_push_only_time(
     hub: Any, tmp_path: Path, write_small_dataset: Write, part: str, status: int
 ) -> None:
@@ -200,6 +205,7 @@ def test_a_hub_that_asks_for_more_patience_than_a_push_has_is_quoted(
     assert not hub.repos
 
 
+@pytest.mark.slow
 def test_a_commit_whose_answer_was_lost_is_not_done_twice(hub: Any, tmp_path: Path, write_small_dataset: Write) -> None:
     write_small_dataset(tmp_path / "one")
     write_small_dataset(tmp_path / "two", seed=1, num_shards=2)

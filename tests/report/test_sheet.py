@@ -28,6 +28,7 @@ def opened_picture(path: Path) -> Image.Image:
         return picture
 
 
+@pytest.mark.slow
 def test_a_sheet_has_a_row_for_every_sample(imagenette_latents: Any, tmp_path: Path) -> None:
     two = opened_picture(preview(imagenette_latents.out, tmp_path / "two.png", num_samples=2))
     four = opened_picture(preview(imagenette_latents.out, tmp_path / "four.webp", num_samples=4))
@@ -142,6 +143,7 @@ def test_class_names_of_any_kind_can_be_drawn(imagenette_latents: Any, tmp_path:
     assert opened_picture(preview(out, tmp_path / "a.png", num_samples=11)).size == plain.size
 
 
+@pytest.mark.slow
 def test_shapes_may_vary_and_labels_be_absent(kodak_latents: Any, tmp_path: Path) -> None:
     sheet = opened_picture(preview(kodak_latents.out, tmp_path / "a.png"))
     assert sheet.height == 128 + 3 * (30 + 224 + 22) + 28
