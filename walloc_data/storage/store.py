@@ -393,7 +393,10 @@ class Store:
         full = self._full(path)
 
         def remove() -> None:
-            if self._is_there(full):
+            try:
                 self._fs.rm_file(full)
+            except FileNotFoundError as error:
+                if not is_absence(error):
+                    raise
 
         self._retry(remove, what=f"deleting {full}")
