@@ -57,6 +57,7 @@ ADAPTED = {
 }
 # Reduced pixels, as many values as latents have, with the stem and the training of an arm of latents.
 REDUCED = {f"reduced pixels, {arm}": ADAPTED[arm] for arm in ("folded, matched, rank 24", "imitating, rank 24")}
+TRAINED = {arm for arm, settings in (ADAPTED | REDUCED).items() if settings.trained}
 SEEN = ("pixels", "pixels, reduced 16x", "pixels, reduced 4x", "decoded, linear", "decoded")
 FROZEN = (*SEEN, *(f"{arm}, matched" for arm in SEEN[1:]))
 

@@ -36,6 +36,7 @@ from benchmarks.adapt_arms import (
     ADAPTED,
     FROZEN,
     REDUCED,
+    TRAINED,
     Middles,
     Network,
     Setup,
@@ -98,13 +99,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     lines = load("adapt", args.name)
-    trained = {arm for arm, settings in (ADAPTED | REDUCED).items() if settings.trained}
     view = View.of(args.seen_px, args.stored_px)
     what: dict[str, Any] = {"model": args.model, "seen_px": view.seen_px, "stored_px": view.stored_px}
     what |= {"every": args.every, "adapted_on": args.adapt_name or args.name}
 
     def line_of(arm: str) -> dict[str, Any]:
-        return {"arm": arm} | what | ({"training": vars(training)} if arm in trained else {})
+        return {"arm": arm} | what | ({"training": vars(training)} if arm in TRAINED else {})
 
     due = [arm for arm in args.arms if not any(line_of(arm).items() <= line.items() for line in lines)]
     if not due:

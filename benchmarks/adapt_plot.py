@@ -28,6 +28,7 @@ LABELS = {
     "pixels": "pixels",
     "imitating, rank 24": "latents, folded (rank 24, 3 x 3 cells), then imitating: the stem for 1 epoch, all for 2",
     "imitating": "latents, a stem of two residual blocks, the stem alone imitating for 2 epochs",
+    "imitating, skip_early": "latents, first stages replaced by residual blocks: these imitate for 2 epochs, all for 2",
     "folded, matched, rank 24": "latents, folded (rank 24, 3 x 3 cells) and matched",
     "decoded, matched": "latents, decoded by the codec, matched",
     "reduced pixels, imitating, rank 24": "reduced pixels, folded, then imitating, as latents",
@@ -42,6 +43,10 @@ DRAWN = {
     "folded, matched, rank 24": ("#ff9896", "latents, adapted without training"),
     "reduced pixels, imitating, rank 24": ("#2171b5", "downscaled pixels, 12 values a cell, adapted by three epochs"),
     "pixels, reduced 16x, matched": ("#9ecae1", "downscaled pixels, adapted without training"),
+}
+SINGLE = {
+    "imitating": ("*", "#ff9896", "latents, a larger stem, trained alone"),
+    "imitating, skip_early": ("P", "#d62728", "latents, first stages replaced, adapted by four epochs"),
 }
 OTHERS = (("imagewoof", "tf_efficientnet_lite2", 224), ("imagenette", MODEL, 160))
 TRANSFER = {
@@ -182,10 +187,12 @@ def plot(name: str = "imagewoof", path: Path | None = None) -> Path:
             axis.annotate(
                 f"{line['seen_px']} px", where, xytext=(0, 6), textcoords="offset points", fontsize=8, ha="center"
             )
-    for line in lines:
-        if line["arm"] == "imitating":
-            axis.plot(line["gmacs"], line["among"], "*", ms=8, color="#ff9896", label="a larger stem, trained alone")
+    for arm, (marker, colour, label) in SINGLE.items():
+        for line in lines:
+            if line["arm"] == arm:
+                axis.plot(line["gmacs"], line["among"], marker, ms=8, color=colour, label=label)
     axis.set(xlabel="billion multiply-accumulates a picture", ylabel="accuracy among ten breeds, %")
+    axis.margins(y=0.1)
     axis.grid(visible=True, alpha=0.25)
     axis.legend(fontsize=7, frameon=False, loc="lower right")
     figure.tight_layout()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.adapt_arms import CELL_PX, Middles, Network, Setup, Training, View, common_parser, print_line
+from benchmarks.adapt_arms import CELL_PX, TRAINED, Middles, Network, Setup, Training, View, common_parser, print_line
 from benchmarks.adapt_plot import MODEL, load, results_path
 from benchmarks.results import machine_facts
 from walloc_data.adapting import Batch, PairedViews, Pairs
@@ -143,11 +143,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    view, device = View.of(args.seen_px), torch.device(args.device)
+    view, device, training = View.of(args.seen_px), torch.device(args.device), Training()
     lines = load("transfer", args.name)
 
     def line_of(arm: str, epochs: int) -> dict[str, Any]:
         line = {"arm": arm, "model": MODEL, "seen_px": view.seen_px, "epochs": epochs}
+        line |= {"training": vars(training)} if ARMS[arm] in TRAINED else {}
         return line | {name: getattr(args, name) for name in ("probe", "batch_size", "lr", "head_lr")}
 
     due = [
@@ -166,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     views.to(device)
     for arm, epochs in due:
         begun = time.monotonic()
-        network = setup.network(ARMS[arm], Training())
+        network = setup.network(ARMS[arm], training)
         network.model.requires_grad_(requires_grad=True)
         torch.manual_seed(0)
         network.model.reset_classifier(len(data.class_names or ()))

@@ -406,7 +406,8 @@ def adapted() -> dict[str, tuple[str, str]]:
         "adapt": (table(seen, adapt_plot.frozen_rows("imagewoof", arms=adapt_plot.README_ARMS)), ""),
         "adapt_all": (
             table(seen, adapt_plot.frozen_rows("imagewoof")),
-            f"{ADAPT}`\n\n`{ADAPT} --arms imitating --stem-epochs 2 --epochs 0 --lr 2e-4",
+            f"{ADAPT}`\n\n`{ADAPT} --arms imitating --stem-epochs 2 --epochs 0 --lr 2e-4`\n\n`"
+            f'{ADAPT} --arms "imitating, skip_early" --stem-epochs 2',
         ),
         "adapt_others": (table(others, adapt_plot.other_rows()), f"{lite2}`\n\n`{nette}"),
         "adapt_sizes": (
