@@ -20,8 +20,10 @@ README_ARMS = {
 }
 OTHERS_ARMS = {
     "pixels": "pixels",
+    "imitating, rank 24": "latents, adapted by three epochs without labels, no decoder",
     "folded, matched, rank 24": "latents, adapted without training, no decoder",
     "decoded": "latents, decoded by the codec",
+    "reduced pixels, imitating, rank 24": "pixels downscaled to as many values, adapted by the same three epochs",
     "pixels, reduced 16x, matched": "pixels downscaled to as many values, adapted without training",
 }
 LABELS = {
@@ -112,7 +114,9 @@ def other_rows() -> list[tuple[str, ...]]:
     rows = []
     for name, model, seen_px in OTHERS:
         found = {line["arm"]: line for line in _own(name, model=model, seen_px=seen_px)}
-        texts = [f"{found[arm]['among']:.1f} / {found[arm]['of_1000']:.1f}" for arm in OTHERS_ARMS]
+        texts = [
+            f"{found[arm]['among']:.1f} / {found[arm]['of_1000']:.1f}" if arm in found else "" for arm in OTHERS_ARMS
+        ]
         count = found["pixels"]["pictures"]
         rows.append((model, f"{count:,} of {name.capitalize()}, {seen_px} px", *texts))
     return rows
@@ -153,9 +157,8 @@ def transfer_header(name: str) -> tuple[str, ...]:
     """Return the header of `transfer_rows`."""
     columns = []
     for size, probe, epochs, lr in _transfers(name):
-        length = f"{epochs} epoch{'s' * (epochs > 1)} at {lr:g}"
-        begin = "classifier fitted" if probe else "random classifier"
-        columns.append(f"{size} px: {begin}, {length}" if epochs else f"{size} px: {begin}")
+        begin = "linear probe" if probe else "random classifier"
+        columns.append(f"{size} px: {begin}" + f", {epochs} epoch{'s' * (epochs > 1)} at {lr:g}" * (epochs > 0))
     return (f"fine-tuned on {name.capitalize()}, accuracy, %", *columns)
 
 

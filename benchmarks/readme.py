@@ -385,7 +385,7 @@ def learning_row() -> tuple[str, str, str, str]:
 
 
 ADAPT = "python -m benchmarks.adapt_imagenet PICTURES --work SCRATCH --name imagewoof"
-TRANSFER = "python -m benchmarks.adapt_transfer PICTURES --work SCRATCH --name imagewoof --epochs 1"
+TRANSFER = "python -m benchmarks.adapt_transfer PICTURES --work SCRATCH --name imagewoof"
 
 
 def adapted() -> dict[str, tuple[str, str]]:
@@ -420,7 +420,8 @@ def adapted() -> dict[str, tuple[str, str]]:
         ),
         "adapt_transfer": (
             table(adapt_plot.transfer_header("imagewoof"), adapt_plot.transfer_rows("imagewoof")),
-            f"{TRANSFER} --seen-px 160`\n\n`{TRANSFER} --seen-px 224",
+            f"{TRANSFER} --epochs 0 1 --seen-px 224`\n\n`"
+            f"{TRANSFER} --epochs 1 --seen-px 160 --no-probe --lr 3e-4 --head-lr 3e-3",
         ),
     }
 
