@@ -109,7 +109,26 @@ def test_a_classifier_of_fewer_classes_keeps_their_weights_if_they_are_imagenets
     assert torch.equal(model.fc.bias, pixel["fc.bias"][rows])
     assert not any("untrained" in line for line in said)
     model, _ = adapted(latents, imagenette_folder, weights, num_classes=7, **options)
-    assert "its classifier of 7 classes is new and untrained: train it with labels before it predicts" in said[-1]
+    assert "its classifier of 7 classes is new and untrained: train it with labels before it predicts" in said[-2]
+    assert said[-1] == "the numbers above are of the pixel model's 1000 classes"
+
+
+def test_other_pictures_of_the_same_size_are_refused(latents, imagenette_folder, weights, tmp_path):
+    """A source with more pictures, in another order: each latent would learn from another picture."""
+    for number, folder in enumerate(sorted(imagenette_folder.iterdir())):
+        (tmp_path / "others" / f"class_{9 - number}").parent.mkdir(exist_ok=True)
+        (tmp_path / "others" / f"class_{9 - number}").symlink_to(folder)
+    with pytest.raises(ModelError, match=r"its latents are not those of these pictures: of 8 .*, \d differ.*'train'"):
+        adapted(latents, tmp_path / "others", weights, config=UNTRAINED, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(latents, imagenette_folder, weights, tmp_path):
+    for folder in (latents, imagenette_folder):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(SettingsMismatchError, match=r"holds other files .* give it a folder of its own"):
+            adapted(latents, imagenette_folder, weights, config=UNTRAINED, output=folder)
+        assert sorted(folder.rglob("*")) == before
 
 
 def test_pictures_may_be_a_folder_of_splits(latents, imagenette_folder, weights, tmp_path):

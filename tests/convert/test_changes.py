@@ -143,6 +143,8 @@ def test_verify_reads_the_split_of_the_source_that_it_verifies(source: Path, tmp
     encode_dataset(source, tmp_path / "of-folder", split="val", **OPTIONS)
     found = verify_dataset(tmp_path / "of-folder", split="val", source=tmp_path / "folders", progress=False)
     assert found.problems == ()
+    command = ["verify", str(tmp_path / "of-folder"), "--split", "val", "--source", str(tmp_path / "folders")]
+    assert main(command) == 0
     pictures = [(as_bytes(picture(i)), i % 2) for i in range(4)]
     splits = {"train": pictures[:1], "val": pictures[1:]}
     encode_dataset(splits, tmp_path / "out", split="val", **OPTIONS)

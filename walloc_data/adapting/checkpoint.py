@@ -37,12 +37,14 @@ class RunFolder:
         resume: False begins again.
 
     Raises:
-        SettingsMismatchError: the folder holds a run of other settings; names what differs.
+        SettingsMismatchError: the folder holds a run of other settings, or other files; names what differs.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, settings: dict[str, Any], resume: bool) -> None:
         self.folder, self.settings = Path(folder), settings
         self.run = self.folder / _RUN
+        if not self.run.exists() and not (self.folder / _FINISHED).exists():
+            self._refuse_other_files()
         if not resume:
             shutil.rmtree(self.run, ignore_errors=True)
             (self.folder / _FINISHED).unlink(missing_ok=True)
@@ -52,6 +54,14 @@ class RunFolder:
             raise StorageError(f"{self.folder}: cannot be written to ({error.strerror})") from error
         for leftover in self.run.glob(".*.partial"):  # of a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
+
+    def _refuse_other_files(self) -> None:
+        others = sorted(path.name for path in self.folder.glob("*") if not path.name.startswith("."))
+        if others:
+            raise SettingsMismatchError(
+                f"{self.folder}: holds other files ({', '.join(others[:3])}), which an adaptation might replace: give "
+                "it a folder of its own"
+            )
 
     def finished(self) -> dict[str, Any] | None:
         """Return the report of a finished run of these settings, None where there is none."""

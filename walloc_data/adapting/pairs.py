@@ -1,7 +1,9 @@
 """Pairs of latents and their pictures, with a common augmentation."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from walloc_data.codec import fetch_codec, load_codec
 from walloc_data.dataset import LatentDataset
 from walloc_data.errors import ModelError
 from walloc_data.format import padding_for
@@ -19,6 +22,7 @@ from walloc_data.transforms.geometric import crop_windows
 __all__ = ["Batch", "PairedViews", "Pairs"]
 
 _ONE = Fraction(1)
+_ANOTHER_PICTURE = 0.5  # squared error of latents, relative to their variance; a mirrored picture has more
 
 
 class Batch(NamedTuple):
@@ -96,6 +100,27 @@ class Pairs:
         labels = [-1 if label is None else int(label) for _, label in samples]
         latents = torch.stack([latent for latent, _ in samples])
         return Batch(latents, torch.stack(pictures).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
+
+    def check(self, *, num_pictures: int = 8) -> None:
+        """Encode some pictures again, and compare them with their latents.
+
+        Raises:
+            ModelError: half of them or more are others than those that were encoded.
+        """
+        rows = np.unique(np.linspace(0, len(self) - 1, num_pictures).astype(int))
+        batch = self.read(rows)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = fetch_codec(self.dataset.store, scratch=Path(scratch), decoders=False)
+            codec, _ = load_codec(folder, decoder=False)
+        stored, again = batch.latents.float(), codec.encode(batch.pictures).float()
+        variance = stored.var((0, 2, 3), keepdim=True).clamp_min(1.0)
+        error = ((again - stored).square() / variance).mean((1, 2, 3))  # about 2 for a picture of something else
+        if float(error.median()) > _ANOTHER_PICTURE:
+            raise ModelError(
+                f"{self.dataset.url}: its latents are not those of these pictures: of {len(rows)} that were encoded "
+                f"again, {int((error > _ANOTHER_PICTURE).sum())} differ. Pass the source that split "
+                f"{self.dataset.split!r} was encoded from"
+            )
 
     def _padded(self, row: int) -> npt.NDArray[np.uint8]:
         pixels = self.picture(int(self._position[row]))

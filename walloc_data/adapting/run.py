@@ -4,6 +4,7 @@ import copy
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,7 @@ def adapt_model(
     source = open_split(pictures, split=config.split)
     pairs = Pairs(data, original_pictures(source, settings=data.manifest.settings))
     pixel, build, config = _models(model, pretrained, data=data, config=config)
+    pairs.check()
     if num_classes is not None and num_classes < 1:
         raise ModelError(f"num_classes must be 1 or more, not {num_classes}")
     settings = config.to_dict() | {
@@ -249,10 +251,10 @@ def _adapt(
     report = compare(run, held, views=whole, seconds=time.monotonic() - begun)
     log(str(report))
     if name_classes(model, data, num_classes=num_classes):
-        log(
-            f"its classifier of {num_classes} classes is new and untrained: train it with labels before it predicts; "
-            "the numbers above are of the pixel model's classes"
-        )
+        report = replace(report, is_untrained=True)
+        log(f"its classifier of {num_classes} classes is new and untrained: train it with labels before it predicts")
+    if model.num_classes != pixel.num_classes:
+        log(f"the numbers above are of the pixel model's {pixel.num_classes} classes")
     if run_folder is not None:
         save_latent_model(model, run_folder.folder)
         attach_codec(run_folder.folder, dataset=data.store.root)

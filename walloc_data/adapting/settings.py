@@ -131,6 +131,7 @@ class AdaptReport:
     num_macs: int  # for one picture
     num_steps: int
     seconds: float
+    is_untrained: bool = False  # its classifier is new
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

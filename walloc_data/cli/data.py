@@ -119,10 +119,11 @@ def _source_arguments(parser: Parser) -> None:
     )
 
 
-def _open_source(args: Args) -> "Source":
-    from walloc_data.sources import open_source
+def _open_source(args: Args, *, encoded: bool = False) -> "Source":
+    """Open the source, or what a split was encoded from."""
+    from walloc_data.sources import open_source, open_split
 
-    return open_source(
+    return (open_split if encoded else open_source)(
         args.source,
         split=args.source_split or args.split,
         image_column=args.image_column,
@@ -257,7 +258,7 @@ def _verify(args: Args) -> Outcome:
 
         if args.split is None:
             raise FormatError(f"{args.source}: name the split that was encoded from it with --split")
-        source = _open_source(args)
+        source = _open_source(args, encoded=True)
     found = verify_dataset(args.dataset, split=args.split, source=source, storage_options=args.storage_options)
     return Outcome(found.to_dict(), str(found), exit_code=1 if found.problems else 0)
 

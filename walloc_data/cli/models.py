@@ -337,7 +337,8 @@ def _adapt(args: Args) -> Outcome:
         resume=not args.restart,
         log=_log,
     )
-    return Outcome(report.to_dict(), f"{report}\nwalloc-data predict {args.output} PICTURES...")
+    hint = "" if report.is_untrained else f"\nwalloc-data predict {args.output} PICTURES..."
+    return Outcome(report.to_dict(), f"{report}{hint}")
 
 
 COMMANDS = {

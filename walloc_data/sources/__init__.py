@@ -97,13 +97,13 @@ def open_source(
     return opened
 
 
-def open_split(spec: Any, *, split: str, storage_options: Mapping[str, Any] | None = None) -> Source:
+def open_split(spec: Any, *, split: str, **options: Any) -> Source:
     """Open what a split was encoded from: of a folder or an archive of splits, the one of that name, in any case.
 
     Args:
         spec: as for `open_source`, which opens everything else.
         split: name of the split.
-        storage_options: options of the file system of remote tars.
+        options: other arguments of `open_source`.
 
     Raises:
         SourceError: the source cannot be read; the message has the remedy.
@@ -119,7 +119,7 @@ def open_split(spec: Any, *, split: str, storage_options: Mapping[str, Any] | No
     if isinstance(spec, str | os.PathLike) and not os.fspath(spec).startswith("hf:"):  # whose splits open_source knows
         with suppress(SourceError):  # there are no splits, or open_source names what is wrong
             spec, split = find_splits(spec).get(split.lower(), (spec, split))
-    return open_source(spec, split=split, storage_options=storage_options)
+    return open_source(spec, split=split, **options)
 
 
 def _open_path(
