@@ -14,7 +14,7 @@ README_ARMS = {
     "pixels": "pixels",
     "imitating, rank 24": "latents, adapted by three epochs without labels, no decoder",
     "folded, matched, rank 24": "latents, adapted without training, no decoder",
-    "decoded": "latents, decoded by the codec",
+    "decoded, matched": "latents, decoded by the codec, adapted without training",
     "reduced pixels, imitating, rank 24": "pixels downscaled to as many values, adapted by the same three epochs",
     "pixels, reduced 16x, matched": "pixels downscaled to as many values, adapted without training",
 }

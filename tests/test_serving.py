@@ -104,6 +104,7 @@ def test_predict_takes_a_folder_and_pictures_and_nothing_else(served, imagenette
     assert [Path(result.picture) for result in results] == paths
     assert all(len(result.top) == 2 for result in results)
     assert str(results[0]).startswith(f"{paths[0]}: n0")
+    assert predict(folder, str(paths[0]), top=2)[0].top == results[0].top
     in_memory = load_classifier(folder).predict([Image.open(paths[0])], top=2)
     assert in_memory[0].top == results[0].top
     with pytest.raises(ModelError, match="top must be at least 1, not 0"):

@@ -154,7 +154,7 @@ class PictureClassifier(nn.Module):
     @torch.inference_mode()
     def predict_files(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         top: int = 5,
         settings: EncodeSettings | None = None,
@@ -163,7 +163,7 @@ class PictureClassifier(nn.Module):
         """Classify picture files, decoded as in a conversion.
 
         Args:
-            paths: files or folders; pictures of a folder and its subfolders are sorted by name.
+            paths: a file or folder, or several; pictures of a folder and its subfolders are sorted by name.
             top: number of classes to list per picture, at least 1; at most all are.
             settings: settings of the data set that the model was trained on, if its background or max_value is not
                 the default.
@@ -177,6 +177,7 @@ class PictureClassifier(nn.Module):
         self._check(top)
         chosen = settings or EncodeSettings()
         results: list[Prediction] = []
+        paths = [paths] if isinstance(paths, str | os.PathLike) else paths
         for name, read in picture_files(paths):  # one picture at a time, to bound memory
             try:
                 image = decode_picture(read(), settings=chosen)

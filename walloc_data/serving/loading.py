@@ -109,7 +109,7 @@ def _store_with_codec(codec: DatasetLocation) -> Store | None:
 
 def predict(
     checkpoint: str | os.PathLike[str],
-    pictures: Iterable[str | os.PathLike[str]],
+    pictures: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     codec: DatasetLocation | None = None,
     top: int = 5,
