@@ -41,9 +41,9 @@ LABELS = {
 }
 DRAWN = {
     "pixels": ("#08306b", "pixels, all 3 x 64 values a cell"),
-    "imitating, rank 24": ("#d62728", "latents, 12 values a cell, adapted by three epochs"),
+    "imitating, rank 24": ("#d62728", "latents, 12 values a cell, adapted by imitation"),
     "folded, matched, rank 24": ("#ff9896", "latents, adapted without training"),
-    "reduced pixels, imitating, rank 24": ("#2171b5", "downscaled pixels, 12 values a cell, adapted by three epochs"),
+    "reduced pixels, imitating, rank 24": ("#2171b5", "downscaled pixels, 12 values a cell, adapted by imitation"),
     "pixels, reduced 16x, matched": ("#9ecae1", "downscaled pixels, adapted without training"),
 }
 SINGLE = {
