@@ -92,7 +92,7 @@ def adapt_model(
 
     Raises:
         ModelError: the weights do not match, the model is not supported, or the pictures are not those of the data set.
-        SettingsMismatchError: `output` has a run with other settings.
+        SettingsMismatchError: `output` has a run with other settings, or other files.
         BusyError: another process works in `output`.
 
     Example:
