@@ -421,7 +421,7 @@ def adapted() -> dict[str, tuple[str, str]]:
         "adapt_transfer": (
             table(adapt_plot.transfer_header("imagewoof"), adapt_plot.transfer_rows("imagewoof")),
             f"{TRANSFER} --epochs 0 1 --seen-px 224`\n\n`"
-            f"{TRANSFER} --epochs 1 --seen-px 160 --no-probe --lr 3e-4 --head-lr 3e-3",
+            f"{TRANSFER} --epochs 1 --seen-px SIZE --no-probe --lr 3e-4 --head-lr 3e-3",
         ),
     }
 

@@ -15,7 +15,6 @@ import torch
 from tests import warm
 from walloc_data import LatentDataset
 
-# With the tests of the examples, so that the frameworks are imported once.
 pytestmark = pytest.mark.slow
 
 FRAMEWORKS = ("lightning.pytorch", "transformers.trainer", "timm")

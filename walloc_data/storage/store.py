@@ -9,8 +9,8 @@ import io
 import os
 import shutil
 import stat
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,14 @@ class Store:
             self._remote_pid = os.getpid()
         return self._remote
 
+    @contextmanager
+    def _naming(self, path: str) -> Iterator[None]:
+        """Context: turn errors of the system into a StorageError that names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{self.location(path)}: {reason(error)}") from error
+
     def _local(self, path: str) -> Path:
         assert self.local_path is not None  # noqa: S101
         return self.local_path / check_relative_path(path, context=self.url)
@@ -131,12 +139,10 @@ class Store:
     def exists(self, path: str) -> bool:
         """Return whether a file is there."""
         if self.local_path is not None:
-            try:
-                return stat.S_ISREG(self._local(path).stat().st_mode)
-            except (FileNotFoundError, NotADirectoryError):
+            with self._naming(path):  # errors such as a loop of links, which is not an absent file
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    return stat.S_ISREG(self._local(path).stat().st_mode)
                 return False
-            except OSError as error:  # such as a loop of links, which is not an absent file
-                raise StorageError(f"{self.location(path)}: {reason(error)}") from error
         full = self._full(path)
         return bool(self._retry(lambda: self._is_there(full), what=f"looking for {full}"))
 
@@ -160,10 +166,8 @@ class Store:
     def read_bytes(self, path: str, *, max_bytes: int) -> bytes:
         """Return a whole file; one larger than `max_bytes` is refused without reading all of it."""
         if self.local_path is not None:
-            try:
+            with self._naming(path):
                 return read_regular(self._local(path), max_bytes=max_bytes)
-            except OSError as error:
-                raise StorageError(f"{self.location(path)}: {reason(error)}") from error
         full = self._full(path)
 
         def read() -> bytes:
@@ -182,10 +186,8 @@ class Store:
     def num_bytes(self, path: str) -> int:
         """Return a file's length in bytes; folders, pipes and devices are refused."""
         if self.local_path is not None:
-            try:
+            with self._naming(path):
                 return check_regular(self._local(path))
-            except OSError as error:
-                raise StorageError(f"{self.location(path)}: {reason(error)}") from error
         full = self._full(path)
         size = self._retry(lambda: self._info(full), what=f"looking at {full}")["size"]
         if size is None:
@@ -261,13 +263,10 @@ class Store:
     def read_range(self, path: str, *, start: int, num_bytes: int) -> bytes:
         """Return bytes [start, start + num_bytes) of a file, fewer at its end."""
         if self.local_path is not None:
-            try:
-                with open_regular(self._local(path)) as file:
-                    file.seek(start)
-                    # `read` allocates what it is asked for, also beyond the end of the file.
-                    return file.read(max(0, min(num_bytes, os.fstat(file.fileno()).st_size - start)))
-            except OSError as error:
-                raise StorageError(f"{self.location(path)}: {reason(error)}") from error
+            with self._naming(path), open_regular(self._local(path)) as file:
+                file.seek(start)
+                # `read` allocates what it is asked for, also beyond the end of the file.
+                return file.read(max(0, min(num_bytes, os.fstat(file.fileno()).st_size - start)))
         full, end = self._full(path), start + num_bytes
         data = bytes(self._retry(lambda: self._fs.cat_file(full, start=start, end=end), what=f"reading {full}"))
         return data if len(data) <= num_bytes else data[start:end]  # a server that knows no ranges sends all of it
@@ -312,11 +311,9 @@ class Store:
     def download_into(self, path: str, target: Path, *, max_bytes: int | None = None) -> None:
         """Fetch a file over `target`, which an error may leave incomplete: for callers with a protocol of their own."""
         if self.local_path is not None:
-            try:
+            with self._naming(path):
                 check_regular(self._local(path), max_bytes=max_bytes)
                 shutil.copyfile(self._local(path), target)
-            except OSError as error:
-                raise StorageError(f"{self.location(path)}: {reason(error)}") from error
             return
         full = self._full(path)
         self._retry(
