@@ -10,22 +10,17 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "learning" / "results"
 MODEL = "tf_efficientnet_lite0"
-README_ARMS = {
-    "pixels": "pixels",
-    "imitating, rank 24": "latents, adapted by three epochs without labels, no decoder",
-    "folded, matched, rank 24": "latents, adapted without training, no decoder",
-    "decoded, matched": "latents, decoded by the codec, adapted without training",
-    "reduced pixels, imitating, rank 24": "pixels downscaled to as many values, adapted by the same three epochs",
-    "pixels, reduced 16x, matched": "pixels downscaled to as many values, adapted without training",
-}
-OTHERS_ARMS = {
+SHORT = {
     "pixels": "pixels",
     "imitating, rank 24": "latents, adapted by three epochs without labels, no decoder",
     "folded, matched, rank 24": "latents, adapted without training, no decoder",
     "decoded": "latents, decoded by the codec",
+    "decoded, matched": "latents, decoded by the codec, adapted without training",
     "reduced pixels, imitating, rank 24": "pixels downscaled to as many values, adapted by the same three epochs",
     "pixels, reduced 16x, matched": "pixels downscaled to as many values, adapted without training",
 }
+README_ARMS = {arm: label for arm, label in SHORT.items() if arm != "decoded"}
+OTHERS_ARMS = {arm: label for arm, label in SHORT.items() if arm != "decoded, matched"}
 LABELS = {
     "pixels": "pixels",
     "imitating, rank 24": "latents, folded (rank 24, 3 x 3 cells), then imitating: the stem for 1 epoch, all for 2",
@@ -52,11 +47,11 @@ SINGLE = {
 }
 OTHERS = (("imagewoof", "tf_efficientnet_lite2", 224), ("imagenette", MODEL, 160))
 TRANSFER = {
-    "pixels": "pixels",
-    "latents, imitating": "latents, adapted by three epochs without labels, no decoder",
-    "latents, folded, matched": "latents, adapted without training, no decoder",
-    "reduced pixels, imitating": "pixels downscaled to as many values, adapted by the same three epochs",
-    "pixels, reduced 16x, matched": "pixels downscaled to as many values, adapted without training",
+    "pixels": SHORT["pixels"],
+    "latents, imitating": SHORT["imitating, rank 24"],
+    "latents, folded, matched": SHORT["folded, matched, rank 24"],
+    "reduced pixels, imitating": SHORT["reduced pixels, imitating, rank 24"],
+    "pixels, reduced 16x, matched": SHORT["pixels, reduced 16x, matched"],
 }
 
 
