@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import warm
 from walloc_data import LatentDataset
 from walloc_data.errors import WorkerError
 from walloc_data.format import Manifest
@@ -80,3 +81,49 @@ def test_a_worker_that_is_killed_is_an_error_within_seconds(
     assert time.monotonic() - began < 20
     loader.set_epoch(1)
     assert sum(len(labels) for _, labels in loader) == 100  # with new workers
+
+
+HELD = """
+import os, signal, sys, time
+from pathlib import Path
+from torch.utils.data import get_worker_info
+from walloc_data import LatentDataset
+
+folder, begun, held = map(Path, sys.argv[1:])
+main = os.getpid()
+
+
+def wait_for(path):
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def stop(latent):
+    if get_worker_info().id == 0:
+        begun.touch()
+        wait_for(held)
+        os.kill(main, signal.SIGINT)
+    time.sleep(600)
+
+
+loader = LatentDataset(folder, transform=stop).loader(batch_size=10, num_workers=2)
+start = loader._batches._get_iterator
+
+
+def holding():
+    iterator = start()
+    wait_for(begun)
+    iterator._workers_done_event._cond.acquire()  # as a worker does that looks whether to end
+    held.touch()
+    return iterator
+
+
+loader._batches._get_iterator = holding
+next(iter(loader))
+"""
+
+
+def test_ctrl_c_does_not_wait_for_a_lock_that_a_worker_held(hundred: Path, tmp_path: Path) -> None:
+    done = warm.run(["-c", HELD, hundred, tmp_path / "begun", tmp_path / "held"], timeout=60)
+    assert done.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in done.stderr

@@ -69,12 +69,12 @@ def _pass(loader: "DataLoader[Any]", batches: Iterator[Any]) -> Iterator[Any]:
             return
         except KeyboardInterrupt:
             # A terminal sends Ctrl-C to the workers, too; a scheduler may signal only this process.
-            _interrupt(loader)
+            _kill_workers(loader)
             raise
         except RuntimeError as error:
             if (how := _exit_cause(error)) is None:
                 raise
-            _forget_workers(loader)
+            _kill_workers(loader)
             remedy = _REMEDIES.get(how, "see its output above").format(shm=_free_space(), enlarge=_ENLARGE)
             raise WorkerError(f"a worker process of the loader died ({how}): {remedy}") from error
         yield batch
@@ -90,24 +90,29 @@ def _exit_cause(error: BaseException | None) -> str | None:
     return how
 
 
-def _interrupt(loader: Any) -> None:
-    """Kill the workers at once; torch would wait five seconds for each of them."""
-    iterator = loader._iterator
-    if not getattr(iterator, "_worker_pids_set", False):
-        return
-    # After this, torch's SIGCHLD handler does not report the end of workers as a failure, which would hide Ctrl-C.
-    _utils.signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
-    iterator._worker_pids_set = False
-    for worker in iterator._workers:
-        worker.terminate()
-    _forget_workers(loader)
+def _kill_workers(loader: Any) -> None:
+    """Kill the workers, so that the next pass starts new ones.
 
-
-def _forget_workers(loader: Any) -> None:
-    """End the remaining workers, so that the next pass does not wait for dead ones."""
+    Not by the iterator's own shutdown: it waits five seconds for each worker, and for ever on the lock of its event if
+    a worker was killed while it held that.
+    """
     iterator, loader._iterator = loader._iterator, None
-    if iterator is not None:
-        iterator._shutdown_workers()
+    if iterator is None:
+        return
+    iterator._shutdown = True
+    if iterator._worker_pids_set:
+        # After this, torch's SIGCHLD handler does not report the end of workers as a failure, which would hide Ctrl-C.
+        _utils.signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
+        iterator._worker_pids_set = False
+    if (pinning := getattr(iterator, "_pin_memory_thread_done_event", None)) is not None:
+        pinning.set()  # a daemon thread, which looks every five seconds
+    for worker in iterator._workers:
+        worker.kill()
+    for worker in iterator._workers:
+        worker.join()
+    for queue in iterator._index_queues:
+        queue.cancel_join_thread()
+        queue.close()
 
 
 def _free_space() -> str:
