@@ -1,6 +1,7 @@
 """The frontier experiment: from pictures to lines, each once; a stopped run goes on to the same weights."""
 
 import argparse
+import copy
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from benchmarks.learning import frontier, frontier_plot, frontier_run, frontier_sizes, frontier_speed, frontier_views
 from benchmarks.learning import packed as packing
+from benchmarks.learning.matmul_gradients import with_matmul_gradients
 
 MODEL = ["--model", "test_resnet", "--model-kwargs", '{"stem_hidden_channels": 8}', "--cells", "4"]
 OPTIONS = [*MODEL, "--limit-s", "1e9", "--batch-size", "16", "--lrs", "4e-3", "--device", "cpu", "--threads", "1"]
@@ -32,7 +34,7 @@ def test_every_arm_trains_once_on_as_many_tokens_and_is_drawn(packed, tmp_path, 
     sizes = (3, 4, 6)
     monkeypatch.setattr(frontier_run, "VIEWS", sizes)
     for module in (frontier_plot, frontier_sizes):
-        monkeypatch.setattr(module, "SIZES", sizes)
+        monkeypatch.setattr(module, "SIZES", {48: sizes})
     for module in (frontier_plot, frontier_sizes, frontier_speed):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     arms = list(frontier_views.ARMS)
@@ -58,13 +60,16 @@ def test_every_arm_trains_once_on_as_many_tokens_and_is_drawn(packed, tmp_path, 
     assert [(row["arm"], row["size_px"]) for row in scored[:3]] == [("latents-crops", 8 * size) for size in sizes]
     stored = scored[2]  # encoded again at the stored size: the same latents, so the same score, the weights' own
     assert stored["shrunk"] == stored["encoded"] == lines["latents-crops"]["top1_by_cells"]["6"]
-    frontier_speed.main([str(pictures), str(latents), str(packed), *MODEL, "--rounds", "1", "--batch-size", "16"])
+    rounds = ["--rounds", "1", "--batch-size", "16"]
+    frontier_speed.main([str(pictures), str(latents), str(packed), *MODEL, *rounds])
+    frontier_speed.main([str(pictures), str(latents), str(packed), *MODEL, *rounds])  # in the place of the first
+    assert len(json.loads((tmp_path / "frontier-speed.json").read_text())) == 1
     assert [row[0] for row in frontier_plot.rows()] == list(frontier_plot.LABELS.values())
-    seconds = {arm: frontier_plot.seconds_an_epoch([lines[arm]]) for arm in arms}
+    seconds = {arm: frontier_plot.seconds_by_epoch(lines[arm])[0] for arm in arms}
     assert all(before > 0 and train > 0 for before, train in seconds.values())
     assert seconds["pixels-crops"][0] > seconds["latents-crops"][0]  # files are decoded
-    assert frontier_plot.seconds_an_epoch([lines["latents-crops"] | {"model": "another"}]) is None
-    assert len(frontier_plot.by_size_rows()) == len(arms) + 2  # of latents, the encoded beside the shrunk
+    assert frontier_plot.seconds_by_epoch(lines["latents-crops"] | {"model": "another"}) is None
+    assert len(frontier_plot.by_size_rows(48)) == len(arms) + 2  # of latents, the encoded beside the shrunk
     assert frontier_plot.plot(tmp_path / "plot.svg").read_text().startswith("<?xml")
 
 
@@ -75,9 +80,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(packed, tmp_path):
         model="test_resnet",
         model_kwargs={"stem_hidden_channels": 8},
         cells=4,
+        cells_before=[3],
         batch_size=16,
         weight_decay=0.05,
         graphs=False,
+        matmul_gradients=True,
         validate_every=1,
         keep_weights=True,
     )
@@ -88,6 +95,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(packed, tmp_path):
     deadline = float("inf")
     [whole] = frontier_run.train_together([run()], deadline=deadline, checkpoints=tmp_path / "whole")
     stopped = run()
+    assert stopped.cells == 3
     stopped.begin_epoch()
     for i in range(stopped.steps):
         stopped.step(i)
@@ -95,6 +103,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(packed, tmp_path):
     stopped.save(tmp_path / "stopped")
     again = run()
     [resumed] = frontier_run.train_together([again], deadline=deadline, checkpoints=tmp_path / "stopped")
+    assert resumed["cells_before"] == [3]
     assert resumed["loss"] == whole["loss"]
     assert resumed["top1"] == whole["top1"]
     assert [path.suffixes for path in (tmp_path / "stopped").iterdir()] == [[".weights", ".pt"]]
@@ -114,3 +123,21 @@ def test_boxes_of_pixels_are_resized_as_pillow_does():
         part = Image.fromarray(picture.permute(1, 2, 0).numpy()).crop((left, top, left + width, top + height))
         expected = np.asarray(part.resize((24, 24), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
         assert np.abs(found.numpy() - expected).max() < 1.5  # Pillow rounds twice
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (1, 0)])
+@pytest.mark.parametrize("side", [6, 12])  # few cells, whose gradient is a product, and many
+def test_gradients_by_products_are_those_of_torch(side, kernel, padding, stride):
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(5, 7, kernel, stride=stride, padding=padding).double()
+    ours = with_matmul_gradients(copy.deepcopy(plain))
+    x = [torch.randn(2, 5, side, side, dtype=torch.double, requires_grad=True)]
+    x.append(x[0].detach().clone().requires_grad_())
+    y = [conv(some) for conv, some in zip((plain, ours), x, strict=True)]
+    torch.testing.assert_close(y[1], y[0])
+    for some in y:
+        (some * torch.arange(some.numel(), dtype=torch.double).view_as(some)).sum().backward()
+    torch.testing.assert_close(x[1].grad, x[0].grad)
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)

@@ -128,6 +128,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     training.add_argument("--cells", type=int, default=16, help="side of the training input (default: 16)")
     training.add_argument(
+        "--cells-before",
+        nargs="+",
+        type=int,
+        default=[],
+        help="progressive resizing: sides of the input before --cells, each for the same share of the epochs",
+    )
+    training.add_argument(
         "--lrs",
         nargs="+",
         type=float,
@@ -140,6 +147,9 @@ def main(argv: list[str] | None = None) -> None:
     training.add_argument("--validate-every", type=int, default=0, help="validate every N epochs, besides at the end")
     training.add_argument("--keep-weights", action="store_true", help="keep the weights in RUNS/checkpoints")
     training.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    training.add_argument(
+        "--matmul-gradients", action="store_true", help="quicker on a CPU with bfloat16 units (matmul_gradients.py)"
+    )
     training.add_argument("--no-graphs", dest="graphs", action="store_false", help="do not use CUDA graphs")
     training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)

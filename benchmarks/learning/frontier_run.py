@@ -12,6 +12,7 @@ import torch
 from timm.optim import Lookahead
 from torch import Tensor
 
+from benchmarks.learning.frontier_plot import SIZES, cells_at
 from benchmarks.learning.frontier_views import (
     ARMS,
     PX_A_CELL,
@@ -21,18 +22,19 @@ from benchmarks.learning.frontier_views import (
     trying_no_kernels,
     views,
 )
+from benchmarks.learning.matmul_gradients import with_matmul_gradients
 from benchmarks.learning.pixel_stem import PixelConv2d, replace_module
 from benchmarks.learning.steps import CapturedStep, accuracy, smoothed_loss
 from walloc_data.adapters import create_latent_model, stem_of, summarize
 
 LOOKAHEAD_STEPS = 6  # Ranger's, as fastai's records were trained
 KEY = ("arm", "model", "model_kwargs", "seed", "epochs", "lr", "size_px", "cells", "batch_size", "weight_decay")
-VIEWS = (12, 16, 18, 24, 32)  # cells a side: sizes of the validation pictures that a trained network is scored on
+VIEWS = sorted({cells for sizes in SIZES.values() for cells in sizes})  # that a trained network is scored on
 
 
 def key_of(line: dict[str, Any]) -> str:
     """Return what tells runs apart, as text."""
-    return json.dumps([line.get(name) for name in KEY], sort_keys=True)
+    return json.dumps([*(line.get(name) for name in KEY), *line.get("cells_before", [])], sort_keys=True)
 
 
 class Run:
@@ -57,6 +59,8 @@ class Run:
             pixels = PixelConv2d(first, cell_px=PX_A_CELL[ARMS[arm]])
             self.macs += args.cells**2 * (pixels.weight.numel() - first.weight.numel())
             replace_module(model, model.pretrained_cfg["first_conv"], pixels)
+        if args.matmul_gradients:
+            with_matmul_gradients(model)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
@@ -70,10 +74,11 @@ class Run:
             capturable=cuda,
         )
         self.lookahead = Lookahead(self.inner, alpha=0.5, k=LOOKAHEAD_STEPS)
-        self.augment = augmentation(arm, data, cells=args.cells)
+        self.sizes = [*args.cells_before, args.cells]
+        self.augment = {cells: augmentation(arm, data, cells=cells) for cells in self.sizes}
         self.steps = len(data.x["train"]) // args.batch_size
         self.stream = torch.cuda.Stream() if cuda else None
-        self.captured = CapturedStep(self.learn, capture=args.graphs)
+        self.captured = {cells: CapturedStep(self.learn, capture=args.graphs) for cells in self.sizes}
         self.count = 0
         self.seconds = {"augment": 0.0, "train": 0.0}
         self.losses: list[float] = []
@@ -90,6 +95,7 @@ class Run:
             "lr": self.lr,
             "size_px": self.data.size_px,
             "cells": self.args.cells,
+            **({"cells_before": self.args.cells_before} if self.args.cells_before else {}),
             "batch_size": self.args.batch_size,
             "weight_decay": self.args.weight_decay,
         }
@@ -102,12 +108,18 @@ class Run:
             return float(self.lr * max(done, 0.5 / total) * 10)
         return float(self.lr * (1.0 if done < 0.6 else 0.5 + 0.5 * np.cos(np.pi * (done - 0.6) / 0.4)))
 
+    @property
+    def cells(self) -> int:
+        """Side of this epoch's inputs."""
+        return cells_at(len(self.losses), epochs=self.epochs, sizes=self.sizes)
+
     def begin_epoch(self) -> None:
         """Shuffle and augment a whole epoch."""
         begun = time.monotonic()
+        augment = self.augment[self.cells]
         order = torch.randperm(len(self.data.x["train"]), generator=self.generator).to(self.device)
         with trying_no_kernels(), torch.no_grad():
-            self.epoch_x = in_parts(self.data.x["train"], lambda part: self.augment(part, self.generator), rows=order)
+            self.epoch_x = in_parts(self.data.x["train"], lambda part: augment(part, self.generator), rows=order)
         self.epoch_labels = self.data.labels["train"][order]
         self.loss_sum = torch.zeros((), device=self.device)
         self.model.train()
@@ -122,7 +134,7 @@ class Run:
                 group["lr"] = self.rate()
         rows = slice(i * self.args.batch_size, (i + 1) * self.args.batch_size)
         x, target = self.epoch_x[rows], self.epoch_labels[rows]
-        loss = self.captured(x, target)
+        loss = self.captured[self.cells](x, target)
         self.count += 1
         if self.count % LOOKAHEAD_STEPS == 0:
             self.lookahead.sync_lookahead()

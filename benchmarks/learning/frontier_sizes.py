@@ -1,9 +1,10 @@
-"""Networks of `benchmarks.learning.frontier` on stored latents shrunk to a size, and on latents encoded at that size.
+"""Trained networks of `benchmarks.learning.frontier` at other sizes; on latents also encoded at each size.
 
     python -m benchmarks.learning.frontier_sizes PICTURES .frontier RUNS --work SCRATCH
 
-For every finished run of RUNS on latents whose weights were kept (--keep-weights): encodes PICTURES/val at each size,
-and scores both. Writes results/frontier-sizes.json.
+Scores every finished run of RUNS whose weights were kept (--keep-weights) on the validation pictures of .frontier,
+shrunk to each size; on latents, too, on PICTURES/val encoded at that size. Writes results/frontier-sizes.json, where
+results of pictures stored at another size stay.
 """
 
 import argparse
@@ -39,31 +40,40 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    data = load(args.packed, "latents")
-    shrunk = views(data, list(SIZES))
-    encoded = {cells: encoded_at(args.pictures, args.work, size_px=8 * cells) for cells in shrunk}
-    for _, labels in encoded.values():
-        if not torch.equal(labels, data.labels["val"]):
-            raise SystemExit("the packed pictures are others, or in another order")
+    lines = lines_of(args.runs / "frontier.jsonl")
     rows: list[dict[str, Any]] = []
-    for line in lines_of(args.runs / "frontier.jsonl"):
-        if ARMS[line["arm"]] != "latents":
-            continue
-        options: Any = SimpleNamespace(**line, graphs=False)
-        run = Run(line["arm"], data, options, seed=line["seed"], epochs=line["epochs"], lr=line["lr"])
-        path = run.path(args.runs / "checkpoints", ".weights.pt")
-        if not path.exists():
-            continue
-        run.model.load_state_dict(torch.load(path, weights_only=True))
-        for cells, view in shrunk.items():
-            top1 = {"shrunk": run.accuracy(view), "encoded": run.accuracy(encoded[cells][0])}
-            rows.append({"arm": line["arm"], "seed": line["seed"], "size_px": 8 * cells} | top1)
-            print(rows[-1], flush=True)
+    for kind in dict.fromkeys(ARMS[line["arm"]] for line in lines):
+        data = load(args.packed, kind)
+        shrunk = views(data, list(SIZES[data.size_px]))
+        encoded = {}
+        if kind == "latents":
+            encoded = {cells: encoded_at(args.pictures, args.work, size_px=8 * cells) for cells in shrunk}
+        if any(not torch.equal(labels, data.labels["val"]) for _, labels in encoded.values()):
+            raise SystemExit("the packed pictures are others, or in another order")
+        for line in lines:
+            if ARMS[line["arm"]] != kind or line["size_px"] != data.size_px:
+                continue
+            options: Any = SimpleNamespace(**{"cells_before": [], **line}, graphs=False, matmul_gradients=False)
+            run = Run(line["arm"], data, options, seed=line["seed"], epochs=line["epochs"], lr=line["lr"])
+            path = run.path(args.runs / "checkpoints", ".weights.pt")
+            if not path.exists():
+                continue
+            run.model.load_state_dict(torch.load(path, weights_only=True))
+            facts = {name: line[name] for name in ("arm", "seed", "epochs")} | {"stored_px": data.size_px}
+            for cells, view in shrunk.items():
+                top1 = {"shrunk": run.accuracy(view)}
+                if encoded:
+                    top1["encoded"] = run.accuracy(encoded[cells][0])
+                rows.append(facts | {"size_px": 8 * cells} | top1)
+                print(rows[-1], flush=True)
+    path = RESULTS / "frontier-sizes.json"
+    others = json.loads(path.read_text())["rows"] if path.exists() else []
+    scored = {row["stored_px"] for row in rows}
     value = {
         "command": "python -m benchmarks.learning.frontier_sizes PICTURES PACKED RUNS --work SCRATCH",
-        "rows": rows,
+        "rows": [row for row in others if row["stored_px"] not in scored] + rows,
     }
-    (RESULTS / "frontier-sizes.json").write_text(json.dumps(value, indent=1) + "\n")
+    path.write_text(json.dumps(value, indent=1) + "\n")
 
 
 if __name__ == "__main__":

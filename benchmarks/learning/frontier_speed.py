@@ -2,8 +2,8 @@
 
     python -m benchmarks.learning.frontier_speed PICTURES LATENTS PACKED --model resnet18 --model-kwargs ...
 
-PICTURES, LATENTS and PACKED are the pictures, --work and --out of `frontier prepare --pixels`; one thread. Writes
-results/frontier-speed.json.
+PICTURES, LATENTS and PACKED are the pictures, --work and --out of `frontier prepare`; one thread. Writes the network's
+entry of results/frontier-speed.json.
 """
 
 import argparse
@@ -54,9 +54,10 @@ def read_latents(folder: Path, **options: Any) -> Way:
     return lambda: sum(len(latents) for latents, _ in (loader if options else islice(loader, PICTURES // 64)))
 
 
-def training(arm: str, args: argparse.Namespace) -> dict[str, Way]:
-    """Make an arm's ways: augmenting, and training on what was augmented."""
+def training(arm: str, args: argparse.Namespace, *, cells: int) -> dict[str, Way]:
+    """Make an arm's ways at a size: augmenting, and training on what was augmented."""
     data = load(args.packed, ARMS[arm]).first(PICTURES)
+    args = argparse.Namespace(**vars(args) | {"cells": cells})
     run = Run(arm, data, args, seed=0, epochs=1000, lr=1e-4)
 
     def augment() -> int:
@@ -68,7 +69,7 @@ def training(arm: str, args: argparse.Namespace) -> dict[str, Way]:
             run.step(i)
         return run.steps * args.batch_size
 
-    return {f"augment, {arm}": augment, f"train, {arm}": train}
+    return {f"augment, {arm}, {cells} cells": augment, f"train, {arm}, {cells} cells": train}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,21 +80,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("packed", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--model-kwargs", type=json.loads, default={})
-    parser.add_argument("--cells", type=int, default=16)
+    parser.add_argument("--cells", nargs="+", type=int, default=[16])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--matmul-gradients", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.set_defaults(weight_decay=0.05, graphs=False)
+    parser.set_defaults(weight_decay=0.05, graphs=False, cells_before=[])
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     side_px = LatentDataset(args.latents).manifest.settings.size_px or 0
     with tempfile.TemporaryDirectory() as cache:
         ways: dict[str, Way] = {
-            "JPEG files, random crops": read_jpeg_crops(args.pictures, args.cells * 8),
+            **{f"JPEG files, random crops, {n} cells": read_jpeg_crops(args.pictures, 8 * n) for n in args.cells},
             "latent shards": read_latents(args.latents),
             "latent array": read_latents(args.latents, cache="array", cache_folder=cache),
         }
-        for arm in ARMS:
-            ways |= training(arm, args)
+        for arm in args.arms:
+            for cells in args.cells:
+                ways |= training(arm, args, cells=cells)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(args.rounds + 1):
             for name, way in ways.items():
@@ -101,15 +105,21 @@ def main(argv: list[str] | None = None) -> None:
                 count = way()
                 if number:  # the first is slower
                     seconds[name].append((time.process_time() - begun) / count)
-    value = {
+    facts = {
         "model": args.model,
         "model_kwargs": args.model_kwargs,
         "size_px": side_px,
         "cells": args.cells,
+        "matmul_gradients": args.matmul_gradients,
+    }
+    path = RESULTS / "frontier-speed.json"
+    others = json.loads(path.read_text()) if path.exists() else []
+    others = [value for value in others if any(value[name] != facts[name] for name in facts)]
+    value = facts | {
         "cpu_seconds_a_picture": {name: spread(values) for name, values in seconds.items()},
         "machine": machine_facts(),
     }
-    (RESULTS / "frontier-speed.json").write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps([*others, value], indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
