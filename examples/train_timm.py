@@ -11,6 +11,10 @@ To train from scratch for many epochs, store pictures larger than the network's 
     python examples/train_timm.py latents --model resnet18 --geometry all_stages --size-cells 16 --lr 4e-3 --amp \\
         --epochs 40
 
+To fine-tune a model that `walloc-data adapt` saved, or an earlier run:
+
+    python examples/train_timm.py latents --init my-classifier --epochs 3 --lr 1e-4
+
 The defaults are a recipe for training from scratch: random crops if the stored latents are larger than the network's
 input, else shifts by two cells; flips, from stored mirrors or else by the codec's operator; a stem of two layers; label
 smoothing, warm-up, a cosine schedule and an EMA of the weights; mixup and cutmix in the second half of runs of 80
@@ -44,18 +48,19 @@ from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
-from timm_training.arguments import compare_arguments, fill_in_recipe, parse, plain
+from timm_training.arguments import adopt, compare_arguments, fill_in_recipe, parse, plain
 from timm_training.augmentation import Augmentation, side_of_epoch
+from timm_training.network import new_network, saved_network, view_of
 from timm_training.tasks import evaluate, find_task
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from walloc_data import LatentDataset, create_latent_model
-from walloc_data.adapters import parameter_groups, save_latent_model, summarize
+from walloc_data import LatentDataset
+from walloc_data.adapters import latent_config, load_latent_model, parameter_groups, save_latent_model, summarize
 from walloc_data.errors import WallocDataError
 from walloc_data.files import atomic_file
 from walloc_data.serving import attach_codec
-from walloc_data.transforms import LatentOperators, Resize
+from walloc_data.transforms import LatentOperators
 
 
 class Progress:
@@ -102,6 +107,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     train = LatentDataset(args.data, split=args.train_split, shuffle=True, **shared)
     stored = max(train.record.latent_shape[1:]) if train.record.latent_shape is not None else 0
     task = find_task(train, kind=args.task)
+    saved = None if args.init is None else load_latent_model(args.init, dataset=train)
+    if saved is not None:
+        adopt(args, latent_config(saved))
     fill_in_recipe(args, train, task=task.kind)
     if args.flip == "stored":
         train = LatentDataset(args.data, split=args.train_split, shuffle=True, mirror=True, **shared)
@@ -111,22 +119,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     val_batches = val.loader(global_batch_size=args.global_batch_size, pad=True)
     resized = args.size_cells != stored
     augment = Augmentation(args, train, stored_cells=stored).to(device)
-    view: nn.Module = nn.Identity()
-    if resized:
-        view = Resize(args.size_cells, operators=LatentOperators.load(args.data, spec=train.manifest.codec)).to(device)
-
     torch.manual_seed(args.seed)
-    model = create_latent_model(
-        args.model,
-        dataset=train,
-        num_classes=task.num_outputs,
-        geometry=args.geometry,
-        normalization=args.normalization,
-        stem_hidden_channels=args.stem_hidden_channels or None,
-        input_shape=(train.manifest.codec.latent_dim, args.size_cells, args.size_cells) if resized else None,
-        view="resize" if resized else "whole",
-        **args.model_kwargs,
-    ).to(device)
+    model = new_network(args, train, num_outputs=task.num_outputs, resized=resized)
+    model = (model if saved is None else saved_network(saved, model)).to(device)
+    operators = LatentOperators.load(args.data, spec=train.manifest.codec) if resized else None
+    view = view_of(latent_config(model), operators=operators).to(device)
     model.latent_config = replace(model.latent_config, task=task.kind)  # --task may say what the column does not
     summary = summarize(model)
     progress.line(str(summary))

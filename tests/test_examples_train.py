@@ -1,6 +1,7 @@
 """The training example learns, resumes to the bit after a real kill, and runs under torchrun."""
 
 import importlib.util
+import itertools
 import json
 import os
 import runpy
@@ -20,7 +21,7 @@ from timm.scheduler import create_scheduler_v2
 
 from tests import warm
 from walloc_data import LatentDataset, create_latent_model, encode_dataset
-from walloc_data.adapters import load_latent_model
+from walloc_data.adapters import latent_config, load_latent_model, save_latent_model, stem_of
 from walloc_data.errors import FormatError
 from walloc_data.serving import load_classifier
 
@@ -365,6 +366,28 @@ def test_crops_grow_to_a_size_below_the_stored_one_and_serving_sees_what_validat
     assert 100 * right / len(paths) == pytest.approx(result["history"][-1]["ema_top1"], abs=1e-9)
     with pytest.raises(SystemExit, match="grows random crops: store latents larger than --size-cells"):
         train(*arguments, "--progressive-from", "6")
+
+
+@pytest.mark.slow
+def test_a_saved_model_is_fine_tuned_for_the_classes_of_the_data_set(train, latents, tmp_path):
+    """From a model of another size, with other classes: as `walloc-data adapt` leaves one."""
+    data = LatentDataset(latents, split="train")
+    size = {"input_shape": (12, 8, 8), "view": "resize", "stem_hidden_channels": 8, "stem_blocks": 0}
+    first = create_latent_model("test_convnext", dataset=data, num_classes=7, geometry="pixel_grid", **size)
+    folders = [save_latent_model(first, tmp_path / "0"), tmp_path / "1" / "model", tmp_path / "2" / "model"]
+    for given, made in itertools.pairwise(folders):
+        common = ["--global-batch-size", "8", "--cache", "shards", "--lr", "1e-12", "--output", made.parent]
+        result = train(latents, "--init", given, "--epochs", "1", *common)
+        assert (result["model"], result["geometry"]) == ("test_convnext", "pixel_grid")
+        assert result["input_shape"] == (12, 8, 8)
+    models = [load_latent_model(folder) for folder in folders]
+    for model in models[1:]:
+        assert latent_config(model).class_names == data.class_names
+        assert latent_config(model).view == "resize"
+        torch.testing.assert_close(stem_of(model).weight, stem_of(first).weight)
+    torch.testing.assert_close(models[2].get_classifier().weight, models[1].get_classifier().weight)  # kept
+    with pytest.raises(SystemExit, match=r"has --model test_convnext, not resnet18: leave it out"):
+        train(latents, "--init", folders[0], "--model", "resnet18", "--output", tmp_path / "3")
 
 
 def test_a_mistake_ends_in_one_line(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

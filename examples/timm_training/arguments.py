@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from walloc_data import LatentDataset
+from walloc_data.adapters import LatentModelConfig
 from walloc_data.errors import StorageError
 from walloc_data.transforms import LatentOperators
 
@@ -24,6 +25,13 @@ def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namesp
     parser.add_argument("data", help="folder or URL of an encoded data set")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/latent"), help="folder for checkpoints, log and final model"
+    )
+    parser.add_argument(
+        "--init",
+        type=Path,
+        metavar="FOLDER",
+        help="fine-tune the model saved there, by walloc-data adapt or by this script: its network, first layer and "
+        "input size; its classifier is kept if it has the classes of the data set",
     )
     parser.add_argument("--model", default="vit_tiny_patch16_224", help="name of a timm model")
     parser.add_argument(
@@ -122,6 +130,31 @@ def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namesp
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
     parser.add_argument("--checkpoint-steps", type=int, default=0, help="also save a checkpoint every N steps")
     return parser.parse_args(argv)
+
+
+def adopt(args: argparse.Namespace, config: LatentModelConfig) -> None:
+    """Let --init decide what describes its model.
+
+    Raises:
+        SystemExit: an argument says otherwise, or the input is not square.
+    """
+    _, height, width = config.input_shape
+    if height != width:
+        raise SystemExit(f"--init {args.init}: its input of {height} x {width} cells is not square")
+    found = {
+        "model": config.name,
+        "model_kwargs": dict(config.timm_kwargs),
+        "geometry": config.geometry,
+        "normalization": config.normalization,
+        "stem_hidden_channels": config.stem_hidden_channels or 0,
+        "size_cells": height,
+    }
+    defaults = vars(parse(["data"], description=None))
+    for name, value in found.items():
+        if getattr(args, name) not in (defaults[name], value):
+            option = name.replace("_", "-")
+            raise SystemExit(f"--init {args.init} has --{option} {value}, not {getattr(args, name)}: leave it out")
+        setattr(args, name, value)
 
 
 def fill_in_recipe(args: argparse.Namespace, train: LatentDataset, *, task: str = "classes") -> None:
