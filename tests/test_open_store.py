@@ -15,6 +15,7 @@ from walloc_data.errors import StorageError
 from walloc_data.maintain import append_dataset, remove_split
 from walloc_data.report import add_preview, report
 from walloc_data.storage import DaemonThreads, OpenShards, Store, shards
+from walloc_data.transforms import LatentOperators
 
 
 @pytest.mark.slow
@@ -120,3 +121,9 @@ def test_a_store_inside_another_is_opened_in_the_same_way() -> None:
     assert (inner.storage_options, inner.max_attempts, inner.retry_seconds) == ({"anon": True}, 3, 7)
     assert store.inside("", max_attempts=1).url == store.url
     assert store.inside("", max_attempts=1).max_attempts == 1
+
+
+def test_anything_but_a_place_is_refused_by_its_type(tmp_path: Path) -> None:
+    for given in (3, b"latents", Image.new("RGB", (1, 1)), None):
+        with pytest.raises(StorageError, match=rf"^pass a path or URL, or its Store, not {type(given).__name__}$"):
+            LatentOperators.load(given)

@@ -109,6 +109,20 @@ def test_predict_takes_a_folder_and_pictures_and_nothing_else(served, imagenette
     assert in_memory[0].top == results[0].top
     with pytest.raises(ModelError, match="top must be at least 1, not 0"):
         predict(folder, paths, top=0)
+    array = np.asarray(Image.open(paths[0]).convert("RGB"))
+    classifier = load_classifier(folder)
+    assert classifier.predict([array], top=2)[0].top == in_memory[0].top
+    for wrong, message in (
+        ([str(paths[0])], r"^picture 0 is a path: `predict_files` takes paths"),
+        (str(paths[0]), r"^pass a list of pictures, not one str"),
+        (Image.fromarray(array), r"^pass a list of pictures, not one \w+"),
+        ([array, array / 255], r"^picture 1 must be .* not float64 of shape \(\d+, \d+, 3\)$"),
+        ([array[..., :1]], r"^picture 0 must be .* not uint8 of shape"),
+        ([torch.zeros(3, 8, 8, dtype=torch.uint8)], r"^picture 0 is a tensor: classifier\(pictures\) takes these"),
+        ([None], r"^picture 0 must be .* not NoneType$"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            classifier.predict(wrong)
 
 
 @pytest.mark.slow

@@ -142,14 +142,17 @@ class PictureClassifier(nn.Module):
             top: number of classes to list per picture, at least 1; at most all are.
 
         Raises:
+            SourceError: one is something else.
             ModelError: the model gives numbers or feature maps: call the classifier itself for these.
         """
         self._check(top)
-        results = []
-        for i, picture in enumerate(pictures):
-            image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-            results.append(self._predict_one(image.convert("RGB"), name=f"picture {i}", top=top))
-        return results
+        if isinstance(pictures, Image.Image | str | os.PathLike):
+            raise SourceError(
+                f"pass a list of pictures, not one {type(pictures).__name__} (`predict_files` takes paths)"
+            )
+        names = [f"picture {i}" for i in range(len(pictures))]
+        images = [_as_image(picture, name=name) for picture, name in zip(pictures, names, strict=True)]
+        return [self._predict_one(image, name=name, top=top) for image, name in zip(images, names, strict=True)]
 
     @torch.inference_mode()
     def predict_files(
@@ -234,6 +237,20 @@ class _PlainClassifier(nn.Module):
         inner = self.classifier
         logits: Tensor = inner.model(inner.view(inner._plain_latents(pictures)))
         return logits
+
+
+def _as_image(picture: Any, *, name: str) -> Image.Image:
+    """Return a picture as an RGB image; raise SourceError for anything but an image or an array (H, W, 3) uint8."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, str | os.PathLike):
+        raise SourceError(f"{name} is a path: `predict_files` takes paths")
+    if isinstance(picture, torch.Tensor):
+        raise SourceError(f"{name} is a tensor: classifier(pictures) takes these, (N, 3, H, W) uint8, and gives logits")
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
+        return Image.fromarray(picture)
+    what = f"{picture.dtype} of shape {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+    raise SourceError(f"{name} must be a PIL image or an array (H, W, 3) uint8, not {what}")
 
 
 def _is_exporting() -> bool:

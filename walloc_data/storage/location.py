@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from walloc_data.errors import StorageError
 from walloc_data.text import printable
@@ -26,9 +26,11 @@ def parse_location(url: str | os.PathLike[str]) -> Location:
     """Return the location that a path or URL names.
 
     Raises:
-        StorageError: it names no folder and no bucket, has credentials, or one slash after its protocol.
+        StorageError: it is no text, names no folder and no bucket, has credentials, or one slash after its protocol.
     """
-    given = os.fspath(url)
+    given: Any = os.fspath(url) if isinstance(url, os.PathLike) else url
+    if not isinstance(given, str):
+        raise StorageError(f"pass a path or URL, or its Store, not {type(url).__name__}")
     protocol, separator, rest = given.partition("://")
     slip = None if separator else _ONE_SLASH.match(given)
     if slip is not None:
