@@ -289,10 +289,16 @@ LEARNING = {
     "imagenette": "PICTURES --size-px 160 --work SCRATCH --name imagenette",
     "imagewoof": "PICTURES --size-px 256 --work SCRATCH --patch-cells 8 --name imagewoof",
 }
-FRONTIER = (
+FRONTIER = "python -m benchmarks.learning.frontier train"
+FRONTIER_RUNS = (  # of the half-width network, of the large one
+    f"{FRONTIER} .frontier --results RUNS --limit-s 90000"
     " --threads 1 --arms latents-crops latents-shifts reduced-crops pixels-crops --model resnet18 --model-kwargs "
     '\'{"geometry":"all_stages","channels":[32,64,128,256],"stem_hidden_channels":48}\''
-    " --lrs 4e-3 --epochs 40 --validate-every 5 --keep-weights"
+    " --lrs 4e-3 --epochs 40 --validate-every 5 --keep-weights",
+    f"{FRONTIER} .frontier320 --results RUNS320 --limit-s 90000"
+    " --threads 1 --matmul-gradients --arms latents-crops reduced-crops --seeds 0 --model resnet18d --model-kwargs "
+    '\'{"geometry":"skip_early","stem_hidden_channels":64}\''
+    " --cells 24 --cells-before 16 20 --lrs 4e-3 --epochs 36 --validate-every 5 --keep-weights",
 )
 # Name on a page: (results file, function).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -438,11 +444,10 @@ def bodies() -> dict[str, tuple[str, str]]:
     arms = " ".join(f'"{arm}"' for arm in dict.fromkeys(arm for _, arm in plot.load("imagenette-longer")))
     longer = [f"{command}-longer --longer 4 --seeds 0 --arms {arms}" for command in commands]
     made["learning_longer"] = (learning("-longer"), "`\n\n`".join(longer))
-    frontier = "python -m benchmarks.learning.frontier train .frontier --results RUNS --limit-s 90000"
-    made["frontier"] = (table(frontier_plot.HEADER, frontier_plot.rows()), frontier + FRONTIER)
-    scored = "python -m benchmarks.learning.frontier_sizes PICTURES .frontier RUNS --work SCRATCH"
-    for stored_px, cells in frontier_plot.SIZES.items():
-        header = ("accuracy, %", *(f"{8 * size} px" for size in cells))
+    made["frontier"] = (table(frontier_plot.HEADER, frontier_plot.rows()), "`\n\n`".join(FRONTIER_RUNS))
+    for stored_px, folders in {192: ".frontier RUNS", 320: ".frontier320 RUNS320"}.items():
+        header = ("accuracy, %", *(f"{8 * size} px" for size in frontier_plot.SIZES[stored_px]))
+        scored = f"python -m benchmarks.learning.frontier_sizes PICTURES {folders} --work SCRATCH"
         made[f"frontier_sizes_{stored_px}"] = (table(header, frontier_plot.by_size_rows(stored_px)), scored)
     made |= adapted()
     for name, (file, make) in TABLES.items():

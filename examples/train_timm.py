@@ -121,9 +121,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     augment = Augmentation(args, train, stored_cells=stored).to(device)
     torch.manual_seed(args.seed)
     model = new_network(args, train, num_outputs=task.num_outputs, resized=resized)
-    model = (model if saved is None else saved_network(saved, model)).to(device)
+    if saved is not None:
+        model = saved_network(saved, model, log=progress.line)
+    model = model.to(device)
     operators = LatentOperators.load(args.data, spec=train.manifest.codec) if resized else None
     view = view_of(latent_config(model), operators=operators).to(device)
+    if stored:  # now, not after an epoch: not every size can be made of what is stored
+        view(torch.zeros(1, *train.record.latent_shape, device=device))
     model.latent_config = replace(model.latent_config, task=task.kind)  # --task may say what the column does not
     summary = summarize(model)
     progress.line(str(summary))

@@ -22,7 +22,7 @@ from timm.scheduler import create_scheduler_v2
 from tests import warm
 from walloc_data import LatentDataset, create_latent_model, encode_dataset
 from walloc_data.adapters import latent_config, load_latent_model, save_latent_model, stem_of
-from walloc_data.errors import FormatError
+from walloc_data.errors import FormatError, TransformError
 from walloc_data.serving import load_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -386,6 +386,10 @@ def test_a_saved_model_is_fine_tuned_for_the_classes_of_the_data_set(train, late
         assert latent_config(model).view == "resize"
         torch.testing.assert_close(stem_of(model).weight, stem_of(first).weight)
     torch.testing.assert_close(models[2].get_classifier().weight, models[1].get_classifier().weight)  # kept
+    with pytest.raises(SystemExit, match="stored with 12 cells a side: none gives an input of 16"):
+        train(latents, "--size-cells", "16", *common, "--output", tmp_path / "3")
+    with pytest.raises(TransformError, match=r"no factor of .* shrinks 12 cells to 11"):  # before any epoch
+        train(latents, "--model", "test_convnext", "--size-cells", "11", *common, "--output", tmp_path / "3")
     with pytest.raises(SystemExit, match=r"has --model test_convnext, not resnet18: leave it out"):
         train(latents, "--init", folders[0], "--model", "resnet18", "--output", tmp_path / "3")
 

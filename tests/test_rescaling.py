@@ -218,8 +218,22 @@ def test_what_is_missing_is_named(bundled):
         Resize(16, operators=old)(torch.zeros(1, 12, 24, 24))
     with pytest.raises(TransformError, match="shrink sides by 1/2, 3/5, 2/3, 3/4, 4/5, 1"):
         bundled.rescaling(Fraction(7, 8), Fraction(1))
-    with pytest.raises(TransformError, match="scale and ratio are ranges"):
-        RandomResizedCrop(16, operators=bundled, scale=(0.5, 0.1))
+    for scale in ((0.5, 0.1), 0.5, (0.5,), ("a", "b")):
+        with pytest.raises(TransformError, match="scale and ratio are ranges"):
+            RandomResizedCrop(16, operators=bundled, scale=scale)
+    with pytest.raises(TransformError, match=r"Resize shrinks by .* pass operators=LatentOperators.load.*, not str"):
+        Resize(16, operators="my-latents")
+
+
+def test_crops_are_cut_only_from_what_they_were_drawn_for(bundled):
+    crop = RandomResizedCrop(8, operators=bundled)
+    drawn = crop.draw(torch.zeros(4, 12, 16, 16))
+    for other in ((8, 12, 16, 16), (2, 12, 16, 16), (4, 12, 12, 16)):
+        with pytest.raises(TransformError, match=r"crops drawn for 4 latents of 16 x 16 cells cannot be cut from"):
+            crop.cut(torch.zeros(other), drawn)
+    for call in (crop.draw, lambda latents: crop.cut(latents, drawn)):
+        with pytest.raises(TransformError, match=r"takes a batch of latents \(N, C, h, w\), not \(12, 16, 16\)"):
+            call(torch.zeros(12, 16, 16))
 
 
 def test_factors_that_do_not_shrink_are_refused(codec, photographs):

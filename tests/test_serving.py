@@ -105,24 +105,53 @@ def test_predict_takes_a_folder_and_pictures_and_nothing_else(served, imagenette
     assert all(len(result.top) == 2 for result in results)
     assert str(results[0]).startswith(f"{paths[0]}: n0")
     assert predict(folder, str(paths[0]), top=2)[0].top == results[0].top
-    in_memory = load_classifier(folder).predict([Image.open(paths[0])], top=2)
+    with Image.open(paths[0]) as opened:
+        in_memory = load_classifier(folder).predict([opened], top=2)
     assert in_memory[0].top == results[0].top
-    with pytest.raises(ModelError, match="top must be at least 1, not 0"):
+    with pytest.raises(ModelError, match="top must be an integer of at least 1, not 0"):
         predict(folder, paths, top=0)
-    array = np.asarray(Image.open(paths[0]).convert("RGB"))
+    with Image.open(paths[0]) as opened:
+        array = np.asarray(opened.convert("RGB"))
     classifier = load_classifier(folder)
-    assert classifier.predict([array], top=2)[0].top == in_memory[0].top
+    for same in (array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
+        assert classifier.predict([same], top=2)[0].top == in_memory[0].top
     for wrong, message in (
         ([str(paths[0])], r"^picture 0 is a path: `predict_files` takes paths"),
-        (str(paths[0]), r"^pass a list of pictures, not one str"),
-        (Image.fromarray(array), r"^pass a list of pictures, not one \w+"),
-        ([array, array / 255], r"^picture 1 must be .* not float64 of shape \(\d+, \d+, 3\)$"),
-        ([array[..., :1]], r"^picture 0 must be .* not uint8 of shape"),
-        ([torch.zeros(3, 8, 8, dtype=torch.uint8)], r"^picture 0 is a tensor: classifier\(pictures\) takes these"),
-        ([None], r"^picture 0 must be .* not NoneType$"),
+        (str(paths[0]), r"^pass a list of pictures, not str"),
+        (Image.fromarray(array), r"^pass a list of pictures, not \w+"),
+        ([array, array / 200], r"^picture 1: cannot be classified: floats from .* not all multiples of 1/255"),
+        ([array[..., :2]], r"^picture 0: cannot be classified: an array of shape \(\d+, \d+, 2\): pictures are"),
+        ([array[:0]], r"^picture 0: cannot be classified: an array of shape .* without pixels"),
+        ([None], r"^picture 0: cannot be classified: a NoneType is no picture"),
+        (None, r"^pass a list of pictures, not NoneType"),
     ):
         with pytest.raises(SourceError, match=message):
             classifier.predict(wrong)
+    with pytest.raises(SourceError, match="paths of pictures must be text or Path objects, not int"):
+        classifier.predict_files([3])
+
+
+@pytest.mark.slow
+def test_a_picture_in_memory_scores_as_its_file(served, imagenette_folder, tmp_path):
+    """Turned by its EXIF data, transparent, or of 16 bits."""
+    classifier = load_classifier(served[2])
+    with Image.open(next(imagenette_folder.rglob("*.JPEG"))) as image:
+        pixels = image.convert("RGB")
+    exif = pixels.getexif()
+    exif[0x0112] = 6
+    pixels.save(tmp_path / "turned.jpg", exif=exif)
+    alpha = Image.linear_gradient("L").resize(pixels.size)
+    Image.merge("RGBA", (*pixels.split(), alpha)).save(tmp_path / "transparent.png")
+    Image.fromarray(np.asarray(pixels.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    paths = sorted(tmp_path.iterdir())
+    expected = [prediction.top for prediction in classifier.predict_files(paths)]
+    for load in (False, True):
+        images = [Image.open(path) for path in paths]
+        for image in images if load else ():
+            image.load()
+        assert [prediction.top for prediction in classifier.predict(iter(images))] == expected
+        for image in images:
+            image.close()
 
 
 @pytest.mark.slow

@@ -166,6 +166,8 @@ def fill_in_recipe(args: argparse.Namespace, train: LatentDataset, *, task: str 
     shape = train.record.latent_shape
     stored = max(shape[1:]) if shape is not None else 0
     args.size_cells = stored if args.size_cells is None else args.size_cells
+    if stored and args.size_cells > stored:
+        raise SystemExit(f"latents are stored with {stored} cells a side: none gives an input of {args.size_cells}")
     if args.crops == "auto":
         args.crops = "random" if args.size_cells < stored else "whole"
     if args.progressive_from is not None and args.crops != "random":

@@ -1,6 +1,7 @@
 """The network of `train_timm.py`, new or saved, and what it sees of a stored latent in validation."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ def new_network(args: argparse.Namespace, train: LatentDataset, *, num_outputs: 
     )
 
 
-def saved_network(model: Any, fresh: Any) -> Any:
+def saved_network(model: Any, fresh: Any, *, log: Callable[[str], None]) -> Any:
     """Fit a saved model to a data set: its classifier is replaced unless its classes are those of the data set.
 
     Args:
@@ -35,6 +36,7 @@ def saved_network(model: Any, fresh: Any) -> Any:
     """
     config, wanted = latent_config(model), latent_config(fresh)
     if (config.num_classes, config.class_names) != (wanted.num_classes, wanted.class_names):
+        log(f"a new classifier of {wanted.num_classes} classes in place of the saved one of {config.num_classes}")
         model.reset_classifier(wanted.num_classes)
     names = ("class_names", "task", "size_px", "resize", "filter", "snap")
     view = "crop" if config.view == "crop" and wanted.view != "whole" else wanted.view

@@ -265,6 +265,21 @@ def test_missing_facts_are_asked_for(manifest, spec, statistics):
         create_latent_model("test_vit", codec=spec, statistics=statistics, num_classes=2)
     with pytest.raises(ModelError, match="pass num_classes="):
         create_latent_model("test_vit", codec=spec, statistics=statistics, input_shape=(12, 20, 20))
+    with pytest.raises(ModelError, match=r"input_shape must be \(latent_dim, h, w\), not \(12, 16\)"):
+        create_latent_model("test_vit", dataset=manifest, input_shape=(12, 16))
+
+
+def test_an_input_that_is_not_as_stored_needs_its_view(manifest):
+    """Without it, serving would score whole pictures with a model that was validated on others."""
+    with pytest.raises(ModelError, match=r"is \(12, 16, 16\), and latents are stored as \(12, 20, 20\): pass view="):
+        create_latent_model("test_convnext", dataset=manifest, input_shape=(12, 16, 16))
+    for view in ("resize", "crop", "whole"):
+        model = create_latent_model("test_convnext", dataset=manifest, input_shape=(12, 16, 16), view=view)
+        assert latent_config(model).view == view
+    assert latent_config(create_latent_model("test_convnext", dataset=manifest)).view == "whole"
+    for view in ("resize", "crop"):
+        with pytest.raises(ModelError, match="latents are only cropped and downscaled, so store larger pictures"):
+            create_latent_model("test_convnext", dataset=manifest, input_shape=(12, 24, 16), view=view)
 
 
 def test_a_silent_channel_does_not_divide_by_zero(spec, statistics, latents):
@@ -314,7 +329,8 @@ def test_pretrained_weights_from_a_file_are_copied_but_for_the_stem(manifest, tm
 )
 def test_pixel_weights_find_their_places_in_every_geometry(name, geometry, kept, manifest):
     pixel = timm.create_model(name, num_classes=3)
-    model = create_latent_model(name, dataset=manifest, geometry=geometry, pretrained=pixel, input_shape=(12, 28, 28))
+    size = {"input_shape": (12, 28, 28), "view": "whole"}
+    model = create_latent_model(name, dataset=manifest, geometry=geometry, pretrained=pixel, **size)
     assert torch.equal(model.state_dict()[kept], pixel.state_dict()[kept])
 
 

@@ -71,6 +71,10 @@ def test_a_transform_may_bring_samples_to_one_size(mixed_shapes: Path, ids_of: I
     forgetful = LatentDataset(mixed_shapes, transform=lambda latent: latent)
     with pytest.raises(LoaderError, match=r"latents of several shapes, \(12, 4, 4\) and \(12, 4, 6\)"):
         next(iter(forgetful.loader(batch_size=9)))
+    # Or keep the shapes apart: batches of one stored shape each.
+    for latents, _ in forgetful.loader(batch_size=9, bucket_by_shape=True):
+        assert len(latents) <= 9
+        assert tuple(latents.shape[2:]) in {(4, 4), (4, 6), (6, 4)}
 
 
 def test_our_random_crop_is_such_a_transform(mixed_shapes: Path) -> None:

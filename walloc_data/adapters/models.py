@@ -75,7 +75,7 @@ def create_latent_model(
     pretrained: Pretrained = False,
     normalization: Normalization = "standard",
     input_shape: tuple[int, int, int] | None = None,
-    view: View = "whole",
+    view: View | None = None,
     stem_kernel_cells: int | None = None,
     stem_bias: bool | None = None,
     stem_padding: Literal["zeros", "circular"] = "zeros",
@@ -108,7 +108,8 @@ def create_latent_model(
         normalization: "standard", or "expand" to undo the codec's companding by a table first.
         input_shape: (latent_dim, h, w), if the shapes of the data set vary, or a transform crops or resizes.
         view: conversion of stored latents to `input_shape` in validation, which serving repeats: "resize"
-            (`transforms.Resize`), "crop" (`transforms.CenterCrop`), or "whole" (unchanged).
+            (`transforms.Resize`), "crop" (`transforms.CenterCrop`), or "whole" (unchanged). Must be given if
+            `input_shape` is not the stored shape.
         stem_kernel_cells, stem_bias, stem_padding: kernel size, bias and padding of the stem; default: the family's.
         stem_hidden_channels: use a `TwoLayerStem` with this number of hidden channels, for training from scratch. With
             48, a ViT of 32-px patches gained eight points for 7 % more MACs (benchmarks/learning).
@@ -135,11 +136,12 @@ def create_latent_model(
     outputs: Outputs = None, None
     task: Task = "classes"
     sizes: dict[str, Any] = {}
+    stored: tuple[int, int, int] | None = None
     if dataset is not None:
         manifest = _manifest(dataset)
         codec, sizes = codec or manifest.codec, _sizes(manifest.settings)
         if isinstance(dataset, HasTarget) and split in (None, dataset.split_name):
-            statistics, input_shape = statistics or dataset.statistics, input_shape or dataset.latent_shape
+            statistics, stored = statistics or dataset.statistics, dataset.latent_shape
             if not features_only:
                 outputs = outputs_of(dataset) if num_classes is None else (num_classes, names_of_target(dataset))
                 task = task_of(dataset, num_classes=outputs[0] or 0)
@@ -148,7 +150,7 @@ def create_latent_model(
                 str(split or "train"),
                 context=str(getattr(dataset, "url", dataset if isinstance(dataset, str | os.PathLike) else name)),
             )
-            statistics, input_shape = statistics or record.statistics, input_shape or record.latent_shape
+            statistics, stored = statistics or record.statistics, record.latent_shape
             names = manifest.class_names
             outputs = (None if names is None else len(names)), names
     if features_only:
@@ -159,8 +161,10 @@ def create_latent_model(
         raise ModelError(f"{name}: out_indices needs features_only=True")
     if codec is None or statistics is None:
         raise ModelError(f"{name}: pass dataset=, or both codec= and statistics=")
+    input_shape = input_shape or stored
     if input_shape is None:
         raise ModelError(f"{name}: latent shapes vary in this data set: pass input_shape=({codec.latent_dim}, h, w)")
+    view = _checked_view(view, input_shape, stored=stored, name=name)
     num_classes = outputs[0] if num_classes is None else num_classes
     class_names = outputs[1]
     if num_classes is None:
@@ -191,6 +195,23 @@ def create_latent_model(
     if pixel is not None:
         copy_pixel_weights(model, pixel)
     return LatentFeatures(model, out_indices=out_indices) if features_only else model
+
+
+def _checked_view(view: View | None, input_shape: Any, *, stored: tuple[int, int, int] | None, name: str) -> View:
+    """Return the view, "whole" if inputs are as stored; raise ModelError if it must be given or cannot be had."""
+    if not isinstance(input_shape, tuple | list) or len(input_shape) != 3:
+        raise ModelError(f"{name}: input_shape must be (latent_dim, h, w), not {input_shape!r}")
+    if stored is None or tuple(input_shape) == tuple(stored):
+        return view or "whole"
+    sides = f"{name}: input_shape is {tuple(input_shape)}, and latents are stored as {tuple(stored)}"
+    if view is None:
+        raise ModelError(
+            f'{sides}: pass view="resize" (transforms.Resize), "crop" (transforms.CenterCrop) or "whole" (as stored), '
+            "for what validation and serving make of a stored latent"
+        )
+    if view != "whole" and any(side > most for side, most in zip(input_shape[1:], stored[1:], strict=True)):
+        raise ModelError(f"{sides}: latents are only cropped and downscaled, so store larger pictures")
+    return view
 
 
 def build(config: LatentModelConfig, *, buffers: Mapping[str, Tensor]) -> nn.Module:

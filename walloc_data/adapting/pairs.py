@@ -197,10 +197,9 @@ class PairedViews:
 
     def middle(self, batch: Batch) -> Batch:
         """Crop the centre of each sample, without randomness."""
-        (h, w), (height, width) = self.size_cells, batch.latents.shape[2:]
-        n = len(batch.latents)
+        (h, w), (height, width), n = self.size_cells, batch.latents.shape[2:], len(batch.latents)
         top, left = (torch.full((n,), (have - want) // 2) for have, want in ((height, h), (width, w)))
-        drawn = DrawnCrops(self.size_cells, ((_ONE, _ONE),), torch.zeros(n).long(), top, left, torch.zeros(n).bool())
+        drawn = self._unscaled(top, left, (height, width))
         return Batch(
             crop_windows(batch.latents, top, left, self.size_cells), self.pictures(batch.pictures, drawn), batch.labels
         )
@@ -211,7 +210,11 @@ class PairedViews:
             raise ModelError(f"views of {h} x {w} cells do not fit latents of {latents.shape[2]} x {latents.shape[3]}")
         top = torch.randint(latents.shape[2] - h + 1, (n,), generator=generator)
         left = torch.randint(latents.shape[3] - w + 1, (n,), generator=generator)
-        return DrawnCrops(self.size_cells, ((_ONE, _ONE),), torch.zeros(n).long(), top, left, torch.zeros(n).bool())
+        return self._unscaled(top, left, (latents.shape[2], latents.shape[3]))
+
+    def _unscaled(self, top: Tensor, left: Tensor, latent_cells: tuple[int, int]) -> DrawnCrops:
+        zeros = torch.zeros(len(top))
+        return DrawnCrops(self.size_cells, ((_ONE, _ONE),), zeros.long(), top, left, zeros.bool(), latent_cells)
 
     def pictures(self, pictures: Tensor, drawn: DrawnCrops) -> Tensor:
         """Crop, flip and resize (N, 3, H, W) uint8 as it was drawn for the latents."""

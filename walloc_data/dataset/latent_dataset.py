@@ -240,10 +240,14 @@ class LatentDataset(IndexedPart):
         return WindowShuffle(tuple(sizes), self.seed, self.window_shards)
 
     def latent_sides(self) -> npt.NDArray[np.int64] | None:
-        if self.latent_shape is not None or self.transform is not None:
+        if self.latent_shape is not None:
             return None
         cell, index = self.manifest.codec.cell_px, self.index
         return np.stack([-(-index[side].astype(np.int64) // cell) for side in ("height", "width")], axis=1)
+
+    @property
+    def may_vary(self) -> bool:
+        return self.latent_shape is None and self.transform is None
 
     def shards(self, rows: Ints) -> Ints:
         return self._reader.shards(rows if self._rows is None else self._rows[rows])

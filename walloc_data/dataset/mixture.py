@@ -167,23 +167,29 @@ class LatentMixture(LatentSamples):
             )
         return super()._batching(size, last, **asked)
 
-    def latent_sides(self) -> npt.NDArray[np.int64] | None:
-        parts = [dataset.latent_sides() for dataset in self.datasets]
-        shapes = {dataset.latent_shape for dataset in self.datasets if dataset.transform is None}
-        if all(part is None for part in parts) and len(shapes) <= 1:
-            return None
-        if any(dataset.transform is not None for dataset in self.datasets):
+    @property
+    def may_vary(self) -> bool:
+        plain = [dataset for dataset in self.datasets if dataset.transform is None]
+        shapes = {dataset.latent_shape for dataset in plain}
+        if not plain or (len(shapes) == 1 and None not in shapes):
+            return False
+        if len(plain) < len(self.datasets):
             raise LoaderError(
                 "data sets of different latent shapes can be mixed if all have a transform to one size, or none has one"
             )
-        return np.concatenate(
-            [
-                part
-                if part is not None
-                else np.tile(np.array((dataset.latent_shape or (0, 0, 0))[1:]), (len(dataset), 1))
-                for part, dataset in zip(parts, self.datasets, strict=True)
-            ]
-        )
+        return True
+
+    def latent_sides(self) -> npt.NDArray[np.int64] | None:
+        shapes = {dataset.latent_shape for dataset in self.datasets}
+        if not self.may_vary and len(shapes) == 1 and None not in shapes:
+            return None
+        parts = []
+        for dataset in self.datasets:
+            if (sides := dataset.latent_sides()) is None:
+                assert dataset.latent_shape is not None  # noqa: S101
+                sides = np.tile(np.array(dataset.latent_shape[1:]), (len(dataset), 1))
+            parts.append(sides)
+        return np.concatenate(parts)
 
     def shards(self, rows: Ints) -> Ints:
         found = np.empty(len(rows), np.int64)

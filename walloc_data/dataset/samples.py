@@ -79,7 +79,12 @@ class LatentSamples(BatchSource, Dataset[Sample]):
 
     @abstractmethod
     def latent_sides(self) -> npt.NDArray[np.int64] | None:
-        """Return (n, 2) height and width of the latents in cells; None if all have one shape."""
+        """Return (n, 2) height and width of the stored latents in cells; None if all have one shape."""
+
+    @property
+    @abstractmethod
+    def may_vary(self) -> bool:
+        """Whether samples may have several shapes, as far as is known: not what a transform makes of them."""
 
     @abstractmethod
     def read(self, rows: Ints, *, epoch: int | None) -> RowValues:
@@ -302,17 +307,17 @@ class LatentSamples(BatchSource, Dataset[Sample]):
         batch_size = size.samples
         check_flag("class_balanced", class_balanced)
         check_flag("bucket_by_shape", bucket_by_shape)
-        sides = self.latent_sides()
         asked = {"class_balanced": class_balanced, "weights": weights is not None, "bucket_by_shape": bucket_by_shape}
         if len(both := [name for name, given in asked.items() if given]) > 1:
             raise LoaderError(f"{both[0]} and {both[1]} cannot be combined")
         if bucket_by_shape:
+            sides = self.latent_sides()
             if sides is None:
                 return BucketedBatches((np.arange(len(self)),), batch_size, last, self.seed if self.shuffle else None)
             _, group = np.unique(sides, axis=0, return_inverse=True)
             rows = _grouped(group.reshape(-1))
             return BucketedBatches(tuple(rows), batch_size, last, self.seed if self.shuffle else None)
-        if sides is not None:
+        if self.may_vary:
             raise LoaderError(f"these latents have several shapes: {_SHAPES_REMEDY}")
         if class_balanced:
             labels = self.labels

@@ -58,6 +58,9 @@ def batches_of(loader: "DataLoader[Any]") -> Iterator[Any]:
     Raises:
         WorkerError: a worker died. The next pass of the loader starts new ones.
     """
+    kept: Any = loader
+    if any(not worker.is_alive() for worker in getattr(kept._iterator, "_workers", ())):
+        _kill_workers(kept)  # Ctrl-C ended some while the caller's code ran
     return _pass(loader, iter(loader))
 
 

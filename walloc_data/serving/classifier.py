@@ -1,7 +1,7 @@
 """The classifier: pictures to latents to logits, and predictions with names."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from walloc_data.errors import ModelError, SourceError
 from walloc_data.format import EncodeSettings, padding_for
 from walloc_data.pictures import PictureError, crop_box, decode_picture, encoded_size, resize_and_crop
 from walloc_data.serving.files import picture_files, short_reason
+from walloc_data.sources.as_files import NoPictureError, as_file
 from walloc_data.transforms import CenterCrop, LatentOperators, Resize
 
 __all__ = ["PictureClassifier", "Prediction"]
@@ -135,24 +136,31 @@ class PictureClassifier(nn.Module):
         return torch.round(compand(project(coefficients)))
 
     @torch.inference_mode()
-    def predict(self, pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], *, top: int = 5) -> list[Prediction]:
-        """Classify PIL images or arrays (H, W, 3) uint8.
+    def predict(self, pictures: Iterable[Image.Image | npt.NDArray[Any] | Tensor], *, top: int = 5) -> list[Prediction]:
+        """Classify PIL images, arrays (H, W, 3) or tensors (3, H, W) uint8, prepared as in a conversion.
 
         Args:
             top: number of classes to list per picture, at least 1; at most all are.
 
         Raises:
-            SourceError: one is something else.
+            SourceError: one is not a picture.
             ModelError: the model gives numbers or feature maps: call the classifier itself for these.
         """
         self._check(top)
-        if isinstance(pictures, Image.Image | str | os.PathLike):
-            raise SourceError(
-                f"pass a list of pictures, not one {type(pictures).__name__} (`predict_files` takes paths)"
-            )
-        names = [f"picture {i}" for i in range(len(pictures))]
-        images = [_as_image(picture, name=name) for picture, name in zip(pictures, names, strict=True)]
-        return [self._predict_one(image, name=name, top=top) for image, name in zip(images, names, strict=True)]
+        if isinstance(pictures, Image.Image | str | os.PathLike) or not isinstance(pictures, Iterable):
+            kind = type(pictures).__name__
+            raise SourceError(f"pass a list of pictures, not {kind} (`predict_files` takes paths)")
+        results = []
+        for i, picture in enumerate(pictures):
+            name = f"picture {i}"
+            if isinstance(picture, str | os.PathLike):
+                raise SourceError(f"{name} is a path: `predict_files` takes paths")
+            try:
+                image = decode_picture(as_file(picture), settings=EncodeSettings())
+            except (OSError, PictureError, NoPictureError) as error:
+                raise SourceError(f"{name}: cannot be classified: {error}") from error
+            results.append(self._predict_one(image, name=name, top=top))
+        return results
 
     @torch.inference_mode()
     def predict_files(
@@ -194,8 +202,8 @@ class PictureClassifier(nn.Module):
         return results
 
     def _check(self, top: int) -> None:
-        if top < 1:
-            raise ModelError(f"top must be at least 1, not {top}")
+        if type(top) is not int or top < 1:
+            raise ModelError(f"top must be an integer of at least 1, not {top!r}")
         given = "feature maps" if self.config.features is not None else self.config.task
         if given in ("feature maps", "numbers"):
             raise ModelError(
@@ -237,20 +245,6 @@ class _PlainClassifier(nn.Module):
         inner = self.classifier
         logits: Tensor = inner.model(inner.view(inner._plain_latents(pictures)))
         return logits
-
-
-def _as_image(picture: Any, *, name: str) -> Image.Image:
-    """Return a picture as an RGB image; raise SourceError for anything but an image or an array (H, W, 3) uint8."""
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    if isinstance(picture, str | os.PathLike):
-        raise SourceError(f"{name} is a path: `predict_files` takes paths")
-    if isinstance(picture, torch.Tensor):
-        raise SourceError(f"{name} is a tensor: classifier(pictures) takes these, (N, 3, H, W) uint8, and gives logits")
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
-        return Image.fromarray(picture)
-    what = f"{picture.dtype} of shape {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
-    raise SourceError(f"{name} must be a PIL image or an array (H, W, 3) uint8, not {what}")
 
 
 def _is_exporting() -> bool:

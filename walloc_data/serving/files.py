@@ -16,7 +16,10 @@ __all__ = ["picture_files", "short_reason"]
 
 def picture_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Yield (name, function that reads the bytes) of files, and of the pictures in folders."""
-    for path in map(Path, paths):
+    for given in paths:
+        if not isinstance(given, str | os.PathLike):
+            raise SourceError(f"paths of pictures must be text or Path objects, not {type(given).__name__}")
+        path = Path(given)
         if not path.is_dir():
             yield str(path), partial(read_regular, path, max_bytes=MAX_FILE_BYTES)
             continue

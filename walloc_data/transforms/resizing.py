@@ -6,6 +6,7 @@ of a transform shows the factors, and `crops` lists the possible crops of latent
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -79,6 +80,7 @@ class Resize(LatentTransform):
 
     def __init__(self, size_cells: Size, *, operators: LatentOperators) -> None:
         super().__init__()
+        _check_operators(operators, "Resize")
         pair_of_cells(size_cells)
         self.size_cells, self.factors = size_cells, operators.factors
         self.latent_channels = len(operators.grey)
@@ -139,6 +141,7 @@ class DrawnCrops:
     top: Tensor  # (N,) int64 cells
     left: Tensor  # (N,) int64 cells, of the mirrored latents where `flipped`
     flipped: Tensor  # (N,) bool
+    latent_cells: tuple[int, int]  # of the latents that they were drawn for
 
     def box(self, sample: int) -> tuple[float, float, float, float]:
         """Return a sample's crop, (top, left, height, width) in cells; of the mirrored latents where `flipped`."""
@@ -193,7 +196,7 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
         flip_p: float = 0.0,
     ) -> None:
         super().__init__()
-        if not (0 < scale[0] <= scale[1] and 0 < ratio[0] <= ratio[1]):
+        if not (_is_range(scale) and _is_range(ratio)):
             raise TransformError(f"scale and ratio are ranges (low, high) above 0, not {scale!r} and {ratio!r}")
         self.size_cells = None if size_cells is None else pair_of_cells(size_cells)
         self.scale, self.ratio, self.flip_p = scale, ratio, check_probability(flip_p)
@@ -203,10 +206,8 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
             if flip_p:
                 raise TransformError("flip_p needs a size_cells: flip crops by RandomHorizontalFlip instead")
             return
-        if operators is None:
-            raise TransformError(
-                "RandomResizedCrop to a size shrinks by the codec's operators: pass operators=LatentOperators.load(...)"
-            )
+        _check_operators(operators, "RandomResizedCrop")
+        assert operators is not None  # noqa: S101
         if not operators.rescalings:
             raise TransformError(
                 "these operators have no maps to shrink by, as files of earlier versions: fit them again "
@@ -273,6 +274,7 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
         """Draw for each sample of (N, C, h, w) what `cut` then does; so that the same can be done to its picture."""
         if self.size_cells is None:
             raise TransformError("without a size_cells crops are drawn and cut at once")
+        _check_batch(latents, "draw")
         n, _, height, width = latents.shape
         available = self._crops(height, width, self.size_cells)
         drawn = random_crops(n, (height, width), self.scale, self.ratio, generator=generator)
@@ -282,11 +284,23 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
         top = integers(n, 0, height - taken[:, 0], generator=generator)
         left = integers(n, 0, width - taken[:, 1], generator=generator)
         heads = coin(n, self.flip_p, generator=generator)
-        return DrawnCrops(self.size_cells, tuple(factors for factors, _ in available), choice, top, left, heads)
+        factors = tuple(factors for factors, _ in available)
+        return DrawnCrops(self.size_cells, factors, choice, top, left, heads, (height, width))
 
     def cut(self, latents: Tensor, drawn: DrawnCrops) -> Tensor:
-        """Cut, shrink and flip (N, C, h, w) as it was drawn."""
+        """Cut, shrink and flip (N, C, h, w) as it was drawn.
+
+        Raises:
+            TransformError: it was drawn for other latents.
+        """
+        _check_batch(latents, "cut")
         choice, heads = drawn.choice, drawn.flipped
+        if (len(latents), *latents.shape[2:]) != (len(choice), *drawn.latent_cells):
+            height, width = drawn.latent_cells
+            raise TransformError(
+                f"crops drawn for {len(choice)} latents of {height} x {width} cells cannot be cut from "
+                f"{tuple(latents.shape)}: draw for these"
+            )
         result = latents.new_empty((len(latents), latents.shape[1], *drawn.size_cells), dtype=torch.float32)
         for i, flipped in {(int(i), bool(flip)) for i, flip in zip(choice, heads, strict=True)}:
             rows = ((choice == i) & (heads == flipped)).nonzero()[:, 0]
@@ -313,6 +327,24 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def _check_operators(operators: object, name: str) -> None:
+    if not isinstance(operators, LatentOperators):
+        raise TransformError(
+            f"{name} shrinks by the codec's operators: pass operators=LatentOperators.load(...), not "
+            f"{type(operators).__name__}"
+        )
+
+
+def _check_batch(latents: Tensor, what: str) -> None:
+    if latents.ndim != 4:
+        raise TransformError(f"{what} takes a batch of latents (N, C, h, w), not {tuple(latents.shape)}")
+
+
+def _is_range(value: object) -> bool:
+    numbers = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(x, int | float) for x in value)
+    return numbers and 0 < value[0] <= value[1]  # type: ignore[index]
 
 
 def random_crops(
