@@ -162,7 +162,8 @@ class RandomResizedCrop(LatentTransform):
 
     Args:
         size_cells: size of the result; None draws one crop size per batch and returns crops without resizing, in their
-            dtype; the model must then accept different sizes.
+            dtype; the model must then accept different sizes. Call it on batches: as the transform of a data set it
+            would draw a size for each sample.
         operators: operators of the codec (`LatentOperators.load`); not needed if size_cells is None.
         scale: smallest and largest area, relative to the latents'.
         ratio: smallest and largest width / height.
