@@ -381,12 +381,17 @@ def learning_row() -> tuple[str, str, str, str]:
     (model, _, epochs), runs = max(
         groups.items(), key=lambda item: max((run["top1"] for run in item[1].get("latents-crops", [])), default=0)
     )
+    latents = runs["latents-crops"]
+    size = max(int(cells) for cells in latents[0]["top1_by_cells"])
     ours, theirs = (
-        frontier_plot.spread([run["top1"] for run in runs[arm]]) for arm in ("latents-crops", "reduced-crops")
+        frontier_plot.spread([run["top1_by_cells"][str(size)] for run in runs[arm]])
+        for arm in ("latents-crops", "reduced-crops")
     )
+    seconds = frontier_plot.seconds_by_epoch(latents[0])
+    hours = f", {sum(map(sum, seconds)) / 3600:.1f} hours of one core" if seconds else ""
     return (
-        f"train from scratch on Imagewoof: {model}, {epochs} epochs",
-        f"{ours} % top-1 on latents",
+        f"train from scratch on Imagewoof: {model}, {epochs} epochs{hours}",
+        f"{ours} % top-1 on latents of {8 * size} px",
         f"pixels reduced to as many values: {theirs} %",
         "see [there](benchmarks/learning/README.md#latents-reduced-pixels-all-pixels)",
     )

@@ -69,16 +69,15 @@ def groups(lines: list[dict[str, Any]]) -> dict[tuple[str, int, int], Runs]:
 
 def seconds_by_epoch(run: dict[str, Any]) -> list[tuple[float, float]] | None:
     """Return CPU seconds of (reading and augmenting, training) of a run's epochs; None for a network not measured."""
-    same = ("model", "model_kwargs", "size_px")
+    same, sizes = ("model", "model_kwargs", "size_px"), [*run.get("cells_before", []), run["cells"]]
     for found in json.loads((RESULTS / "frontier-speed.json").read_text()):
-        if all(run[name] == found[name] for name in same) and run["cells"] in found["cells"]:
+        if all(run[name] == found[name] for name in same) and set(sizes) <= set(found["cells"]):
             break
     else:
         return None
     seconds = {name: value["median"] for name, value in found["cpu_seconds_a_picture"].items()}
     if f"train, {run['arm']}, {run['cells']} cells" not in seconds:
         return None
-    sizes = [*run.get("cells_before", []), run["cells"]]
     epochs = []
     for epoch in range(run["epochs"]):
         cells = cells_at(epoch, epochs=run["epochs"], sizes=sizes)
