@@ -290,9 +290,13 @@ LEARNING = {
     "imagewoof": "PICTURES --size-px 256 --work SCRATCH --patch-cells 8 --name imagewoof",
 }
 FRONTIER = "python -m benchmarks.learning.frontier train"
-FRONTIER_RUNS = (  # of the half-width network, of the large one
+FRONTIER_RUNS = (  # of the half-width network, with progressive resizing, of the large one
     f"{FRONTIER} .frontier --results RUNS --limit-s 90000"
     " --threads 1 --arms latents-crops latents-shifts reduced-crops pixels-crops --model resnet18 --model-kwargs "
+    '\'{"geometry":"all_stages","channels":[32,64,128,256],"stem_hidden_channels":48}\''
+    " --lrs 4e-3 --epochs 40 --validate-every 5 --keep-weights",
+    f"{FRONTIER} .frontier --results RUNS --limit-s 90000"
+    " --threads 1 --arms latents-crops --seeds 0 --cells-before 12 14 --model resnet18 --model-kwargs "
     '\'{"geometry":"all_stages","channels":[32,64,128,256],"stem_hidden_channels":48}\''
     " --lrs 4e-3 --epochs 40 --validate-every 5 --keep-weights",
     f"{FRONTIER} .frontier320 --results RUNS320 --limit-s 90000"

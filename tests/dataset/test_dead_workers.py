@@ -133,10 +133,15 @@ def test_ctrl_c_does_not_wait_for_a_lock_that_a_worker_held(hundred: Path, tmp_p
 def test_a_loader_goes_on_after_ctrl_c_in_the_loop(hundred: Path, interrupted: str) -> None:
     """Which a terminal sends to the workers as well."""
     loader = LatentDataset(hundred).loader(batch_size=10, num_workers=2)
-    for _ in loader:
-        workers = loader._batches._iterator._workers  # type: ignore[union-attr]
-        for worker in workers[: 1 if interrupted == "one" else None]:
-            os.kill(worker.pid, signal.SIGINT)
-            worker.join()
-        break
-    assert sum(len(labels) for _, labels in loader) == 100
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script runs in the background
+    try:
+        for _ in loader:
+            workers = loader._batches._iterator._workers  # type: ignore[union-attr]
+            for worker in workers[: 1 if interrupted == "one" else None]:
+                os.kill(worker.pid, signal.SIGINT)
+                worker.join(timeout=60)
+                assert not worker.is_alive()
+            break
+        assert sum(len(labels) for _, labels in loader) == 100
+    finally:
+        signal.signal(signal.SIGINT, before)
