@@ -290,17 +290,18 @@ LEARNING = {
     "imagewoof": "PICTURES --size-px 256 --work SCRATCH --patch-cells 8 --name imagewoof",
 }
 FRONTIER = "python -m benchmarks.learning.frontier train"
-FRONTIER_RUNS = (  # of the half-width network, with progressive resizing, of the large one
-    f"{FRONTIER} .frontier --results RUNS --limit-s 90000"
-    " --threads 1 --arms latents-crops latents-shifts reduced-crops pixels-crops --model resnet18 --model-kwargs "
+SMALL = (
+    "--model resnet18 --model-kwargs "
     '\'{"geometry":"all_stages","channels":[32,64,128,256],"stem_hidden_channels":48}\''
-    " --lrs 4e-3 --epochs 40 --validate-every 5 --keep-weights",
-    f"{FRONTIER} .frontier --results RUNS --limit-s 90000"
-    " --threads 1 --arms latents-crops --seeds 0 --cells-before 12 14 --model resnet18 --model-kwargs "
-    '\'{"geometry":"all_stages","channels":[32,64,128,256],"stem_hidden_channels":48}\''
-    " --lrs 4e-3 --epochs 40 --validate-every 5 --keep-weights",
-    f"{FRONTIER} .frontier320 --results RUNS320 --limit-s 90000"
-    " --threads 1 --matmul-gradients --arms latents-crops reduced-crops --seeds 0 --model resnet18d --model-kwargs "
+    " --lrs 4e-3 --epochs 40 --validate-every 5 --keep-weights"
+)
+FRONTIER_RUNS = (  # of the small network, the same with progressive resizing, and the large one
+    f"{FRONTIER} .frontier --results RUNS --limit-s 90000 --threads 1"
+    f" --arms latents-crops latents-shifts reduced-crops pixels-crops {SMALL}",
+    f"{FRONTIER} .frontier --results RUNS --limit-s 90000 --threads 1"
+    f" --arms latents-crops --seeds 0 --cells-before 12 14 {SMALL}",
+    f"{FRONTIER} .frontier320 --results RUNS320 --limit-s 90000 --threads 1"
+    " --matmul-gradients --arms latents-crops reduced-crops --seeds 0 --model resnet18d --model-kwargs "
     '\'{"geometry":"skip_early","stem_hidden_channels":64}\''
     " --cells 24 --cells-before 16 20 --lrs 4e-3 --epochs 36 --validate-every 5 --keep-weights",
 )

@@ -50,7 +50,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from timm_training.arguments import adopt, compare_arguments, fill_in_recipe, parse, plain
 from timm_training.augmentation import Augmentation, side_of_epoch
-from timm_training.network import new_network, saved_network, view_of
+from timm_training.network import new_network, saved_network
 from timm_training.tasks import evaluate, find_task
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -60,6 +60,7 @@ from walloc_data.adapters import latent_config, load_latent_model, parameter_gro
 from walloc_data.errors import WallocDataError
 from walloc_data.files import atomic_file
 from walloc_data.serving import attach_codec
+from walloc_data.serving.classifier import stored_view
 from walloc_data.transforms import LatentOperators
 
 
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         model = saved_network(saved, model, log=progress.line)
     model = model.to(device)
     operators = LatentOperators.load(args.data, spec=train.manifest.codec) if resized else None
-    view = view_of(latent_config(model), operators=operators).to(device)
+    view = stored_view(latent_config(model), operators=operators).to(device)
     if stored:  # now, not after an epoch: not every size can be made of what is stored
         view(torch.zeros(1, *train.record.latent_shape, device=device))
     model.latent_config = replace(model.latent_config, task=task.kind)  # --task may say what the column does not

@@ -1,15 +1,12 @@
-"""The network of `train_timm.py`, new or saved, and what it sees of a stored latent in validation."""
+"""The network of `train_timm.py`, new or saved."""
 
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from walloc_data import LatentDataset, create_latent_model
-from walloc_data.adapters import LatentModelConfig, latent_config
-from walloc_data.transforms import CenterCrop, LatentOperators, Resize
+from walloc_data.adapters import latent_config
 
 
 def new_network(args: argparse.Namespace, train: LatentDataset, *, num_outputs: int, resized: bool) -> Any:
@@ -42,14 +39,3 @@ def saved_network(model: Any, fresh: Any, *, log: Callable[[str], None]) -> Any:
     view = "crop" if config.view == "crop" and wanted.view != "whole" else wanted.view
     model.latent_config = replace(latent_config(model), view=view, **{name: getattr(wanted, name) for name in names})
     return model
-
-
-def view_of(config: LatentModelConfig, *, operators: LatentOperators | None) -> nn.Module:
-    """Return the transform from stored latents to the network's input, as in `walloc_data.serving`."""
-    size = (config.input_shape[1], config.input_shape[2])
-    if config.view == "crop":
-        return CenterCrop(size)
-    if config.view == "resize":
-        assert operators is not None
-        return Resize(size, operators=operators)
-    return nn.Identity()

@@ -131,7 +131,7 @@ def test_ctrl_c_does_not_wait_for_a_lock_that_a_worker_held(hundred: Path, tmp_p
 
 @pytest.mark.parametrize("interrupted", ["one", "all"])
 def test_a_loader_goes_on_after_ctrl_c_in_the_loop(hundred: Path, interrupted: str) -> None:
-    """Which a terminal sends to the workers as well."""
+    """Ctrl-C on a terminal, which interrupts the workers as well."""
     loader = LatentDataset(hundred).loader(batch_size=10, num_workers=2)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script runs in the background
     try:

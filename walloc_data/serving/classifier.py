@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from walloc_data.adapters import check_codec, latent_config
+from walloc_data.adapters import LatentModelConfig, check_codec, latent_config
 from walloc_data.errors import ModelError, SourceError
 from walloc_data.format import EncodeSettings, padding_for
 from walloc_data.pictures import PictureError, crop_box, decode_picture, encoded_size, resize_and_crop
@@ -48,6 +48,25 @@ class Prediction:
         return f"{self.picture}: " + "; ".join(f"{name} ({probability:.1%})" for name, probability in self.top)
 
 
+def stored_view(config: LatentModelConfig, *, operators: LatentOperators | None) -> nn.Module:
+    """Return the transform from stored latents to a model's input, for validation and serving.
+
+    Raises:
+        ModelError: the model takes downscaled latents, and the operators are missing.
+    """
+    size = config.input_shape[1:]
+    if config.view == "crop":
+        return CenterCrop(size)
+    if config.view == "whole":
+        return nn.Identity()
+    if operators is None:
+        raise ModelError(
+            f"this model takes latents downscaled to {size[0]} x {size[1]} cells: pass the operators of its codec, or "
+            "use attach_codec(folder, dataset=...) and load_classifier(folder)"
+        )
+    return Resize(size, operators=operators)
+
+
 class PictureClassifier(nn.Module):
     """Module that maps uint8 pictures to logits.
 
@@ -78,17 +97,7 @@ class PictureClassifier(nn.Module):
         self._sizes = EncodeSettings(
             size_px=self.config.size_px, resize=self.config.resize, filter=self.config.filter, snap=self.config.snap
         )
-        size = self.config.input_shape[1:]
-        self.view: nn.Module = nn.Identity()
-        if self.config.view == "crop":
-            self.view = CenterCrop(size)
-        elif self.config.view == "resize":
-            if operators is None:
-                raise ModelError(
-                    f"this model takes latents downscaled to {size[0]} x {size[1]} cells: pass the operators of its "
-                    "codec, or use attach_codec(folder, dataset=...) and load_classifier(folder)"
-                )
-            self.view = Resize(size, operators=operators).to(next(model.parameters()).device)
+        self.view = stored_view(self.config, operators=operators).to(next(model.parameters()).device)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Encode (N, 3, H, W) uint8 to latents (N, C, h, w) int8, as the converter does.

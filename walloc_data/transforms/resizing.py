@@ -80,7 +80,7 @@ class Resize(LatentTransform):
 
     def __init__(self, size_cells: Size, *, operators: LatentOperators) -> None:
         super().__init__()
-        _check_operators(operators, "Resize")
+        _checked(operators, "Resize")
         pair_of_cells(size_cells)
         self.size_cells, self.factors = size_cells, operators.factors
         self.latent_channels = len(operators.grey)
@@ -207,8 +207,7 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
             if flip_p:
                 raise TransformError("flip_p needs a size_cells: flip crops by RandomHorizontalFlip instead")
             return
-        _check_operators(operators, "RandomResizedCrop")
-        assert operators is not None  # noqa: S101
+        operators = _checked(operators, "RandomResizedCrop")
         if not operators.rescalings:
             raise TransformError(
                 "these operators have no maps to shrink by, as files of earlier versions: fit them again "
@@ -330,12 +329,13 @@ from sides of 32, 26.7, 24, 21.3, 20, 16 cells)
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
-def _check_operators(operators: object, name: str) -> None:
+def _checked(operators: object, name: str) -> LatentOperators:
     if not isinstance(operators, LatentOperators):
         raise TransformError(
             f"{name} shrinks by the codec's operators: pass operators=LatentOperators.load(...), not "
             f"{type(operators).__name__}"
         )
+    return operators
 
 
 def _check_batch(latents: Tensor, what: str) -> None:
