@@ -1,7 +1,7 @@
 """Gradients of convolutions' weights as matrix products, for a CPU with bfloat16 units.
 
-On layers of few cells and many channels, the last ones of a ResNet, oneDNN's own kernel is the slower one. The result is
-the same up to rounding: products of bfloat16, summed in float32.
+On layers of few cells and many channels, the last ones of a ResNet, oneDNN's own kernel is the slower one. The result
+is the same up to rounding: products of bfloat16, summed in float32.
 """
 
 from typing import Any, cast
