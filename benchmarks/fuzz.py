@@ -41,6 +41,7 @@ def run_case(seed: int, base: Base) -> str:
     folder = Path(tempfile.mkdtemp(prefix="case-", dir=base.folder))
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     case = Case(seed, base, folder)
+    silenced = logging.root.manager.disable
     try:
         with (
             warnings.catch_warnings(),
@@ -59,6 +60,7 @@ def run_case(seed: int, base: Base) -> str:
         ]
         return f"{case.kind}: {type(error).__name__}: {str(error)[:200]!r} at {' > '.join(frames)}"
     finally:
+        logging.disable(silenced)
         shutil.rmtree(folder, ignore_errors=True)
     if found := STEERS & set(said.getvalue()):
         return f"{case.kind}: printed {sorted(map(ascii, found))}"

@@ -25,10 +25,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the object store as slow: the endpoint alone takes several seconds to start."""
+    """Mark what needs the object store as slow: the endpoint alone takes several seconds to start.
+
+    Files with such tests run first, then other slow ones: one that began last would keep the other process waiting.
+    """
+    rank: dict[Path, int] = {}
     for item in items:
-        if item.get_closest_marker("object_store"):
+        store = item.get_closest_marker("object_store") is not None
+        if store:
             item.add_marker(pytest.mark.slow)
+        slow = item.get_closest_marker("slow") is not None
+        rank[item.path] = min(rank.get(item.path, 2), 2 - store - slow)
+    items.sort(key=lambda item: rank[item.path])
 
 
 def find_shared() -> Path | None:

@@ -1,6 +1,7 @@
 """Cases that fuzzing (`python -m benchmarks.fuzz`) has found: each failed once, and must never again."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,4 @@ def test_a_case_ends_with_a_result_or_one_error(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert fuzz.run_case(seed, base) == ""
+    assert not logging.root.manager.disable  # later tests of this process read log records
