@@ -351,21 +351,33 @@ def test_the_walkthrough_runs_from_a_source_to_a_saved_model(imagenette_folder, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("val_cells", [[], ["--channels-last", "--val-cells", "9"], ["--val-cells", "12"]])
 def test_crops_grow_to_a_size_below_the_stored_one_and_serving_sees_what_validation_saw(
-    train, latents, imagenette_folder, tmp_path
+    train, latents, imagenette_folder, tmp_path, val_cells
 ):
     arguments = [latents, *COMMON[:-4], "--cache", "shards", "--flip", "fitted", "--epochs", "3", "--output", tmp_path]
-    result = train(*arguments, "--size-cells", "8", "--progressive-from", "6", "--mix-from", "0.5")
+    result = train(*arguments, *val_cells, "--size-cells", "8", "--progressive-from", "6", "--mix-from", "0.5")
     assert [line["size_cells"] for line in result["history"]] == [6, 7, 8]
-    assert result["input_shape"] == (12, 8, 8)
+    assert result["input_shape"] == (12, *2 * [int(val_cells[-1]) if val_cells else 8])
     classifier = load_classifier(tmp_path / "model")
-    assert classifier.config.view == "resize"
+    assert classifier.config.view == ("whole" if "12" in val_cells else "resize")
     paths = sorted(imagenette_folder.rglob("*.JPEG"))
     names = [prediction.name for prediction in classifier.predict_files(paths)]
     right = sum(name == path.parent.name for name, path in zip(names, paths, strict=True))
     assert 100 * right / len(paths) == pytest.approx(result["history"][-1]["ema_top1"], abs=1e-9)
     with pytest.raises(SystemExit, match="grows random crops: store latents larger than --size-cells"):
         train(*arguments, "--progressive-from", "6")
+
+
+@pytest.mark.parametrize("option", [["--val-cells", "8"], ["--progressive-from", "4"]])
+def test_a_network_of_one_size_refuses_others_before_it_trains(train, latents, tmp_path, option):
+    small = ["--model", "vit_tiny_patch16_224", "--model-kwargs", '{"depth": 1}']
+    arguments = [latents, *small, "--global-batch-size", "8", "--epochs", "1", "--output", tmp_path]
+    with pytest.raises(
+        SystemExit, match=r"vit_tiny_patch16_224 takes \d cells a side only, not \d .*: leave out --val-cells"
+    ):
+        train(*arguments, "--size-cells", "6", *option)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
-"""The network of `train_timm.py`, new or saved."""
+"""The network of `train_timm.py`, new or saved, and the sizes of input that it takes."""
 
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+
+import torch
+from torch import nn
 
 from walloc_data import LatentDataset, create_latent_model
 from walloc_data.adapters import latent_config
@@ -18,7 +21,7 @@ def new_network(args: argparse.Namespace, train: LatentDataset, *, num_outputs: 
         geometry=args.geometry,
         normalization=args.normalization,
         stem_hidden_channels=args.stem_hidden_channels or None,
-        input_shape=(train.manifest.codec.latent_dim, args.size_cells, args.size_cells) if resized else None,
+        input_shape=(train.manifest.codec.latent_dim, args.val_cells, args.val_cells) if resized else None,
         view="resize" if resized else "whole",
         **args.model_kwargs,
     )
@@ -39,3 +42,27 @@ def saved_network(model: Any, fresh: Any, *, log: Callable[[str], None]) -> Any:
     view = "crop" if config.view == "crop" and wanted.view != "whole" else wanted.view
     model.latent_config = replace(latent_config(model), view=view, **{name: getattr(wanted, name) for name in names})
     return model
+
+
+@torch.no_grad()
+def check_sides(model: nn.Module, sides: set[int]) -> None:
+    """Try a network on every size that it will be trained on.
+
+    Args:
+        model: of `create_latent_model`.
+        sides: cells a side.
+
+    Raises:
+        SystemExit: it takes its own size only.
+    """
+    config = latent_config(model)
+    channels, own, _ = config.input_shape
+    model.eval()
+    for side in sorted(sides - {own}):
+        try:
+            model(torch.zeros(1, channels, side, side))
+        except (AssertionError, RuntimeError) as error:
+            raise SystemExit(
+                f"{config.name} takes {own} cells a side only, not {side} ({error}): leave out --val-cells and "
+                "--progressive-from, or, for a transformer, give --model-kwargs '{\"dynamic_img_size\": true}'"
+            ) from error

@@ -1,5 +1,6 @@
 """Tasks of `train_timm.py`, by the target column: one class of several, several labels, or numbers."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +126,14 @@ def find_task(data: LatentDataset, *, kind: str = "auto") -> Task:
 
 
 @torch.inference_mode()
-def evaluate(task: Task, model: nn.Module, loader: Any, device: torch.device, view: nn.Module) -> float:
+def evaluate(
+    task: Task,
+    model: nn.Module,
+    loader: Any,
+    device: torch.device,
+    view: nn.Module,
+    autocast: AbstractContextManager[Any],
+) -> float:
     """Score a model, exactly for any number of ranks: padding is masked, buffers are rank 0's."""
     model.eval()
     if dist.is_initialized():
@@ -134,7 +142,10 @@ def evaluate(task: Task, model: nn.Module, loader: Any, device: torch.device, vi
     sums = torch.zeros(2, dtype=torch.float64)
     kept: list[tuple[Tensor, Tensor]] = []
     for latents, given, valid in loader:
-        outputs, targets = model(view(latents.to(device))).float().cpu(), task.prepare(given)
+        seen = view(latents.to(device))  # integers, which autocast would round
+        with autocast:
+            outputs = model(seen).float().cpu()
+        targets = task.prepare(given)
         if task.kind == "classes":
             correct = outputs.argmax(1) == targets
             sums += torch.tensor([float((correct & valid).sum()), float(valid.sum())], dtype=torch.float64)
