@@ -320,7 +320,7 @@ def test_killed_and_resumed_only_unfinished_tars_are_fetched_again(
         warm.end()
         if (out / "walloc.json").exists():
             break
-        assert max(server.whole.values()) <= 1
+        assert max(server.whole.values(), default=0) <= 1  # none, if the run before made enough end marks
     ended = {int(path.name.split("-")[0]) for path in work.glob("*-end.json")}
     server.whole.clear()
     encode_dataset(spec_of(server), out, samples_per_shard=2, workers=2, progress=False)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,3 +146,44 @@ def test_a_loader_goes_on_after_ctrl_c_in_the_loop(hundred: Path, interrupted: s
         assert sum(len(labels) for _, labels in loader) == 100
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+LONG = """
+import sys
+from torch.utils.data import DataLoader
+from walloc_data import LatentDataset
+from walloc_data.errors import WorkerError
+dataset = LatentDataset(sys.argv[1])
+loaders = {
+    "own": lambda: dataset.loader(batch_size=16, num_workers=1),
+    "plain": lambda: DataLoader(dataset, batch_size=16, num_workers=1),
+}
+try:
+    print(sum(len(labels) for _, labels in loaders[sys.argv[2]]()))
+except WorkerError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such sockets")
+@pytest.mark.parametrize("loader", ["own", "plain"])
+def test_a_temporary_folder_with_too_long_a_path_for_sockets_is_an_error_and_not_a_wait(
+    loader: str, make_dataset: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    make_dataset(tmp_path / "data set", num_samples=40)
+    longest = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # of TMPDIR, on Linux
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        for length, said in ((longest, "40"), (longest + 1, "shorter by 1 bytes or more")):
+            folder = Path(short) / ("x" * (length - len(short) - 1))
+            folder.mkdir()
+            done = subprocess.run(
+                [sys.executable, "-c", LONG, f"{tmp_path}/data set", loader],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=100,
+                env=os.environ | {"TMPDIR": str(folder), "PYTHONWARNINGS": "ignore"},
+            )
+            # Or all 40: later versions of Python choose another folder themselves.
+            assert said in done.stdout or done.stdout == "40\n", done.stderr

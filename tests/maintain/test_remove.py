@@ -67,6 +67,15 @@ def test_whole_shards_go_without_any_being_written(encode_items: Encode, tmp_pat
     assert sorted(value[3] for value in contents(out).values()) == [*range(5), *range(10, 15)]
 
 
+def test_unfinished_files_of_a_killed_change_go_with_the_next(encode_items: Encode, tmp_path: Path) -> None:
+    """One killed while its new files get their usual names leaves an unfinished link."""
+    out = encode_items(tmp_path / "out", range(15), shuffle_seed=None)
+    for folder in (out, *(out / name for name in ("data", "index", "failures", "codec"))):
+        (folder / ".train-00003.tar.0123456789ab.partial").write_bytes(b"")
+    remove_samples(out, split="train", keys=[key_of(out, 0)])
+    assert_whole(out)
+
+
 def test_pictures_are_removed_by_their_names_in_the_source(tmp_path: Path) -> None:
     pictures, out = make_folder(tmp_path / "pictures"), tmp_path / "out"
     encode_dataset(pictures, out, samples_per_shard=10, progress=False)

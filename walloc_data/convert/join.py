@@ -43,7 +43,7 @@ from walloc_data.format import (
 )
 from walloc_data.storage import Store, write_manifest
 
-__all__ = ["clean_leftovers", "join_split", "timm_info"]
+__all__ = ["clean_leftovers", "clean_partial_files", "join_split", "timm_info"]
 
 
 def join_split(store: Store, split: str) -> ConversionSummary:
@@ -82,13 +82,20 @@ def join_split(store: Store, split: str) -> ConversionSummary:
 
 
 def clean_leftovers(store: Store, split: str) -> None:
-    """Delete the unfinished files of killed runs. The caller holds the lock, so no process is writing them."""
+    """Delete what killed runs left unfinished. The caller holds the lock, so no process is writing it."""
     if store.local_path is None:
         return  # object stores have no partial objects
-    for folder in ("", "data", "index", "failures", "codec", work_folder(split)):
+    clean_partial_files(store, work_folder(split))
+    _remove_tree(store.local_path / ".walloc" / "staging", keep=f"{split}-1-of-1")
+
+
+def clean_partial_files(store: Store, *folders: str) -> None:
+    """Delete unfinished files in the folders that readers see, and in others. The caller holds the lock."""
+    if store.local_path is None:
+        return
+    for folder in ("", "data", "index", "failures", "codec", *folders):
         for path in (store.local_path / folder).glob(".*.partial"):
             path.unlink(missing_ok=True)
-    _remove_tree(store.local_path / ".walloc" / "staging", keep=f"{split}-1-of-1")
 
 
 def _remove_tree(folder: Path, *, keep: str) -> None:

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Literal
 
 from walloc_data.convert.edit import is_shard_of, recover_edits
-from walloc_data.convert.join import join_split
+from walloc_data.convert.join import clean_partial_files, join_split
 from walloc_data.convert.journal import (
     done_name,
     end_name,
@@ -113,7 +113,7 @@ def publish_replacement(store: Store, split: str, *, kind: Kind) -> None:
 
 
 def recover(store: Store) -> None:
-    """Complete an interrupted replacement. The caller holds the lock."""
+    """Complete an interrupted replacement or change. The caller holds the lock, which no other writer shares."""
     manifest = read_manifest(store)
     for split, record in manifest.splits.items() if manifest else ():
         kind: Kind
@@ -124,6 +124,7 @@ def recover(store: Store) -> None:
         if _is_done_with(store, split, kind):
             discard(store, split, kind=kind)
     recover_edits(store)
+    clean_partial_files(store)  # of a step 3 that was killed while it made a link
 
 
 def _is_done_with(store: Store, split: str, kind: Kind) -> bool:

@@ -1,22 +1,31 @@
 """Worker processes of a loader, and errors for workers that die.
 
-Batches are passed in shared memory. If there is too little of it, torch fails in a background thread of the worker and
-the loader would wait forever; therefore the main thread of the worker moves batches to shared memory.
+Batches are passed in shared memory, whose file descriptors go through a socket in the temporary folder. If there is too
+little memory, or no socket can be made, torch fails in a background thread of the worker and the loader would wait
+forever; therefore the main thread of the worker moves batches to shared memory, after a look at the folder.
 """
 
+import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
+from functools import cache
+from multiprocessing import util
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, _utils, get_worker_info
 
 from walloc_data.errors import WorkerError
 
-__all__ = ["batches_of", "in_shared_memory"]
+__all__ = ["batches_of", "check_sockets", "in_shared_memory"]
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108
+_LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of a socket's path: sun_path without its end
+_SOCKET_NAME = len("/listener-xxxxxxxx")  # of multiprocessing.connection
 _DIED = re.compile(r"DataLoader worker \(pid.* (is killed by signal: (?P<signal>[\w ]+)|exited unexpectedly)")
 _REMEDIES = {
     "Bus error": "the shared memory ({shm}) is full: {enlarge}",
@@ -33,10 +42,11 @@ def in_shared_memory(batch: Any) -> Any:
     """Move the tensors of a worker's batch to shared memory. Does nothing in the main process.
 
     Raises:
-        WorkerError: the shared memory is full.
+        WorkerError: the shared memory is full, or the temporary folder cannot hold the worker's socket.
     """
     if get_worker_info() is None:
         return batch
+    check_sockets()
     parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple) else (batch,)
     tensors = [part for part in parts if isinstance(part, Tensor)]
     try:
@@ -50,6 +60,29 @@ def in_shared_memory(batch: Any) -> Any:
             f"{_ENLARGE}"
         ) from error
     return batch
+
+
+def check_sockets() -> None:
+    """Raise a WorkerError if this process is a worker and cannot make sockets in its temporary folder."""
+    if get_worker_info() is not None:
+        _check_socket_folder()
+
+
+@cache
+def _check_socket_folder() -> None:
+    if os.name == "nt" or torch.multiprocessing.get_sharing_strategy() != "file_descriptor":  # type: ignore[no-untyped-call]
+        return
+    try:
+        folder = util.get_temp_dir()
+    except OSError as error:
+        raise WorkerError(
+            f"no temporary folder for the sockets of worker processes ({error}): set TMPDIR to a folder on a local disk"
+        ) from error
+    if (too_long := len(os.fsencode(folder)) + _SOCKET_NAME - _LONGEST_SOCKET) > 0:
+        raise WorkerError(
+            f"the temporary folder {Path(folder).parent} has a path too long for the sockets of worker processes: "
+            f"set TMPDIR to a folder whose path is shorter by {too_long} bytes or more, such as /tmp"
+        )
 
 
 def batches_of(loader: "DataLoader[Any]") -> Iterator[Any]:
