@@ -267,3 +267,5 @@ if __name__ == "__main__":
         main()
     except WallocDataError as mistake:  # such as a column or a split that does not exist
         sys.exit(f"error: {mistake}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint, if there is one")

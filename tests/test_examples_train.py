@@ -404,6 +404,11 @@ def test_a_saved_model_is_fine_tuned_for_the_classes_of_the_data_set(train, late
         train(latents, "--model", "test_convnext", "--size-cells", "11", *common, "--output", tmp_path / "3")
     with pytest.raises(SystemExit, match=r"has --model test_convnext, not resnet18: leave it out"):
         train(latents, "--init", folders[0], "--model", "resnet18", "--output", tmp_path / "3")
+    with pytest.raises(SystemExit, match=r"begun with other arguments.* --init .*0 -> .*1/model.* another --output"):
+        train(latents, "--init", folders[1], "--epochs", "2", *common[:-1], tmp_path / "1")
+    assert train(latents, "--init", folders[0], "--size-cells", "6", "--epochs", "1", *common[:-1], tmp_path / "4")[
+        "input_shape"
+    ] == (12, 8, 8)
 
 
 def test_a_mistake_ends_in_one_line(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,6 +304,30 @@ def test_what_is_no_latent_is_refused_by_every_transform(which, bundled):
             transform(torch.zeros(2, 3, 16, 16))
 
 
+@pytest.mark.parametrize(
+    "which", ["Resize", "uneven Resize", "RandomResizedCrop", "RandomHorizontalFlip", "ColorJitter"]
+)
+def test_autocast_does_not_touch_latents_and_a_cast_module_still_takes_them(which, bundled):
+    """Lightning calls `training_step` within autocast, and `Module.half()` casts what it finds."""
+    transform = {
+        "Resize": Resize(8, operators=bundled),
+        "uneven Resize": Resize(9, operators=bundled),
+        "RandomResizedCrop": RandomResizedCrop(8, operators=bundled, scale=(0.05, 1.0), flip_p=0.5),
+        "RandomHorizontalFlip": RandomHorizontalFlip(bundled.flip, p=0.5),
+        "ColorJitter": ColorJitter(bundled, brightness=0.4, contrast=0.4, saturation=0.4),
+    }[which]
+    for dtype in (torch.int8, torch.float32):
+        latents = torch.randint(-128, 128, (16, 12, 16, 16), generator=torch.Generator().manual_seed(0)).to(dtype)
+        expected = transform(latents, generator=torch.Generator().manual_seed(1))
+        with torch.autocast("cpu", torch.bfloat16):
+            got = transform(latents, generator=torch.Generator().manual_seed(1))
+        assert got.dtype == expected.dtype
+        assert torch.equal(got, expected)
+        cast = transform.half()(latents, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(cast.float(), expected.float(), atol=1.01, rtol=0.01)
+        transform.float()
+
+
 def test_crops_outside_scale_or_ratio_are_announced(bundled):
     latents = torch.zeros(4, 12, 12, 12)
     for ranges in ({"scale": (0.02, 0.1)}, {"ratio": (4.0, 8.0)}):

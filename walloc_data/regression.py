@@ -5,7 +5,9 @@ target per window. One pass over the pictures accumulates the sums, in float64; 
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 
 from walloc_data.errors import CodecError
 
-__all__ = ["WindowMap", "WindowRegression"]
+__all__ = ["WindowMap", "WindowRegression", "without_autocast"]
 
 
 def _wrapped(latents: Tensor, *, window_cells: tuple[int, int], stride_cells: tuple[int, int]) -> Tensor:
@@ -59,8 +61,19 @@ class WindowMap:
         """Map (N, C, h, w), integers or floats, to (N, T, h/stride, w/stride) float32."""
         stride = _pair(self.stride_cells)
         window = (int(self.weight.shape[2]), int(self.weight.shape[3]))
-        x = _wrapped(latents.float(), window_cells=window, stride_cells=stride)
-        return F.conv2d(x, self.weight.to(x), self.bias.to(x), stride=stride)
+        return self.map_padded(_wrapped(latents.float(), window_cells=window, stride_cells=stride))
+
+    def map_padded(self, x: Tensor) -> Tensor:
+        """Map (N, C, h, w) floats that include the cells around the first and last windows; never in bfloat16."""
+        with without_autocast(x.device):
+            return F.conv2d(x, self.weight.to(x), self.bias.to(x), stride=_pair(self.stride_cells))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which autocast is off: bfloat16 has 8 bits, as latents have, and sums of them need more."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class WindowRegression:

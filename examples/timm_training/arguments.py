@@ -16,7 +16,7 @@ LONG_EPOCHS = 80  # from here on mixed pictures are the default: shorter runs ar
 # What the weights, the optimizer's state or the order of samples depend on.
 FIXED = {
     "model", "model_kwargs", "geometry", "normalization", "stem_hidden_channels", "size_cells", "val_cells", "target",
-    "task", "train_split", "global_batch_size", "opt", "weight_decay", "layer_decay", "seed",
+    "task", "train_split", "init", "global_batch_size", "opt", "weight_decay", "layer_decay", "seed",
 }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namesp
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that read batches")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--amp", action="store_true", help="use bfloat16 autocast")
+    parser.add_argument("--amp", action="store_true", help="use bfloat16 autocast, in validation as well")
     parser.add_argument(
         "--channels-last", action="store_true", help="quicker for convolutional networks with --amp, on CPUs as well"
     )
@@ -157,7 +157,6 @@ def adopt(args: argparse.Namespace, config: LatentModelConfig) -> None:
         "geometry": config.geometry,
         "normalization": config.normalization,
         "stem_hidden_channels": config.stem_hidden_channels or 0,
-        "size_cells": height,
         "val_cells": height,
     }
     defaults = vars(parse(["data"], description=None))
@@ -166,6 +165,7 @@ def adopt(args: argparse.Namespace, config: LatentModelConfig) -> None:
             option = name.replace("_", "-")
             raise SystemExit(f"--init {args.init} has --{option} {value}, not {getattr(args, name)}: leave it out")
         setattr(args, name, value)
+    args.size_cells = height if args.size_cells is None else args.size_cells
 
 
 def fill_in_recipe(args: argparse.Namespace, train: LatentDataset, *, task: str = "classes") -> None:

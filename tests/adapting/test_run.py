@@ -118,7 +118,9 @@ def test_other_pictures_of_the_same_size_are_refused(latents, imagenette_folder,
     for number, folder in enumerate(sorted(imagenette_folder.iterdir())):
         (tmp_path / "others" / f"class_{9 - number}").parent.mkdir(exist_ok=True)
         (tmp_path / "others" / f"class_{9 - number}").symlink_to(folder)
-    with pytest.raises(ModelError, match=r"its latents are not those of these pictures: of 8 .*, \d differ.*'train'"):
+    with pytest.raises(
+        ModelError, match=r"its latents are not those of these pictures: of 8 .*, \d differ.* split 'train' was"
+    ):
         adapted(latents, tmp_path / "others", weights, config=UNTRAINED, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

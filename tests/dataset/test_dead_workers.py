@@ -150,6 +150,7 @@ def test_a_loader_goes_on_after_ctrl_c_in_the_loop(hundred: Path, interrupted: s
 
 LONG = """
 import sys
+import time
 from torch.utils.data import DataLoader
 from walloc_data import LatentDataset
 from walloc_data.errors import WorkerError
@@ -157,11 +158,17 @@ dataset = LatentDataset(sys.argv[1])
 loaders = {
     "own": lambda: dataset.loader(batch_size=16, num_workers=1),
     "plain": lambda: DataLoader(dataset, batch_size=16, num_workers=1),
+    "ahead": lambda: dataset.loader(batch_size=1, num_workers=1, prefetch_batches=40),
 }
 try:
-    print(sum(len(labels) for _, labels in loaders[sys.argv[2]]()))
+    num_samples = 0
+    for _, labels in loaders[sys.argv[2]]():
+        num_samples += len(labels)
+        if sys.argv[2] == "ahead" and num_samples == 1:
+            time.sleep(2)  # the worker fills its queue
+    print(num_samples)
 except WorkerError as error:
-    print(error)
+    print("WorkerError:", error)
 """
 
 
@@ -187,3 +194,31 @@ def test_a_temporary_folder_with_too_long_a_path_for_sockets_is_an_error_and_not
             )
             # Or all 40: later versions of Python choose another folder themselves.
             assert said in done.stdout or done.stdout == "40\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+@pytest.mark.parametrize(("loader", "limit"), [("own", 24), ("ahead", 64)])
+def test_too_many_open_files_in_a_worker_are_an_error_and_not_a_wait(
+    loader: str, limit: int, make_dataset: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    make_dataset(tmp_path / "data set", num_samples=40)
+    done = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'ulimit -n {limit} && exec "$0" "$@"',
+            sys.executable,
+            "-c",
+            LONG,
+            f"{tmp_path}/data set",
+            loader,
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+    )
+    assert "WorkerError" in done.stdout, done.stderr
+    assert "raise the limit (`ulimit -n`), or lower prefetch_batches" in done.stdout + done.stderr

@@ -139,6 +139,19 @@ def test_what_cannot_be_merged_is_said(encode_items: Encode, tmp_path: Path) -> 
     assert len(LatentDataset(tmp_path / "twice")) == 6
 
 
+def test_unfinished_files_of_a_killed_merge_go_with_the_next(encode_items: Encode, tmp_path: Path) -> None:
+    first, out = encode_items(tmp_path / "a", range(3)), tmp_path / "out"
+    for path in (
+        ".walloc/merge.json",
+        "._info.json.0123456789ab.partial",
+        "data/.train-00000.tar.0123456789ab.partial",
+    ):
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_bytes(b"")
+    merge_datasets(first, first, out)
+    assert_whole(out)
+
+
 @pytest.mark.slow
 def test_new_pictures_come_behind_those_that_are_there(encode_items: Encode, tmp_path: Path) -> None:
     out = encode_items(tmp_path / "out", range(8), ("ant", "bee"))

@@ -119,7 +119,7 @@ class Pairs:
             raise ModelError(
                 f"{self.dataset.url}: its latents are not those of these pictures: of {len(rows)} that were encoded "
                 f"again, {int((error > _ANOTHER_PICTURE).sum())} differ. Pass the source that split "
-                f"{self.dataset.split!r} was encoded from"
+                f"{self.dataset.split_name!r} was encoded from"
             )
 
     def _padded(self, row: int) -> npt.NDArray[np.uint8]:

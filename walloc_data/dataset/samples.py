@@ -23,7 +23,7 @@ from walloc_data.dataset.order import EpochOrder, Ints, RemappedOrder, SampleWei
 from walloc_data.dataset.ranks import RankInfo
 from walloc_data.dataset.sampler import LatentBatchSampler
 from walloc_data.dataset.sharded import BatchSource
-from walloc_data.dataset.workers import check_sockets
+from walloc_data.dataset.workers import prepare_worker
 from walloc_data.errors import LoaderError
 
 __all__ = ["LatentSamples", "RowValues", "Transform"]
@@ -137,7 +137,7 @@ class LatentSamples(BatchSource, Dataset[Sample]):
 
     def _read_items(self, indices: Sequence[int]) -> list[Sample]:
         """Return samples at positions; their epoch is that of a `SampleIndex`, else that of `set_epoch`, else None."""
-        check_sockets()
+        prepare_worker()
         rows = np.array([self._row(index) for index in indices], dtype=np.int64)
         ambient = self._item_epoch.value
         epochs = [getattr(index, "epoch", ambient) for index in indices]

@@ -1,15 +1,20 @@
 """Worker processes of a loader, and errors for workers that die.
 
 Batches are passed in shared memory, whose file descriptors go through a socket in the temporary folder. If there is too
-little memory, or no socket can be made, torch fails in a background thread of the worker and the loader would wait
-forever; therefore the main thread of the worker moves batches to shared memory, after a look at the folder.
+little memory, no socket can be made, or too many files are open, torch fails in a background thread of the worker and
+the loader would wait forever. Therefore the main thread of the worker checks these before each batch, and a worker
+whose other threads fail all the same ends, which the loader sees.
 """
 
+import errno
+import multiprocessing.queues
 import os
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import util
 from pathlib import Path
@@ -21,7 +26,7 @@ from torch.utils.data import DataLoader, _utils, get_worker_info
 
 from walloc_data.errors import WorkerError
 
-__all__ = ["batches_of", "check_sockets", "in_shared_memory"]
+__all__ = ["batches_of", "in_shared_memory", "prepare_worker"]
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of a socket's path: sun_path without its end
@@ -36,19 +41,24 @@ _ENLARGE = (
     "enlarge it (docker run --shm-size=8g; in Kubernetes an emptyDir with medium: Memory at /dev/shm), or lower "
     "batch_size, prefetch_batches or num_workers"
 )
+_MORE_FILES = "raise the limit (`ulimit -n`), or lower prefetch_batches"
+_SPARE_FILES = 8  # for the socket and connections of the worker's other thread
+_END = object()
 
 
 def in_shared_memory(batch: Any) -> Any:
     """Move the tensors of a worker's batch to shared memory. Does nothing in the main process.
 
     Raises:
-        WorkerError: the shared memory is full, or the temporary folder cannot hold the worker's socket.
+        WorkerError: the shared memory is full, the temporary folder cannot hold the worker's socket, or too many files
+            are open.
     """
     if get_worker_info() is None:
         return batch
-    check_sockets()
+    prepare_worker()
     parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple) else (batch,)
     tensors = [part for part in parts if isinstance(part, Tensor)]
+    _check_descriptors(2 * len(tensors) + _SPARE_FILES)
     try:
         for tensor in tensors:
             if tensor.numel():
@@ -62,13 +72,32 @@ def in_shared_memory(batch: Any) -> Any:
     return batch
 
 
-def check_sockets() -> None:
-    """Raise a WorkerError if this process is a worker and cannot make sockets in its temporary folder."""
+def prepare_worker() -> None:
+    """Make a worker end, not wait, if it cannot send batches. Does nothing in the main process.
+
+    Raises:
+        WorkerError: the temporary folder cannot hold the worker's socket.
+    """
     if get_worker_info() is not None:
-        _check_socket_folder()
+        _prepare_once()
 
 
 @cache
+def _prepare_once() -> None:
+    _check_socket_folder()
+    # The thread that pickles batches calls the first when it fails, the one that sends descriptors the second.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
+    sys.excepthook = lambda kind, error, trace: _end(error)
+
+
+def _end(error: BaseException, _: object = None) -> None:
+    traceback.print_exception(error)
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        print(f"too many open files in a worker process: {_MORE_FILES}", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def _check_socket_folder() -> None:
     if os.name == "nt" or torch.multiprocessing.get_sharing_strategy() != "file_descriptor":  # type: ignore[no-untyped-call]
         return
@@ -85,6 +114,23 @@ def _check_socket_folder() -> None:
         )
 
 
+def _check_descriptors(count: int) -> None:
+    """Raise a WorkerError if this process cannot open so many more files: each waiting tensor holds a descriptor."""
+    held: list[int] = []
+    try:
+        for _ in range(count):
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise WorkerError(
+            f"too many open files in a worker process, for batches on their way: {_MORE_FILES}"
+        ) from error
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
 def batches_of(loader: "DataLoader[Any]") -> Iterator[Any]:
     """Return an iterator over a loader, whose workers are started at once.
 
@@ -94,26 +140,43 @@ def batches_of(loader: "DataLoader[Any]") -> Iterator[Any]:
     kept: Any = loader
     if any(not worker.is_alive() for worker in getattr(kept._iterator, "_workers", ())):
         _kill_workers(kept)  # Ctrl-C ended some while the caller's code ran
-    return _pass(loader, iter(loader))
+    with _worker_errors(loader):
+        batches = iter(loader)
+    return _pass(loader, batches)
 
 
 def _pass(loader: "DataLoader[Any]", batches: Iterator[Any]) -> Iterator[Any]:
     while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
+        with _worker_errors(loader):
+            batch = next(batches, _END)
+        if batch is _END:
             return
-        except KeyboardInterrupt:
-            # A terminal sends Ctrl-C to the workers, too; a scheduler may signal only this process.
-            _kill_workers(loader)
-            raise
-        except RuntimeError as error:
-            if (how := _exit_cause(error)) is None:
-                raise
-            _kill_workers(loader)
-            remedy = _REMEDIES.get(how, "see its output above").format(shm=_free_space(), enlarge=_ENLARGE)
-            raise WorkerError(f"a worker process of the loader died ({how}): {remedy}") from error
         yield batch
+
+
+@contextmanager
+def _worker_errors(loader: "DataLoader[Any]") -> Iterator[None]:
+    """Context: kill the workers when one has died, or on Ctrl-C, and say why it died."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        # A terminal sends Ctrl-C to the workers, too; a scheduler may signal only this process.
+        _kill_workers(loader)
+        raise
+    except (EOFError, ConnectionError) as error:
+        if not loader.num_workers or "in DataLoader worker process" in str(error):
+            raise  # the data set's own, or a transform's
+        _kill_workers(loader)  # while a tensor was received: the worker's other thread has failed
+        raise WorkerError(
+            f"a worker process of the loader sent half a batch ({error or type(error).__name__}): see its output "
+            f"above; if too many files are open, {_MORE_FILES}"
+        ) from error
+    except RuntimeError as error:
+        if (how := _exit_cause(error)) is None:
+            raise
+        _kill_workers(loader)
+        remedy = _REMEDIES.get(how, "see its output above").format(shm=_free_space(), enlarge=_ENLARGE)
+        raise WorkerError(f"a worker process of the loader died ({how}): {remedy}") from error
 
 
 def _exit_cause(error: BaseException | None) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from walloc_data.convert.edit import publish_manifest
 from walloc_data.convert.inspect import open_manifest
+from walloc_data.convert.join import clean_partial_files
 from walloc_data.convert.lock import conversion_lock, disk_errors, staging_folder
 from walloc_data.deprecated import renamed_arguments
 from walloc_data.errors import FormatError, SettingsMismatchError, StorageError
@@ -67,6 +68,7 @@ def merge_datasets(
     names, labels = joined_classes(manifests[0].class_names, manifests[1].class_names, context=context)
     _check_target(target)
     with disk_errors(target), conversion_lock(target), staging_folder(target, tag="edit") as folder:
+        clean_partial_files(target)  # of a merge that was killed
         target.write_bytes(_MARKER, dump_json({"first": stores[0].url, "second": stores[1].url}).encode())
         for place in ("data", "index", "failures", "codec"):
             for path in target.list(place):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from walloc_data.errors import TransformError
+from walloc_data.regression import without_autocast
 
 __all__ = ["Compose", "LatentTransform", "RandomApply"]
 
@@ -53,7 +54,8 @@ class LatentTransform(nn.Module):
                 f"{tuple(latents.shape)}"
             )
         batch = latents if latents.ndim == 4 else latents[None]
-        result = self.transform(batch, generator=generator)
+        with without_autocast(latents.device):
+            result = self.transform(batch, generator=generator)
         return result if latents.ndim == 4 else result[0]
 
     def transform(self, latents: Tensor, *, generator: torch.Generator | None) -> Tensor:

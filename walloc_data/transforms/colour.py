@@ -43,11 +43,11 @@ class _ColourTransform(LatentTransform):
 
     def _to_grey(self, v: Tensor) -> Tensor:
         """Return the expanded latent (N, C, h, w) of the grey picture."""
-        return torch.einsum("oc,nchw->nohw", self.grayscale_weight, v) + self.grayscale_bias
+        return torch.einsum("oc,nchw->nohw", self.grayscale_weight.to(v), v) + self.grayscale_bias
 
     def _mean_level(self, v: Tensor) -> Tensor:
         """Return the pictures' mean luma, (N, 1, 1, 1), in [-1/2, 1/2]."""
-        return ((v - self.grey).mean((2, 3)) @ self.mean_luma)[:, None, None, None]
+        return ((v - self.grey).mean((2, 3)) @ self.mean_luma.to(v))[:, None, None, None]
 
 
 class ColorJitter(_ColourTransform):
