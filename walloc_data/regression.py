@@ -70,7 +70,16 @@ class WindowMap:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which autocast is off: bfloat16 has 8 bits, as latents have, and sums of them need more."""
+    """Return a context in which autocast is off: bfloat16 has 8 bits, as latents have, and sums of them need more.
+
+    Example:
+        >>> import torch
+        >>> from walloc_data.regression import without_autocast
+        >>> latents = torch.full((4, 4), 101.0)
+        >>> with torch.autocast("cpu", torch.bfloat16), without_autocast(latents.device):
+        ...     float((latents @ latents)[0, 0])
+        40804.0
+    """
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
