@@ -11,7 +11,7 @@ To train from scratch for many epochs, store pictures larger than the network's 
     python examples/train_timm.py latents --model resnet18 --geometry all_stages --size-cells 16 --lr 4e-3 --amp \\
         --epochs 40
 
-For more accuracy in the same time, begin with small crops, and validate on pictures larger than the crops:
+Small crops at first save time, and some networks score better on pictures larger than the crops (benchmarks/learning):
 
     walloc-data encode imagewoof/train latents --split train --size 320   # 40 x 40 cells; the same for val
     python examples/train_timm.py latents --model resnet18d --geometry skip_early --progressive-from 16 \

@@ -105,8 +105,8 @@ def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namesp
         "--val-cells",
         type=int,
         metavar="CELLS",
-        help="side for validation and `walloc-data predict` (default: size-cells). After random crops a convolutional "
-        "network scores best at about 4/3 of size-cells",
+        help="side for validation and `walloc-data predict` (default: size-cells). After random crops some networks "
+        "score better on larger pictures (benchmarks/learning)",
     )
     parser.add_argument(
         "--crops",
@@ -135,7 +135,9 @@ def parse(argv: list[str] | None, *, description: str | None) -> argparse.Namesp
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", action="store_true", help="use bfloat16 autocast, in validation as well")
     parser.add_argument(
-        "--channels-last", action="store_true", help="quicker for convolutional networks with --amp, on CPUs as well"
+        "--channels-last",
+        action="store_true",
+        help="memory format that can be quicker for convolutional networks with --amp",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
     parser.add_argument("--checkpoint-steps", type=int, default=0, help="also save a checkpoint every N steps")
